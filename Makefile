@@ -1,0 +1,66 @@
+# MRRN: extract features once, train heads in seconds, fuse them into predictions. `make help` lists everything.
+PYTHON3 ?= python3.11
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+# The variables of the three stages; each may be given on the command line or in the environment.
+# DATASET DATA SUBSET WEIGHTS LEVEL POOL SPLIT SEED RECIPE VIEWS FORMAT DEVICE JOBS WORK
+WORK ?= work
+
+quoted = '$(subst ','\'',$(1))'
+option = $(if $($(2)),$(1) $(call quoted,$($(2))))
+COMMON = --work $(call quoted,$(WORK)) $(call option,--dataset,DATASET) $(call option,--device,DEVICE)
+EXTRACT = $(call option,--data,DATA) $(if $(filter-out 0 no false,$(SUBSET)),--subset) $(call option,--weights,WEIGHTS) \
+	$(call option,--views,VIEWS) $(call option,--format,FORMAT) $(call option,--jobs,JOBS)
+TRAIN = $(call option,--pool,POOL) $(call option,--split,SPLIT) $(call option,--seed,SEED) $(call option,--recipe,RECIPE)
+FUSE = --work $(call quoted,$(WORK)) $(call option,--dataset,DATASET) $(call option,--pool,POOL) $(call option,--split,SPLIT) \
+	$(call option,--seed,SEED)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo extract train fuse test test-all lint format clean clean-venv
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo; echo "  Variables: DATASET DATA SUBSET WEIGHTS LEVEL POOL SPLIT SEED RECIPE VIEWS FORMAT DEVICE JOBS WORK (see README.md)"
+
+install: $(READY) ## set up .venv (the other targets do it when needed)
+
+$(READY): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON3) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(READY) ## the whole pipeline on a small data set made on the spot, no network needed
+	$(MAKE) --no-print-directory fuse DATASET=demo
+
+extract: $(READY) ## stage one: videos -> cached features             DATASET= DATA= SUBSET=1 WEIGHTS= VIEWS= FORMAT=
+	$(PY) -m extract $(COMMON) $(EXTRACT)
+
+train: extract ## stage two: cached features -> heads and scores     DATASET= LEVEL=low|mid|high|all POOL= RECIPE= SPLIT= SEED=
+	$(PY) -m train $(COMMON) $(call option,--level,LEVEL) $(TRAIN)
+
+fuse: ## stage three: scores -> predictions, tables, report   DATASET= POOL= SPLIT= SEED=
+	@$(MAKE) --no-print-directory train LEVEL=all
+	$(PY) -m fuse $(FUSE)
+
+test: $(READY) ## the tests, without those that take long
+	$(PY) -m pytest -m 'not slow'
+
+test-all: $(READY) ## every test, also the ones that take long
+	$(PY) -m pytest
+
+lint: $(READY) ## ruff and mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: $(READY) ## let ruff rewrite the code in the project's style
+	$(PY) -m ruff check --fix-only .
+	$(PY) -m ruff format .
+
+clean: ## remove work/: caches, runs and reports
+	rm -rf $(call quoted,$(WORK))
+
+clean-venv: ## remove .venv
+	rm -rf $(VENV)

@@ -1,0 +1,1 @@
+"""What is on disk: the feature cache, datasets, clips and scores."""

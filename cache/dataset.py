@@ -1,0 +1,164 @@
+"""A dataset as the pipeline sees it: class names, videos, labels and splits; read and written as dataset.json."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, get_args
+
+from cache.errors import DatasetError, UnsafePathError
+from cache.files import write_json_durably
+
+Half = Literal["train", "test", "none"]
+"""What a split says of a video; `none` leaves it out of that split."""
+
+SPLITS = (1, 2, 3)
+
+_UNSAFE_CHARACTERS = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_DATASET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def check_relative_path(path: str) -> str:
+    """Return `path` if it is a plain relative POSIX path that stays below its root; UnsafePathError otherwise."""
+    if not path:
+        raise UnsafePathError("an empty path was given where a video's path was expected")
+    if _UNSAFE_CHARACTERS.search(path):
+        raise UnsafePathError(f"path {path!r} has control characters; rename the file")
+    if "\\" in path:
+        raise UnsafePathError(f"path {path!r} has a backslash; separate folders by '/'")
+    if _SCHEME.match(path) or "::" in path:
+        raise UnsafePathError(f"path {path!r} looks like a URL; only files below the dataset's root are read")
+    parts = path.split("/")
+    if path.startswith("/") or any(part in ("", ".", "..") for part in parts):
+        raise UnsafePathError(
+            f"path {path!r} is not a plain path below the dataset's root (no '/' first, no '.', '..')"
+        )
+    return path
+
+
+def check_dataset_name(name: str) -> str:
+    """Return `name` if it can name a folder anywhere; DatasetError otherwise."""
+    if not _DATASET_NAME.fullmatch(name):
+        raise DatasetError(
+            f"dataset name {name!r} cannot name a folder: use up to 100 letters, digits, '.', '_', '-', "
+            "the first one a letter or digit"
+        )
+    return name
+
+
+def video_id(path: str) -> str:
+    """Id of the video at `path`: the path without its suffix. `a/b.c.avi` -> `a/b.c`."""
+    return str(PurePosixPath(path).with_suffix(""))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Video:
+    """One file of a dataset."""
+
+    id: str
+    """Its path relative to the dataset's root, without suffix, '/'-separated."""
+    path: str
+    """The same with its suffix."""
+    label: int | None
+    """Index of its class; None where it is not known."""
+    splits: Mapping[int, Half] = field(default_factory=dict)
+    """Which half of each split it is in."""
+
+    def __post_init__(self) -> None:
+        check_relative_path(self.id)
+        check_relative_path(self.path)
+        for split, half in self.splits.items():
+            if split not in SPLITS or half not in get_args(Half):
+                raise DatasetError(
+                    f"video {self.id!r}: split {split!r}: {half!r} is not one of 1, 2, 3: train, test, none"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subset:
+    """What a dataset lacks of the published one; every report says so."""
+
+    published_videos: int | None
+    """Videos of the complete dataset, where that is known."""
+    published_classes: int | None
+    listed_videos: int
+    """Videos that the split files at hand list."""
+    missing: tuple[str, ...]
+    """Ids that are listed and whose files are not there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Class names in label order and videos in id order."""
+
+    name: str
+    source: str
+    """Which rules found it: ucf101, hmdb51, manifest, folder, demo."""
+    classes: tuple[str, ...]
+    videos: tuple[Video, ...]
+    subset: Subset | None = None
+    """None for a complete dataset."""
+    extra: tuple[str, ...] = ()
+    """Video files below the root that no split file lists."""
+
+    def __post_init__(self) -> None:
+        check_dataset_name(self.name)
+        if len(set(self.classes)) != len(self.classes):
+            twice = sorted({name for name in self.classes if self.classes.count(name) > 1})
+            raise DatasetError(f"dataset {self.name!r}: class names stand twice: {', '.join(map(repr, twice))}")
+        seen: dict[str, str] = {}
+        for video in self.videos:
+            if video.id in seen:
+                raise DatasetError(
+                    f"dataset {self.name!r}: {seen[video.id]!r} and {video.path!r} have one id {video.id!r}; "
+                    "rename one of the files"
+                )
+            seen[video.id] = video.path
+            if video.label is not None and not 0 <= video.label < len(self.classes):
+                raise DatasetError(f"video {video.id!r}: label {video.label} is outside 0..{len(self.classes) - 1}")
+
+    def half(self, split: int, half: Half) -> tuple[Video, ...]:
+        """Videos of one half of a split, in id order; DatasetError where the dataset has no such split."""
+        if not any(split in video.splits for video in self.videos):
+            have = sorted({number for video in self.videos for number in video.splits})
+            raise DatasetError(
+                f"dataset {self.name!r} has no split {split}; it has {have or 'none'}: choose one with SPLIT="
+            )
+        return tuple(video for video in self.videos if video.splits.get(split) == half)
+
+
+def write_dataset(path: Path, dataset: Dataset) -> None:
+    """Write `dataset` as JSON, replacing `path` at once."""
+    write_json_durably(path, {"format": 1, **asdict(dataset)})
+
+
+def read_dataset(path: Path) -> Dataset:
+    """Read a dataset.json; DatasetError where the file is missing, malformed or names unsafe paths."""
+    try:
+        value = json.loads(path.read_bytes())
+        if value.pop("format") != 1:
+            raise DatasetError(f"{path} has another format than 1; a newer version of this program wrote it")
+        return _dataset_from_json(value)
+    except FileNotFoundError:
+        raise DatasetError(f"{path} is missing; extract the dataset again") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DatasetError(f"{path} is not a dataset written by this program: {error!r}") from error
+
+
+def _dataset_from_json(value: dict[str, Any]) -> Dataset:
+    videos = tuple(
+        Video(**{**video, "splits": {int(split): half for split, half in video["splits"].items()}})
+        for video in value["videos"]
+    )
+    subset = value["subset"] and Subset(**{**value["subset"], "missing": tuple(value["subset"]["missing"])})
+    return Dataset(
+        **{
+            **value,
+            "classes": tuple(value["classes"]),
+            "videos": videos,
+            "subset": subset,
+            "extra": tuple(value["extra"]),
+        }
+    )

@@ -1,0 +1,92 @@
+"""Scores: the softmax of each test clip, with its video id. Written by training, read by fusion.
+
+Shapes: N clips, K classes.
+"""
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.errors import ScoreError
+from cache.files import write_bytes_durably
+
+_ARRAYS = ("video_ids", "spans", "labels", "softmax", "classes", "run")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreTable:
+    """Softmax scores of the clips of one run; checked when made, so that later stages can trust it."""
+
+    video_ids: NDArray[np.str_]
+    """`[N]`: the video of each clip; the clips of one video follow one another."""
+    spans: NDArray[np.int64]
+    """`[N, 2]`: first frame of the clip and one past its last, `[start, stop)`, counted at the clip rule's rate."""
+    labels: NDArray[np.int64]
+    """`[N]`: index of the video's class."""
+    softmax: NDArray[np.float32]
+    """`[N, K]`: each row sums to 1."""
+    classes: NDArray[np.str_]
+    """`[K]`: class names in label order."""
+    run: Mapping[str, Any]
+    """Where the scores come from: dataset, split, level, pooling, seed, recipe, the cache's fingerprint."""
+
+    def __post_init__(self) -> None:
+        clips, classes = len(self.video_ids), len(self.classes)
+        expected = {"video_ids": (clips,), "spans": (clips, 2), "labels": (clips,), "softmax": (clips, classes)}
+        for name, shape in expected.items():
+            if getattr(self, name).shape != shape:
+                raise ScoreError(f"scores: {name} has shape {getattr(self, name).shape}; expected {shape}")
+        if not np.isfinite(self.softmax).all():
+            raise ScoreError(
+                f"scores of video {self._first_video(~np.isfinite(self.softmax).all(axis=1))!r} are not finite"
+            )
+        off = (np.abs(self.softmax.sum(axis=1, dtype=np.float64) - 1) > 1e-3) | (self.softmax < 0).any(axis=1)
+        if off.any():
+            raise ScoreError(
+                f"scores of video {self._first_video(off)!r} are not a softmax: negative, or not summing to 1"
+            )
+        wrong = (self.labels < 0) | (self.labels >= classes)
+        if wrong.any():
+            raise ScoreError(f"label of video {self._first_video(wrong)!r} is outside 0..{classes - 1}")
+        changes = int((self.video_ids[1:] != self.video_ids[:-1]).sum()) + 1 if clips else 0
+        if changes != len(set(self.video_ids.tolist())):
+            raise ScoreError("scores: the clips of one video do not follow one another")
+
+    def _first_video(self, chosen: NDArray[np.bool_]) -> str:
+        return str(self.video_ids[np.flatnonzero(chosen)[0]])
+
+
+def write_scores(path: Path, scores: ScoreTable) -> None:
+    """Write an npz of plain arrays (no pickles), replacing `path` at once."""
+    arrays = {
+        "video_ids": np.asarray(scores.video_ids, dtype=np.str_),
+        "spans": np.asarray(scores.spans, dtype=np.int64),
+        "labels": np.asarray(scores.labels, dtype=np.int64),
+        "softmax": np.asarray(scores.softmax, dtype=np.float32),
+        "classes": np.asarray(scores.classes, dtype=np.str_),
+        "run": np.asarray(json.dumps(dict(scores.run), sort_keys=True, allow_nan=False)),
+    }
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+    write_bytes_durably(path, buffer.getvalue())
+
+
+def read_scores(path: Path) -> ScoreTable:
+    """Read a scores.npz; ScoreError where it is missing, malformed, or holds anything but plain arrays."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in _ARRAYS}
+        return ScoreTable(**{**arrays, "run": json.loads(str(arrays["run"]))})
+    except FileNotFoundError:
+        raise ScoreError(f"{path} is missing; train that level first (`make train`)") from None
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise ScoreError(
+            f"{path} is not a score table written by this program: {error}; train that level again"
+        ) from error

@@ -1,0 +1,1 @@
+"""Stage three: scores to predictions, tables and figures."""

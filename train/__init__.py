@@ -1,0 +1,1 @@
+"""Stage two: cached features to heads and scores."""
