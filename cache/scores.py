@@ -43,10 +43,9 @@ class ScoreTable:
         for name, shape in expected.items():
             if getattr(self, name).shape != shape:
                 raise ScoreError(f"scores: {name} has shape {getattr(self, name).shape}; expected {shape}")
-        if not np.isfinite(self.softmax).all():
-            raise ScoreError(
-                f"scores of video {self._first_video(~np.isfinite(self.softmax).all(axis=1))!r} are not finite"
-            )
+        broken: NDArray[np.bool_] = ~np.isfinite(self.softmax).all(axis=1)
+        if broken.any():
+            raise ScoreError(f"scores of video {self._first_video(broken)!r} are not finite")
         off = (np.abs(self.softmax.sum(axis=1, dtype=np.float64) - 1) > 1e-3) | (self.softmax < 0).any(axis=1)
         if off.any():
             raise ScoreError(
@@ -74,7 +73,7 @@ def write_scores(path: Path, scores: ScoreTable) -> None:
         "run": np.asarray(json.dumps(dict(scores.run), sort_keys=True, allow_nan=False)),
     }
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+    np.savez(buffer, allow_pickle=False, **arrays)
     write_bytes_durably(path, buffer.getvalue())
 
 
