@@ -1,0 +1,87 @@
+"""Split lists: text files that say which video is in which half. Every refusal names file and line."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cache.dataset import Half, Video, video_id
+from cache.errors import DatasetError
+from extract.sources.paths import check_path, is_video_name
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line that is not blank."""
+
+    text: str
+    """Without line end and spaces around it, tabs as spaces."""
+    where: str
+    """File and line number, as messages show them."""
+
+
+def read_text(path: Path, advice: str) -> str:
+    """The file's text: UTF-8, or Latin-1 where it is not UTF-8. DatasetError with `advice` where it is missing."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise DatasetError(f"looked for the file {path}, which is not there; {advice}") from None
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror}; {advice}") from error
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
+
+
+def read_lines(path: Path, advice: str) -> Iterator[Line]:
+    """Lines of a list, whatever system wrote it (LF, CRLF, trailing spaces, a byte order mark)."""
+    for number, text in enumerate(read_text(path, advice).split("\n"), start=1):
+        if text.strip(" \t\r"):
+            yield Line(text.strip(" \t\r").replace("\t", " "), f"{path}, line {number}")
+
+
+@dataclass
+class _Listed:
+    path: str
+    label: int | None
+    first_where: str
+    halves: dict[int, tuple[Half, str]]
+    """Per split: the half, and file and line that say so."""
+
+
+class SplitLists:
+    """Collects what the lists of a dataset say of each video, and refuses what contradicts itself."""
+
+    def __init__(self) -> None:
+        self._listed: dict[str, _Listed] = {}
+
+    def add(self, path: str, label: int | None, where: str) -> None:
+        """A video and its label; may be said again if it is the same. Refuses unsafe paths and ids given twice."""
+        check_path(path, where)
+        if not is_video_name(path):
+            raise DatasetError(f"{where}: {path!r} does not end as a video file's name does, such as .avi or .mp4")
+        known = self._listed.setdefault(video_id(path), _Listed(path, label, where, {}))
+        if known.path != path:
+            raise DatasetError(
+                f"{where}: {path!r} has the same id as {known.path!r} ({known.first_where}); rename one of the files"
+            )
+        if known.label != label:
+            raise DatasetError(f"{where}: video {path!r} has another class than on {known.first_where}")
+
+    def put(self, path: str, split: int, half: Half, where: str) -> None:
+        """Which half of a split an added video is in; refuses a video that is named twice in one split."""
+        halves = self._listed[video_id(path)].halves
+        if split in halves:
+            before, before_where = halves[split]
+            what = f"in both halves of split {split}" if before != half else f"twice in split {split}"
+            raise DatasetError(
+                f"video {path!r} is {what}: {before} by {before_where}, {half} by {where}; remove one of the lines"
+            )
+        halves[split] = (half, where)
+
+    def videos(self) -> tuple[Video, ...]:
+        """All videos in order of their ids."""
+        return tuple(
+            Video(id=id_, path=one.path, label=one.label, splits={s: half for s, (half, _) in one.halves.items()})
+            for id_, one in sorted(self._listed.items())
+        )
