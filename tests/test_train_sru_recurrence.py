@@ -1,0 +1,87 @@
+"""The SRU's recurrence: the reference against finite differences, the CPU path against the reference."""
+
+import pytest
+import torch
+from helpers_sru import ODD_SHAPES, assert_equals_reference, draw, results
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from train.sru import cpu, reference
+
+
+@pytest.mark.parametrize("projected", [False, True], ids=["input as highway", "projected highway"])
+@pytest.mark.parametrize("implementation", [reference, cpu], ids=["reference", "cpu"])
+def test_gradients_are_the_finite_differences(implementation, projected):
+    *arguments, _, _ = draw((3, 2, 3), projected, torch.float64)
+    leaves = [None if tensor is None else tensor.requires_grad_() for tensor in arguments]
+    assert torch.autograd.gradcheck(implementation.recurrence, leaves)
+
+
+def test_reference_layer_follows_the_equations_step_by_step():
+    x, weight, bias, c0 = (torch.randn(size, dtype=torch.float64) for size in ((4, 1, 5), (4, 3, 5), (2, 3), (1, 3)))
+    h, c = reference.layer(x, weight, bias, c0)
+    state = c0[0]
+    for t in range(4):
+        x_tilde, f, r, highway = (weight @ x[t, 0]).unbind()
+        f, r = 1 / (1 + torch.exp(-f - bias[0])), 1 / (1 + torch.exp(-r - bias[1]))
+        state = f * state + (1 - f) * x_tilde
+        torch.testing.assert_close(h[t, 0], r * torch.tanh(state) + (1 - r) * highway)
+    torch.testing.assert_close(c[0], state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("projected", [False, True], ids=["input as highway", "projected highway"])
+@pytest.mark.parametrize("shape", ODD_SHAPES, ids=str)
+def test_cpu_equals_reference(shape, projected, dtype):
+    assert_equals_reference(cpu.recurrence, draw(shape, projected, dtype))
+
+
+@given(
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 9), st.integers(1, 70)),
+    projected=st.booleans(),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+    block=st.sampled_from([1, 100, 1000, 100_000]),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=60, deadline=None)
+def test_cpu_equals_reference_at_any_shape_and_block_size(shape, projected, dtype, block, seed):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "BLOCK_ELEMENTS", block)
+        assert_equals_reference(cpu.recurrence, draw(shape, projected, dtype, seed))
+
+
+def test_cpu_takes_non_contiguous_tensors():
+    inputs = draw((6, 5, 8), False, torch.float32)
+    strided = [tensor.repeat_interleave(2, -1)[..., ::2] for tensor in inputs if tensor is not None]
+    turned = [tensor.transpose(0, 1).contiguous().transpose(0, 1) for tensor in strided]
+    for odd in (strided, turned):
+        assert not any(tensor.is_contiguous() for tensor in odd)
+        assert_equals_reference(cpu.recurrence, odd)
+
+
+def test_cpu_holds_for_large_values():
+    inputs = draw((20, 3, 16), False, torch.float32)
+    assert_equals_reference(cpu.recurrence, [tensor * 100 for tensor in inputs if tensor is not None])
+
+
+def test_cpu_gives_the_same_bits_each_time():
+    inputs = draw((30, 28, 64), True, torch.float32)
+    first, second = results(cpu.recurrence, inputs), results(cpu.recurrence, inputs)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_second_derivative_is_refused_rather_than_wrong():
+    *arguments, _, _ = draw((3, 2, 4), True, torch.float64)
+    leaves = [None if tensor is None else tensor.requires_grad_() for tensor in arguments]
+    h, _ = cpu.recurrence(*leaves)
+    (du,) = torch.autograd.grad(h.square().sum(), leaves[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="autograd"):
+        du.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own doing
+@pytest.mark.parametrize("projected", [False, True], ids=["input as highway", "projected highway"])
+def test_custom_operator_is_registered_soundly(projected):
+    *arguments, _, _ = draw((5, 2, 4), projected, torch.float32)
+    leaves = [None if tensor is None else tensor.requires_grad_() for tensor in arguments]
+    torch.library.opcheck(cpu.forward, leaves)

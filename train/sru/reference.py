@@ -1,0 +1,41 @@
+"""The SRU as the paper writes it: the specification that every other implementation is tested against.
+
+Plain torch, one step after the other, differentiable by autograd, meant to be read; never optimised. Letters: `T`
+steps, `B` sequences, `C` input channels, `D` hidden units, `G` transformations of the input: 3 (equations 2, 3, 4), or
+4 where the input is not `D` wide and the highway term of equation 6 needs a projection of it.
+"""
+
+import torch
+from torch import Tensor
+
+
+def layer(
+    x_TBC: Tensor, weight_GDC: Tensor, bias_2D: Tensor, c0_BD: Tensor, mask_BC: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """One SRU layer, equations 2 to 6: hidden states `[T, B, D]` and the last state `[B, D]`.
+
+    `weight_GDC` stacks W, W_f, W_r and, where C differs from D, the projection of the highway term; `bias_2D` stacks
+    b_f and b_r. `mask_BC` multiplies the input of these transformations (variational dropout), the same at every step.
+    """
+    dropped_TBC = x_TBC if mask_BC is None else x_TBC * mask_BC
+    u_TBGD = torch.einsum("tbc,gdc->tbgd", dropped_TBC, weight_GDC)
+    return recurrence(u_TBGD, x_TBC if len(weight_GDC) == 3 else None, bias_2D, c0_BD)
+
+
+def recurrence(u_TBGD: Tensor, x_TBD: Tensor | None, bias_2D: Tensor, c0_BD: Tensor) -> tuple[Tensor, Tensor]:
+    """What follows the matrix product: gates, state, highway. Hidden states `[T, B, D]` and the last state `[B, D]`.
+
+    `u_TBGD` is the transformed input; `x_TBD` is the input itself for the highway term, None where `u` holds a fourth
+    slice for it. Computed in `c0`'s dtype, which is also the dtype of the returned state; `h` has the dtype of `u`.
+    """
+    u, state = u_TBGD.to(c0_BD.dtype), c0_BD.dtype
+    bias_f, bias_r = bias_2D.to(state)
+    highway_TBD = u[:, :, 3] if x_TBD is None else x_TBD.to(state)
+    c, h = c0_BD, []
+    for t in range(len(u)):
+        x_tilde = u[t, :, 0]  # (2), W x_t
+        f = torch.sigmoid(u[t, :, 1] + bias_f)  # (3)
+        r = torch.sigmoid(u[t, :, 2] + bias_r)  # (4)
+        c = f * c + (1 - f) * x_tilde  # (5)
+        h.append(r * torch.tanh(c) + (1 - r) * highway_TBD[t])  # (6), g = tanh
+    return torch.stack(h).to(u_TBGD.dtype), c
