@@ -1,0 +1,129 @@
+"""Checkpoints: one safetensors file with the weights, what training needs to go on, and the run's configuration.
+
+Never a pickle. A finished run's checkpoint holds the weights only.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from cache.errors import WeightsError
+from cache.files import write_bytes_durably
+from cache.schema import CHANNELS
+from train.heads import Head, HeadSettings
+from train.loop import Position
+from train.runs import CHECKPOINT_FILE, RunConfig, read_config
+
+_FORMAT = "mrrn-checkpoint-1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What a checkpoint file holds."""
+
+    tensors: dict[str, Tensor]
+    """`head.*` and, while training is under way, `optimizer.*`, `tally.*` and `random.*`."""
+    config: RunConfig
+    position: Position | None
+    """How far training was; None when it is finished."""
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write the file, replacing `path` at once and durably."""
+    position = checkpoint.position and asdict(checkpoint.position)
+    content = json.dumps({"config": checkpoint.config.to_json(), "position": position})
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    write_bytes_durably(path, save_tensors(tensors, {"format": _FORMAT, "mrrn": content}))
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint; WeightsError where it is missing, a pickle, damaged, or not written by this program."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise WeightsError(f"{path} is missing; train that level first (`make train`)") from None
+    if content[:2] in (b"PK", b"\x80\x02", b"\x80\x04"):
+        raise WeightsError(
+            f"{path} is a pickle or zip archive (such as torch.save writes), which can run code when read; "
+            "a checkpoint is a safetensors file: train again with --fresh"
+        )
+    try:
+        tensors = load_tensors(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+        if header.get("format") != _FORMAT:
+            raise WeightsError(f"{path} has format {header.get('format')!r}; expected {_FORMAT!r}: train with --fresh")
+        values = json.loads(header["mrrn"])
+        position = values["position"] and Position(**values["position"])
+        return Checkpoint(tensors=tensors, config=RunConfig.from_json(values["config"]), position=position)
+    except (SafetensorError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise WeightsError(
+            f"{path} is not a checkpoint written by this program, or is damaged: {error!r}; train with --fresh"
+        ) from error
+
+
+def head_settings(config: RunConfig) -> HeadSettings:
+    """What the head of a run is made of."""
+    recipe = config.recipe
+    return HeadSettings(
+        channels=CHANNELS[config.level],
+        classes=len(config.classes),
+        cell=recipe.cell,
+        hidden=recipe.hidden,
+        layers=recipe.layers,
+        pool=config.pool,
+        variational_dropout=recipe.variational_dropout,
+        dropout=recipe.dropout,
+    )
+
+
+def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
+    """WeightsError naming what is missing, unknown, of another shape or number format, or not finite in `found`."""
+    wrong = [f"{name} is missing" for name in expected if name not in found]
+    wrong += [f"{name} is unknown" for name in found if name not in expected]
+    for name in expected.keys() & found.keys():
+        mine, theirs = expected[name], found[name]
+        if (mine.shape, mine.dtype) != (theirs.shape, theirs.dtype):
+            wrong.append(f"{name} is {theirs.dtype} {tuple(theirs.shape)}, expected {mine.dtype} {tuple(mine.shape)}")
+        elif theirs.is_floating_point() and not bool(torch.isfinite(theirs).all()):
+            wrong.append(f"{name} has NaN or Inf")
+    if wrong:
+        raise WeightsError(f"{path} does not fit the run's head: {'; '.join(sorted(wrong))}; train with --fresh")
+
+
+def head_from(checkpoint: Checkpoint, path: Path) -> Head:
+    """The checkpoint's head in eval mode on the CPU; WeightsError where tensors do not fit."""
+    head = Head(head_settings(checkpoint.config))
+    found = {name[5:]: tensor for name, tensor in checkpoint.tensors.items() if name.startswith("head.")}
+    check_tensors(found, head.state_dict(), path)
+    head.load_state_dict(found)
+    return head.eval()
+
+
+def load_head(run_folder: Path) -> tuple[Head, RunConfig]:
+    """Head (eval mode, CPU) and configuration of the finished run in `run_folder`.
+
+    WeightsError where the run is missing, unfinished or damaged, or where the checkpoint belongs to another run.
+    """
+    path = run_folder / CHECKPOINT_FILE
+    checkpoint = read_checkpoint(path)
+    found = read_config(run_folder)
+    if checkpoint.position is not None or found is None:
+        raise WeightsError(f"the run in {run_folder} is not finished; the same `make train` continues it")
+    check_same_run(checkpoint, found[0], path)
+    return head_from(checkpoint, path), checkpoint.config
+
+
+def check_same_run(checkpoint: Checkpoint, wanted: RunConfig, path: Path) -> None:
+    """WeightsError where a checkpoint was trained on another split, cache or with other settings than `wanted`."""
+    differences = wanted.differences(checkpoint.config)
+    if differences:
+        raise WeightsError(
+            f"{path} belongs to another run: {'; '.join(differences)}. Put the right file there, or train with --fresh"
+        )

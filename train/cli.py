@@ -1,0 +1,160 @@
+"""`python -m train`: stage two, cached features to heads and scores."""
+
+from dataclasses import replace
+from typing import Any
+
+import click
+
+from cache.console import StageGroup, choose_dataset, dataset_option, work_option
+from cache.schema import LEVELS, Level
+from cache.workspace import Workspace
+from train.recipes import CELLS, POOLS, RECIPES, Pool, Recipe
+from train.runs import RunConfig, state_of
+from train.split import Split, open_split
+
+device_option = click.option(
+    "--device", default="auto", show_default=True, metavar="NAME", help="auto (CUDA where there is one), cpu, cuda[:N]."
+)
+recipe_option = click.option(
+    "--recipe",
+    type=click.Choice(sorted(RECIPES)),
+    help="How to train; `python -m train recipes` lists them. [default: paper for large splits, small for others]",
+)
+
+
+def override_options(command: Any) -> Any:
+    """Options that change one field of the recipe."""
+    for option in reversed(
+        [
+            click.option("--cell", type=click.Choice(CELLS), help="What runs over time. [default: the recipe's]"),
+            click.option("--hidden", type=click.IntRange(1), metavar="N", help="Units of each recurrent layer."),
+            click.option("--layers", type=click.IntRange(1), metavar="N", help="Recurrent layers."),
+            click.option("--epochs", type=click.IntRange(1), metavar="N", help="Times each training clip is seen."),
+            click.option("--batch", type=click.IntRange(1), metavar="N", help="Clips in one optimizer step."),
+            click.option("--lr", "learning_rate", type=float, metavar="RATE", help="First learning rate."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def with_overrides(recipe: Recipe, **given: Any) -> Recipe:
+    """`recipe` with the fields changed that are not None; `epochs` then is exact, `learning_rate` for all levels."""
+    changed = {name: value for name, value in given.items() if value is not None}
+    if "epochs" in changed:
+        changed["min_steps"] = 0
+    if "learning_rate" in changed:
+        changed["learning_rate"] = dict.fromkeys(LEVELS, changed["learning_rate"])
+    return replace(recipe, **changed)
+
+
+@click.group(cls=StageGroup, invoke_without_command=True)
+@work_option
+@dataset_option
+@device_option
+@click.option(
+    "--level",
+    type=click.Choice([*LEVELS, "all"]),
+    default="all",
+    show_default=True,
+    help="Which features the head sees: ResNet-34's layer2, layer3 or layer4.",
+)
+@click.option(
+    "--pool",
+    type=click.Choice(POOLS),
+    default="mean",
+    show_default=True,
+    help="How the logits of the steps become the clip's (equations 8 and 9).",
+)
+@click.option(
+    "--split", type=click.IntRange(1, 3), default=1, show_default=True, help="Official split to train and test on."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of weights, order and views.")
+@recipe_option
+@override_options
+@click.option(
+    "--holdout",
+    is_flag=True,
+    help="Leave a fifth of the training groups out, score those, and leave the test half alone: for choosing settings.",
+)
+@click.option("--fresh", is_flag=True, help="Throw away what the run's folder holds and train from the start.")
+@click.pass_context
+def main(context: click.Context, workspace: Workspace, dataset: str | None, **options: Any) -> None:
+    """Train a head for each level on cached features, and score the test videos.
+
+    A run lives in WORK/runs/DATASET/splitN/LEVEL-POOL-seedN[-VARIANT]/: config.json, checkpoint.safetensors,
+    metrics.jsonl, tensorboard/, scores.npz. A finished run is not done again; an interrupted one continues to the same
+    bits. No test video is looked at before the final scoring.
+
+    \b
+    Examples:
+      python -m train                              all levels of the dataset extracted last
+      python -m train --dataset ucf101 --level mid --pool max
+      python -m train --cell lstm --hidden 512     a variant beside the usual run
+    """
+    if context.invoked_subcommand is None:
+        _train(workspace, choose_dataset(workspace, dataset), **options)
+
+
+@main.command()
+def recipes() -> None:
+    """List the recipes and what each changes."""
+    for recipe in RECIPES.values():
+        click.echo(f"{recipe.name}\n    {recipe.summary}")
+
+
+def _train(
+    workspace: Workspace,
+    dataset: str,
+    *,
+    device: str,
+    level: str,
+    pool: Pool,
+    split: int,
+    seed: int,
+    recipe: str | None,
+    holdout: bool,
+    fresh: bool,
+    **overrides: Any,
+) -> None:
+    opened = open_split(workspace, dataset, split)
+    usual, why = opened.usual_recipe()
+    chosen = with_overrides(RECIPES[recipe] if recipe else usual, **overrides)
+    click.echo(f"recipe {chosen.name} ({'asked for' if recipe else why}; RECIPE= or --recipe chooses another)")
+    levels: tuple[Level, ...] = LEVELS if level == "all" else (level,)  # type: ignore[assignment]
+    configs = [
+        opened.config(level=each, pool=pool, seed=seed, recipe=chosen, usual=usual, holdout=holdout) for each in levels
+    ]
+    waiting = [config for config in configs if fresh or not _finished(workspace, config)]
+    if waiting:
+        _run_all(opened, waiting, workspace, device, fresh)
+
+
+def _finished(workspace: Workspace, config: RunConfig) -> bool:
+    folder = config.folder(workspace)
+    if state_of(folder, config) != "finished":
+        return False
+    click.echo(f"{config.level}-{config.pool}: done already, {folder / config.scores_file}")
+    return True
+
+
+def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, device: str, fresh: bool) -> None:
+    from train.devices import choose_device
+    from train.engine import run
+
+    where = choose_device(device)
+    weights = configs[0].weights
+    click.echo(
+        f"train {', '.join(config.level for config in configs)} on {where}: {configs[0].videos['training']:,} videos "
+        f"of {split.dataset.name}, split {split.number}, seed {configs[0].seed}, backbone weights {weights}"
+    )
+    for config in configs:
+        scores = run(split, config, workspace, where, fresh=fresh)
+        if scores is None:
+            click.echo(f"{config.level}-{config.pool}: another process finished it meanwhile")
+            continue
+        right = float((scores.softmax.argmax(axis=1) == scores.labels).mean())
+        click.echo(
+            f"{config.level}-{config.pool}: {right:.1%} of {len(scores.labels):,} "
+            f"{'held-out' if config.holdout else 'test'} clips right, {config.folder(workspace) / config.scores_file}"
+        )

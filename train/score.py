@@ -1,0 +1,56 @@
+"""Scores: the softmax of every clip. The only place where a head's logits become probabilities.
+
+Shapes: N clips, T steps, F frames, B batch, C channels, K classes.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cache.scores import ScoreTable
+from train.bank import Bank
+from train.heads import Head
+from train.runs import RunConfig
+
+_CLIPS_AT_ONCE = 128
+
+
+def score_clips(head: Head, features: Tensor | NDArray[np.floating], clips: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Softmax `[N, K]` float32 of `clips` `[N, T]`, frame indices into `features` `[F, C]` (any float format).
+
+    Runs on the head's device, in float32, without dropout; the head is left in eval mode.
+    """
+    device = next(head.parameters()).device
+    features_FC = torch.as_tensor(features).to(device)
+    clips_NT = torch.as_tensor(clips).to(device)
+    head.eval()
+    parts = []
+    with torch.inference_mode():
+        for frames_BT in clips_NT.split(_CLIPS_AT_ONCE):
+            logits_BK = head(features_FC[frames_BT.t()].float())
+            parts.append(torch.softmax(logits_BK.float(), dim=1))
+    if not parts:
+        return np.empty((0, head.settings.classes), dtype=np.float32)
+    return torch.cat(parts).cpu().numpy()
+
+
+def score_bank(head: Head, bank: Bank, config: RunConfig) -> ScoreTable:
+    """Scores of all clips of `bank` in view 0, with the run that they come from."""
+    clips = bank.clips
+    softmax_NK = score_clips(head, bank.features_VFC[0], clips.frames_NT)
+    return ScoreTable(
+        video_ids=np.asarray(clips.video_ids, dtype=np.str_)[clips.video_N],
+        spans=clips.spans_N2,
+        labels=clips.label_N,
+        softmax=softmax_NK,
+        classes=np.asarray(config.classes, dtype=np.str_),
+        run=_run(config),
+    )
+
+
+def _run(config: RunConfig) -> dict[str, object]:
+    """What stands in the score table about its run."""
+    value = config.to_json()
+    same = ("dataset", "split", "level", "pool", "seed", "variant", "weights", "fingerprint", "cache_digest", "holdout")
+    return {**{name: value[name] for name in same}, "recipe": config.recipe.name, "clips": value["recipe"]["clips"]}
