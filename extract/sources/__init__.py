@@ -19,22 +19,20 @@ def load_dataset(
     """
     check_dataset_name(name)
     rules = source or (name if name in ("ucf101", "hmdb51", "demo") else None)
-    if rules == "demo":
-        from extract.sources import demo
+    where = data or Path("data") / name
+    from extract.sources import demo, folder, hmdb51, manifest, ucf101
 
-        return demo.load(name, data, work)
-    data = data or Path("data") / name
-    from extract.sources import folder, hmdb51, manifest, ucf101
-
-    match rules or _rules_for(name, data):
+    match rules or _rules_for(name, where):
+        case "demo":
+            return demo.load(name, data, work)
         case "ucf101":
-            return ucf101.load(name, data, subset=subset)
+            return ucf101.load(name, where, subset=subset)
         case "hmdb51":
-            return hmdb51.load(name, data, subset=subset)
+            return hmdb51.load(name, where, subset=subset)
         case "manifest":
-            return manifest.load(name, data, subset=subset)
+            return manifest.load(name, where, subset=subset)
         case "folder":
-            return folder.load(name, data)
+            return folder.load(name, where)
         case unknown:
             raise DatasetError(f"there is no source {unknown!r}; choose one of {', '.join(SOURCES)}")
 

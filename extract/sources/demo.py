@@ -7,6 +7,7 @@ speed and noise are drawn anew for each group of two videos, and groups are neve
 
 import io
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -70,14 +71,14 @@ def load(name: str, data: Path | None, work: Path) -> tuple[Dataset, Path]:
     return replace(dataset, source="demo"), root
 
 
-def make(home: Path) -> int:
+def make(home: Path, videos: Sequence[DemoVideo] = VIDEOS) -> int:
     """Make the videos that are not in `home` yet; returns how many those were. A killed maker is continued."""
     marker = home / "recipe.txt"
     if home.is_dir() and not (marker.is_file() and marker.read_text() == RECIPE):
         shutil.rmtree(home)
     if not marker.is_file():
         write_bytes_durably(marker, RECIPE.encode())
-    missing = [video for video in VIDEOS if not (home / video.path).is_file()]
+    missing = [video for video in videos if not (home / video.path).is_file()]
     for video in missing:
         write_bytes_durably(home / video.path, encode(video.frames(), Path(video.path).suffix[1:]))
     return len(missing)

@@ -8,6 +8,9 @@ from cache.dataset import Half, Video, video_id
 from cache.errors import DatasetError
 from extract.sources.paths import check_path, is_video_name
 
+LONGEST_LINE = 4096
+"""Characters; systems allow no longer paths."""
+
 
 @dataclass(frozen=True)
 class Line:
@@ -35,9 +38,12 @@ def read_text(path: Path, advice: str) -> str:
 
 def read_lines(path: Path, advice: str) -> Iterator[Line]:
     """Lines of a list, whatever system wrote it (LF, CRLF, trailing spaces, a byte order mark)."""
-    for number, text in enumerate(read_text(path, advice).split("\n"), start=1):
-        if text.strip(" \t\r"):
-            yield Line(text.strip(" \t\r").replace("\t", " "), f"{path}, line {number}")
+    for number, line in enumerate(read_text(path, advice).split("\n"), start=1):
+        text = line.strip(" \t\r").replace("\t", " ")
+        if len(text) > LONGEST_LINE:
+            raise DatasetError(f"{path}, line {number}: a line of {len(text):,} characters; this is not a split list")
+        if text:
+            yield Line(text, f"{path}, line {number}")
 
 
 @dataclass

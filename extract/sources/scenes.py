@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 HEIGHT, WIDTH = 96, 128
 
-Picture = NDArray[np.float64]
+Picture = NDArray[np.float32]
 """`[H, W, 3]`, 0..1."""
 
 
@@ -24,7 +24,7 @@ class Scene:
     """Row and column of the thing's middle, in pixels."""
     radius: float
     """Its usual radius, in pixels."""
-    color: NDArray[np.float64]
+    color: NDArray[np.float32]
     """`[3]`, of what does not change its colour."""
     period: float
     """Width of its pattern, in pixels."""
@@ -32,34 +32,34 @@ class Scene:
 
 def draw_scene(random: np.random.Generator) -> Scene:
     """A scene drawn at random: background, place, size, colour."""
-    corners = random.uniform(0.25, 0.75, (2, 2, 3))
-    down = np.linspace(0, 1, HEIGHT)[:, None, None]
-    across = np.linspace(0, 1, WIDTH)[None, :, None]
+    corners = random.uniform(0.2, 0.8, (2, 2, 3)).astype(np.float32)
+    down = np.linspace(0, 1, HEIGHT, dtype=np.float32)[:, None, None]
+    across = np.linspace(0, 1, WIDTH, dtype=np.float32)[None, :, None]
     top, bottom = (row[0] * (1 - across[0]) + row[1] * across[0] for row in corners)
     return Scene(
         background=top * (1 - down) + bottom * down,
         center=(HEIGHT / 2 + random.uniform(-10, 10), WIDTH / 2 + random.uniform(-12, 12)),
-        radius=random.uniform(22, 32),
-        color=random.uniform(0.1, 0.9, 3),
+        radius=random.uniform(20, 32),
+        color=random.uniform(0.4, 1, 3).astype(np.float32),
         period=random.uniform(7, 11),
     )
 
 
 def disc_of_size(scene: Scene, done: float) -> Picture:
     """A striped disc that is small at `done=0` and large at `done=1`."""
-    return _paint(scene, scene.radius * (0.3 + 1.2 * done), scene.color * _stripes(scene))
+    return _paint(scene, scene.radius * (0.4 + 1.0 * done), scene.color * _stripes(scene))
 
 
 def red_to_blue(scene: Scene, done: float) -> Picture:
-    """A plain disc that is red at `done=0` and blue at `done=1`."""
-    red, blue = np.array([0.85, 0.12, 0.1]), np.array([0.1, 0.2, 0.9])
-    return _paint(scene, scene.radius, red * (1 - done) + blue * done)
+    """A plain disc that is reddish at `done=0` and bluish at `done=1`."""
+    red, blue = np.array([[0.85, 0.12, 0.1], [0.1, 0.2, 0.9]], dtype=np.float32)
+    return _paint(scene, scene.radius, 0.85 * (red * (1 - done) + blue * done) + 0.15 * scene.color)
 
 
 def stripes_to_checks(scene: Scene, done: float) -> Picture:
-    """A square whose black and white pattern fades from stripes at `done=0` to checks at `done=1`."""
+    """A square whose pattern fades from stripes at `done=0` to checks at `done=1`."""
     pattern = _stripes(scene) * (1 - done) + _checks(scene) * done
-    return _paint(scene, scene.radius, pattern, square=True)
+    return _paint(scene, scene.radius, scene.color * pattern, square=True)
 
 
 EVENTS: dict[str, tuple[Callable[[Scene, float], Picture], bool]] = {
@@ -77,35 +77,37 @@ def render(name: str, scene: Scene, num_frames: int, random: np.random.Generator
     """`[F, H, W, 3]` RGB frames of class `name`. When the event happens and how fast is drawn from `random`."""
     picture, backwards = EVENTS[name]
     middle, length = random.uniform(0.35, 0.65), random.uniform(0.3, 0.6)
-    noise = random.uniform(0.01, 0.04)
+    noise = random.uniform(0.01, 0.05)
     frames = []
     for time in np.linspace(0, 1, num_frames):
-        done = float(np.clip((time - middle) / length + 0.5, 0, 1))
-        frame = picture(scene, 1 - done if backwards else done) + random.normal(0, noise, (HEIGHT, WIDTH, 3))
+        done = min(max((float(time) - middle) / length + 0.5, 0.0), 1.0)
+        frame = picture(scene, 1 - done if backwards else done) + noise * random.standard_normal(
+            (HEIGHT, WIDTH, 3), np.float32
+        )
         frames.append(np.round(np.clip(frame, 0, 1) * 255).astype(np.uint8))
     return np.stack(frames)
 
 
-def _offsets(scene: Scene) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _offsets(scene: Scene) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Rows `[H, 1]` and columns `[1, W]` counted from the thing's middle."""
-    rows, columns = np.arange(HEIGHT, dtype=np.float64)[:, None], np.arange(WIDTH, dtype=np.float64)[None, :]
+    rows, columns = np.arange(HEIGHT, dtype=np.float32)[:, None], np.arange(WIDTH, dtype=np.float32)[None, :]
     return rows - scene.center[0], columns - scene.center[1]
 
 
-def _stripes(scene: Scene) -> NDArray[np.float64]:
+def _stripes(scene: Scene) -> NDArray[np.float32]:
     rows, columns = _offsets(scene)
-    return ((rows + 0 * columns) % scene.period < scene.period / 2).astype(np.float64)[..., None]
+    return ((rows + 0 * columns) % scene.period < scene.period / 2).astype(np.float32)[..., None]
 
 
-def _checks(scene: Scene) -> NDArray[np.float64]:
+def _checks(scene: Scene) -> NDArray[np.float32]:
     rows, columns = _offsets(scene)
     across = (columns + 0 * rows) % scene.period < scene.period / 2
-    return np.logical_xor(_stripes(scene)[..., 0] > 0, across).astype(np.float64)[..., None]
+    return np.logical_xor(_stripes(scene)[..., 0] > 0, across).astype(np.float32)[..., None]
 
 
-def _paint(scene: Scene, radius: float, color: NDArray[np.float64], *, square: bool = False) -> Picture:
+def _paint(scene: Scene, radius: float, color: NDArray[np.float32], *, square: bool = False) -> Picture:
     """The background with a disc or square of `color` (`[3]` or a picture) on it, its edge one pixel soft."""
     rows, columns = _offsets(scene)
     distance = np.maximum(abs(rows), abs(columns)) if square else np.hypot(rows, columns)
-    inside = np.clip(radius - distance + 0.5, 0, 1)[..., None]
+    inside = np.clip(radius - distance + 0.5, 0, 1).astype(np.float32)[..., None]
     return scene.background * (1 - inside) + color * inside
