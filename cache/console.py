@@ -57,7 +57,7 @@ def choose_dataset(workspace: Workspace, given: str | None) -> str:
     last = workspace.last_dataset()
     name = last or "demo"
     why = "extracted last" if last else "nothing was extracted yet"
-    click.echo(f"dataset {name} ({why}; DATASET= or --dataset chooses another)")
+    click.echo(f"dataset {name} ({why}; DATASET= or --dataset chooses another)", err=True)
     return name
 
 
@@ -119,5 +119,5 @@ def progress(title: str, total: float, unit: str, *, initial: float = 0.0) -> It
         TextColumn("{task.fields[text]}", markup=False),
     )
     with Bar(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=total, completed=initial, text="")
+        task = bar.add_task(title, total=total, completed=int(initial), text="")
         yield _BarProgress(bar, task)

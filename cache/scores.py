@@ -43,7 +43,7 @@ class ScoreTable:
         for name, shape in expected.items():
             if getattr(self, name).shape != shape:
                 raise ScoreError(f"scores: {name} has shape {getattr(self, name).shape}; expected {shape}")
-        broken: NDArray[np.bool_] = ~np.isfinite(self.softmax).all(axis=1)
+        broken = np.asarray(~np.isfinite(self.softmax).all(axis=1))
         if broken.any():
             raise ScoreError(f"scores of video {self._first_video(broken)!r} are not finite")
         off = (np.abs(self.softmax.sum(axis=1, dtype=np.float64) - 1) > 1e-3) | (self.softmax < 0).any(axis=1)

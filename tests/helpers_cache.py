@@ -49,7 +49,12 @@ def make_fingerprint(**changes: Any) -> Fingerprint:
 def make_dataset(num_videos: int, name: str = "toy") -> Dataset:
     """Videos of two classes, in both halves of split 1."""
     videos = tuple(
-        Video(id=f"c{i % 2}/v{i:05d}", path=f"c{i % 2}/v{i:05d}.avi", label=i % 2, splits={1: ("train", "test")[i % 3 > 1]})
+        Video(
+            id=f"c{i % 2}/v{i:05d}",
+            path=f"c{i % 2}/v{i:05d}.avi",
+            label=i % 2,
+            splits={1: ("train", "test")[i % 3 > 1]},
+        )
         for i in range(num_videos)
     )
     videos = tuple(sorted(videos, key=lambda video: video.id))

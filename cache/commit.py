@@ -1,0 +1,215 @@
+"""How a shard gets into the cache, so that whatever dies at whatever moment, the cache holds all of it or nothing.
+
+    write shards/.tmp-… in a child process → fsync → hash → rename → fsync of shards/ → one ledger transaction
+
+The rename happens within the ledger transaction, after the lease was checked. SQLite lets one process in at a time, so
+a worker that was overtaken never gets to rename, and nobody clears away a shard that is about to be recorded. A shard
+found without a ledger row therefore belongs to a commit that died in between, and is adopted or removed.
+"""
+
+import dataclasses
+import errno
+import json
+import os
+import re
+import shutil
+import sqlite3
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+from cache.errors import CacheError
+from cache.files import fsync_folder
+from cache.fingerprint import JSON, canonical_json
+from cache.ledger import Ledger
+from cache.rows import WITH_FEATURES, Claim, Outcome, ShardRow
+from cache.shards import SUFFIXES, Backend, open_shard
+from cache.shards.protocol import ShardData, ShardIndex
+from cache.shards.writing import ShardWriter, Written, hash_files
+
+_TEMPORARY = re.compile(r"\.tmp-(?P<token>\d+)-\d+-\d+")
+_SHARD = re.compile(r"\d{6,}-(?P<digest>[0-9a-f]{16})\.(h5|zarr)")
+_RESERVE_BYTES = 32 << 20
+"""Left free on the disk, for the ledger and whoever else writes there."""
+
+_serial = count()
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where shards go and how they are recorded."""
+
+    folder: Path
+    """The cache's `shards/`."""
+    backend: Backend
+    ledger: Ledger
+    fingerprint: str
+    """Digest of the identity that all features in this cache have."""
+
+
+def commit_shard(
+    destination: Destination,
+    writer: ShardWriter,
+    claim: Claim,
+    data: ShardData | None,
+    outcomes: Sequence[Outcome],
+    environment: Mapping[str, JSON],
+) -> None:
+    """Put a shard and its rows into the cache; on disk when this returns.
+
+    LeaseLostError where the claim was taken over, CacheError where the disk refuses; nothing is committed then.
+    """
+    outcomes = _in_shard_order(data, outcomes)
+    if data is None:
+        with destination.ledger.transaction() as connection:
+            destination.ledger.check_claim(connection, claim)
+            destination.ledger.record(connection, claim.token, outcomes, None)
+        return
+    surroundings = canonical_json(dict(environment))
+    data = dataclasses.replace(data, notes=_notes(destination.fingerprint, surroundings, outcomes))
+    temporary = destination.folder / f".tmp-{claim.token}-{os.getpid()}-{next(_serial)}"
+    try:
+        written = _write(writer, temporary, destination.backend, data)
+        with destination.ledger.transaction() as connection:
+            destination.ledger.check_claim(connection, claim)
+            shard = _shard_row(connection, destination.backend, written, data.index, surroundings)
+            destination.ledger.record(connection, claim.token, outcomes, shard)
+            _publish(temporary, destination.folder / shard.name)
+    except OSError as error:
+        raise _disk_error(error, destination.folder) from error
+    finally:
+        remove(temporary)
+
+
+def _in_shard_order(data: ShardData | None, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Outcomes with features in the order of the shard's videos, then the others; CacheError where they disagree."""
+    of = {outcome.video_id: outcome for outcome in outcomes}
+    with_features = {video_id for video_id, outcome in of.items() if outcome.status in WITH_FEATURES}
+    held = data.video_ids if data else ()
+    if len(of) != len(outcomes) or with_features != set(held):
+        raise CacheError(
+            f"a shard of {len(held)} videos was given with {len(with_features)} outcomes that are done or suspect; "
+            "each video with features needs one such outcome, and the other way round"
+        )
+    for i, video_id in enumerate(held):
+        assert data is not None
+        frames = int(data.offsets[i + 1] - data.offsets[i])
+        if of[video_id].num_frames != frames:
+            raise CacheError(
+                f"video {video_id!r} has features of {frames} frames, but its outcome says {of[video_id].num_frames}"
+            )
+    return [of[video_id] for video_id in held] + [o for o in outcomes if o.video_id not in with_features]
+
+
+def _notes(fingerprint: str, surroundings: str, outcomes: Sequence[Outcome]) -> str:
+    """What `_adopt` needs. Decode times are left out: equal work gives equal bytes."""
+    rows = [{**dataclasses.asdict(o), "seconds": 0.0} for o in outcomes if o.status in WITH_FEATURES]
+    return canonical_json({"fingerprint": fingerprint, "environment": surroundings, "outcomes": rows})
+
+
+def _write(writer: ShardWriter, temporary: Path, backend: Backend, data: ShardData) -> Written:
+    """Write the shard aside. What a failed fsync leaves is unknown, so the file goes and a new one is tried, once."""
+    num_bytes = sum(features.nbytes for features in data.features.values())
+    free_bytes = shutil.disk_usage(temporary.parent).free
+    if free_bytes < num_bytes * 1.1 + _RESERVE_BYTES:
+        raise OSError(errno.ENOSPC, f"{free_bytes >> 20} MiB are free, the next shard needs {num_bytes >> 20} MiB")
+    try:
+        return writer.write(temporary, backend, data)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        remove(temporary)
+        return writer.write(temporary, backend, data)
+
+
+def _shard_row(
+    connection: sqlite3.Connection, backend: Backend, written: Written, index: ShardIndex, surroundings: str
+) -> ShardRow:
+    number = connection.execute("SELECT coalesce(max(number) + 1, 0) FROM shards").fetchone()[0]
+    return ShardRow(
+        number=number,
+        name=f"{number:06d}-{written.digest[:16]}{SUFFIXES[backend]}",
+        digest=written.digest,
+        content=index.content,
+        num_videos=index.num_videos,
+        num_frames=index.num_frames,
+        num_bytes=written.num_bytes,
+        environment=surroundings,
+    )
+
+
+def _publish(written: Path, final: Path) -> None:
+    """Give a written shard its name, for good."""
+    written.rename(final)
+    try:
+        fsync_folder(final.parent)
+    except OSError:
+        # Whether the name is on disk is unknown, and nothing refers to it yet: it must not be found later.
+        remove(final)
+        raise
+
+
+def remove(path: Path) -> None:
+    """Remove a shard or what is left of one; nothing happens where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _disk_error(error: OSError, folder: Path) -> CacheError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return CacheError(
+            f"no space left for shards in {folder}: {error.strerror}. All that was committed is safe: "
+            "free some space and run the same command again"
+        )
+    return CacheError(
+        f"the disk refused to write a shard in {folder}: {error}. All that was committed is safe: "
+        "look after the disk, then run the same command again"
+    )
+
+
+def recover(destination: Destination) -> list[str]:
+    """Clear up after workers that died: free their leases, adopt or remove their shards. What was done, in words."""
+    done = []
+    with destination.ledger.transaction() as connection:
+        destination.ledger.free_lapsed(connection, time.time())
+        tokens = {row[0] for row in connection.execute("SELECT token FROM claims")}
+        known = {row[0] for row in connection.execute("SELECT name FROM shards")}
+        for name in sorted(entry.name for entry in destination.folder.iterdir() if entry.name not in known):
+            path = destination.folder / name
+            temporary, shard = _TEMPORARY.fullmatch(name), _SHARD.fullmatch(name)
+            if shard and _adopt(destination, connection, path, shard["digest"]):
+                done.append(f"adopted shard {name}, which was complete but not yet recorded")
+            elif shard or (temporary and int(temporary["token"]) not in tokens):
+                remove(path)
+                done.append(f"removed {name}, left over from an extraction that was interrupted")
+        if done:
+            fsync_folder(destination.folder)
+    return done
+
+
+def _adopt(destination: Destination, connection: sqlite3.Connection, path: Path, digest: str) -> bool:
+    """Record a shard that is complete and whose videos are all still wanted; False where it is not."""
+    connection.execute("SAVEPOINT adoption")
+    try:
+        written = hash_files(path)
+        index = open_shard(path, destination.backend).index
+        notes = json.loads(index.notes)
+        outcomes = [Outcome(**row) for row in notes["outcomes"]]
+        same_bytes = written.digest.startswith(digest)
+        same_videos = tuple(outcome.video_id for outcome in outcomes) == index.video_ids
+        if not (same_bytes and same_videos and notes["fingerprint"] == destination.fingerprint):
+            return False
+        shard = _shard_row(connection, destination.backend, written, index, notes["environment"])
+        destination.ledger.record(connection, None, outcomes, shard)
+        if shard.name != path.name:
+            path.rename(path.with_name(shard.name))
+        return True
+    except (CacheError, OSError, ValueError, KeyError, TypeError):
+        connection.execute("ROLLBACK TO adoption")
+        return False
+    finally:
+        connection.execute("RELEASE adoption")

@@ -1,0 +1,116 @@
+"""What features depend on, and how two such descriptions differ."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import xxhash
+
+from cache.errors import CacheError, FingerprintError
+
+JSON: TypeAlias = Any
+"""What `json.dumps` takes: dicts with text keys, lists, text, numbers, booleans, None."""
+
+ABSENT = "(absent)"
+"""How a field that one side lacks is shown."""
+
+
+def canonical_json(value: JSON) -> str:
+    """One text for equal values: sorted keys, no blanks, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fingerprint:
+    """Settings and surroundings that features come from."""
+
+    identity: Mapping[str, JSON]
+    """Must match to append or train: weights_sha256, weights, backbone, levels, transform, views, views_seed, dtype,
+    format_version, max_frames, fps."""
+    environment: Mapping[str, JSON]
+    """May differ when the user allows it: decoder, decoder_version, torch, torchvision, device, precision,
+    batch_frames."""
+
+    def __post_init__(self) -> None:
+        for part in (self.identity, self.environment):
+            if not isinstance(part, Mapping) or any(not isinstance(name, str) for name in part):
+                raise CacheError(f"a fingerprint's parts map names to values; got {part!r}")
+            canonical_json(dict(part))
+
+    @property
+    def digest(self) -> str:
+        """Hex over the identity fields; equal digests mean interchangeable features."""
+        return xxhash.xxh3_128_hexdigest(canonical_json(_compared(self.identity)).encode())
+
+    def to_json(self) -> dict[str, JSON]:
+        """As a JSON object."""
+        return {"identity": dict(self.identity), "environment": dict(self.environment)}
+
+    @classmethod
+    def from_json(cls, value: JSON) -> "Fingerprint":
+        """The inverse of `to_json`; CacheError where `value` is something else."""
+        try:
+            return cls(identity=value["identity"], environment=value["environment"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CacheError(f"not a fingerprint: {error!r}; the file was changed or is damaged") from error
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One field whose values differ."""
+
+    field: str
+    theirs: JSON
+    ours: JSON
+    identity: bool
+    """True for an identity field, which must match; False for an environment field."""
+
+    def __str__(self) -> str:
+        return f"{self.field}: the cache has {_shown(self.theirs)}, this run has {_shown(self.ours)}"
+
+
+def differences(theirs: Fingerprint, ours: Fingerprint) -> list[Difference]:
+    """Every field that differs, identity first, each part in name order.
+
+    `weights` is a name for reports: where the weights' hashes agree it is not compared.
+    """
+    found = []
+    for identity, left, right in (
+        (True, _compared(theirs.identity), _compared(ours.identity)),
+        (False, theirs.environment, ours.environment),
+    ):
+        for name in sorted({*left, *right}):
+            a, b = left.get(name, ABSENT), right.get(name, ABSENT)
+            if canonical_json(a) != canonical_json(b):
+                found.append(Difference(name, a, b, identity))
+    return found
+
+
+def check_fingerprint(theirs: Fingerprint, ours: Fingerprint, *, allow_drift: bool, where: str) -> None:
+    """FingerprintError where `ours` cannot go on from `theirs`; it names each field, both values and what to do."""
+    found = differences(theirs, ours)
+    identity = [difference for difference in found if difference.identity]
+    if identity:
+        raise FingerprintError(
+            f"{where} was made with other settings. {_listed(identity)}. "
+            "Use the cache's settings, or extract into another cache (WORK= or --work names another folder)"
+        )
+    if found and not allow_drift:
+        raise FingerprintError(
+            f"{where} was made in other surroundings. {_listed(found)}. "
+            "Use the same ones, or give --allow-drift to go on; the shards made from now on then record the difference"
+        )
+
+
+def _compared(identity: Mapping[str, JSON]) -> dict[str, JSON]:
+    """The identity fields that decide: the weights' hash instead of their name, where there is a hash."""
+    return {name: value for name, value in identity.items() if name != "weights" or not identity.get("weights_sha256")}
+
+
+def _listed(found: list[Difference]) -> str:
+    return "; ".join(map(str, found))
+
+
+def _shown(value: JSON) -> str:
+    return ABSENT if value == ABSENT else json.dumps(value, ensure_ascii=False)

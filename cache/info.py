@@ -1,0 +1,66 @@
+"""What a cache holds, as numbers and as text."""
+
+from collections import Counter
+from itertools import islice
+from typing import Any
+
+from cache.rows import Status
+from cache.store import FeatureCache
+
+_LISTED = 20
+"""Videos listed of each status before the text says how many more there are."""
+
+
+def cache_info(cache: FeatureCache) -> dict[str, Any]:
+    """Counts, sizes, settings and reasons as a JSON object."""
+    shards = cache.ledger.shards()
+    return {
+        "path": str(cache.path),
+        "dataset": cache.dataset.name,
+        "backend": cache.backend,
+        "levels": cache.levels,
+        "views": cache.views,
+        "videos": cache.ledger.counts(),
+        "frames": sum(row.num_frames for row in shards),
+        "shards": len(shards),
+        "bytes": sum(row.num_bytes for row in shards),
+        "fingerprint": {"digest": cache.fingerprint.digest, **cache.fingerprint.to_json()},
+        "settings": dict(cache.settings),
+        "environments": Counter(row.environment for row in shards),
+        "suspect": _reasons(cache, "suspect"),
+        "failed": _reasons(cache, "failed"),
+    }
+
+
+def _reasons(cache: FeatureCache, status: Status) -> list[dict[str, str]]:
+    return [{"video": outcome.video_id, "reason": outcome.reason} for outcome in cache.ledger.outcomes(status)]
+
+
+def info_text(info: dict[str, Any]) -> str:
+    """The same for people."""
+    counts = ", ".join(f"{number:,} {status}" for status, number in info["videos"].items())
+    lines = [
+        f"cache       {info['path']}",
+        f"dataset     {info['dataset']}",
+        f"videos      {sum(info['videos'].values()):,}: {counts}",
+        f"features    {info['frames']:,} frames, {', '.join(info['levels'])}; views {', '.join(info['views'])}",
+        f"on disk     {info['bytes'] / 1e6:,.1f} MB in {info['shards']:,} shards ({info['backend']})",
+        f"fingerprint {info['fingerprint']['digest']}",
+    ]
+    for part in ("identity", "environment"):
+        lines += [f"  {name:<16} {value}" for name, value in info["fingerprint"][part].items()]
+    if len(info["environments"]) > 1:
+        lines.append("the shards were made in different surroundings:")
+        lines += [f"  {number:,} shards: {text}" for text, number in info["environments"].items()]
+    for status in ("suspect", "failed"):
+        lines += _listed(status, info[status])
+    return "\n".join(lines)
+
+
+def _listed(status: str, videos: list[dict[str, Any]]) -> list[str]:
+    if not videos:
+        return []
+    lines = [f"{status}:", *(f"  {row['video']}: {row['reason']}" for row in islice(videos, _LISTED))]
+    if len(videos) > _LISTED:
+        lines.append(f"  and {len(videos) - _LISTED:,} more (--json lists all)")
+    return lines

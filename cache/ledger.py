@@ -1,0 +1,233 @@
+"""The record of what happened to each video: SQLite, one row per video, work shared by leases with a fencing token.
+
+Every change is one transaction, on disk when it returns (WAL, synchronous=FULL). Claims and commits touch only their
+own rows through indexes, so their cost does not depend on how many videos there are.
+"""
+
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from cache.database import Database
+from cache.errors import LeaseLostError
+from cache.owner import is_dead
+from cache.rows import STATUSES, WITH_FEATURES, Claim, ClaimedVideo, Outcome, Place, ShardRow, Status
+
+__all__ = ["STATUSES", "WITH_FEATURES", "Claim", "ClaimedVideo", "Ledger", "Outcome", "Place", "ShardRow", "Status"]
+
+_SCHEMA = """
+CREATE TABLE videos (
+    number INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    path TEXT NOT NULL,
+    status TEXT NOT NULL DEFAULT 'pending',
+    claim INTEGER,
+    shard INTEGER,
+    position INTEGER,
+    reason TEXT NOT NULL DEFAULT '',
+    num_frames INTEGER NOT NULL DEFAULT 0,
+    declared_frames INTEGER,
+    decoder_errors INTEGER NOT NULL DEFAULT 0,
+    seconds REAL NOT NULL DEFAULT 0
+);
+CREATE INDEX videos_free ON videos (number) WHERE status = 'pending' AND claim IS NULL;
+CREATE INDEX videos_claimed ON videos (claim) WHERE claim IS NOT NULL;
+CREATE INDEX videos_status ON videos (status);
+CREATE INDEX videos_shard ON videos (shard) WHERE shard IS NOT NULL;
+CREATE TABLE claims (token INTEGER PRIMARY KEY AUTOINCREMENT, owner TEXT NOT NULL, expires REAL NOT NULL);
+CREATE TABLE shards (
+    number INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    digest TEXT NOT NULL,
+    content TEXT NOT NULL,
+    num_videos INTEGER NOT NULL,
+    num_frames INTEGER NOT NULL,
+    num_bytes INTEGER NOT NULL,
+    environment TEXT NOT NULL
+);
+"""
+
+
+class Ledger:
+    """An open ledger. Safe to use from several threads, and from a forked child, which opens its own connection."""
+
+    def __init__(self, path: Path) -> None:
+        """CacheError where there is no ledger at `path`."""
+        self._database = Database(path)
+
+    @classmethod
+    def create(cls, path: Path, videos: Iterable[tuple[str, str]]) -> "Ledger":
+        """A new ledger with all `(id, path)` pending, numbered in the given order."""
+        path.touch(exist_ok=False)
+        ledger = cls(path)
+        ledger._database.create(_SCHEMA)
+        with ledger.transaction() as connection:
+            connection.executemany("INSERT INTO videos (id, path) VALUES (?, ?)", videos)
+        return ledger
+
+    def close(self) -> None:
+        """Close the file; the next call opens it again."""
+        self._database.close()
+
+    def transaction(self) -> AbstractContextManager[sqlite3.Connection]:
+        """One change, all or nothing, alone among all processes; on disk when it is left without an error."""
+        return self._database.transaction()
+
+    # -- sharing the work ---------------------------------------------------------------------------------------------
+
+    def claim(self, owner: str, limit: int, lease_seconds: float) -> Claim | None:
+        """Take up to `limit` pending videos that nobody has, in id order; None where there are none just now.
+
+        None with videos still pending means that others have them: wait until `next_expiry`, or be done.
+        """
+        now = time.time()
+        with self.transaction() as connection:
+            self.free_lapsed(connection, now)
+            rows = connection.execute(
+                "SELECT number, id, path FROM videos INDEXED BY videos_free"
+                " WHERE status = 'pending' AND claim IS NULL ORDER BY number LIMIT ?",
+                (limit,),
+            ).fetchall()
+            if not rows:
+                return None
+            expires = now + lease_seconds
+            token = connection.execute("INSERT INTO claims (owner, expires) VALUES (?, ?)", (owner, expires)).lastrowid
+            assert token is not None
+            connection.executemany("UPDATE videos SET claim = ? WHERE number = ?", [(token, row[0]) for row in rows])
+        return Claim(owner, token, tuple(ClaimedVideo(row[1], row[2]) for row in rows), expires)
+
+    def renew(self, claim: Claim, lease_seconds: float) -> Claim:
+        """Put the end of the lease off; LeaseLostError where somebody else has taken the videos over."""
+        expires = time.time() + lease_seconds
+        with self.transaction() as connection:
+            self.check_claim(connection, claim)
+            connection.execute("UPDATE claims SET expires = ? WHERE token = ?", (expires, claim.token))
+        return Claim(claim.owner, claim.token, claim.videos, expires)
+
+    def release(self, claim: Claim) -> None:
+        """Give back what of the claim was not committed; nothing happens where it was lost already."""
+        with self.transaction() as connection:
+            _free(connection, [claim.token])
+
+    def next_expiry(self) -> float | None:
+        """Unix time at which the next lease ends; None where nobody has any."""
+        with self._database.reading() as connection:
+            return connection.execute("SELECT min(expires) FROM claims").fetchone()[0]
+
+    def check_claim(self, connection: sqlite3.Connection, claim: Claim) -> None:
+        """LeaseLostError unless `claim` still holds, within a transaction."""
+        if connection.execute("SELECT 1 FROM claims WHERE token = ?", (claim.token,)).fetchone() is None:
+            raise LeaseLostError(
+                f"the lease of {claim.owner} on {len(claim.videos)} videos ended and they were taken over; its result "
+                "is dropped. Nothing is wrong in the cache; if this happens often, this machine pauses or is too slow"
+            )
+
+    def free_lapsed(self, connection: sqlite3.Connection, now: float) -> None:
+        """Free what dead owners hold and whose lease has ended, within a transaction."""
+        claims = connection.execute("SELECT token, owner, expires FROM claims").fetchall()
+        dead = {owner for owner in {row[1] for row in claims} if is_dead(owner)}
+        _free(connection, [token for token, owner, expires in claims if expires <= now or owner in dead])
+
+    # -- results ------------------------------------------------------------------------------------------------------
+
+    def record(
+        self, connection: sqlite3.Connection, token: int | None, outcomes: Sequence[Outcome], shard: ShardRow | None
+    ) -> None:
+        """Write outcomes, and the shard that holds those with features, within a transaction.
+
+        With a token, only videos that this claim holds; without, only pending ones that nobody has (adoption).
+        """
+        if shard is not None:
+            fields = vars(shard)
+            marks = ", ".join("?" * len(fields))
+            connection.execute(f"INSERT INTO shards ({', '.join(fields)}) VALUES ({marks})", tuple(fields.values()))
+        position = 0
+        for outcome in outcomes:
+            place: tuple[int | None, int | None] = (None, None)
+            if outcome.status in WITH_FEATURES:
+                assert shard is not None
+                place, position = (shard.number, position), position + 1
+            changed = connection.execute(
+                "UPDATE videos SET status = ?, claim = NULL, shard = ?, position = ?, reason = ?, num_frames = ?,"
+                " declared_frames = ?, decoder_errors = ?, seconds = ?"
+                " WHERE id = ? AND status = 'pending' AND claim IS ?",
+                (outcome.status, *place, *_details(outcome), outcome.video_id, token),
+            ).rowcount
+            if changed != 1:
+                raise LeaseLostError(
+                    f"video {outcome.video_id!r} was taken over by another extractor; this result is dropped"
+                )
+        if token is not None:
+            connection.execute(
+                "DELETE FROM claims WHERE token = ?1 AND NOT EXISTS (SELECT 1 FROM videos WHERE claim = ?1)", (token,)
+            )
+
+    def requeue(self, statuses: Sequence[Status]) -> int:
+        """Make all videos of these statuses pending again; how many there were. Their old features are forgotten."""
+        marks = ", ".join("?" * len(statuses))
+        with self.transaction() as connection:
+            return connection.execute(
+                "UPDATE videos SET status = 'pending', shard = NULL, position = NULL, reason = '', num_frames = 0,"
+                f" declared_frames = NULL, decoder_errors = 0, seconds = 0 WHERE status IN ({marks})",
+                tuple(statuses),
+            ).rowcount
+
+    # -- looking ------------------------------------------------------------------------------------------------------
+
+    def counts(self) -> dict[Status, int]:
+        """Videos of each status."""
+        with self._database.reading() as connection:
+            found = dict(connection.execute("SELECT status, count(*) FROM videos GROUP BY status").fetchall())
+        return {status: found.get(status, 0) for status in STATUSES}
+
+    def outcomes(self, status: Status | None = None) -> Iterator[Outcome]:
+        """What became of each video, in id order; of those with one status where it is given."""
+        columns = "id, status, reason, num_frames, declared_frames, decoder_errors, seconds"
+        where = "" if status is None else "AND status = ?"
+        for row in self._pages(f"SELECT number, {columns} FROM videos WHERE number > ? {where}", status):
+            yield Outcome(**dict(zip(Outcome.__dataclass_fields__, row[1:], strict=True)))
+
+    def places(self) -> list[Place]:
+        """Where the features of each video are, in id order."""
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                "SELECT id, shard, position, num_frames FROM videos WHERE shard IS NOT NULL ORDER BY number"
+            )
+            return [Place(*row) for row in rows]
+
+    def shards(self) -> list[ShardRow]:
+        """All shards, in the order in which they were committed."""
+        with self._database.reading() as connection:
+            names = ", ".join(ShardRow.__dataclass_fields__)
+            rows = connection.execute(f"SELECT {names} FROM shards ORDER BY number").fetchall()
+        return [ShardRow(**dict(zip(ShardRow.__dataclass_fields__, row, strict=True))) for row in rows]
+
+    def _pages(self, query: str, status: Status | None) -> Iterator[tuple]:
+        """Rows page by page, so that neither memory nor a lock grows with the ledger."""
+        last = -1
+        while True:
+            with self._database.reading() as connection:
+                given = (last,) if status is None else (last, status)
+                rows = connection.execute(f"{query} ORDER BY number LIMIT 10000", given).fetchall()
+            if not rows:
+                return
+            yield from rows
+            last = rows[-1][0]
+
+
+def _free(connection: sqlite3.Connection, tokens: Sequence[int]) -> None:
+    for token in tokens:
+        connection.execute("UPDATE videos SET claim = NULL WHERE claim = ?", (token,))
+        connection.execute("DELETE FROM claims WHERE token = ?", (token,))
+
+
+def _details(outcome: Outcome) -> tuple[str, int, int | None, int, float]:
+    return (
+        outcome.reason,
+        outcome.num_frames,
+        outcome.declared_frames,
+        outcome.decoder_errors,
+        outcome.seconds,
+    )

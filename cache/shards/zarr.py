@@ -1,0 +1,186 @@
+"""A shard as one Zarr v3 group: each array sharded, with a crc32c behind every chunk.
+
+The zarr library writes the group and reads the small arrays. Features are stored uncompressed, so once their metadata
+has been compared with what we write, their chunks are read with plain positioned reads (Zarr's "sharding_indexed").
+"""
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import LocalStore, MemoryStore
+
+from cache.errors import CacheError, DamageError
+from cache.files import PositionedFile
+from cache.schema import CHANNELS, LEVELS, Level
+from cache.shards.protocol import ShardData, ShardIndex
+
+_FORMAT = "mrrn-shard-1"
+_INDEX = ("video_id", "offsets", "pts_seconds", "checksum")
+_CHUNK_FRAMES = 256
+_CRC_BYTES = 4
+
+
+def encode(data: ShardData) -> dict[str, bytes]:
+    """The group's files by their path in it; equal data gives equal bytes."""
+    index = data.index
+    files: dict[str, Buffer] = {}
+    group = zarr.create_group(
+        MemoryStore(files), attributes={"format": _FORMAT, "content": index.content, "notes": index.notes}
+    )
+    ids = np.array(index.video_ids, dtype=object)
+    small = {"offsets": index.offsets, "pts_seconds": index.pts_seconds, "checksum": index.checksums}
+    _create(group, "video_id", ids, ids.shape, ids.shape, "str")
+    for name, array in small.items():
+        _create(group, name, array, array.shape, array.shape, array.dtype.name)
+    for level, features_VFC in data.features.items():
+        chunk, shard = _grid(features_VFC.shape)
+        _create(group, level, features_VFC, chunk, shard, "float16")
+    return {name: content.to_bytes() for name, content in files.items()}
+
+
+def _grid(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of a chunk and of a file of a `[V, F, C]` array: one file per view, chunks of whole frames."""
+    _, num_frames, channels = shape
+    frames = min(_CHUNK_FRAMES, num_frames)
+    return (1, frames, channels), (1, -(-num_frames // frames) * frames, channels)
+
+
+def _create(
+    group: zarr.Group, name: str, array: NDArray[Any], chunk: tuple[int, ...], shard: tuple[int, ...], dtype: str
+) -> None:
+    created = group.create_array(
+        name,
+        shape=array.shape,
+        dtype=dtype,
+        chunks=chunk,
+        shards=shard,
+        compressors=Crc32cCodec(),
+        # All-zero features are data too: a chunk that is not there always means damage.
+        config={"write_empty_chunks": True},
+    )
+    created[...] = array
+
+
+class ZarrShard:
+    """ShardReader of one group."""
+
+    def __init__(self, path: Path) -> None:
+        """Look at the structure and read the index; DamageError or CacheError where it is not a shard of ours."""
+        self.path = path
+        try:
+            _check_files(path)
+            group = zarr.open_group(LocalStore(path, read_only=True), mode="r", zarr_format=3)
+            if group.attrs.get("format") != _FORMAT:
+                raise CacheError(f"its format is not {_FORMAT}; another version of this program may have written it")
+            self.index = _read_index(group, path)
+            self.index.check()
+            self._chunks = {level: self._open_level(level) for level in self.index.levels}
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, UnicodeError, CacheError) as error:
+            raise DamageError(f"shard {path} is not what was written: {error}") from error
+        if self.index.content != group.attrs.get("content"):
+            raise DamageError(f"shard {path} is not what was written: its index does not agree with its own hash")
+
+    def _open_level(self, level: Level) -> "list[_ViewFile]":
+        index = self.index
+        shape = (index.num_views, index.num_frames, CHANNELS[level])
+        chunk, shard = _grid(shape)
+        _check_metadata(self.path / level / "zarr.json", shape, chunk, shard)
+        return [_ViewFile(self.path / level / "c" / str(view) / "0" / "0", chunk, shard) for view in range(shape[0])]
+
+    def read_into(self, level: Level, view: int, start: int, out_FC: NDArray[np.float16]) -> None:
+        """See ShardReader."""
+        assert out_FC.flags.c_contiguous
+        assert 0 <= start <= start + len(out_FC) <= self.index.num_frames
+        self._chunks[level][view].read_into(start, out_FC)
+
+
+class _ViewFile:
+    """The file that holds one view of one level: chunks, each with its crc32c, then their places."""
+
+    def __init__(self, path: Path, chunk: tuple[int, ...], shard: tuple[int, ...]) -> None:
+        self.chunk_frames = chunk[1]
+        self._file = PositionedFile(path)
+        chunk_bytes = chunk[1] * chunk[2] * 2 + _CRC_BYTES
+        count = shard[1] // chunk[1]
+        file_bytes = self._file.num_bytes
+        index_start = file_bytes - 16 * count - _CRC_BYTES
+        if index_start != count * chunk_bytes:
+            raise CacheError(f"{path} has {file_bytes} bytes; expected {count * (chunk_bytes + 16) + _CRC_BYTES}")
+        places = np.empty((count, 2), dtype="<u8")
+        self._file.read_into(places.data.cast("B"), index_start)
+        if (places[:, 1] != chunk_bytes).any() or (places[:, 0] > index_start - chunk_bytes).any():
+            raise CacheError(f"{path}: the places of its chunks are not those that were written")
+        self._starts: list[int] = places[:, 0].tolist()
+
+    def read_into(self, start: int, out_FC: NDArray[np.float16]) -> None:
+        row_bytes = out_FC.shape[1] * out_FC.itemsize
+        done = 0
+        while done < len(out_FC):
+            chunk, row = divmod(start + done, self.chunk_frames)
+            rows = min(self.chunk_frames - row, len(out_FC) - done)
+            wanted = out_FC[done : done + rows].data.cast("B")
+            self._file.read_into(wanted, self._starts[chunk] + row * row_bytes)
+            done += rows
+
+
+def _read_index(group: zarr.Group, path: Path) -> ShardIndex:
+    arrays: dict[str, Any] = {}
+    for name in _INDEX:
+        array = group[name]
+        # A chunk that is not there reads as zeros, and a declared shape may be absurd: the file's size bounds both.
+        file_bytes = sum(file.stat().st_size for file in (path / name / "c").rglob("*") if file.is_file())
+        if not isinstance(array, zarr.Array) or array.size * (4 if name == "video_id" else 8) > file_bytes:
+            raise CacheError(f"array {name!r} declares more than its {file_bytes} bytes hold")
+        arrays[name] = array[...]
+    return ShardIndex(
+        video_ids=tuple(map(str, arrays["video_id"].tolist())),
+        offsets=arrays["offsets"],
+        pts_seconds=arrays["pts_seconds"],
+        checksums=arrays["checksum"],
+        levels=tuple(level for level in LEVELS if (path / level).is_dir()),
+        notes=str(group.attrs["notes"]),
+    )
+
+
+def _check_files(path: Path) -> None:
+    """Refuse a group with anything but plain files and folders in it: a link could lead anywhere."""
+    if not stat.S_ISDIR(path.lstat().st_mode):
+        raise CacheError("it is not a folder")
+    unknown = {entry.name for entry in path.iterdir()} - {"zarr.json", *_INDEX, *LEVELS}
+    if unknown:
+        raise CacheError(f"it holds {sorted(unknown)}, which no shard has")
+    for entry in path.rglob("*"):
+        mode = entry.lstat().st_mode
+        if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+            raise CacheError(f"{entry.relative_to(path)} is neither a file nor a folder")
+
+
+def _check_metadata(file: Path, shape: tuple[int, ...], chunk: tuple[int, ...], shard: tuple[int, ...]) -> None:
+    """CacheError unless a level's metadata are exactly those of an array that we write."""
+    found = json.loads(file.read_bytes())
+    codec = {"name": "bytes", "configuration": {"endian": "little"}}
+    sharding = {
+        "chunk_shape": list(chunk),
+        "codecs": [codec, {"name": "crc32c"}],
+        "index_codecs": [codec, {"name": "crc32c"}],
+        "index_location": "end",
+    }
+    expected = {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(shape),
+        "data_type": "float16",
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(shard)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+    }
+    for name, value in expected.items():
+        if found.get(name) != value:
+            raise CacheError(f"{file} says {name} = {found.get(name)!r}; expected {value!r}")

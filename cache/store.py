@@ -1,0 +1,188 @@
+"""FeatureCache: one dataset's features on disk. The only way in which other parts of the program touch them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.bank import FeatureBank, load_bank
+from cache.commit import Destination, commit_shard, recover
+from cache.dataset import Dataset, read_dataset
+from cache.description import Description, create_cache, read_description
+from cache.errors import CacheError
+from cache.fingerprint import JSON, Fingerprint, check_fingerprint
+from cache.ledger import Ledger
+from cache.reading import ShardPool
+from cache.rows import Claim, Outcome, Place
+from cache.schema import Level
+from cache.shards import Backend
+from cache.shards.protocol import ShardData
+from cache.shards.writing import ShardWriter
+
+
+class FeatureCache:
+    """An open cache. Cheap to open; safe to read from several threads, and after a fork or pickling."""
+
+    def __init__(self, path: Path, description: Description) -> None:
+        """Used by `open`."""
+        self.path = path
+        self.fingerprint = description.fingerprint
+        self.settings = description.settings
+        """How extraction was asked for, so that the same can be continued."""
+        self.backend = description.backend
+        self.levels = description.levels
+        self.views = description.views
+        self.ledger = Ledger(path / "ledger.sqlite")
+        self._writer = ShardWriter()
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        *,
+        dataset: Dataset,
+        fingerprint: Fingerprint,
+        settings: Mapping[str, JSON],
+        backend: Backend = "h5",
+    ) -> "FeatureCache":
+        """Make an empty cache at `path`, where nothing may be yet; levels and views are the fingerprint's."""
+        create_cache(path, dataset, Description(backend=backend, fingerprint=fingerprint, settings=settings))
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: Path) -> "FeatureCache":
+        """Open a cache to read; CacheError where there is none, or one of another format."""
+        return cls(path, read_description(path))
+
+    @classmethod
+    def open_for_extraction(cls, path: Path, fingerprint: Fingerprint, allow_drift: bool = False) -> "FeatureCache":
+        """Open a cache to add to it, and clear up after extractions that died.
+
+        FingerprintError, naming the fields, unless `fingerprint` agrees with the cache's.
+        """
+        cache = cls.open(path)
+        check_fingerprint(cache.fingerprint, fingerprint, allow_drift=allow_drift, where=f"the cache {path}")
+        recover(cache._destination)
+        return cache
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (FeatureCache.open, (self.path,))
+
+    def __enter__(self) -> "FeatureCache":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the writing process and close the ledger; both come back when they are needed."""
+        self._writer.close()
+        self.ledger.close()
+
+    # -- what is in it ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The dataset whose features these are; read when first asked for."""
+        return read_dataset(self.path / "dataset.json")
+
+    @cached_property
+    def _places(self) -> dict[str, Place]:
+        return {place.video_id: place for place in self.ledger.places()}
+
+    @cached_property
+    def _pool(self) -> ShardPool:
+        return ShardPool(self.path / "shards", self.backend, {row.number: row for row in self.ledger.shards()})
+
+    @property
+    def video_ids(self) -> tuple[str, ...]:
+        """Ids of the videos that have features (done and suspect), in id order, as they were when first asked for."""
+        return tuple(self._places)
+
+    def num_frames(self, video_id: str) -> int:
+        """Frames cached of a video; CacheError where it has none."""
+        return self._place(video_id).num_frames
+
+    def _place(self, video_id: str) -> Place:
+        place = self._places.get(video_id)
+        if place is None:
+            raise CacheError(
+                f"the cache {self.path} has no features of video {video_id!r}: it is not extracted yet, failed, or is "
+                "not in the dataset. `python -m cache info` lists what became of the videos"
+            )
+        return place
+
+    def require_finished(self) -> None:
+        """CacheError where videos are still waiting to be extracted."""
+        counts = self.ledger.counts()
+        if counts["pending"]:
+            raise CacheError(
+                f"the cache {self.path} is unfinished: {counts['pending']:,} of {sum(counts.values()):,} videos are "
+                f"not extracted yet. `make extract DATASET={self.dataset.name}` continues where it stopped"
+            )
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def features(
+        self, video_id: str, level: Level, view: int = 0, start: int = 0, stop: int | None = None
+    ) -> NDArray[np.float16]:
+        """Frames `[start, stop)` of a video (all by default), `[F, C]`; DamageError where they are not as committed."""
+        place = self._place(video_id)
+        self._check_request(level, (view,))
+        stop = place.num_frames if stop is None else stop
+        if not 0 <= start <= stop <= place.num_frames:
+            raise CacheError(f"video {video_id!r} has {place.num_frames} cached frames; [{start}, {stop}) is outside")
+        return self._pool.shard(place.shard).features(place, level, view, start, stop)
+
+    def pts_seconds(self, video_id: str) -> NDArray[np.float64]:
+        """Time of each cached frame of a video, `[F]`."""
+        place = self._place(video_id)
+        index = self._pool.shard(place.shard).reader.index
+        return index.pts_seconds[index.offsets[place.position] : index.offsets[place.position + 1]].copy()
+
+    def load(
+        self, level: Level, video_ids: Iterable[str], device: str = "cpu", views: Sequence[int] | None = None
+    ) -> FeatureBank:
+        """Features of whole videos in one tensor on `device`, in the order given, every checksum verified.
+
+        `views` are numbers of views; None takes all. CacheError names videos without features.
+        """
+        views = range(len(self.views)) if views is None else views
+        self._check_request(level, views)
+        return load_bank(self._pool, level, [self._place(video_id) for video_id in video_ids], device, views)
+
+    def _check_request(self, level: Level, views: Sequence[int]) -> None:
+        if level not in self.levels:
+            raise CacheError(f"the cache {self.path} has levels {', '.join(self.levels)}; got {level!r}")
+        for view in views:
+            if not 0 <= view < len(self.views):
+                raise CacheError(
+                    f"the cache {self.path} has {len(self.views)} views, {', '.join(self.views)}; got {view}"
+                )
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _destination(self) -> Destination:
+        return Destination(self.path / "shards", self.backend, self.ledger, self.fingerprint.digest)
+
+    def commit(
+        self, claim: Claim, data: ShardData | None, outcomes: Sequence[Outcome], environment: Mapping[str, JSON]
+    ) -> None:
+        """Put one shard and what became of its videos into the cache; on disk when this returns.
+
+        `data` holds exactly the videos whose outcome is done or suspect; None where there are none. `environment` is
+        the extraction's own, recorded with the shard. LeaseLostError where the claim was taken over by others,
+        CacheError where the disk refuses: then nothing of it is in the cache, and what was there before still is.
+        """
+        if data is not None and (data.index.levels != self.levels or data.index.num_views != len(self.views)):
+            raise CacheError(
+                f"a shard has levels {data.index.levels} and {data.index.num_views} views; "
+                f"the cache {self.path} has {self.levels} and {len(self.views)}"
+            )
+        commit_shard(self._destination, self._writer, claim, data, outcomes, environment)
+        for stale in ("_places", "_pool"):
+            self.__dict__.pop(stale, None)
