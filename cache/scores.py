@@ -80,12 +80,13 @@ def write_scores(path: Path, scores: ScoreTable) -> None:
 def read_scores(path: Path) -> ScoreTable:
     """Read a scores.npz; ScoreError where it is missing, malformed, or holds anything but plain arrays."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, because np.load leaves the file open when it finds no archive in it.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in _ARRAYS}
         return ScoreTable(**{**arrays, "run": json.loads(str(arrays["run"]))})
     except FileNotFoundError:
         raise ScoreError(f"{path} is missing; train that level first (`make train`)") from None
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
         raise ScoreError(
             f"{path} is not a score table written by this program: {error}; train that level again"
         ) from error
