@@ -1,0 +1,129 @@
+"""How good predictions are, and how sure one can be of it. Pure arrays.
+
+Shapes: N videos, K classes. A video without prediction is a NaN row of `probabilities`; it counts as wrong everywhere.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Probabilities = NDArray[np.float64]
+Labels = NDArray[np.int64]
+
+NO_PREDICTION = -1
+"""Predicted class of a video without scores."""
+
+RESAMPLES = 10_000
+"""Bootstrap resamples: enough that the interval's ends do not move by a tenth of a point between seeds."""
+
+
+def without_prediction(probabilities_NK: Probabilities) -> NDArray[np.bool_]:
+    """Which videos have no scores `[N]`."""
+    return np.asarray(np.isnan(probabilities_NK).any(axis=1))
+
+
+def predicted(probabilities_NK: Probabilities) -> Labels:
+    """Most probable class of each video `[N]`, the first one on a tie; NO_PREDICTION for a NaN row."""
+    missing = without_prediction(probabilities_NK)
+    return np.where(missing, NO_PREDICTION, np.where(missing[:, None], 0, probabilities_NK).argmax(axis=1))
+
+
+def label_rank(probabilities_NK: Probabilities, labels_N: Labels) -> Labels:
+    """How many classes come before the true one `[N]`: 0 is a correct prediction, K stands for no prediction.
+
+    Ties go to the class with the smaller index, as in `predicted`.
+    """
+    classes = probabilities_NK.shape[1]
+    own = np.take_along_axis(probabilities_NK, labels_N[:, None], axis=1)
+    tied_before = (probabilities_NK == own) & (np.arange(classes) < labels_N[:, None])
+    ahead = ((probabilities_NK > own) | tied_before).sum(axis=1)
+    return np.where(without_prediction(probabilities_NK), classes, ahead)
+
+
+def top_k_correct(probabilities_NK: Probabilities, labels_N: Labels, k: int = 1) -> NDArray[np.bool_]:
+    """Whether the true class is among the `k` most probable ones, per video `[N]`."""
+    rank = label_rank(probabilities_NK, labels_N)
+    return (rank < k) & (rank < probabilities_NK.shape[1])
+
+
+def fraction(correct_N: NDArray[np.bool_]) -> float:
+    """Share of videos that are right; 0 where there are none."""
+    return float(correct_N.mean()) if len(correct_N) else 0.0
+
+
+def per_class(correct_N: NDArray[np.bool_], labels_N: Labels, classes: int) -> NDArray[np.float64]:
+    """Share of each class's videos that are right `[K]`; NaN for a class without videos."""
+    totals = np.bincount(labels_N, minlength=classes)
+    right = np.bincount(labels_N[correct_N], minlength=classes)
+    return np.divide(right, totals, out=np.full(classes, np.nan), where=totals > 0)
+
+
+def confusion(predicted_N: Labels, labels_N: Labels, classes: int) -> NDArray[np.int64]:
+    """Counts `[K, K + 1]`: row = true class, column = predicted class, the last column = no prediction."""
+    matrix = np.zeros((classes, classes + 1), dtype=np.int64)
+    columns = np.where(predicted_N == NO_PREDICTION, classes, predicted_N)
+    np.add.at(matrix, (labels_N, columns), 1)
+    return matrix
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A range that holds the true value with the stated confidence."""
+
+    low: float
+    """2.5th percentile of the bootstrap distribution, a fraction."""
+    high: float
+    """97.5th percentile."""
+
+
+def accuracy_interval(correct_N: NDArray[np.bool_], *, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
+    """95 % bootstrap interval of the accuracy, resampling videos with replacement.
+
+    Of N videos with k right, a resample has Binomial(N, k / N) right: drawing that number is drawing the videos.
+    """
+    videos = len(correct_N)
+    if not videos:
+        return Interval(0.0, 0.0)
+    drawn = np.random.default_rng(seed).binomial(videos, correct_N.mean(), size=resamples) / videos
+    return _interval(drawn)
+
+
+def difference_interval(
+    correct_N: NDArray[np.bool_], other_N: NDArray[np.bool_], *, seed: int = 0, resamples: int = RESAMPLES
+) -> Interval:
+    """95 % bootstrap interval of accuracy(correct) - accuracy(other) over the same videos (paired)."""
+    videos = len(correct_N)
+    if not videos:
+        return Interval(0.0, 0.0)
+    only, other_only = (correct_N & ~other_N).mean(), (~correct_N & other_N).mean()
+    shares = [only, other_only, max(0.0, 1 - only - other_only)]
+    drawn = np.random.default_rng(seed).multinomial(videos, shares, size=resamples)
+    return _interval((drawn[:, 0] - drawn[:, 1]) / videos)
+
+
+def _interval(values: NDArray[np.float64]) -> Interval:
+    low, high = np.percentile(values, [2.5, 97.5])
+    return Interval(float(low), float(high))
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Exact two-sided test of whether two classifiers are right equally often on the same videos."""
+
+    only_first: int
+    """Videos that only the first classifier gets right."""
+    only_second: int
+    """Videos that only the second one gets right."""
+    p_value: float
+    """Chance of a split at least this uneven if neither were better."""
+
+
+def mcnemar(first_N: NDArray[np.bool_], second_N: NDArray[np.bool_]) -> McNemar:
+    """McNemar's test by the exact binomial distribution, so that few disagreements are judged rightly too."""
+    only_first, only_second = int((first_N & ~second_N).sum()), int((~first_N & second_N).sum())
+    disagreements = only_first + only_second
+    # Integers as long as they need to be: 2 ** disagreements overflows a float from 1,024 on.
+    tail = sum(math.comb(disagreements, k) for k in range(min(only_first, only_second) + 1))
+    return McNemar(only_first, only_second, min(1.0, 2 * tail / 2**disagreements))

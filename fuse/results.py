@@ -1,0 +1,206 @@
+"""What one split's report says, as data: computed once here, then rendered as tables, figures and a page.
+
+Shapes: N test videos, K classes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.dataset import Dataset
+from cache.errors import ScoreError
+from cache.schema import LEVELS, Level
+from cache.scores import ScoreTable
+from fuse import metrics, paper
+from fuse.aggregate import MEAN_WEIGHTS, PAPER_WEIGHTS, align, clips_to_videos, fuse_levels
+from fuse.runs import check_against_cache, check_same
+from fuse.source import Source
+
+Model = Literal["low", "mid", "high", "fused", "mean"]
+
+MODELS: Final[tuple[Model, ...]] = ("low", "mid", "high", "fused", "mean")
+"""The three levels, equation 10, and the plain mean of the levels."""
+
+TITLES: Final[Mapping[Model, str]] = {
+    "low": "Low RRN",
+    "mid": "Mid RRN",
+    "high": "High RRN",
+    "fused": "MRRN (0.7 high + 0.2 mid + 0.1 low)",
+    "mean": "MRRN (plain mean)",
+}
+
+RANDOM_PREFIX: Final = "random:"
+"""How a fingerprint says that the backbone's weights were drawn at random."""
+
+PAPER_BACKBONE: Final = ("imagenet1k_v1", "resnet34")
+"""Weights and backbone that the paper used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """Predictions of every model for every test video of a split, and where they come from."""
+
+    source: Source
+    split: int
+    runs: Mapping[Level, Mapping[str, Any]]
+    """What each level's scores say of the run that made them."""
+    clips: int
+    """Test clips that were scored."""
+    video_ids: tuple[str, ...]
+    """`[N]`: the test videos that the split lists, in id order, also those without features."""
+    labels: NDArray[np.int64]
+    """`[N]`"""
+    probabilities: Mapping[Model, NDArray[np.float64]]
+    """`[N, K]` for each model; NaN rows for videos without features."""
+
+    @property
+    def dataset(self) -> str:
+        """Name of the dataset."""
+        return self.source.dataset.name
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """`[K]` names in label order."""
+        return self.source.dataset.classes
+
+    @property
+    def pool(self) -> str:
+        """Temporal pooling of the heads: mean or max."""
+        return str(self.runs["high"].get("pool"))
+
+    @property
+    def weights(self) -> str:
+        """What the backbone ran with: a name, `random:SEED`, or a file's name."""
+        return str(self.source.identity.get("weights"))
+
+    @cached_property
+    def missing(self) -> dict[str, str]:
+        """Test videos without scores, with the reason; they count as wrong."""
+        without = metrics.without_prediction(self.probabilities["high"])
+        ids = [video for video, gone in zip(self.video_ids, without, strict=True) if gone]
+        return {video: self.source.failed.get(video, "no features in the cache") for video in ids}
+
+    @cached_property
+    def suspect(self) -> dict[str, str]:
+        """Test videos whose decoding is in doubt, with the reason; they are used."""
+        return {video: self.source.suspect[video] for video in self.video_ids if video in self.source.suspect}
+
+    @cached_property
+    def correct(self) -> dict[Model, NDArray[np.bool_]]:
+        """`[N]` for each model: whether its first choice is right."""
+        return {model: metrics.top_k_correct(self.probabilities[model], self.labels) for model in MODELS}
+
+    @cached_property
+    def paper(self) -> dict[str, float | None]:
+        """The paper's percentages for this dataset and pooling, None where it has none."""
+        return paper.accuracy(self.dataset, self.pool)
+
+    def accuracy(self, model: Model) -> float:
+        """Fraction of the split's test videos that are right; those without features are wrong."""
+        return metrics.fraction(self.correct[model])
+
+    def top5(self, model: Model) -> float | None:
+        """Fraction whose true class is among the five most probable; None where five classes or fewer make it idle."""
+        if len(self.classes) <= 5:
+            return None
+        return metrics.fraction(metrics.top_k_correct(self.probabilities[model], self.labels, 5))
+
+    def confusion(self, model: Model = "fused") -> NDArray[np.int64]:
+        """Counts `[K, K + 1]`: row = true class, column = predicted, the last one = no prediction."""
+        return metrics.confusion(metrics.predicted(self.probabilities[model]), self.labels, len(self.classes))
+
+    def per_class(self, model: Model) -> NDArray[np.float64]:
+        """`[K]` fractions; NaN for a class without test videos."""
+        return metrics.per_class(self.correct[model], self.labels, len(self.classes))
+
+
+def evaluate(tables: Mapping[Level, ScoreTable], source: Source, split: int) -> Results:
+    """Fuse the levels' scores of a split's test videos; ScoreError lists what does not belong together."""
+    check_same(tables)
+    test = [video for video in source.dataset.half(split, "test") if video.label is not None]
+    if not test:
+        raise ScoreError(f"split {split} of {source.dataset.name!r} has no labelled test videos to score")
+    expected = {video.id: int(video.label or 0) for video in test}
+    check_against_cache(
+        tables,
+        identity=source.identity,
+        classes=source.dataset.classes,
+        expected=expected,
+        have=source.video_ids,
+    )
+    levels: dict[Level, NDArray[np.float64]] = {}
+    for level in LEVELS:
+        ids, probabilities = clips_to_videos(tables[level].video_ids, tables[level].softmax)
+        levels[level] = align(ids, probabilities, tuple(expected))
+    return Results(
+        source=source,
+        split=split,
+        runs={level: tables[level].run for level in LEVELS},
+        clips=len(tables["high"].video_ids),
+        video_ids=tuple(expected),
+        labels=np.fromiter(expected.values(), dtype=np.int64),
+        probabilities={
+            "low": levels["low"],
+            "mid": levels["mid"],
+            "high": levels["high"],
+            "fused": fuse_levels(levels, PAPER_WEIGHTS),
+            "mean": fuse_levels(levels, MEAN_WEIGHTS),
+        },
+    )
+
+
+def caveats(results: Results) -> list[str]:
+    """What keeps these figures from being the paper's, in words; empty for the paper's own setting."""
+    return [
+        *weights_caveats(results.source.identity),
+        *subset_caveats(results.source.dataset, len(results.video_ids)),
+        *_split_caveats(results),
+        *_missing_caveats(results),
+    ]
+
+
+def weights_caveats(identity: Mapping[str, Any]) -> list[str]:
+    """Says when the backbone was not the paper's ResNet-34 with ImageNet weights."""
+    weights, backbone = str(identity.get("weights")), str(identity.get("backbone"))
+    said = []
+    if weights.startswith(RANDOM_PREFIX):
+        said.append(
+            f"weights: {weights} (random, never trained). The figures show that the pipeline runs, not what the method "
+            "can do."
+        )
+    elif weights != PAPER_BACKBONE[0]:
+        said.append(f"weights: {weights} (not the paper's ImageNet weights).")
+    if backbone != PAPER_BACKBONE[1]:
+        said.append(f"backbone: {backbone} (the paper used {PAPER_BACKBONE[1]}).")
+    return said
+
+
+def subset_caveats(dataset: Dataset, test_videos: int) -> list[str]:
+    """Says when the videos at hand are not the whole dataset."""
+    subset = dataset.subset
+    if subset is None:
+        return []
+    of_videos = f" of {subset.published_videos:,}" if subset.published_videos else ""
+    of_classes = f" of {subset.published_classes}" if subset.published_classes else ""
+    missing = f" {len(subset.missing):,} listed videos were not there." if subset.missing else ""
+    return [
+        f"subset: {len(dataset.videos):,}{of_videos} videos, {len(dataset.classes)}{of_classes} classes, "
+        f"{test_videos:,} test videos.{missing} Not comparable with results on the whole dataset."
+    ]
+
+
+def _split_caveats(results: Results) -> list[str]:
+    if results.dataset in paper.DATASETS and results.split != paper.SPLIT:
+        return [f"split {results.split}: the paper's figures beside ours are of split {paper.SPLIT}."]
+    return []
+
+
+def _missing_caveats(results: Results) -> list[str]:
+    if not results.missing:
+        return []
+    count, total = len(results.missing), len(results.video_ids)
+    return [f"{count:,} of {total:,} test videos have no features and count as wrong."]

@@ -1,0 +1,146 @@
+"""The three levels' scores, checked to be of one dataset, split, cache and set of videos before anything is fused."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from cache.errors import ScoreError
+from cache.schema import LEVELS, Level
+from cache.scores import ScoreTable, read_scores
+from cache.workspace import Workspace
+
+SHOWN = 10
+"""Names that an error lists before it says how many more there are."""
+
+
+def read_levels(workspace: Workspace, dataset: str, split: int, pool: str, seed: int) -> dict[Level, ScoreTable]:
+    """Scores of the low, mid and high runs; ScoreError names the levels that are not trained, and what differs."""
+    paths = {level: workspace.run(dataset, split, level, pool, seed) / "scores.npz" for level in LEVELS}
+    missing = [level for level, path in paths.items() if not path.exists()]
+    if missing:
+        raise ScoreError(
+            f"no scores of level {', '.join(missing)} for {dataset}, split {split}, {pool} pooling, seed {seed}; "
+            f"train with `python -m train --dataset {dataset} --split {split} --pool {pool} --seed {seed} "
+            f"--level {missing[0] if len(missing) == 1 else 'all'}` (looked for {paths[missing[0]]})"
+        )
+    tables = {level: read_scores(path) for level, path in paths.items()}
+    check_same(tables)
+    return tables
+
+
+def check_same(tables: Mapping[Level, ScoreTable]) -> None:
+    """ScoreError listing every way in which the levels' scores are not of the same videos and settings."""
+    problems = [
+        f"{level} scores say they are of level {table.run.get('level')!r}"
+        for level, table in tables.items()
+        if table.run.get("level") != level
+    ]
+    for name, value in _COMPARED.items():
+        problems += _differences(name, {level: value(table) for level, table in tables.items()})
+    problems += _clip_differences(tables)
+    if problems:
+        raise ScoreError(
+            "the levels' scores do not belong together:\n  "
+            + "\n  ".join(problems)
+            + "\ntrain the levels again on one cache, split and clip rule (`make train LEVEL=all`)"
+        )
+
+
+def _identity(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What the features were made with, without the weights' name: equal hashes are equal weights."""
+    identity = run.get("fingerprint", {}).get("identity", {})
+    return {name: value for name, value in identity.items() if name != "weights"}
+
+
+_COMPARED: Mapping[str, Callable[[ScoreTable], Any]] = {
+    "dataset": lambda table: table.run.get("dataset"),
+    "split": lambda table: table.run.get("split"),
+    "pool": lambda table: table.run.get("pool"),
+    "clips": lambda table: table.run.get("clips"),
+    "cache fingerprint": lambda table: _identity(table.run),
+    "cache digest": lambda table: table.run.get("cache_digest"),
+    "classes": lambda table: tuple(table.classes.tolist()),
+}
+
+
+def _differences(name: str, values: Mapping[Any, Any]) -> list[str]:
+    """One line for a value that is not the same in all levels; of mappings, only the fields that differ."""
+    if all(value == next(iter(values.values())) for value in values.values()):
+        return []
+    if all(isinstance(value, Mapping) for value in values.values()):
+        fields = sorted({field for value in values.values() for field in value})
+        return [
+            line
+            for field in fields
+            for line in _differences(f"{name}, {field}", {level: value.get(field) for level, value in values.items()})
+        ]
+    if all(isinstance(value, tuple) for value in values.values()):
+        return _set_differences(name, {level: set(value) for level, value in values.items()}) or [
+            f"{name}: the same names in another order"
+        ]
+    return [f"{name}: " + ", ".join(f"{level} {value!r}" for level, value in values.items())]
+
+
+def _set_differences(name: str, sets: Mapping[Any, set[str]]) -> list[str]:
+    everything = set().union(*sets.values())
+    return [
+        f"{name} missing in {level}: {listed(sorted(everything - have))}"
+        for level, have in sets.items()
+        if everything - have
+    ]
+
+
+def _clip_differences(tables: Mapping[Level, ScoreTable]) -> list[str]:
+    """Videos, clips and labels that are not in every level."""
+    videos = {level: set(table.video_ids.tolist()) for level, table in tables.items()}
+    problems = _set_differences("videos", videos)
+    shared = set.intersection(*videos.values())
+    clips = {
+        level: {
+            f"{video} [{start}, {stop})"
+            for video, (start, stop) in zip(table.video_ids.tolist(), table.spans.tolist(), strict=True)
+            if video in shared
+        }
+        for level, table in tables.items()
+    }
+    problems += _set_differences("clips", clips)
+    labels = {
+        level: dict(zip(table.video_ids.tolist(), table.labels.tolist(), strict=True))
+        for level, table in tables.items()
+    }
+    other = sorted(video for video in shared if len({of[video] for of in labels.values()}) > 1)
+    return problems + ([f"labels differ for {listed(other)}"] if other else [])
+
+
+def check_against_cache(
+    tables: Mapping[Level, ScoreTable],
+    *,
+    identity: Mapping[str, Any],
+    classes: Sequence[str],
+    expected: Mapping[str, int],
+    have: Sequence[str],
+) -> None:
+    """ScoreError where scores are older than the cache they claim to come from, or of videos outside the test half.
+
+    `identity` is the cache's fingerprint, `expected` the test videos and their labels, `have` the videos with features.
+    """
+    table = next(iter(tables.values()))
+    scored = dict(zip(table.video_ids.tolist(), table.labels.tolist(), strict=True))
+    pair = {"scores": _identity(table.run), "cache": _identity({"fingerprint": {"identity": identity}})}
+    problems = _differences("fingerprint", pair)
+    problems += _differences("classes", {"scores": tuple(table.classes.tolist()), "cache": tuple(classes)})
+    wrong = {
+        "scored, but not test videos of this split": set(scored) - set(expected),
+        "test videos that have features but no scores": set(have) & set(expected) - set(scored),
+        "labels differ from the dataset's for": {v for v, label in scored.items() if expected.get(v, label) != label},
+    }
+    problems += [f"{what}: {listed(sorted(videos))}" for what, videos in wrong.items() if videos]
+    if problems:
+        raise ScoreError(
+            "the scores do not fit the cache:\n  " + "\n  ".join(problems) + "\ntrain again (`make train LEVEL=all`)"
+        )
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names, quoted, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(map(repr, names[:SHOWN])) + more

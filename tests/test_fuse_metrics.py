@@ -1,0 +1,90 @@
+"""Accuracy, confusion, intervals and McNemar's test against figures worked out otherwise."""
+
+from math import comb
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fuse import metrics
+
+PROBABILITIES = np.array([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6], [0.4, 0.4, 0.2], [np.nan] * 3, [0.1, 0.5, 0.4]])
+LABELS = np.array([0, 0, 1, 0, 2])
+
+
+def test_first_choice_and_its_ties() -> None:
+    assert metrics.predicted(PROBABILITIES).tolist() == [0, 2, 0, metrics.NO_PREDICTION, 1]
+    assert metrics.label_rank(PROBABILITIES, LABELS).tolist() == [0, 1, 1, 3, 1]
+
+
+def test_a_video_without_prediction_is_wrong_even_among_the_top_k_of_k_classes() -> None:
+    assert metrics.top_k_correct(PROBABILITIES, LABELS).tolist() == [True, False, False, False, False]
+    assert metrics.top_k_correct(PROBABILITIES, LABELS, 5).tolist() == [True, True, True, False, True]
+
+
+def test_per_class_has_nan_for_a_class_without_videos() -> None:
+    correct = np.array([True, False, True])
+    np.testing.assert_array_equal(metrics.per_class(correct, np.array([0, 0, 2]), 4), [0.5, np.nan, 1.0, np.nan])
+
+
+def test_confusion_counts_each_video_once_and_keeps_the_missing_apart() -> None:
+    matrix = metrics.confusion(metrics.predicted(PROBABILITIES), LABELS, 3)
+    assert matrix.tolist() == [[1, 0, 1, 1], [1, 0, 0, 0], [0, 1, 0, 0]]
+
+
+@given(st.integers(1, 60), st.integers(2, 8), st.integers(0, 2**32 - 1))
+def test_first_choice_agrees_with_rank_zero(videos: int, classes: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    probabilities = generator.integers(0, 4, (videos, classes)) / 4  # many ties
+    labels = generator.integers(0, classes, videos)
+    right = metrics.label_rank(probabilities, labels) == 0
+    np.testing.assert_array_equal(right, metrics.predicted(probabilities) == labels)
+    matrix = metrics.confusion(metrics.predicted(probabilities), labels, classes)
+    assert matrix.sum() == videos
+    assert np.trace(matrix[:, :classes]) == right.sum()
+
+
+def test_bootstrap_interval_is_that_of_resampled_videos() -> None:
+    correct = np.arange(400) % 5 != 0
+    found = metrics.accuracy_interval(correct)
+    generator = np.random.default_rng(7)
+    drawn = [generator.choice(correct, size=len(correct)).mean() for _ in range(4000)]
+    np.testing.assert_allclose([found.low, found.high], np.percentile(drawn, [2.5, 97.5]), atol=0.004)
+    assert found == metrics.accuracy_interval(correct)
+
+
+def test_difference_interval_is_that_of_resampled_pairs() -> None:
+    generator = np.random.default_rng(3)
+    first, second = generator.random(500) < 0.8, generator.random(500) < 0.7
+    found = metrics.difference_interval(first, second)
+    rows = generator.integers(0, 500, (4000, 500))
+    drawn = first[rows].mean(axis=1) - second[rows].mean(axis=1)
+    np.testing.assert_allclose([found.low, found.high], np.percentile(drawn, [2.5, 97.5]), atol=0.006)
+
+
+def test_intervals_of_no_videos_are_empty() -> None:
+    assert metrics.accuracy_interval(np.zeros(0, dtype=bool)) == metrics.Interval(0.0, 0.0)
+    assert metrics.difference_interval(np.zeros(0, dtype=bool), np.zeros(0, dtype=bool)).high == 0.0
+
+
+def mcnemar_of(only_first: int, only_second: int, both: int = 3) -> metrics.McNemar:
+    first = np.array([True] * only_first + [False] * only_second + [True] * both)
+    second = np.array([False] * only_first + [True] * only_second + [True] * both)
+    return metrics.mcnemar(first, second)
+
+
+@pytest.mark.parametrize(
+    ("only_first", "only_second", "p_value"),
+    [(0, 0, 1.0), (3, 3, 1.0), (5, 0, 2 / 2**5), (1, 9, 2 * (1 + 10) / 2**10), (8, 2, 2 * (1 + 10 + 45) / 2**10)],
+)
+def test_mcnemar_against_hand_worked_binomials(only_first: int, only_second: int, p_value: float) -> None:
+    found = mcnemar_of(only_first, only_second)
+    assert (found.only_first, found.only_second) == (only_first, only_second)
+    assert found.p_value == pytest.approx(p_value)
+
+
+def test_mcnemar_of_thousands_of_disagreements_does_not_overflow() -> None:
+    found = mcnemar_of(1500, 1300)
+    assert found.p_value == pytest.approx(2 * sum(comb(2800, k) for k in range(1301)) / 2**2800)
+    assert 1e-4 < found.p_value < 2e-4

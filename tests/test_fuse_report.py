@@ -1,0 +1,91 @@
+"""The page: what it says, and that names from outside stay text. What a browser makes of it: test_fuse_browser.py."""
+
+import base64
+import hashlib
+import re
+from html.parser import HTMLParser
+
+from helpers_golden import check_golden
+from helpers_scores import MADE, hand_worked_results, made_up_results, results_of_a_subset
+
+from fuse.page import page_of
+from fuse.report import render
+from fuse.results import Results, caveats
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "{{ 7*7 }}{% raw %}",
+    "</script><script>alert(2)</script>",
+    "javascript:alert(1)",
+    "\u202eevil\u202c\x00\x1b[31m",
+    "]]><!--",
+    "&lt;b&gt;",
+)
+
+
+def page(results: Results) -> str:
+    return render(page_of(results, caveats(results), MADE))
+
+
+class _Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: dict[str, int] = {}
+        self.attributes: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] = self.tags.get(tag, 0) + 1
+        self.attributes |= {name for name, _ in attrs}
+
+
+def tags_of(html: str) -> _Tags:
+    parser = _Tags()
+    parser.feed(html)
+    return parser
+
+
+def test_the_page_is_as_it_was() -> None:
+    check_golden("fuse/report.html", page(results_of_a_subset()))
+
+
+def test_hostile_names_stay_text() -> None:
+    tame = made_up_results([f"class {index}" for index in range(len(HOSTILE))], 64)
+    wild = made_up_results(HOSTILE, 64, id_of=lambda index, name: f"<b onclick=x>{index}<script>'\"&{{{{7*7}}}}")
+    expected, found = tags_of(page(tame)), tags_of(page(wild))
+    assert found.tags == expected.tags
+    assert found.attributes == expected.attributes
+    assert not any(name.startswith("on") for name in found.attributes)
+    assert "\u202e" not in page(wild)
+    assert "49" not in re.findall(r"<th scope=\"row\"[^>]*>(.*?)</th>", page(wild))
+
+
+def test_the_policy_allows_exactly_what_stands_in_the_file() -> None:
+    html = page(hand_worked_results())
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)
+    assert policy
+    scripts = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    styles = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
+    assert len(scripts) == len(styles) == 1
+    for directive, text in (("script-src", scripts[0]), ("style-src", styles[0])):
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{directive} &#39;sha256-{digest}&#39;" in policy[1]
+    assert policy[1].startswith("default-src &#39;none&#39;")
+    assert "unsafe" not in policy[1]
+    assert " style=" not in html
+    assert "http://" not in html
+    assert "https://" not in html
+
+
+def test_what_has_to_be_known_first_stands_first() -> None:
+    html = page(results_of_a_subset())
+    first = html.index("subset: 40 of 13,320 videos")
+    assert html.index("weights: random:0 (random, never trained)") < first < html.index("<main>")
+    assert "1 of 40 test videos have no features and count as wrong." in html
+
+
+def test_missing_failed_and_suspect_videos_are_listed_with_reasons() -> None:
+    html = page(results_of_a_subset())
+    assert "Videos that could not be decoded: 1" in html
+    assert "truncated &lt;file&gt;" in html
+    assert "48 of 50" in html
