@@ -84,4 +84,4 @@ def test_a_second_derivative_is_refused_rather_than_wrong():
 def test_custom_operator_is_registered_soundly(projected):
     *arguments, _, _ = draw((5, 2, 4), projected, torch.float32)
     leaves = [None if tensor is None else tensor.requires_grad_() for tensor in arguments]
-    torch.library.opcheck(cpu.forward, leaves)
+    torch.library.opcheck(torch.ops.mrrn.sru_cpu.default, leaves)

@@ -1,15 +1,10 @@
 """Which implementation of the SRU's recurrence runs: by name or by device, never exchanged for another in silence."""
 
-from collections.abc import Callable
-
 import torch
-from torch import Tensor
 
 from cache.errors import TrainingError
 from train.sru import cpu, reference
-
-Recurrence = Callable[[Tensor, Tensor | None, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(u [T, B, G, D], x [T, B, D] or None, biases [2, D], c0 [B, D]) -> (h [T, B, D], last state [B, D])."""
+from train.sru.operator import Recurrence
 
 BACKENDS = ("auto", "reference", "cpu", "triton")
 

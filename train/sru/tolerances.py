@@ -13,6 +13,9 @@ TOLERANCES = {
 inputs, by the output's own dtype: a few roundings in float32 and float64; in half precision the single rounding of the
 result (2^-8 and 2^-11), since everything before it is float32."""
 
+INTERPRETER_TOLERANCES = TOLERANCES | {torch.bfloat16: 8e-3}
+"""The same for Triton's interpreter, which cuts a bf16 result off (2^-7) where a GPU rounds it."""
+
 
 def error(ours: Tensor, reference: Tensor) -> float:
     """Largest difference, as a fraction of the reference's largest value where that exceeds 1; infinite for NaN."""

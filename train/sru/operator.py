@@ -1,0 +1,73 @@
+"""Makes torch operators of a recurrence's two kernels, so that autograd, torch.compile and CUDA graphs understand them.
+
+The outputs are allocated here; a kernel fills them and returns nothing. Letters as in `reference.py`; `S` is `T + 1`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.library import custom_op
+
+Recurrence = Callable[[Tensor, Tensor | None, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(u [T, B, G, D], x [T, B, D] or None, biases [2, D], c0 [B, D]) -> (h [T, B, D], last state [B, D])."""
+
+ForwardKernel = Callable[[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor], None]
+"""(u, x, biases, c0; to be filled: h, last state, states with c0 in front [S, B, D])."""
+
+BackwardKernel = Callable[..., None]
+"""(dh, gradient of the last state, u, x, biases, states; to be filled: du, dx or None, dbias, dc0)."""
+
+
+def make_operator(name: str, forward_kernel: ForwardKernel, backward_kernel: BackwardKernel) -> Recurrence:
+    """Register `mrrn::sru_<name>` and its backward; what is returned has the contract of `reference.recurrence`."""
+
+    @custom_op(f"mrrn::sru_{name}", mutates_args=())
+    def forward(u_TBGD: Tensor, x_TBD: Tensor | None, bias_2D: Tensor, c0_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        outputs = _outputs(u_TBGD, x_TBD, bias_2D, c0_BD)
+        forward_kernel(u_TBGD, x_TBD, bias_2D, c0_BD, *outputs)
+        return outputs
+
+    @custom_op(f"mrrn::sru_{name}_backward", mutates_args=())
+    def backward(
+        dh_TBD: Tensor, dc_BD: Tensor, u_TBGD: Tensor, x_TBD: Tensor | None, bias_2D: Tensor, states_SBD: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        du, dx, dbias, dc0 = _gradients(dh_TBD, dc_BD, u_TBGD, x_TBD, bias_2D, states_SBD)
+        outputs = (du, None if x_TBD is None else dx, dbias, dc0)
+        backward_kernel(dh_TBD, dc_BD, u_TBGD, x_TBD, bias_2D, states_SBD, *outputs)
+        return du, dx, dbias, dc0
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        u_TBGD, x_TBD, bias_2D, _ = inputs
+        ctx.save_for_backward(u_TBGD, x_TBD, bias_2D, output[2])
+        ctx.mark_non_differentiable(output[2])
+
+    def differentiate(ctx: Any, dh_TBD: Tensor, dc_BD: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        u_TBGD, x_TBD, bias_2D, states_SBD = ctx.saved_tensors
+        du, dx, dbias, dc0 = backward(dh_TBD, dc_BD, u_TBGD, x_TBD, bias_2D, states_SBD)
+        return du, None if x_TBD is None else dx, dbias, dc0
+
+    forward.register_fake(_outputs)
+    backward.register_fake(_gradients)
+    forward.register_autograd(differentiate, setup_context=save)
+
+    def recurrence(u_TBGD: Tensor, x_TBD: Tensor | None, bias_2D: Tensor, c0_BD: Tensor) -> tuple[Tensor, Tensor]:
+        h_TBD, c_BD, _ = forward(u_TBGD, x_TBD, bias_2D, c0_BD)
+        return h_TBD, c_BD
+
+    return recurrence
+
+
+def _outputs(u_TBGD: Tensor, x_TBD: Tensor | None, bias_2D: Tensor, c0_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states, the last state, and all states for the backward pass, which autograd does not see."""
+    steps, batch, _, hidden = u_TBGD.shape
+    states_SBD = c0_BD.new_empty(steps + 1, batch, hidden)
+    return u_TBGD.new_empty(steps, batch, hidden), c0_BD.new_empty(batch, hidden), states_SBD
+
+
+def _gradients(
+    dh_TBD: Tensor, dc_BD: Tensor, u_TBGD: Tensor, x_TBD: Tensor | None, bias_2D: Tensor, states_SBD: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of u, x, biases and c0; an operator cannot return None, so that of an absent x is an empty tensor."""
+    dx_TBD = u_TBGD.new_empty(0) if x_TBD is None else x_TBD.new_empty(x_TBD.shape)
+    return u_TBGD.new_empty(u_TBGD.shape), dx_TBD, bias_2D.new_empty(bias_2D.shape), states_SBD.new_empty(dc_BD.shape)

@@ -1,0 +1,152 @@
+# mypy: disable-error-code="no-untyped-def"
+"""The SRU's recurrence on a GPU: one kernel forward, one backward, each with gates, recurrence, highway and tanh in it.
+
+A program owns one sequence and a run of hidden units, and walks through the steps with its state in registers (float32,
+or float64 for float64 states). The backward kernel computes gates and tanh again from what the forward pass was given
+and from the states. Nothing is summed with atomics, so the same input gives the same bits. Letters as in
+`reference.py`. With TRITON_INTERPRET=1 in the environment before the start, the kernels run on a processor, slowly.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from train.sru.operator import make_operator
+
+INTERPRETED: bool = triton.knobs.runtime.interpret
+"""Whether kernels run in Triton's interpreter, on a processor."""
+
+BLOCK = 64
+"""Hidden units of a program: one warp with two each, so that a half-precision pair has the 4 bytes of a prefetch."""
+
+PREFETCHED_STEPS = tl.constexpr(4)
+"""Steps whose loads are under way at once: they wait for no state, so memory's latency hides behind the recurrence."""
+
+LAUNCH = {"num_warps": 1, "enable_fp_fusion": True}
+"""Fusing a product and a sum rounds once instead of twice; said here because Triton's own default is changing."""
+
+
+@triton.jit
+def _sigmoid(x):
+    return 1 / (1 + tl.exp(-x))
+
+
+@triton.jit
+def _tanh(x):
+    return 2 * _sigmoid(2 * x) - 1
+
+
+@triton.jit
+def _forward(u, x, bias, c0, h, last, states, T, B, D, PROJECTED: tl.constexpr, BLOCK: tl.constexpr):
+    b = tl.program_id(0).to(tl.int64)
+    d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = d < D
+    state: tl.constexpr = states.dtype.element_ty
+    G: tl.constexpr = 4 if PROJECTED else 3
+    bias_f = tl.load(bias + d, mask=inside, other=0).to(state)
+    bias_r = tl.load(bias + D + d, mask=inside, other=0).to(state)
+    c = tl.load(c0 + b * D + d, mask=inside, other=0).to(state)
+    tl.store(states + b * D + d, c, mask=inside)
+    for t in tl.range(T, num_stages=PREFETCHED_STEPS):
+        row = t * B + b
+        u_t = u + row * G * D + d
+        x_tilde = tl.load(u_t, mask=inside, other=0).to(state)
+        f = _sigmoid(tl.load(u_t + D, mask=inside, other=0).to(state) + bias_f)
+        r = _sigmoid(tl.load(u_t + 2 * D, mask=inside, other=0).to(state) + bias_r)
+        highway = tl.load(u_t + 3 * D if PROJECTED else x + row * D + d, mask=inside, other=0).to(state)
+        c = x_tilde + f * (c - x_tilde)
+        tl.store(states + (row + B) * D + d, c, mask=inside)
+        tl.store(h + row * D + d, highway + r * (_tanh(c) - highway), mask=inside)
+    tl.store(last + b * D + d, c, mask=inside)
+
+
+@triton.jit
+def _backward(dh, dlast, u, x, bias, states, du, dx, dbias, dc0, T, B, D, PROJECTED: tl.constexpr, BLOCK: tl.constexpr):
+    b = tl.program_id(0).to(tl.int64)
+    d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = d < D
+    state: tl.constexpr = states.dtype.element_ty
+    G: tl.constexpr = 4 if PROJECTED else 3
+    bias_f = tl.load(bias + d, mask=inside, other=0).to(state)
+    bias_r = tl.load(bias + D + d, mask=inside, other=0).to(state)
+    dbias_f = tl.zeros([BLOCK], state)
+    dbias_r = tl.zeros([BLOCK], state)
+    carry = tl.load(dlast + b * D + d, mask=inside, other=0).to(state)
+    c = tl.load(states + (T * B + b) * D + d, mask=inside, other=0)
+    for i in tl.range(T, num_stages=PREFETCHED_STEPS):
+        row = (T - 1 - i) * B + b
+        u_t, du_t = u + row * G * D + d, du + row * G * D + d
+        x_tilde = tl.load(u_t, mask=inside, other=0).to(state)
+        f = _sigmoid(tl.load(u_t + D, mask=inside, other=0).to(state) + bias_f)
+        r = _sigmoid(tl.load(u_t + 2 * D, mask=inside, other=0).to(state) + bias_r)
+        highway = tl.load(u_t + 3 * D if PROJECTED else x + row * D + d, mask=inside, other=0).to(state)
+        dh_t = tl.load(dh + row * D + d, mask=inside, other=0).to(state)
+        before = tl.load(states + row * D + d, mask=inside, other=0)
+        g = _tanh(c)
+
+        tl.store(du_t + 3 * D if PROJECTED else dx + row * D + d, dh_t * (1 - r), mask=inside)
+        dr = dh_t * (g - highway) * r * (1 - r)
+        dc = dh_t * r * (1 - g * g) + carry
+        df = dc * (before - x_tilde) * f * (1 - f)
+        carry = dc * f
+        tl.store(du_t, dc - carry, mask=inside)
+        tl.store(du_t + D, df, mask=inside)
+        tl.store(du_t + 2 * D, dr, mask=inside)
+        dbias_f += df
+        dbias_r += dr
+        c = before
+    tl.store(dc0 + b * D + d, carry, mask=inside)
+    tl.store(dbias + b * 2 * D + d, dbias_f, mask=inside)
+    tl.store(dbias + b * 2 * D + D + d, dbias_r, mask=inside)
+
+
+def forward(
+    u_TBGD: Tensor,
+    x_TBD: Tensor | None,
+    bias_2D: Tensor,
+    c0_BD: Tensor,
+    h_TBD: Tensor,
+    c_BD: Tensor,
+    states_SBD: Tensor,
+) -> None:
+    """Equations 3 to 6 into `h_TBD`, `c_BD` (the last state) and `states_SBD`."""
+    steps, batch, _, hidden = u_TBGD.shape
+    u, bias, c0 = u_TBGD.contiguous(), bias_2D.contiguous(), c0_BD.contiguous()
+    x = u if x_TBD is None else x_TBD.contiguous()
+    with torch.cuda.device_of(u):
+        _forward[_grid(batch, hidden)](
+            u, x, bias, c0, h_TBD, c_BD, states_SBD, steps, batch, hidden, x_TBD is None, BLOCK, **LAUNCH
+        )
+
+
+def backward(
+    dh_TBD: Tensor,
+    dc_BD: Tensor,
+    u_TBGD: Tensor,
+    x_TBD: Tensor | None,
+    bias_2D: Tensor,
+    states_SBD: Tensor,
+    du_TBGD: Tensor,
+    dx_TBD: Tensor | None,
+    dbias_2D: Tensor,
+    dc0_BD: Tensor,
+) -> None:
+    """The gradients into the last four, from those of `h` and of the last state."""
+    steps, batch, _, hidden = u_TBGD.shape
+    dh, dlast, u, bias = dh_TBD.contiguous(), dc_BD.contiguous(), u_TBGD.contiguous(), bias_2D.contiguous()
+    x, dx = (u, du_TBGD) if x_TBD is None else (x_TBD.contiguous(), dx_TBD)
+    dbias_B2D = states_SBD.new_empty(batch, 2, hidden)
+    with torch.cuda.device_of(u):
+        _backward[_grid(batch, hidden)](
+            dh, dlast, u, x, bias, states_SBD, du_TBGD, dx, dbias_B2D, dc0_BD,
+            steps, batch, hidden, x_TBD is None, BLOCK, **LAUNCH,
+        )  # fmt: skip
+    dbias_2D.copy_(dbias_B2D.sum(0))
+
+
+def _grid(batch: int, hidden: int) -> tuple[int, int]:
+    return batch, triton.cdiv(hidden, BLOCK)
+
+
+recurrence = make_operator("triton", forward, backward)
