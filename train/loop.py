@@ -55,10 +55,9 @@ class Position:
     """Kind of device: cpu or cuda."""
 
 
-def seeded(*parts: object) -> torch.Generator:
-    """A generator of its own for each combination of `parts`, whatever was drawn elsewhere."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+def derived_seed(*parts: object) -> int:
+    """A seed of its own for each combination of `parts`."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
 
 
 class Trainer:
@@ -88,6 +87,8 @@ class Trainer:
         finite; the weights are then those from before that step.
         """
         self.head.train()
+        if (self.epoch, self.step) == (0, 0):
+            torch.manual_seed(derived_seed("dropout", self.seed))
         while self.epoch < self.epochs:
             yield from self._run_epoch(tick_seconds)
 
@@ -113,7 +114,7 @@ class Trainer:
 
     def _order(self) -> tuple[Tensor, Tensor]:
         """The epoch's order of clips and the view each is drawn from, int64 `[N]`: a function of seed and epoch."""
-        generator = seeded("order", self.seed, self.epoch)
+        generator = torch.Generator().manual_seed(derived_seed("order", self.seed, self.epoch))
         clip_N = torch.randperm(len(self.bank), generator=generator)
         view_N = torch.randint(self.bank.num_views, (len(self.bank),), generator=generator)
         return clip_N.to(self.device), view_N.to(self.device)

@@ -105,8 +105,9 @@ def variant_of(recipe: Recipe, usual: Recipe, *, holdout: bool) -> str:
     base = RECIPES.get(recipe.name, recipe)
     parts = [] if recipe.name == usual.name else [recipe.name]
     parts += [recipe.cell] if recipe.cell != base.cell else []
-    for letter, name in (("h", "hidden"), ("l", "layers"), ("e", "epochs"), ("b", "batch")):
-        parts += [f"{letter}{getattr(recipe, name)}"] if getattr(recipe, name) != getattr(base, name) else []
+    for letter, names in (("h", ("hidden",)), ("l", ("layers",)), ("e", ("epochs", "min_steps")), ("b", ("batch",))):
+        if any(getattr(recipe, name) != getattr(base, name) for name in names):
+            parts.append(f"{letter}{getattr(recipe, names[0])}")
     if recipe.learning_rate != base.learning_rate:
         rates = {f"{rate:g}" for rate in recipe.learning_rate.values()}
         parts.append("lr" + "_".join(sorted(rates)))
