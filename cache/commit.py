@@ -24,13 +24,12 @@ from cache.errors import CacheError
 from cache.files import fsync_folder
 from cache.fingerprint import JSON, canonical_json
 from cache.ledger import Ledger
-from cache.rows import WITH_FEATURES, Claim, Outcome, ShardRow
+from cache.rows import SHARD_NAME, WITH_FEATURES, Claim, Outcome, ShardRow
 from cache.shards import SUFFIXES, Backend, open_shard
 from cache.shards.protocol import ShardData, ShardIndex
 from cache.shards.writing import ShardWriter, Written, hash_files
 
 _TEMPORARY = re.compile(r"\.tmp-(?P<token>\d+)-\d+-\d+")
-_SHARD = re.compile(r"\d{6,}-(?P<digest>[0-9a-f]{16})\.(h5|zarr)")
 _RESERVE_BYTES = 32 << 20
 """Left free on the disk, for the ledger and whoever else writes there."""
 
@@ -180,7 +179,7 @@ def recover(destination: Destination) -> list[str]:
         known = {row[0] for row in connection.execute("SELECT name FROM shards")}
         for name in sorted(entry.name for entry in destination.folder.iterdir() if entry.name not in known):
             path = destination.folder / name
-            temporary, shard = _TEMPORARY.fullmatch(name), _SHARD.fullmatch(name)
+            temporary, shard = _TEMPORARY.fullmatch(name), SHARD_NAME.fullmatch(name)
             if shard and _adopt(destination, connection, path, shard["digest"]):
                 done.append(f"adopted shard {name}, which was complete but not yet recorded")
             elif shard or (temporary and int(temporary["token"]) not in tokens):

@@ -1,8 +1,11 @@
 """What a cache says of itself: cache.json, and how a new cache comes to be."""
 
+import contextlib
 import json
 import os
+import re
 import shutil
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +17,9 @@ from cache.fingerprint import JSON, Fingerprint
 from cache.ledger import Ledger
 from cache.schema import DTYPE, FORMAT_VERSION, LEVELS, Level
 from cache.shards import BACKENDS, Backend
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""`Path` has already made one slash of two."""
 
 _README = """\
 This folder is a feature cache of MRRN: what a frozen image network says of every frame of the videos of one dataset.
@@ -83,6 +89,7 @@ def write_description(path: Path, description: Description) -> None:
 def read_description(cache: Path) -> Description:
     """Read the cache.json of the cache in folder `cache`; CacheError where it is missing or of another format."""
     file = cache / "cache.json"
+    _check_folder(cache)
     try:
         value = json.loads(file.read_bytes())
         if value["format"] != FORMAT_VERSION:
@@ -99,6 +106,16 @@ def read_description(cache: Path) -> Description:
         raise CacheError(f"{cache} is not a feature cache: it has no cache.json. `make extract` makes one") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CacheError(f"{file} is not a cache's description: {error!r}; it was changed or is damaged") from error
+
+
+def _check_folder(cache: Path) -> None:
+    """Refuse what could lead elsewhere before anything of it is followed: addresses, links, devices."""
+    if "::" in str(cache) or _ADDRESS.match(str(cache)):
+        raise CacheError(f"{str(cache)!r} looks like an address; a cache is a folder on this machine")
+    for name, is_kind in (("cache.json", stat.S_ISREG), ("dataset.json", stat.S_ISREG), ("shards", stat.S_ISDIR)):
+        with contextlib.suppress(FileNotFoundError):
+            if not is_kind((cache / name).lstat().st_mode):
+                raise CacheError(f"{cache / name} is a link or something odd; caches have plain files and folders")
 
 
 def create_cache(path: Path, dataset: Dataset, description: Description) -> None:

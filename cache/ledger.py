@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from cache.database import Database
-from cache.errors import LeaseLostError
+from cache.errors import DamageError, LeaseLostError
 from cache.owner import is_dead
 from cache.rows import STATUSES, WITH_FEATURES, Claim, ClaimedVideo, Outcome, Place, ShardRow, Status
 
@@ -55,14 +55,15 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         """CacheError where there is no ledger at `path`."""
-        self._database = Database(path)
+        self.path = path
+        self._database = Database(path, _SCHEMA)
 
     @classmethod
     def create(cls, path: Path, videos: Iterable[tuple[str, str]]) -> "Ledger":
         """A new ledger with all `(id, path)` pending, numbered in the given order."""
         path.touch(exist_ok=False)
         ledger = cls(path)
-        ledger._database.create(_SCHEMA)
+        ledger._database.create()
         with ledger.transaction() as connection:
             connection.executemany("INSERT INTO videos (id, path) VALUES (?, ?)", videos)
         return ledger
@@ -78,7 +79,7 @@ class Ledger:
     # -- sharing the work ---------------------------------------------------------------------------------------------
 
     def claim(self, owner: str, limit: int, lease_seconds: float) -> Claim | None:
-        """Take up to `limit` pending videos that nobody has, in id order; None where there are none just now.
+        """Take up to `limit` pending videos that nobody has, in the order of the dataset; None where there are none.
 
         None with videos still pending means that others have them: wait until `next_expiry`, or be done.
         """
@@ -129,6 +130,13 @@ class Ledger:
         claims = connection.execute("SELECT token, owner, expires FROM claims").fetchall()
         dead = {owner for owner in {row[1] for row in claims} if is_dead(owner)}
         _free(connection, [token for token, owner, expires in claims if expires <= now or owner in dead])
+
+    def add(self, videos: Iterable[tuple[str, str]]) -> int:
+        """Put the `(id, path)` that are not known yet behind the others, pending; how many they were."""
+        with self.transaction() as connection:
+            before = connection.total_changes
+            connection.executemany("INSERT OR IGNORE INTO videos (id, path) VALUES (?, ?)", videos)
+            return connection.total_changes - before
 
     # -- results ------------------------------------------------------------------------------------------------------
 
@@ -185,17 +193,31 @@ class Ledger:
     def outcomes(self, status: Status | None = None) -> Iterator[Outcome]:
         """What became of each video, in id order; of those with one status where it is given."""
         columns = "id, status, reason, num_frames, declared_frames, decoder_errors, seconds"
-        where = "" if status is None else "AND status = ?"
-        for row in self._pages(f"SELECT number, {columns} FROM videos WHERE number > ? {where}", status):
-            yield Outcome(**dict(zip(Outcome.__dataclass_fields__, row[1:], strict=True)))
+        chosen = "" if status is None else "AND status = ?"
+        last = ""
+        while True:
+            # Page by page, so that neither memory nor the time for which a lock is held grows with the ledger.
+            with self._database.reading() as connection:
+                rows = connection.execute(
+                    f"SELECT {columns} FROM videos WHERE id > ? {chosen} ORDER BY id LIMIT 10000",
+                    (last,) if status is None else (last, status),
+                ).fetchall()
+            if not rows:
+                return
+            for row in rows:
+                yield Outcome(**dict(zip(Outcome.__dataclass_fields__, row, strict=True)))
+            last = rows[-1][0]
 
     def places(self) -> list[Place]:
         """Where the features of each video are, in id order."""
         with self._database.reading() as connection:
             rows = connection.execute(
-                "SELECT id, shard, position, num_frames FROM videos WHERE shard IS NOT NULL ORDER BY number"
+                "SELECT id, shard, position, num_frames FROM videos WHERE shard IS NOT NULL ORDER BY id"
             )
-            return [Place(*row) for row in rows]
+            try:
+                return [Place(str(row[0]), int(row[1]), int(row[2]), int(row[3])) for row in rows]
+            except (ValueError, TypeError) as error:
+                raise DamageError(f"{self.path} is damaged: {error}") from error
 
     def shards(self) -> list[ShardRow]:
         """All shards, in the order in which they were committed."""
@@ -203,18 +225,6 @@ class Ledger:
             names = ", ".join(ShardRow.__dataclass_fields__)
             rows = connection.execute(f"SELECT {names} FROM shards ORDER BY number").fetchall()
         return [ShardRow(**dict(zip(ShardRow.__dataclass_fields__, row, strict=True))) for row in rows]
-
-    def _pages(self, query: str, status: Status | None) -> Iterator[tuple]:
-        """Rows page by page, so that neither memory nor a lock grows with the ledger."""
-        last = -1
-        while True:
-            with self._database.reading() as connection:
-                given = (last,) if status is None else (last, status)
-                rows = connection.execute(f"{query} ORDER BY number LIMIT 10000", given).fetchall()
-            if not rows:
-                return
-            yield from rows
-            last = rows[-1][0]
 
 
 def _free(connection: sqlite3.Connection, tokens: Sequence[int]) -> None:

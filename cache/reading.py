@@ -31,6 +31,7 @@ class OpenShard:
     def features(self, place: Place, level: Level, view: int, start: int, stop: int) -> NDArray[np.float16]:
         """Frames `[start, stop)` of one video, `[F, C]`; the whole video is verified when it is first read."""
         index = self.reader.index
+        self.check_place(place)
         key = (place.position, index.levels.index(level), view)
         if self.verified[key]:
             return features(self.reader, place.position, level, view, start, stop)
@@ -39,12 +40,22 @@ class OpenShard:
         self.verified[key] = True
         return whole_FC[start:stop]
 
+    def check_place(self, place: Place) -> None:
+        """DamageError where the ledger says otherwise than the shard of what stands at this place."""
+        index, i = self.reader.index, place.position
+        there = index.video_ids[i] if 0 <= i < index.num_videos else None
+        if there != place.video_id or index.offsets[i + 1] - index.offsets[i] != place.num_frames:
+            raise DamageError(
+                f"video {place.video_id!r}: the ledger says that it is number {i} of shard {self.reader.path} with "
+                f"{place.num_frames} frames; that is {there!r}. `python -m cache verify` lists all damage"
+            )
+
 
 class ShardPool:
     """Open shards by number. Safe to use from several threads and, as nothing in it is shared, in forked children."""
 
     def __init__(self, folder: Path, backend: Backend, rows: Mapping[int, ShardRow]) -> None:
-        self._folder, self._backend, self._rows = folder, backend, rows
+        self.folder, self._backend, self._rows = folder, backend, rows
         self._forget()
 
     def _forget(self) -> None:
@@ -74,7 +85,7 @@ class ShardPool:
         row = self._rows.get(number)
         if row is None:
             raise CacheError(f"the ledger speaks of shard {number}, which it does not list; it is damaged")
-        reader = open_shard(self._folder / row.name, self._backend)
+        reader = open_shard(self.folder / row.name, self._backend)
         if reader.index.content != row.content:
             raise DamageError(
                 f"shard {reader.path} is not the one that the ledger lists: it was replaced. "

@@ -1,11 +1,17 @@
 """What the ledger's rows say, as values: outcomes of videos, claims on them, shards and places in them."""
 
+import re
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, get_args
+
+from cache.errors import DamageError
 
 Status = Literal["pending", "done", "suspect", "failed"]
 
 STATUSES: Final[tuple[Status, ...]] = get_args(Status)
+
+SHARD_NAME: Final = re.compile(r"\d{6,}-(?P<digest>[0-9a-f]{16})\.(h5|zarr)")
+"""Number, beginning of the hash over its bytes, format."""
 
 WITH_FEATURES: Final[tuple[Status, ...]] = ("done", "suspect")
 """Statuses of videos whose features are in a shard."""
@@ -69,6 +75,13 @@ class ShardRow:
     num_bytes: int
     environment: str
     """JSON: the fingerprint's environment fields as they were when this shard was made."""
+
+    def __post_init__(self) -> None:
+        numbers = (self.number, self.num_videos, self.num_frames, self.num_bytes)
+        texts = (self.name, self.digest, self.content, self.environment)
+        plain = all(isinstance(n, int) and n >= 0 for n in numbers) and all(isinstance(t, str) for t in texts)
+        if not plain or not SHARD_NAME.fullmatch(self.name):
+            raise DamageError(f"the ledger lists shard {self.name!r}, which no ledger of ours does; it is damaged")
 
 
 class Place(NamedTuple):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cache.bank import FeatureBank, load_bank
 from cache.commit import Destination, commit_shard, recover
-from cache.dataset import Dataset, read_dataset
+from cache.dataset import Dataset, read_dataset, write_dataset
 from cache.description import Description, create_cache, read_description
 from cache.errors import CacheError
 from cache.fingerprint import JSON, Fingerprint, check_fingerprint
@@ -168,6 +168,16 @@ class FeatureCache:
     @property
     def _destination(self) -> Destination:
         return Destination(self.path / "shards", self.backend, self.ledger, self.fingerprint.digest)
+
+    def replace_dataset(self, dataset: Dataset) -> int:
+        """Make `dataset` the one whose features these are; how many of its videos are new, and pending now.
+
+        What was extracted stays, also of videos that `dataset` does not have.
+        """
+        new = self.ledger.add(sorted((video.id, video.path) for video in dataset.videos))
+        write_dataset(self.path / "dataset.json", dataset)
+        self.__dict__.pop("dataset", None)
+        return new
 
     def commit(
         self, claim: Claim, data: ShardData | None, outcomes: Sequence[Outcome], environment: Mapping[str, JSON]

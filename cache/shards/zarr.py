@@ -22,7 +22,8 @@ from cache.schema import CHANNELS, LEVELS, Level
 from cache.shards.protocol import ShardData, ShardIndex
 
 _FORMAT = "mrrn-shard-1"
-_INDEX = ("video_id", "offsets", "pts_seconds", "checksum")
+_INDEX = {"video_id": "string", "offsets": "int64", "pts_seconds": "float64", "checksum": "uint64"}
+_ATTRIBUTES = {"format", "content", "notes"}
 _CHUNK_FRAMES = 256
 _CRC_BYTES = 4
 
@@ -75,7 +76,7 @@ class ZarrShard:
         """Look at the structure and read the index; DamageError or CacheError where it is not a shard of ours."""
         self.path = path
         try:
-            _check_files(path)
+            _check_structure(path)
             group = zarr.open_group(LocalStore(path, read_only=True), mode="r", zarr_format=3)
             if group.attrs.get("format") != _FORMAT:
                 raise CacheError(f"its format is not {_FORMAT}; another version of this program may have written it")
@@ -90,8 +91,10 @@ class ZarrShard:
     def _open_level(self, level: Level) -> "list[_ViewFile]":
         index = self.index
         shape = (index.num_views, index.num_frames, CHANNELS[level])
+        declared = json.loads((self.path / level / "zarr.json").read_bytes())["shape"]
+        if declared != list(shape):
+            raise CacheError(f"{level} is {declared}; expected {list(shape)}")
         chunk, shard = _grid(shape)
-        _check_metadata(self.path / level / "zarr.json", shape, chunk, shard)
         return [_ViewFile(self.path / level / "c" / str(view) / "0" / "0", chunk, shard) for view in range(shape[0])]
 
     def read_into(self, level: Level, view: int, start: int, out_FC: NDArray[np.float16]) -> None:
@@ -134,9 +137,10 @@ def _read_index(group: zarr.Group, path: Path) -> ShardIndex:
     arrays: dict[str, Any] = {}
     for name in _INDEX:
         array = group[name]
-        # A chunk that is not there reads as zeros, and a declared shape may be absurd: the file's size bounds both.
+        assert isinstance(array, zarr.Array)
+        # The declared shape may be absurd; what the files hold bounds it.
         file_bytes = sum(file.stat().st_size for file in (path / name / "c").rglob("*") if file.is_file())
-        if not isinstance(array, zarr.Array) or array.size * (4 if name == "video_id" else 8) > file_bytes:
+        if array.size * 4 > file_bytes:
             raise CacheError(f"array {name!r} declares more than its {file_bytes} bytes hold")
         arrays[name] = array[...]
     return ShardIndex(
@@ -149,38 +153,52 @@ def _read_index(group: zarr.Group, path: Path) -> ShardIndex:
     )
 
 
-def _check_files(path: Path) -> None:
-    """Refuse a group with anything but plain files and folders in it: a link could lead anywhere."""
+def _check_structure(path: Path) -> None:
+    """Refuse, before the library follows any of it, whatever a group of ours never has: links, other arrays, codecs."""
     if not stat.S_ISDIR(path.lstat().st_mode):
         raise CacheError("it is not a folder")
-    unknown = {entry.name for entry in path.iterdir()} - {"zarr.json", *_INDEX, *LEVELS}
-    if unknown:
-        raise CacheError(f"it holds {sorted(unknown)}, which no shard has")
     for entry in path.rglob("*"):
         mode = entry.lstat().st_mode
         if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
             raise CacheError(f"{entry.relative_to(path)} is neither a file nor a folder")
+    names = {entry.name for entry in path.iterdir()} - {"zarr.json"}
+    if names - set(LEVELS) != _INDEX.keys():
+        raise CacheError(f"it holds {sorted(names)}; expected {sorted(_INDEX)} and levels")
+    group = json.loads((path / "zarr.json").read_bytes())
+    if group.keys() != {"attributes", "zarr_format", "node_type"} or group["attributes"].keys() != _ATTRIBUTES:
+        raise CacheError("zarr.json does not describe a shard")
+    for name in names:
+        file = path / name / "zarr.json"
+        found = json.loads(file.read_bytes())
+        shape = found["shape"]
+        if not isinstance(shape, list) or not all(isinstance(n, int) and n > 0 for n in shape):
+            raise CacheError(f"{name} declares the shape {shape!r}")
+        expected = _metadata(shape, _INDEX.get(name, "float16"))
+        for field in expected.keys() | found.keys():
+            if field not in found or found[field] != expected.get(field):
+                raise CacheError(f"{name} says {field} = {found.get(field)!r}; expected {expected.get(field)!r}")
 
 
-def _check_metadata(file: Path, shape: tuple[int, ...], chunk: tuple[int, ...], shard: tuple[int, ...]) -> None:
-    """CacheError unless a level's metadata are exactly those of an array that we write."""
-    found = json.loads(file.read_bytes())
-    codec = {"name": "bytes", "configuration": {"endian": "little"}}
+def _metadata(shape: list[int], dtype: str) -> dict[str, Any]:
+    """The metadata of an array that we write (Zarr v3 core, and its sharding codec)."""
+    chunk, shard = _grid(tuple(shape)) if dtype == "float16" else (tuple(shape), tuple(shape))
+    little = {"name": "bytes", "configuration": {"endian": "little"}}
+    stored = {"name": "vlen-utf8", "configuration": {}} if dtype == "string" else little
     sharding = {
         "chunk_shape": list(chunk),
-        "codecs": [codec, {"name": "crc32c"}],
-        "index_codecs": [codec, {"name": "crc32c"}],
+        "codecs": [stored, {"name": "crc32c"}],
+        "index_codecs": [little, {"name": "crc32c"}],
         "index_location": "end",
     }
-    expected = {
+    return {
         "zarr_format": 3,
         "node_type": "array",
-        "shape": list(shape),
-        "data_type": "float16",
+        "attributes": {},
+        "storage_transformers": [],
+        "shape": shape,
+        "data_type": dtype,
+        "fill_value": "" if dtype == "string" else 0,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(shard)}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
     }
-    for name, value in expected.items():
-        if found.get(name) != value:
-            raise CacheError(f"{file} says {name} = {found.get(name)!r}; expected {value!r}")
