@@ -108,6 +108,7 @@ def fill(cache: FeatureCache, *, shard_videos: int = 4, owner: str = "test") -> 
     while claim := cache.ledger.claim(owner, shard_videos, 60):
         ids = [video.id for video in claim.videos]
         cache.commit(claim, make_shard(ids, len(cache.views)), done(ids), cache.fingerprint.environment)
+    cache.close()
 
 
 def filled_cache(path: Path, num_videos: int, *, shard_videos: int = 4, **options: Any) -> FeatureCache:

@@ -82,7 +82,7 @@ class Hdf5Shard:
         assert 0 <= start <= start + len(out_FC) <= place.shape[1]
         row_bytes = place.shape[2] * out_FC.itemsize
         position = place.start + (view * place.shape[1] + start) * row_bytes
-        self._file.read_into(out_FC.data.cast("B"), position)
+        self._file.read_into(out_FC.reshape(-1).view(np.uint8).data, position)
 
     def _read_array(self, name: str) -> NDArray[Any]:
         place = self._places[name]

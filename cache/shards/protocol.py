@@ -104,6 +104,7 @@ class ShardData:
     """See `ShardIndex.notes`; FeatureCache.commit fills it."""
 
     def __post_init__(self) -> None:
+        _expect("offsets", self.offsets, (len(self.video_ids) + 1,), np.int64)
         self.index.check()
         for level, features_VFC in self.features.items():
             shape = (self.index.num_views, self.index.num_frames, CHANNELS[level])

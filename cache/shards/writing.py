@@ -78,7 +78,9 @@ class ShardWriter:
     def write(self, path: Path, backend: Backend, data: ShardData) -> Written:
         """As `write_shard`; OSError where the system refused, CacheError where the child died."""
         with self._lock:
-            if self._child is None or self._child.poll() is not None:
+            if self._child is not None and self._child.poll() is not None:
+                self._end(kill=True)
+            if self._child is None:
                 self._child = _start_child()
             child = self._child
             assert child.stdin is not None
