@@ -28,14 +28,16 @@ def recurrence(u_TBGD: Tensor, x_TBD: Tensor | None, bias_2D: Tensor, c0_BD: Ten
     `u_TBGD` is the transformed input; `x_TBD` is the input itself for the highway term, None where `u` holds a fourth
     slice for it. Computed in `c0`'s dtype, which is also the dtype of the returned state; `h` has the dtype of `u`.
     """
-    u, state = u_TBGD.to(c0_BD.dtype), c0_BD.dtype
+    state = c0_BD.dtype
+    u = u_TBGD.to(state)
     bias_f, bias_r = bias_2D.to(state)
-    highway_TBD = u[:, :, 3] if x_TBD is None else x_TBD.to(state)
-    c, h = c0_BD, []
-    for t in range(len(u)):
-        x_tilde = u[t, :, 0]  # (2), W x_t
-        f = torch.sigmoid(u[t, :, 1] + bias_f)  # (3)
-        r = torch.sigmoid(u[t, :, 2] + bias_r)  # (4)
+    x_tilde_TBD = u[:, :, 0]  # (2), W x_t
+    f_TBD = torch.sigmoid(u[:, :, 1] + bias_f)  # (3)
+    r_TBD = torch.sigmoid(u[:, :, 2] + bias_r)  # (4)
+    c, states = c0_BD, []
+    for f, x_tilde in zip(f_TBD.unbind(), x_tilde_TBD.unbind(), strict=True):
         c = f * c + (1 - f) * x_tilde  # (5)
-        h.append(r * torch.tanh(c) + (1 - r) * highway_TBD[t])  # (6), g = tanh
-    return torch.stack(h).to(u_TBGD.dtype), c
+        states.append(c)
+    highway_TBD = u[:, :, 3] if x_TBD is None else x_TBD.to(state)
+    h_TBD = r_TBD * torch.tanh(torch.stack(states)) + (1 - r_TBD) * highway_TBD  # (6), g = tanh
+    return h_TBD.to(u_TBGD.dtype), c
