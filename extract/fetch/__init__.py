@@ -1,0 +1,1 @@
+"""Fetching the official archives and unpacking them into a data folder."""
