@@ -6,11 +6,11 @@ is found out, since features that are not finite are refused, and --precision bf
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cache.schema import CHANNELS, LEVELS, Level
 from extract.settings import Precision
-from extract.transform import normalise
+from extract.transform import Normalise
 from extract.weights import Weights
 
 if TYPE_CHECKING:
@@ -20,15 +20,6 @@ if TYPE_CHECKING:
 LAYERS: Mapping[Level, str] = {"low": "layer2", "mid": "layer3", "high": "layer4"}
 
 
-def default_precision(device: str) -> Precision:
-    """bf16 on a CPU that computes with it, fp16 on a GPU, fp32 elsewhere."""
-    import torch
-
-    if device.startswith("cuda"):
-        return "fp16"
-    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
-
-
 def torch_dtype(precision: Precision) -> "torch.dtype":
     """The number format that the trunk computes with."""
     import torch
@@ -36,7 +27,7 @@ def torch_dtype(precision: Precision) -> "torch.dtype":
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
-def folded_trunk(weights: Weights) -> "nn.Module":
+def folded_trunk(weights: Weights) -> Any:
     """torchvision's network with `weights`, without its classifier, each BatchNorm folded into its convolution."""
     import torch
     from torchvision import models
@@ -67,7 +58,7 @@ def _fold(parent: "nn.Module", conv: str, norm: str) -> None:
     setattr(parent, norm, torch.nn.Identity())
 
 
-def level_means(net: "nn.Module", x_B3HW: "Tensor", levels: Sequence[Level]) -> "Tensor":
+def level_means(net: Any, x_B3HW: "Tensor", levels: Sequence[Level]) -> "Tensor":
     """Spatial means (equation 7) of the levels, side by side: [B, C of all levels] float32.
 
     Layers above the deepest level asked for are not computed.
@@ -99,10 +90,11 @@ def build_forward(
     import torch
 
     dtype = torch_dtype(precision)
-    net = folded_trunk(weights).to(device=device, dtype=dtype, memory_format=torch.channels_last)
+    net = folded_trunk(weights).to(device, dtype).to(memory_format=torch.channels_last)
+    normalise = Normalise(device, dtype)
 
     def forward(rows_BHW3: "Tensor") -> "Tensor":
         with torch.inference_mode():
-            return level_means(net, normalise(rows_BHW3, dtype), levels).to(torch.float16)
+            return level_means(net, normalise(rows_BHW3), levels).to(torch.float16)
 
     return forward

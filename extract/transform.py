@@ -22,8 +22,18 @@ CROP = 224
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
+MAX_RESIZED_PIXELS = 64 * RESIZED_SHORTER_SIDE**2
+"""Narrower pictures than 1 : 64 would take more memory resized than they are worth."""
+
 TRANSFORM = "resize 256 bilinear antialias uint8, crop 224, imagenet mean std, v1"
 """What the fingerprint calls this file's arithmetic; changes whenever the numbers do."""
+
+
+def resized_size(height: int, width: int) -> tuple[int, int]:
+    """Height and width after the shorter side became 256, rounded as torchvision does."""
+    short, long = sorted((height, width))
+    longer = int(RESIZED_SHORTER_SIDE * long / short)
+    return (RESIZED_SHORTER_SIDE, longer) if height <= width else (longer, RESIZED_SHORTER_SIDE)
 
 
 def resize(frames_FHW3: "Tensor") -> "Tensor":
@@ -50,10 +60,20 @@ def crop_views(resized_F3HW: "Tensor", crops: Sequence[Crop]) -> "Tensor":
     return rows
 
 
-def normalise(rows_BHW3: "Tensor", to: "dtype") -> "Tensor":
-    """Crops [B, 224, 224, 3] uint8 -> the network's input [B, 3, 224, 224], channels-last, computed in float32."""
-    import torch
+class Normalise:
+    """Crops to the network's input. Its constants are on the device from the start: a captured graph can hold it."""
 
-    mean = torch.tensor(MEAN, device=rows_BHW3.device)
-    std = torch.tensor(STD, device=rows_BHW3.device)
-    return rows_BHW3.to(torch.float32).mul_(1 / 255).sub_(mean).div_(std).to(to).permute(0, 3, 1, 2)
+    def __init__(self, device: str, to: "dtype") -> None:
+        """`to`: the number format of the result."""
+        import torch
+
+        self._to = to
+        self._mean = torch.tensor(MEAN, device=device)
+        self._std = torch.tensor(STD, device=device)
+
+    def __call__(self, rows_BHW3: "Tensor") -> "Tensor":
+        """[B, 224, 224, 3] uint8 -> [B, 3, 224, 224], channels-last; computed in float32 in torchvision's order."""
+        import torch
+
+        scaled = rows_BHW3.to(torch.float32).mul_(1 / 255)
+        return scaled.sub_(self._mean).div_(self._std).to(self._to).permute(0, 3, 1, 2)

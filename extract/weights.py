@@ -33,9 +33,14 @@ class Weights:
     """Hash of names, shapes and float32 values: the same for one set of weights in any container."""
 
 
+def is_file_spec(spec: str) -> bool:
+    """Whether `spec` names a file, rather than torchvision's weights or random ones."""
+    return spec != IMAGENET and not spec.startswith("random:")
+
+
 def weights_text(spec: str) -> str:
     """What reports call the weights given as `spec`; of a file only the name, so that no folder leaks into outputs."""
-    return spec if spec == IMAGENET or spec.startswith("random:") else Path(spec).name
+    return Path(spec).name if is_file_spec(spec) else spec
 
 
 def load_weights(spec: str, backbone: str) -> Weights:

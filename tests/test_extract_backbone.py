@@ -6,7 +6,7 @@ from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from extract.backbone import build_forward, split_levels
-from extract.transform import normalise
+from extract.transform import Normalise
 from extract.weights import Weights, load_weights
 
 LEVELS = ("low", "mid", "high")
@@ -27,7 +27,7 @@ def reference(weights: Weights, rows: torch.Tensor) -> dict[str, torch.Tensor]:
     net.load_state_dict(dict(weights.tensors), strict=False)
     layers = {"layer2": "low", "layer3": "mid", "layer4": "high"}
     with torch.no_grad():
-        maps = create_feature_extractor(net, layers)(normalise(rows, torch.float32).contiguous())
+        maps = create_feature_extractor(net, layers)(Normalise("cpu", torch.float32)(rows).contiguous())
     return {level: maps[level].mean((2, 3)) for level in LEVELS}
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms import v2
 
-from extract.transform import MEAN, STD, crop_views, normalise, resize
+from extract.transform import MEAN, STD, Normalise, crop_views, resize
 from extract.views import crop_of, parse_views
 
 SIZES = [(240, 320), (320, 240), (256, 256), (256, 340), (480, 854), (100, 77), (241, 319), (1080, 1920), (2, 3)]
@@ -26,7 +26,7 @@ def test_the_center_view_equals_torchvision_to_the_bit(size):
     theirs = v2.Compose([v2.Resize(256, antialias=True), v2.CenterCrop(224), to_float, scaled])
     block = frames(*size)
     rows = crop_views(resize(block), [crop_of("v", "center", 0)])[:, 0]
-    ours = normalise(rows, torch.float32)
+    ours = Normalise("cpu", torch.float32)(rows)
     assert torch.equal(ours, torch.stack([theirs(frame) for frame in block.permute(0, 3, 1, 2)]))
     assert ours.is_contiguous(memory_format=torch.channels_last)
 
@@ -42,7 +42,7 @@ def test_the_preset_of_the_published_weights_and_pil_are_within_one_level(size):
 
     block = frames(*size)
     preset = ResNet34_Weights.IMAGENET1K_V1.transforms()
-    ours = normalise(crop_views(resize(block), [crop_of("v", "center", 0)])[:, 0], torch.float32)
+    ours = Normalise("cpu", torch.float32)(crop_views(resize(block), [crop_of("v", "center", 0)])[:, 0])
     assert levels_apart(ours, preset(block.permute(0, 3, 1, 2))) < 1.001
     images = [PIL.Image.fromarray(frame.numpy()) for frame in block]
     assert levels_apart(ours, torch.stack([preset(image) for image in images])) < 1.001

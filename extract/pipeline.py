@@ -1,0 +1,171 @@
+"""Videos in, features and outcomes out: decode, pack, forward, unpack. No cache, no global state.
+
+The same function serves extraction, prediction of new videos and any engine that spreads the work over machines.
+
+    decode workers (processes) -> blocks -> resize, crop -> batches of one shape -> network -> rows -> videos
+
+Memory is bounded by the decoders' ring of blocks, a few batches, and the features of the videos under way.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.ledger import Outcome
+from cache.schema import Level
+from extract.backbone import split_levels
+from extract.engine import Engine, open_engine
+from extract.meter import Meter
+from extract.pack import Packer, VideoRows
+from extract.settings import ExtractSettings
+from extract.supervise import DecodePool, DecodeSettings, FrameBlock, VideoEnd
+from extract.transform import MAX_RESIZED_PIXELS, resized_size
+from extract.views import Crop, crop_of
+from extract.weights import load_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoFeatures:
+    """What became of one video, and its features where it has some."""
+
+    outcome: Outcome
+    features: Mapping[Level, NDArray[np.float16]]
+    """[V, F, C] of each level; empty for a failed video."""
+    pts_seconds: NDArray[np.float64]
+    """[F]: time of each frame since the first."""
+
+
+def extract_features(
+    videos: Iterable[tuple[str, Path]],
+    settings: ExtractSettings,
+    *,
+    engine: Engine | None = None,
+    meter: Meter | None = None,
+) -> Iterator[VideoFeatures]:
+    """Features of `videos` (id, path), each once, in the order in which they are finished.
+
+    A video that cannot be decoded comes out as failed with the reason; the others are not touched by it. `videos` is
+    drawn from as decoders become free, so it may be endless or wait. Without an `engine` one is opened for `settings`.
+    """
+    engine = engine or open_engine(settings, load_weights(settings.weights, settings.backbone))
+    with DecodePool(decode_settings(settings)) as pool:
+        yield from features_of_frames(pool.decode(videos), settings, engine, meter or Meter())
+
+
+def decode_settings(settings: ExtractSettings) -> DecodeSettings:
+    """What of `settings` concerns decoding."""
+    return DecodeSettings(
+        decoder=settings.decoder, workers=settings.jobs, max_frames=settings.max_frames, fps=settings.fps
+    )
+
+
+def features_of_frames(
+    stream: Iterable[FrameBlock | VideoEnd], settings: ExtractSettings, engine: Engine, meter: Meter
+) -> Iterator[VideoFeatures]:
+    """The part after decoding: blocks of frames in, finished videos out."""
+    assembly = _Assembly(settings, engine, meter)
+    for item in meter.waiting("decode", stream):
+        if isinstance(item, VideoEnd):
+            assembly.end(item.outcome)
+        else:
+            assembly.take(item)
+        for video in assembly.finished():
+            with meter.during("write"):
+                yield video
+    assembly.flush()
+    yield from assembly.finished()
+
+
+class _Assembly:
+    """The videos under way."""
+
+    def __init__(self, settings: ExtractSettings, engine: Engine, meter: Meter) -> None:
+        self._settings, self._engine, self._meter = settings, engine, meter
+        self._packer = Packer(engine)
+        self._videos: dict[str, VideoRows] = {}
+        self._crops: dict[str, Sequence[Crop]] = {}
+
+    def take(self, block: FrameBlock) -> None:
+        """Resize, crop and pack a block; its memory goes back to the decoders as soon as that is possible."""
+        video = self._videos.setdefault(block.video_id, VideoRows())
+        frames, height, width, _ = block.frames_FHW3.shape
+        if np.prod(resized_size(height, width)) > MAX_RESIZED_PIXELS:
+            video.refused = f"frames of {width} x {height} are too narrow to be scaled to a shorter side of 256"
+        if video.refused:
+            block.release()
+            return
+        with self._meter.during("transfer"):
+            rows_FVHW3 = self._engine.prepare(block.frames_FHW3, self._crops_of(block.video_id))
+            video.pts_seconds.append(np.array(block.pts_seconds_F, dtype=np.float64))
+            block.release()
+        with self._meter.during("forward"):
+            self._packer.add(video, rows_FVHW3.flatten(0, 1))
+        self._meter.frames += frames
+        self._meter.batches = self._packer.batches
+
+    def end(self, outcome: Outcome) -> None:
+        """A video's last block has come."""
+        self._videos.setdefault(outcome.video_id, VideoRows()).outcome = outcome
+
+    def flush(self) -> None:
+        """Compute what waits in a batch that is not full."""
+        with self._meter.during("forward"):
+            self._packer.flush()
+        self._meter.batches = self._packer.batches
+
+    def finished(self) -> list[VideoFeatures]:
+        """The videos that are complete, or failed, since the last call."""
+        ended = [
+            video_id
+            for video_id, video in self._videos.items()
+            if video.outcome and (video.complete or video.outcome.status == "failed")
+        ]
+        return [self._result(video_id, self._videos.pop(video_id)) for video_id in ended]
+
+    def _crops_of(self, video_id: str) -> list[Crop]:
+        return [crop_of(video_id, view, self._settings.views_seed) for view in self._settings.views]
+
+    def _result(self, video_id: str, video: VideoRows) -> VideoFeatures:
+        assert video.outcome is not None
+        if video.refused:
+            return failed(video.outcome, video.refused)
+        if video.outcome.status == "failed":
+            return failed(video.outcome, video.outcome.reason)
+        views = len(self._settings.views)
+        rows = np.concatenate(video.features)
+        assert len(rows) == video.outcome.num_frames * views, (
+            f"{video_id}: frames were lost between decoder and network"
+        )
+        features_VFC = rows.reshape(-1, views, rows.shape[1]).transpose(1, 0, 2)
+        if problem := _not_finite(features_VFC, self._settings):
+            return failed(video.outcome, problem)
+        columns = split_levels(self._settings.levels)
+        return VideoFeatures(
+            outcome=video.outcome,
+            features={level: np.ascontiguousarray(features_VFC[:, :, span]) for level, span in columns.items()},
+            pts_seconds=np.concatenate(video.pts_seconds),
+        )
+
+
+def failed(outcome: Outcome, reason: str) -> VideoFeatures:
+    """The outcome of a video that has no features, with the reason."""
+    return VideoFeatures(
+        outcome=replace(outcome, status="failed", reason=reason, num_frames=0), features={}, pts_seconds=np.empty(0)
+    )
+
+
+def _not_finite(features_VFC: NDArray[np.float16], settings: ExtractSettings) -> str:
+    """What is wrong with features that float16 cannot hold; empty where all is well."""
+    finite_F = np.isfinite(features_VFC).all(axis=(0, 2))
+    if finite_F.all():
+        return ""
+    frame = int(np.argmin(finite_F))
+    columns = split_levels(settings.levels)
+    bad = [level for level, span in columns.items() if not np.isfinite(features_VFC[:, frame, span]).all()]
+    return (
+        f"features of frame {frame}, level {' and '.join(bad)}, are not finite or beyond 65504, the largest float16 "
+        f"(weights {settings.weights}, precision {settings.precision}): try --precision bf16 or fp32, or other weights"
+    )

@@ -1,0 +1,88 @@
+"""What is about to be done: the data set on hand against the cache, how many videos, how much disk."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+from cache.dataset import Dataset, Video
+from cache.errors import CacheError, DatasetError
+from cache.schema import CHANNELS
+from cache.store import FeatureCache
+from extract.settings import ExtractSettings
+
+RESERVE_BYTES = 64 << 20
+"""Kept free beside the features, for the ledger and other programs."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How the data set differs from the one the cache was made for."""
+
+    new: tuple[str, ...]
+    vanished: tuple[str, ...]
+    """In the cache, and no longer in the data set; their features stay."""
+
+
+def changes(cached: Dataset, found: Dataset) -> Changes:
+    """New and vanished videos; DatasetError where the two have nothing in common."""
+    ours, theirs = {video.id for video in found.videos}, {video.id for video in cached.videos}
+    if theirs and not ours & theirs:
+        raise DatasetError(
+            f"none of the {len(theirs)} videos in the cache of {cached.name!r} is among the {len(ours)} found now; "
+            "check DATA= (--data), or give another name with DATASET= (--dataset)"
+        )
+    return Changes(new=tuple(sorted(ours - theirs)), vanished=tuple(sorted(theirs - ours)))
+
+
+def merged(cached: Dataset, found: Dataset) -> Dataset:
+    """The data set as found, with the vanished videos whose class is still there: their features can be trained on."""
+    present = {video.id for video in found.videos}
+    labels = {name: label for label, name in enumerate(found.classes)}
+    kept: list[Video] = []
+    for video in cached.videos:
+        name = None if video.label is None else cached.classes[video.label]
+        if video.id not in present and (name is None or name in labels):
+            kept.append(replace(video, label=None if name is None else labels[name]))
+    return replace(found, videos=tuple(sorted((*found.videos, *kept), key=lambda video: video.id)))
+
+
+def paths(dataset: Dataset, root: Path) -> Mapping[str, Path]:
+    """The file of each video."""
+    return {video.id: root / video.path for video in dataset.videos}
+
+
+def bytes_per_frame(settings: ExtractSettings) -> int:
+    """What one frame of a video takes in the cache."""
+    return len(settings.views) * sum(CHANNELS[level] for level in settings.levels) * 2 + 8
+
+
+def check_disk(cache: FeatureCache, settings: ExtractSettings, pending: int) -> str:
+    """What `pending` videos will need and what is free, in words; CacheError where it cannot be enough."""
+    free_bytes = shutil.disk_usage(cache.path).free
+    frames = frames_per_video(cache)
+    needed_bytes = int(pending * (frames or 0) * bytes_per_frame(settings))
+    text = f"{_size(free_bytes)} of disk free"
+    if frames is not None:
+        text = f"about {_size(needed_bytes)} of disk needed, {text}"
+    if needed_bytes + RESERVE_BYTES > free_bytes:
+        raise CacheError(
+            f"{text}, in {cache.path}: make room, move the cache (WORK= or --work), or keep less with --max-frames, "
+            "--fps, --levels or fewer --views"
+        )
+    return text
+
+
+def frames_per_video(cache: FeatureCache) -> float | None:
+    """Mean over the first thousand videos that have features; None where there is none yet."""
+    frames = [outcome.num_frames for outcome in islice(cache.ledger.outcomes("done"), 1000)]
+    return sum(frames) / len(frames) if frames else None
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if count >= 10 or unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

@@ -1,0 +1,163 @@
+"""One extraction from the command line: look what is there, say what will be done, do it, say what came of it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cache.console import FINISHED_WITH_FAILURES, choose_dataset, progress
+from cache.dataset import Dataset
+from cache.errors import CacheError
+from cache.fingerprint import Fingerprint
+from cache.shards import Backend
+from cache.store import FeatureCache
+from cache.workspace import Workspace
+from extract import plan
+from extract.meter import Meter, ticking
+from extract.request import Request, check_against
+from extract.settings import ExtractSettings, fingerprint
+from extract.sources import load_dataset
+from extract.summary import summarise
+from extract.weights import Weights
+
+LISTED = 5
+"""Names shown where many could be."""
+
+
+def run(options: Mapping[str, Any]) -> int:
+    """Extract as `options` (of `extract.cli`) say; the exit code."""
+    workspace: Workspace = options["workspace"]
+    name = choose_dataset(workspace, options["dataset"])
+    path = workspace.cache(name)
+    cache = FeatureCache.open(path) if (path / "cache.json").exists() else None
+    request = Request.of(name, options, cache.settings if cache else None)
+    if cache is None:
+        found = _find(request, name, workspace)
+        return _extract(workspace, request, options, *found)
+    with cache:
+        check_against(request, cache.fingerprint, allow_drift=options["allow_drift"], where=f"the cache {path}")
+        _check_format(cache, options["backend"])
+        if options["retry_failed"]:
+            click.echo(f"{cache.ledger.requeue(['failed'])} failed videos will be tried once more")
+        if _videos_are_away(request, name) and not cache.ledger.counts()["pending"]:
+            click.echo(f"the videos are not at hand, and not needed: all {len(cache.dataset.videos)} are extracted")
+            dataset, root = cache.dataset, Path()
+        else:
+            dataset, root = _find(request, name, workspace)
+            _follow(cache, dataset)
+        if not cache.ledger.counts()["pending"] and request.same_weights(cache.settings):
+            workspace.remember_dataset(name)
+            click.echo(f"nothing to do: every video of {name} has its entry in {path}")
+            return _finish(cache)
+    return _extract(workspace, request, options, dataset, root)
+
+
+def _find(request: Request, name: str, workspace: Workspace) -> tuple[Dataset, Path]:
+    data = request.values["data"]
+    return load_dataset(name, data and Path(data), subset=request.values["subset"], work=workspace.root)
+
+
+def _videos_are_away(request: Request, name: str) -> bool:
+    """Whether the folder of the videos is not there; the demo makes its own."""
+    return name != "demo" and not Path(request.values["data"] or Path("data") / name).exists()
+
+
+def _check_format(cache: FeatureCache, asked: str | None) -> None:
+    if asked not in (None, cache.backend):
+        raise CacheError(
+            f"the cache {cache.path} has format {cache.backend}, and {asked} was asked for: leave FORMAT= (--format) "
+            "out to go on, or make a copy in the other format with `python -m cache convert`"
+        )
+
+
+def _follow(cache: FeatureCache, found: Dataset) -> None:
+    """Bring the cache's data set up to date: new videos are added, vanished ones told."""
+    differ = plan.changes(cache.dataset, found)
+    updated = plan.merged(cache.dataset, found)
+    if updated != cache.dataset:
+        cache.replace_dataset(updated)
+    if differ.new:
+        click.echo(f"{len(differ.new)} new videos since the cache was made: {_some(differ.new)}")
+    if differ.vanished:
+        click.echo(f"{len(differ.vanished)} videos are no longer there (their features stay): {_some(differ.vanished)}")
+
+
+def _some(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
+
+
+def _extract(workspace: Workspace, request: Request, options: Mapping[str, Any], dataset: Dataset, root: Path) -> int:
+    """Open or make the cache, then work until no video is left."""
+    from extract.device import resolve
+    from extract.weights import load_weights
+
+    settings = resolve(request, options["jobs"])
+    weights = load_weights(settings.weights, settings.backbone)
+    made_with = fingerprint(settings, weights_text=weights.text, weights_sha256=weights.sha256)
+    path = workspace.cache(dataset.name)
+    if not path.exists():
+        record = request.record(settings)
+        backend: Backend = options["backend"] or "h5"
+        FeatureCache.create(path, dataset=dataset, fingerprint=made_with, settings=record, backend=backend).close()
+    with FeatureCache.open_for_extraction(path, made_with, options["allow_drift"]) as cache:
+        workspace.remember_dataset(dataset.name)
+        pending = cache.ledger.counts()["pending"]
+        if pending:
+            _announce(cache, dataset, root, settings, weights, pending)
+            _work(cache, plan.paths(dataset, root), settings, weights, made_with, strict=request.values["strict"])
+        return _finish(cache)
+
+
+def _announce(
+    cache: FeatureCache, dataset: Dataset, root: Path, settings: ExtractSettings, weights: Weights, pending: int
+) -> None:
+    """Say what is about to be done, before the long part."""
+    which = f" (weights {weights.sha256[:12]})" if not weights.text.startswith("random:") else ""
+    subset = " (a subset)" if dataset.subset else ""
+    limits = [f"at most {settings.max_frames} frames"] if settings.max_frames else []
+    limits += [f"at most {settings.fps:g} frames a second"] if settings.fps else []
+    click.echo(f"{dataset.name}: {pending} of {len(dataset.videos)} videos{subset} to extract, from {root}")
+    click.echo(f"  {settings.backbone} with {weights.text}{which}, levels {', '.join(settings.levels)}")
+    click.echo(f"  views {', '.join(settings.views)}{''.join(f', {limit}' for limit in limits)}")
+    click.echo(
+        f"  on {settings.device} in {settings.precision}, batches of {settings.batch_frames}; "
+        f"{settings.jobs} decoding ({settings.decoder})"
+    )
+    click.echo(f"  into {cache.path} ({cache.backend}); {plan.check_disk(cache, settings, pending)}")
+
+
+def _work(
+    cache: FeatureCache,
+    paths: Mapping[str, Path],
+    settings: ExtractSettings,
+    weights: Weights,
+    made_with: Fingerprint,
+    *,
+    strict: bool,
+) -> None:
+    """Extract until no video is left, neither here nor with other extractors."""
+    from extract.device import videos_per_claim
+    from extract.engine import open_engine
+    from extract.pipeline import extract_features
+    from extract.work import Work
+
+    engine, meter = open_engine(settings, weights), Meter()
+    pending = cache.ledger.counts()["pending"]
+    per_claim = videos_per_claim(settings.device)
+    with (
+        progress("extract", pending, "videos") as bar,
+        Work(cache, paths, made_with, videos_per_claim=per_claim, strict=strict, say=click.echo) as work,
+        ticking(1.0, lambda: bar.update(work.finished, meter.text(work.failed))),
+    ):
+        while claim := work.wait_for_claim():
+            for video in extract_features(work.videos(claim), settings, engine=engine, meter=meter):
+                work.add(video)
+            work.drain()
+
+
+def _finish(cache: FeatureCache) -> int:
+    """Tell what became of all videos."""
+    click.echo(summarise(cache))
+    return FINISHED_WITH_FAILURES if cache.ledger.counts()["failed"] else 0
