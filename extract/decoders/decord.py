@@ -59,9 +59,11 @@ class _DecordVideo:
 
     def copy_to(self, out_HW3: FrameHW3) -> None:
         # A view of the native buffer: decord's own way to numpy would copy once more.
-        height, width = self.shape
-        buffer = (ctypes.c_uint8 * (height * width * 3)).from_address(self._frame.handle.contents.data)
-        np.copyto(out_HW3, np.ctypeslib.as_array(buffer).reshape(height, width, 3))
+        # Where FFmpeg pads rows to a multiple of the width, decord counts the padding as further "channels".
+        height, width, channels = self._frame.shape
+        buffer = (ctypes.c_uint8 * (height * width * channels)).from_address(self._frame.handle.contents.data)
+        rows = np.ctypeslib.as_array(buffer).reshape(height, width * channels)
+        np.copyto(out_HW3, rows[:, : width * 3].reshape(height, width, 3))
 
     def close(self) -> None:
         self._frame = None

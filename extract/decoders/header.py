@@ -18,6 +18,10 @@ from extract.sniff import FFMPEG_NAMES
 USUAL_FRAME_SECONDS: Final = 1 / 25
 """Where a container does not say how many frames a second it holds."""
 
+# FFmpeg's own callback writes to descriptor 2, from any of its threads and without needing the interpreter.
+av.logging.restore_default_callback()
+av.logging.set_libav_level(av.logging.ERROR)
+
 
 def open_container(source: Source) -> InputContainer:
     """The opened container; DecodeError where FFmpeg does not find it to be what its first bytes say."""

@@ -13,10 +13,6 @@ from cache.errors import DecodeError
 from extract.decoders.header import describe, open_container, read_header, video_stream
 from extract.decoders.protocol import FrameHW3, OpenVideo, Source
 
-# FFmpeg's own callback writes to descriptor 2, from any of its threads and without needing the interpreter.
-av.logging.restore_default_callback()
-av.logging.set_libav_level(av.logging.ERROR)
-
 
 def open_video(source: Source) -> OpenVideo:
     """Open with PyAV."""

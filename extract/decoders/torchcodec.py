@@ -1,6 +1,7 @@
 """torchcodec: PyTorch's decoder. Optional: it needs FFmpeg's shared libraries, and each worker imports torch."""
 
 from collections.abc import Iterator
+from typing import Final
 
 import numpy as np
 from torchcodec.decoders import VideoDecoder
@@ -8,6 +9,9 @@ from torchcodec.decoders import VideoDecoder
 from cache.errors import DecodeError
 from extract.decoders.header import inspect
 from extract.decoders.protocol import FrameHW3, OpenVideo, Source
+
+_PAST_THE_END: Final = "no more frames left"
+"""torchcodec counts packets; some hold no frame, so that it asks for more frames than there are."""
 
 
 def open_video(source: Source) -> OpenVideo:
@@ -38,6 +42,8 @@ class _TorchcodecVideo:
         try:
             found = next(self._frames, None)
         except RuntimeError as error:
+            if _PAST_THE_END in str(error):
+                return False
             raise DecodeError(f"torchcodec stops: {_first_line(error)}") from error
         if found is None:
             return False

@@ -1,0 +1,153 @@
+"""Thousands of damaged files, children killed at random, very many and very long videos: it goes on, nothing grows.
+
+`MRRN_DAMAGED_FILES=20000` makes the long form longer.
+"""
+
+import os
+import random
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from helpers_damage import damage, encode_sources
+from helpers_decoding import decode_here, pixels_digest, receive
+from helpers_processes import children, open_descriptors, resident_bytes
+from helpers_video import encode
+
+from extract.supervise import DecodePool, DecodeSettings, FrameBlock, Limits
+
+MANY = int(os.environ.get("MRRN_DAMAGED_FILES", "2000"))
+
+LIMITS = Limits(stall_seconds=10.0, memory_bytes=1 << 30)
+
+
+@contextmanager
+def killing(every_seconds: float) -> Iterator[list[int]]:
+    """Kill one of this process's children now and then; gives the list of those killed."""
+    killed: list[int] = []
+    over = threading.Event()
+
+    def run() -> None:
+        chooser = random.Random(0)
+        while not over.wait(chooser.uniform(0, 2 * every_seconds)):
+            with suppress(IndexError, ProcessLookupError):
+                victim = chooser.choice(children())
+                os.kill(victim, signal.SIGKILL)
+                killed.append(victim)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        over.set()
+        thread.join()
+
+
+def check_damaged_files(folder: Path, count: int, decoder: str, kill_every_seconds: float | None) -> None:
+    """Decode `count` files, nine damaged ones to a healthy one; all must come out, the healthy ones unharmed."""
+    sources = encode_sources(folder)
+    digests = {source.suffix: pixels_digest(decode_here(source).frames_FHW3) for source in sources}
+    expected = []
+
+    def videos() -> Iterator[tuple[str, Path]]:
+        for number in range(count):
+            source = sources[number % len(sources)]
+            if number % 10 == 9:
+                expected.append(f"healthy{number}{source.suffix}")
+                yield expected[-1], source
+            else:
+                path = damage(source, number, folder)
+                expected.append(path.name)
+                yield path.name, path
+
+    with DecodePool(DecodeSettings(decoder=decoder, workers=2, limits=LIMITS)) as pool:
+        if kill_every_seconds is None:
+            killed, received = [], receive(pool, videos())
+        else:
+            with killing(kill_every_seconds) as killed:
+                received = receive(pool, videos())
+    assert sorted(received) == sorted(expected)
+    outcomes = {name: video.outcome for name, video in received.items() if video.outcome is not None}
+    assert len(outcomes) == count
+    blamed = [name for name, outcome in outcomes.items() if "killed from outside" in outcome.reason]
+    assert len(blamed) <= len(killed)
+    healthy = [name for name in expected if name.startswith("healthy") and name not in blamed]
+    if decoder == "pyav":
+        assert {outcomes[name].status for name in healthy} == {"done"}
+        assert all(received[name].pixels.hexdigest() == digests[Path(name).suffix] for name in healthy)
+    statuses = Counter(outcome.status for name, outcome in outcomes.items() if name.startswith("damaged"))
+    assert set(statuses) == {"done", "suspect", "failed"}, statuses
+    assert all(outcome.reason for outcome in outcomes.values() if outcome.status != "done")
+    assert children() == []
+
+
+def test_damaged_files_each_have_an_outcome(tmp_path: Path) -> None:
+    check_damaged_files(tmp_path, 100, "pyav", None)
+
+
+def test_damaged_files_while_workers_are_killed_at_random(tmp_path: Path) -> None:
+    check_damaged_files(tmp_path, 100, "pyav", 0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decoder", ["pyav", "decord"])
+@pytest.mark.parametrize("kill_every_seconds", [None, 1.0])
+def test_thousands_of_damaged_files(tmp_path: Path, decoder: str, kill_every_seconds: float | None) -> None:
+    check_damaged_files(tmp_path, MANY, decoder, kill_every_seconds)
+
+
+def check_many_videos(folder: Path, count: int, videos_per_worker: int) -> None:
+    """Decode `count` short videos in one run: what the run holds after a tenth of them is what it holds at the end."""
+    video = encode(folder / "short.mp4", 6)
+    settings = DecodeSettings(workers=2, videos_per_worker=videos_per_worker)
+    held: list[tuple[int, int, int, int]] = []
+    temporary = sorted(Path("/dev/shm").iterdir())
+    with DecodePool(settings) as pool:
+        ended = 0
+        for item in pool.decode((str(number), video) for number in range(count)):
+            if isinstance(item, FrameBlock):
+                item.release()
+                continue
+            assert item.outcome.status == "done"
+            ended += 1
+            if ended in (count // 10, count):
+                workers = children()
+                memory = max((resident_bytes(pid) for pid in workers), default=0)
+                held.append((open_descriptors(), len(workers), resident_bytes(), memory))
+    early, late = held
+    assert late[0] <= early[0] + 4, "descriptors"
+    assert late[1] <= early[1] + 1, "processes"
+    assert late[2] - early[2] < 16 << 20, "memory of the supervisor"
+    assert late[3] - early[3] < 16 << 20, "memory of a worker"
+    assert sorted(Path("/dev/shm").iterdir()) == temporary
+    assert children() == []
+
+
+def test_many_short_videos_leave_nothing_behind(tmp_path: Path) -> None:
+    check_many_videos(tmp_path, 500, videos_per_worker=100)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("videos_per_worker", [1000, 1_000_000])
+def test_twenty_thousand_short_videos_leave_nothing_behind(tmp_path: Path, videos_per_worker: int) -> None:
+    check_many_videos(tmp_path, 20_000, videos_per_worker)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decoder", ["pyav", "decord"])
+def test_a_long_film_streams_in_constant_memory(tmp_path: Path, decoder: str) -> None:
+    film = encode(tmp_path / "film.avi", 60_000, size=(120, 160))
+    memory: list[int] = []
+    with DecodePool(DecodeSettings(decoder=decoder, workers=1)) as pool:
+        for item in pool.decode([("film", film)]):
+            if isinstance(item, FrameBlock):
+                memory += [resident_bytes(pid) for pid in children()]
+                item.release()
+            else:
+                assert (item.outcome.status, item.outcome.num_frames) == ("done", 60_000)
+    assert memory[-1] - memory[len(memory) // 10] < 16 << 20
