@@ -31,6 +31,10 @@ class Workspace:
         """Folder of the tables, figures and page for one split."""
         return self.root / "report" / check_dataset_name(dataset) / f"split{split}"
 
+    def sweep(self, dataset: str, name: str) -> Path:
+        """Folder of one sweep's table; its runs stand with the others."""
+        return self.root / "sweeps" / check_dataset_name(dataset) / name
+
     @property
     def _last_dataset_file(self) -> Path:
         return self.root / "last-dataset"

@@ -8,8 +8,7 @@ from test_train_checkpoint import CONFIG
 
 from cache.errors import TrainingError
 from cache.workspace import Workspace
-from train.cli import with_overrides
-from train.recipes import RECIPES
+from train.recipes import RECIPES, with_overrides
 from train.runs import CONFIG_FILE, SCORES_FILE, read_config, state_of, variant_of, write_config
 
 SMALL, PAPER = RECIPES["small"], RECIPES["paper"]

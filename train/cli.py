@@ -1,6 +1,5 @@
 """`python -m train`: stage two, cached features to heads and scores."""
 
-from dataclasses import replace
 from typing import Any
 
 import click
@@ -8,13 +7,11 @@ import click
 from cache.console import StageGroup, choose_dataset, dataset_option, work_option
 from cache.schema import LEVELS, Level
 from cache.workspace import Workspace
-from train.recipes import CELLS, POOLS, RECIPES, Pool, Recipe
+from train.recipes import CELLS, POOLS, RECIPES, Pool, with_overrides
 from train.runs import RunConfig, state_of
 from train.split import Split, open_split
+from train.sweep_cli import device_option, sweep
 
-device_option = click.option(
-    "--device", default="auto", show_default=True, metavar="NAME", help="auto (CUDA where there is one), cpu, cuda[:N]."
-)
 recipe_option = click.option(
     "--recipe",
     type=click.Choice(sorted(RECIPES)),
@@ -36,16 +33,6 @@ def override_options(command: Any) -> Any:
     ):
         command = option(command)
     return command
-
-
-def with_overrides(recipe: Recipe, **given: Any) -> Recipe:
-    """`recipe` with the fields changed that are not None; `epochs` then is exact, `learning_rate` for all levels."""
-    changed = {name: value for name, value in given.items() if value is not None}
-    if "epochs" in changed:
-        changed["min_steps"] = 0
-    if "learning_rate" in changed:
-        changed["learning_rate"] = dict.fromkeys(LEVELS, changed["learning_rate"])
-    return replace(recipe, **changed)
 
 
 @click.group(cls=StageGroup, invoke_without_command=True)
@@ -96,6 +83,9 @@ def main(context: click.Context, workspace: Workspace, dataset: str | None, **op
         _train(workspace, choose_dataset(workspace, dataset), **options)
 
 
+main.add_command(sweep)
+
+
 @main.command()
 def recipes() -> None:
     """List the recipes and what each changes."""
@@ -141,6 +131,7 @@ def _finished(workspace: Workspace, config: RunConfig) -> bool:
 def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, device: str, fresh: bool) -> None:
     from train.devices import choose_device
     from train.engine import run
+    from train.score import videos_right
 
     where = choose_device(device)
     weights = configs[0].weights
@@ -153,8 +144,9 @@ def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, devic
         if scores is None:
             click.echo(f"{config.level}-{config.pool}: another process finished it meanwhile")
             continue
-        right = float((scores.softmax.argmax(axis=1) == scores.labels).mean())
+        right, total = videos_right(scores)
+        half = "held-out" if config.holdout else "test"
         click.echo(
-            f"{config.level}-{config.pool}: {right:.1%} of {len(scores.labels):,} "
-            f"{'held-out' if config.holdout else 'test'} clips right, {config.folder(workspace) / config.scores_file}"
+            f"{config.level}-{config.pool}: {right:,} of {total:,} {half} videos right ({right / total:.1%}), "
+            f"{config.folder(workspace) / config.scores_file}"
         )

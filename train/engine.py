@@ -3,13 +3,14 @@
 import fcntl
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from cache.console import progress
+from cache.console import Progress, progress
 from cache.errors import TrainingError
 from cache.scores import ScoreTable, write_scores
 from cache.workspace import Workspace
@@ -30,6 +31,9 @@ from train.runs import CHECKPOINT_FILE, RunConfig, state_of, write_config
 from train.score import score_bank
 from train.split import Split
 
+Show = Callable[..., AbstractContextManager[Progress]]
+"""How progress is shown: takes title, total, unit and `initial`, as `cache.console.progress` does."""
+
 CHECKPOINT_SECONDS = 30.0
 """A kill costs at most about so many seconds of training."""
 
@@ -43,6 +47,7 @@ def run(
     fresh: bool = False,
     tick_seconds: float = 1.0,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    show: Show = progress,
 ) -> ScoreTable | None:
     """Bring one run to its end and give its scores; None where it was finished already.
 
@@ -57,7 +62,8 @@ def run(
         if state_of(folder, config) == "finished":
             return None
         write_config(folder, config, "training")
-        head = _train(split, config, folder, device, tick_seconds, checkpoint_seconds)
+        pace = _Pace(tick_seconds, checkpoint_seconds, show)
+        head = _train(split, config, folder, device, pace)
         _, scored = split.learned_and_scored(holdout=config.holdout)
         scores = score_bank(head, load_bank(split.cache, config.level, scored, config.clips, device, views=[0]), config)
         write_scores(folder / config.scores_file, scores)
@@ -84,9 +90,16 @@ def _empty(folder: Path) -> None:
             each.unlink()
 
 
-def _train(
-    split: Split, config: RunConfig, folder: Path, device: torch.device, tick_seconds: float, checkpoint_seconds: float
-) -> Head:
+@dataclass(frozen=True)
+class _Pace:
+    """How often the host looks, and how it shows what it sees."""
+
+    tick_seconds: float
+    checkpoint_seconds: float
+    show: Show
+
+
+def _train(split: Split, config: RunConfig, folder: Path, device: torch.device, pace: _Pace) -> Head:
     """The trained head, from the checkpoint as far as there is one."""
     path = folder / CHECKPOINT_FILE
     before = read_checkpoint(path) if path.exists() else None
@@ -102,27 +115,25 @@ def _train(
         expected, _ = trainer.state()
         check_tensors(before.tensors, expected, path)
         trainer.restore(before.tensors, before.position)
-    _run_logged(trainer, config, folder, tick_seconds, checkpoint_seconds)
+    _run_logged(trainer, config, folder, pace)
     weights = {name: each for name, each in trainer.state()[0].items() if name.startswith("head.")}
     save_checkpoint(path, Checkpoint(tensors=weights, config=config, position=None))
     return trainer.head
 
 
-def _run_logged(
-    trainer: Trainer, config: RunConfig, folder: Path, tick_seconds: float, checkpoint_seconds: float
-) -> None:
+def _run_logged(trainer: Trainer, config: RunConfig, folder: Path, pace: _Pace) -> None:
     """Train to the end with a live line, a row of metrics for each epoch, and a checkpoint now and then."""
     log = RunLog(folder, trainer.epoch)
     per_epoch, total = trainer.steps_per_epoch, trainer.steps_per_epoch * trainer.epochs
     done = trainer.epoch * per_epoch + trainer.step
     saved = time.monotonic()
     try:
-        with progress(f"train {config.level}-{config.pool}", total, "steps", initial=done) as line:
-            for tick in trainer.run(tick_seconds):
+        with pace.show(f"train {config.level}-{config.pool}", total, "steps", initial=done) as line:
+            for tick in trainer.run(pace.tick_seconds):
                 line.update(tick.epoch * per_epoch + tick.step, _text(tick, trainer.epochs))
                 if tick.ended:
                     log.epoch(tick)
-                if time.monotonic() - saved >= checkpoint_seconds:
+                if time.monotonic() - saved >= pace.checkpoint_seconds:
                     tensors, position = trainer.state()
                     save_checkpoint(
                         folder / CHECKPOINT_FILE, Checkpoint(tensors=tensors, config=config, position=position)

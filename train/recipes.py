@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from cache.clips import ClipRule
@@ -137,3 +137,13 @@ def default_recipe(training_clips: int) -> tuple[Recipe, str]:
     if training_clips >= SMALL_BELOW_CLIPS:
         return RECIPES["paper"], f"{training_clips:,} training clips, at least {SMALL_BELOW_CLIPS:,}"
     return RECIPES["small"], f"{training_clips:,} training clips, fewer than {SMALL_BELOW_CLIPS:,}"
+
+
+def with_overrides(recipe: Recipe, **given: Any) -> Recipe:
+    """`recipe` with the fields changed that are not None; `epochs` then is exact, `learning_rate` for all levels."""
+    changed = {name: value for name, value in given.items() if value is not None}
+    if "epochs" in changed:
+        changed["min_steps"] = 0
+    if "learning_rate" in changed:
+        changed["learning_rate"] = dict.fromkeys(LEVELS, changed["learning_rate"])
+    return replace(recipe, **changed)

@@ -34,6 +34,10 @@ class Split:
         """Videos to learn from and videos to score: training and test ones, or the two parts of the training ones."""
         return split_off(self.training) if holdout else (self.training, self.test)
 
+    def listed(self, *, holdout: bool) -> tuple[Video, ...]:
+        """Every video that accuracy is counted over: the test half (also without features), or the held-out part."""
+        return split_off(self.training)[1] if holdout else self.dataset.half(self.number, "test")
+
     def training_clips(self, rule: ClipRule) -> int:
         """Clips of the training videos."""
         if rule.fps is not None:
