@@ -3,12 +3,16 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cache.console import StageGroup, choose_dataset, dataset_option, work_option
 from cache.workspace import Workspace
+
+if TYPE_CHECKING:
+    from cache.export import Container, Grouping
+    from cache.shards import Backend
 
 
 @click.group(cls=StageGroup)
@@ -20,6 +24,8 @@ def main() -> None:
     \b
       python -m cache info
       python -m cache info work/cache/ucf101 --json
+      python -m cache verify --dataset hmdb51
+      python -m cache convert work/cache/ucf101 ucf101-zarr --to zarr
     """
 
 
@@ -49,3 +55,77 @@ def info(path: Path, as_json: bool) -> None:
     with FeatureCache.open(path) as cache:
         found = cache_info(cache)
     click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else info_text(found))
+
+
+@main.command("verify")
+@cache_argument
+def verify_command(path: Path) -> None:
+    """Read every byte and list what is not as it was written.
+
+    Writes nothing. Exit code 1 where anything is damaged, 0 where all is well.
+    """
+    from cache.errors import DamageError
+    from cache.verify import verify
+
+    findings = verify(path)
+    for finding in findings:
+        click.echo(("note: " if finding.harmless else "") + finding.what)
+        for video_id in finding.videos:
+            click.echo(f"  {video_id}")
+    damage = [finding for finding in findings if not finding.harmless]
+    if damage:
+        raise DamageError(
+            f"{len(damage)} things in {path} are not as they were written. `python -m cache repair {path}` sets "
+            "damaged shards aside and queues their videos again"
+        )
+    click.echo(f"{path}: everything is as it was written")
+
+
+@main.command("repair")
+@cache_argument
+def repair_command(path: Path) -> None:
+    """Set damaged shards aside and queue their videos again.
+
+    Damaged files go to the folder quarantine/ in the cache; the next extraction fills the gaps.
+    """
+    from cache.repair import repair
+
+    done = repair(path)
+    for line in done:
+        click.echo(line)
+    click.echo(f"{path}: " + ("`make extract` now fills the gaps" if done else "there was nothing to repair"))
+
+
+@main.command("convert")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--to", "backend", type=click.Choice(["h5", "zarr"]), required=True, help="Format of the new cache.")
+def convert_command(folder: Path, target: Path, backend: "Backend") -> None:
+    """Write the cache FOLDER again at TARGET in another format.
+
+    Proves that both hold the same, bit by bit. What was interrupted is continued by the same command.
+    """
+    from cache.convert import convert
+    from cache.store import FeatureCache
+
+    with FeatureCache.open(folder) as source, convert(source, target, backend) as made:
+        click.echo(f"{target}: {len(made.video_ids):,} videos as {backend}, equal to {folder} bit by bit")
+
+
+@main.command("export")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--to", "container", type=click.Choice(["npz", "safetensors"]), default="npz", show_default=True)
+@click.option("--per", "grouping", type=click.Choice(["video", "level"]), default="video", show_default=True)
+def export_command(folder: Path, target: Path, container: "Container", grouping: "Grouping") -> None:
+    """Write the features in the cache FOLDER as plain files below TARGET, for other programs.
+
+    \b
+    --per video   TARGET/<video id>.npz: low, mid, high [views, frames, channels], pts_seconds
+    --per level   TARGET/<level>.npz: features, offsets, pts_seconds, video_ids
+    """
+    from cache.export import export
+    from cache.store import FeatureCache
+
+    with FeatureCache.open(folder) as cache:
+        click.echo(f"{target}: {export(cache, target, container, grouping):,} files")

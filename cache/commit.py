@@ -170,6 +170,11 @@ def _disk_error(error: OSError, folder: Path) -> CacheError:
     )
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a name in `shards/` is of a shard that is being written, or was when its writer died."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
 def recover(destination: Destination) -> list[str]:
     """Clear up after workers that died: free their leases, adopt or remove their shards. What was done, in words."""
     done = []

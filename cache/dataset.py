@@ -1,14 +1,13 @@
 """A dataset as the pipeline sees it: class names, videos, labels and splits; read and written as dataset.json."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
-from cache.errors import DatasetError, UnsafePathError
-from cache.files import write_json_durably
+from cache.errors import DamageError, DatasetError, UnsafePathError
+from cache.files import read_sealed_json, write_sealed_json
 
 Half = Literal["train", "test", "none"]
 """What a split says of a video; `none` leaves it out of that split."""
@@ -130,21 +129,21 @@ class Dataset:
 
 
 def write_dataset(path: Path, dataset: Dataset) -> None:
-    """Write `dataset` as JSON, replacing `path` at once."""
-    write_json_durably(path, {"format": 1, **asdict(dataset)})
+    """Write `dataset` as JSON with a seal over it, replacing `path` at once."""
+    write_sealed_json(path, {"format": 1, **asdict(dataset)})
 
 
 def read_dataset(path: Path) -> Dataset:
     """Read a dataset.json; DatasetError where the file is missing, malformed or names unsafe paths."""
     try:
-        value = json.loads(path.read_bytes())
+        value = read_sealed_json(path)
         if value.pop("format") != 1:
             raise DatasetError(f"{path} has another format than 1; a newer version of this program wrote it")
         return _dataset_from_json(value)
     except FileNotFoundError:
         raise DatasetError(f"{path} is missing; extract the dataset again") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DatasetError(f"{path} is not a dataset written by this program: {error!r}") from error
+    except (OSError, DamageError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DatasetError(f"{path} is not a dataset written by this program: {error}") from error
 
 
 def _dataset_from_json(value: dict[str, Any]) -> Dataset:

@@ -1,7 +1,6 @@
 """What a cache says of itself: cache.json, and how a new cache comes to be."""
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from cache.dataset import Dataset, write_dataset
 from cache.errors import CacheError
-from cache.files import fsync_folder, make_folder_durably, write_bytes_durably, write_json_durably
+from cache.files import fsync_folder, make_folder_durably, read_sealed_json, write_bytes_durably, write_sealed_json
 from cache.fingerprint import JSON, Fingerprint
 from cache.ledger import Ledger
 from cache.schema import DTYPE, FORMAT_VERSION, LEVELS, Level
@@ -83,7 +82,7 @@ def write_description(path: Path, description: Description) -> None:
         "fingerprint": description.fingerprint.to_json(),
         "settings": dict(description.settings),
     }
-    write_json_durably(path, value)
+    write_sealed_json(path, value)
 
 
 def read_description(cache: Path) -> Description:
@@ -91,7 +90,7 @@ def read_description(cache: Path) -> Description:
     file = cache / "cache.json"
     _check_folder(cache)
     try:
-        value = json.loads(file.read_bytes())
+        value = read_sealed_json(file)
         if value["format"] != FORMAT_VERSION:
             raise CacheError(
                 f"the cache {cache} has format {value['format']!r}, this program reads {FORMAT_VERSION}; "

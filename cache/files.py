@@ -1,13 +1,20 @@
 """Small files written so that a reader finds the old content or the new, never half, also after a power cut."""
 
+import errno
 import json
 import os
+import re
+import stat
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from cache.errors import DamageError
+
+_SEAL = re.compile(rb',\n  "seal": "(?P<digest>[0-9a-f]{32})"\n\}\n\Z')
 
 
 def fsync_folder(folder: Path) -> None:
@@ -67,6 +74,34 @@ def write_json_durably(path: Path, value: Any) -> None:
     write_bytes_durably(path, text.encode())
 
 
+def write_sealed_json(path: Path, value: dict[str, Any]) -> None:
+    """As `write_json_durably`, with a last field `seal`: xxh3_128 over all that stands before it."""
+    body = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False).removesuffix("\n}").encode()
+    write_bytes_durably(path, body + f',\n  "seal": "{xxhash.xxh3_128_hexdigest(body)}"\n}}\n'.encode())
+
+
+def read_sealed_json(path: Path) -> dict[str, Any]:
+    """The inverse, without the seal; DamageError where it is not that of the content."""
+    with os.fdopen(open_plain(path), "rb") as file:
+        content = file.read()
+    seal = _SEAL.search(content)
+    if seal is None or xxhash.xxh3_128_hexdigest(memoryview(content)[: seal.start()]).encode() != seal["digest"]:
+        raise DamageError(f"{path} is not as it was written: it was edited, cut short or damaged")
+    value = json.loads(content)
+    del value["seal"]
+    return value
+
+
+def open_plain(path: Path) -> int:
+    """A descriptor to read `path` with; OSError unless it is a plain file: a link could lead out of its folder."""
+    # Without O_NONBLOCK, opening a pipe would wait for somebody to write into it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a plain file", str(path))
+    return descriptor
+
+
 class PositionedFile:
     """A plain file read at given positions: no shared cursor, so any thread and any forked child can use it.
 
@@ -74,9 +109,9 @@ class PositionedFile:
     """
 
     def __init__(self, path: Path) -> None:
-        """OSError where `path` is missing or a link (links could lead out of the folder that is being read)."""
+        """OSError where `path` is not a plain file."""
         self.path = path
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self._descriptor = open_plain(path)
         weakref.finalize(self, os.close, self._descriptor)
         self.num_bytes = os.fstat(self._descriptor).st_size
 

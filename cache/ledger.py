@@ -50,6 +50,13 @@ CREATE TABLE shards (
 """
 
 
+_ANEW = (
+    "status = 'pending', claim = NULL, shard = NULL, position = NULL, reason = '', num_frames = 0,"
+    " declared_frames = NULL, decoder_errors = 0, seconds = 0"
+)
+"""What makes a video's row like new."""
+
+
 class Ledger:
     """An open ledger. Safe to use from several threads, and from a forked child, which opens its own connection."""
 
@@ -71,6 +78,10 @@ class Ledger:
     def close(self) -> None:
         """Close the file; the next call opens it again."""
         self._database.close()
+
+    def reading(self) -> AbstractContextManager[sqlite3.Connection]:
+        """The connection, for queries."""
+        return self._database.reading()
 
     def transaction(self) -> AbstractContextManager[sqlite3.Connection]:
         """One change, all or nothing, alone among all processes; on disk when it is left without an error."""
@@ -114,7 +125,7 @@ class Ledger:
 
     def next_expiry(self) -> float | None:
         """Unix time at which the next lease ends; None where nobody has any."""
-        with self._database.reading() as connection:
+        with self.reading() as connection:
             return connection.execute("SELECT min(expires) FROM claims").fetchone()[0]
 
     def check_claim(self, connection: sqlite3.Connection, claim: Claim) -> None:
@@ -132,11 +143,19 @@ class Ledger:
         _free(connection, [token for token, owner, expires in claims if expires <= now or owner in dead])
 
     def add(self, videos: Iterable[tuple[str, str]]) -> int:
-        """Put the `(id, path)` that are not known yet behind the others, pending; how many they were."""
+        """Put the `(id, path)` that are not known yet behind the others, pending; how many they were.
+
+        Of those that are known, the path is brought up to date.
+        """
+        count = "SELECT count(*) FROM videos"
         with self.transaction() as connection:
-            before = connection.total_changes
-            connection.executemany("INSERT OR IGNORE INTO videos (id, path) VALUES (?, ?)", videos)
-            return connection.total_changes - before
+            before = connection.execute(count).fetchone()[0]
+            connection.executemany(
+                "INSERT INTO videos (id, path) VALUES (?, ?)"
+                " ON CONFLICT (id) DO UPDATE SET path = excluded.path WHERE path != excluded.path",
+                videos,
+            )
+            return connection.execute(count).fetchone()[0] - before
 
     # -- results ------------------------------------------------------------------------------------------------------
 
@@ -176,17 +195,22 @@ class Ledger:
         """Make all videos of these statuses pending again; how many there were. Their old features are forgotten."""
         marks = ", ".join("?" * len(statuses))
         with self.transaction() as connection:
-            return connection.execute(
-                "UPDATE videos SET status = 'pending', shard = NULL, position = NULL, reason = '', num_frames = 0,"
-                f" declared_frames = NULL, decoder_errors = 0, seconds = 0 WHERE status IN ({marks})",
-                tuple(statuses),
-            ).rowcount
+            return connection.execute(f"UPDATE videos SET {_ANEW} WHERE status IN ({marks})", tuple(statuses)).rowcount
+
+    def forget_shard(self, connection: sqlite3.Connection, number: int) -> int:
+        """Strike a shard out, within a transaction; its videos become pending again. How many they were."""
+        connection.execute("DELETE FROM shards WHERE number = ?", (number,))
+        return connection.execute(f"UPDATE videos SET {_ANEW} WHERE shard = ?", (number,)).rowcount
+
+    def forget_video(self, connection: sqlite3.Connection, video_id: str) -> None:
+        """Make a video pending again, within a transaction, whatever its row says."""
+        connection.execute(f"UPDATE videos SET {_ANEW} WHERE id = ?", (video_id,))
 
     # -- looking ------------------------------------------------------------------------------------------------------
 
     def counts(self) -> dict[Status, int]:
         """Videos of each status."""
-        with self._database.reading() as connection:
+        with self.reading() as connection:
             found = dict(connection.execute("SELECT status, count(*) FROM videos GROUP BY status").fetchall())
         return {status: found.get(status, 0) for status in STATUSES}
 
@@ -197,7 +221,7 @@ class Ledger:
         last = ""
         while True:
             # Page by page, so that neither memory nor the time for which a lock is held grows with the ledger.
-            with self._database.reading() as connection:
+            with self.reading() as connection:
                 rows = connection.execute(
                     f"SELECT {columns} FROM videos WHERE id > ? {chosen} ORDER BY id LIMIT 10000",
                     (last,) if status is None else (last, status),
@@ -210,7 +234,7 @@ class Ledger:
 
     def places(self) -> list[Place]:
         """Where the features of each video are, in id order."""
-        with self._database.reading() as connection:
+        with self.reading() as connection:
             rows = connection.execute(
                 "SELECT id, shard, position, num_frames FROM videos WHERE shard IS NOT NULL ORDER BY id"
             )
@@ -221,7 +245,7 @@ class Ledger:
 
     def shards(self) -> list[ShardRow]:
         """All shards, in the order in which they were committed."""
-        with self._database.reading() as connection:
+        with self.reading() as connection:
             names = ", ".join(ShardRow.__dataclass_fields__)
             rows = connection.execute(f"SELECT {names} FROM shards ORDER BY number").fetchall()
         return [ShardRow(**dict(zip(ShardRow.__dataclass_fields__, row, strict=True))) for row in rows]

@@ -65,7 +65,7 @@ class FeatureCache:
         """
         cache = cls.open(path)
         check_fingerprint(cache.fingerprint, fingerprint, allow_drift=allow_drift, where=f"the cache {path}")
-        recover(cache._destination)
+        recover(cache.destination)
         return cache
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -93,8 +93,14 @@ class FeatureCache:
     def _places(self) -> dict[str, Place]:
         return {place.video_id: place for place in self.ledger.places()}
 
+    @property
+    def places(self) -> list[Place]:
+        """Where the features of each video are, in id order."""
+        return list(self._places.values())
+
     @cached_property
-    def _pool(self) -> ShardPool:
+    def pool(self) -> ShardPool:
+        """The shards; for the parts of this folder that read whole ones."""
         return ShardPool(self.path / "shards", self.backend, {row.number: row for row in self.ledger.shards()})
 
     @property
@@ -135,12 +141,12 @@ class FeatureCache:
         stop = place.num_frames if stop is None else stop
         if not 0 <= start <= stop <= place.num_frames:
             raise CacheError(f"video {video_id!r} has {place.num_frames} cached frames; [{start}, {stop}) is outside")
-        return self._pool.shard(place.shard).features(place, level, view, start, stop)
+        return self.pool.shard(place.shard).features(place, level, view, start, stop)
 
     def pts_seconds(self, video_id: str) -> NDArray[np.float64]:
         """Time of each cached frame of a video, `[F]`."""
         place = self._place(video_id)
-        index = self._pool.shard(place.shard).reader.index
+        index = self.pool.shard(place.shard).reader.index
         return index.pts_seconds[index.offsets[place.position] : index.offsets[place.position + 1]].copy()
 
     def load(
@@ -152,7 +158,7 @@ class FeatureCache:
         """
         views = range(len(self.views)) if views is None else views
         self._check_request(level, views)
-        return load_bank(self._pool, level, [self._place(video_id) for video_id in video_ids], device, views)
+        return load_bank(self.pool, level, [self._place(video_id) for video_id in video_ids], device, views)
 
     def _check_request(self, level: Level, views: Sequence[int]) -> None:
         if level not in self.levels:
@@ -166,7 +172,8 @@ class FeatureCache:
     # -- writing ------------------------------------------------------------------------------------------------------
 
     @property
-    def _destination(self) -> Destination:
+    def destination(self) -> Destination:
+        """Where commits go; for the parts of this folder that add shards and mend them."""
         return Destination(self.path / "shards", self.backend, self.ledger, self.fingerprint.digest)
 
     def replace_dataset(self, dataset: Dataset) -> int:
@@ -193,6 +200,6 @@ class FeatureCache:
                 f"a shard has levels {data.index.levels} and {data.index.num_views} views; "
                 f"the cache {self.path} has {self.levels} and {len(self.views)}"
             )
-        commit_shard(self._destination, self._writer, claim, data, outcomes, environment)
-        for stale in ("_places", "_pool"):
+        commit_shard(self.destination, self._writer, claim, data, outcomes, environment)
+        for stale in ("_places", "pool"):
             self.__dict__.pop(stale, None)

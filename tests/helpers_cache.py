@@ -1,5 +1,9 @@
 """Caches and shards with made-up features, for tests."""
 
+import atexit
+import functools
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -111,8 +115,17 @@ def fill(cache: FeatureCache, *, shard_videos: int = 4, owner: str = "test") -> 
     cache.close()
 
 
-def filled_cache(path: Path, num_videos: int, *, shard_videos: int = 4, **options: Any) -> FeatureCache:
-    """A cache with features of all its videos."""
-    cache = make_cache(path, num_videos, **options)
-    fill(cache, shard_videos=shard_videos)
-    return cache
+def filled_cache(
+    path: Path, num_videos: int, *, shard_videos: int = 4, backend: str = "h5", views: Sequence[str] = ("center",)
+) -> FeatureCache:
+    """A cache with features of all its videos: a copy of one that is made once."""
+    shutil.copytree(_template(num_videos, shard_videos, backend, tuple(views)), path)
+    return FeatureCache.open(path)
+
+
+@functools.cache
+def _template(num_videos: int, shard_videos: int, backend: str, views: tuple[str, ...]) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="cache-template-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    fill(make_cache(folder / "cache", num_videos, backend=backend, views=views), shard_videos=shard_videos)
+    return folder / "cache"

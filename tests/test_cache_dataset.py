@@ -19,6 +19,7 @@ from cache.dataset import (
     write_dataset,
 )
 from cache.errors import DatasetError, UnsafePathError
+from cache.files import read_sealed_json, write_sealed_json
 
 
 def a_dataset(**changes: Any) -> Dataset:
@@ -152,10 +153,19 @@ def test_a_file_that_is_no_dataset_is_refused(tmp_path: Path, content: bytes) ->
 def test_a_dataset_that_was_tampered_with_cannot_name_unsafe_paths(tmp_path: Path) -> None:
     file = tmp_path / "dataset.json"
     write_dataset(file, a_dataset())
-    value = json.loads(file.read_text())
+    value = read_sealed_json(file)
     value["videos"][0]["path"] = "../../etc/passwd"
-    file.write_text(json.dumps(value))
+    write_sealed_json(file, value)
     with pytest.raises(UnsafePathError, match=r"\.\./"):
+        read_dataset(file)
+
+
+def test_a_dataset_that_was_edited_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "dataset.json"
+    write_dataset(file, a_dataset())
+    assert json.loads(file.read_text())["classes"] == ["pick", "Läufer"]
+    file.write_text(file.read_text().replace('"label": 0', '"label": 1'))
+    with pytest.raises(DatasetError, match="not as it was written"):
         read_dataset(file)
 
 

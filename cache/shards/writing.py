@@ -20,7 +20,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from cache.errors import CacheError
-from cache.files import write_tree_durably
+from cache.files import open_plain, write_tree_durably
 from cache.shards import Backend, encode, open_shard
 from cache.shards.protocol import ShardData
 
@@ -53,7 +53,7 @@ def hash_files(path: Path) -> Written:
     digest = xxhash.xxh3_128()
     total = 0
     for file in sorted(_plain_files(path)):
-        with os.fdopen(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb", buffering=0) as opened:
+        with os.fdopen(open_plain(file), "rb", buffering=0) as opened:
             num_bytes = os.fstat(opened.fileno()).st_size
             digest.update(f"{file.relative_to(path)}\0{num_bytes}\0".encode())
             while block := opened.read(_BLOCK_BYTES):

@@ -1,0 +1,84 @@
+"""Take features out of a cache, into files that other programs read: npz or safetensors, a video or a level each."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+import numpy as np
+
+from cache.bank import allocate, offsets_of, read_features
+from cache.console import progress
+from cache.errors import CacheError
+from cache.files import make_folder_durably
+from cache.schema import CHANNELS
+from cache.store import FeatureCache
+
+Container = Literal["npz", "safetensors"]
+Grouping = Literal["video", "level"]
+
+CONTAINERS: Final[tuple[Container, ...]] = get_args(Container)
+GROUPINGS: Final[tuple[Grouping, ...]] = get_args(Grouping)
+
+
+def export(cache: FeatureCache, target: Path, container: Container, grouping: Grouping) -> int:
+    """Write the features of all videos below `target`, a new folder, which is there when all is; how many files.
+
+    By video: `<video id>.npz` with each level `[V, F, C]` float16 and `pts_seconds [F]`. By level: `<level>.npz` with
+    `features [V, F, C]`, `offsets [N + 1]`, `pts_seconds [F]` and `video_ids`. Safetensors has no arrays of text: ids
+    and views are JSON in its metadata.
+    """
+    if target.exists():
+        raise CacheError(f"{target} is there already; choose a new folder, so that nothing is mixed or overwritten")
+    aside = target.with_name(f".tmp-{target.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    make_folder_durably(aside)
+    files = _by_video(cache) if grouping == "video" else _by_level(cache)
+    total = len(cache.video_ids) if grouping == "video" else len(cache.levels)
+    written = 0
+    with progress("exporting", total, "files") as shown:
+        for name, arrays, texts in files:
+            path = aside / f"{name}.{container}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write(path, container, arrays, texts)
+            written += 1
+            shown.update(written)
+    aside.rename(target)
+    return written
+
+
+_File = tuple[str, Mapping[str, np.ndarray], Mapping[str, tuple[str, ...]]]
+"""Name without suffix, arrays, lists of texts."""
+
+
+def _by_video(cache: FeatureCache) -> Iterator[_File]:
+    for video_id in cache.video_ids:
+        arrays: dict[str, np.ndarray] = {
+            level: np.stack([cache.features(video_id, level, view) for view in range(len(cache.views))])
+            for level in cache.levels
+        }
+        yield video_id, {**arrays, "pts_seconds": cache.pts_seconds(video_id)}, {"views": cache.views}
+
+
+def _by_level(cache: FeatureCache) -> Iterator[_File]:
+    places = cache.places
+    offsets = offsets_of(places)
+    for level in cache.levels:
+        features_VFC = allocate((len(cache.views), int(offsets[-1]), CHANNELS[level]), cache.path)
+        pts_F = read_features(cache.pool, level, places, range(len(cache.views)), features_VFC)
+        arrays: dict[str, np.ndarray] = {"features": features_VFC, "offsets": offsets, "pts_seconds": pts_F}
+        yield level, arrays, {"video_ids": cache.video_ids, "views": cache.views}
+
+
+def _write(
+    path: Path, container: Container, arrays: Mapping[str, np.ndarray], texts: Mapping[str, tuple[str, ...]]
+) -> None:
+    if container == "npz":
+        named: dict[str, Any] = {**arrays, **{name: np.array(text, dtype=np.str_) for name, text in texts.items()}}
+        np.savez(path, allow_pickle=False, **named)
+        return
+    from safetensors.numpy import save_file
+
+    metadata = {name: json.dumps(text, ensure_ascii=False) for name, text in texts.items()}
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path, metadata=metadata)

@@ -1,0 +1,78 @@
+"""Mend a damaged cache: set damaged shards aside, queue their videos again. Only when asked."""
+
+import os
+from itertools import chain, count
+from pathlib import Path
+
+from cache.commit import recover
+from cache.consistency import broken_structure
+from cache.dataset import read_dataset
+from cache.description import read_description
+from cache.errors import MrrnError
+from cache.files import fsync_folder, make_folder_durably
+from cache.ledger import Ledger
+from cache.store import FeatureCache
+from cache.verify import Finding, verify
+
+QUARANTINE = "quarantine"
+"""Folder, within the cache, where damaged files go. Nothing reads it; delete it when it is of no more use."""
+
+
+def repair(path: Path) -> list[str]:
+    """Make the cache in `path` sound again, at the price of extracting some videos anew. What was done, in words.
+
+    CacheError or DatasetError where cache.json or dataset.json are damaged: without them nobody knows what to keep.
+    """
+    read_description(path)
+    dataset = read_dataset(path / "dataset.json")
+    done: list[str] = []
+    if not _ledger_works(path):
+        for name in ("ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm"):
+            done += _set_aside(path, path / name)
+        new = path / f".tmp-{os.getpid()}-ledger.sqlite"
+        Ledger.create(new, sorted((video.id, video.path) for video in dataset.videos)).close()
+        new.rename(path / "ledger.sqlite")
+        fsync_folder(path)
+        done.append("made the ledger anew; failed videos will be tried again")
+    with FeatureCache.open(path) as cache:
+        done += recover(cache.destination)
+        findings = [finding for finding in verify(path) if not finding.harmless]
+        for finding in findings:
+            done += _mend(cache, finding)
+        if findings:
+            # Rows that lacked a video of dataset.json come from there.
+            cache.replace_dataset(dataset)
+    return done
+
+
+def _ledger_works(path: Path) -> bool:
+    try:
+        ledger = Ledger(path / "ledger.sqlite")
+        with ledger.reading() as connection:
+            return not broken_structure(connection)
+    except MrrnError:
+        return False
+
+
+def _mend(cache: FeatureCache, finding: Finding) -> list[str]:
+    with cache.ledger.transaction() as connection:
+        if finding.shard is not None:
+            queued = cache.ledger.forget_shard(connection, finding.shard.number)
+            moved = _set_aside(cache.path, cache.path / "shards" / finding.shard.name)
+            return [*moved, f"queued the {queued} videos of {finding.shard.name} again"]
+        for video_id in finding.videos:
+            cache.ledger.forget_video(connection, video_id)
+    return [f"queued {len(finding.videos)} videos again ({finding.what})"]
+
+
+def _set_aside(cache: Path, path: Path) -> list[str]:
+    """Move a file or folder to the quarantine; nothing happens where it is gone already."""
+    if not os.path.lexists(path):
+        return []
+    make_folder_durably(cache / QUARANTINE)
+    candidates = (cache / QUARANTINE / name for name in chain([path.name], (f"{path.name}.{n}" for n in count(1))))
+    aside = next(candidate for candidate in candidates if not os.path.lexists(candidate))
+    path.rename(aside)
+    fsync_folder(aside.parent)
+    fsync_folder(path.parent)
+    return [f"set {path.name} aside as {aside.relative_to(cache)}"]
