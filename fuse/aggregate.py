@@ -1,75 +1,21 @@
-"""From clips to videos, from three levels to one prediction. Pure arrays, no I/O.
+"""From clips to videos, from three levels to one prediction. Sweeps need the same, so it lives in `cache.aggregate`."""
 
-Shapes: N clips or videos, K classes. Missing rows are NaN and stay NaN.
-"""
+from cache.aggregate import (
+    MEAN_WEIGHTS,
+    PAPER_WEIGHTS,
+    align,
+    check_weights,
+    clips_to_videos,
+    fuse_levels,
+    search_weights,
+)
 
-from collections.abc import Mapping, Sequence
-from typing import Final
-
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
-from cache.errors import ScoreError
-from cache.schema import LEVELS, Level
-
-PAPER_WEIGHTS: Final[dict[Level, float]] = {"high": 0.7, "mid": 0.2, "low": 0.1}
-"""a, b and c of equation 10."""
-
-MEAN_WEIGHTS: Final[dict[Level, float]] = {level: 1 / len(LEVELS) for level in LEVELS}
-"""The plain mean of the levels, the other reading of the paper's text."""
-
-
-def clips_to_videos(video_ids: ArrayLike, softmax: ArrayLike) -> tuple[list[str], NDArray[np.float64]]:
-    """Mean softmax of each video's clips (paper, section 4.2): ids in order of first appearance, `[videos, K]` float64.
-
-    `video_ids` is `[N]`, `softmax` `[N, K]`: one row per clip. ScoreError where their lengths differ.
-    """
-    ids_N, softmax_NK = np.asarray(video_ids), np.asarray(softmax, dtype=np.float64)
-    if softmax_NK.ndim != 2 or ids_N.shape != softmax_NK.shape[:1]:
-        raise ScoreError(f"{ids_N.shape} video ids and softmax of shape {softmax_NK.shape}; expected [N] and [N, K]")
-    unique, first, inverse = np.unique(ids_N, return_index=True, return_inverse=True)
-    sums = np.zeros((len(unique), softmax_NK.shape[1]))
-    np.add.at(sums, inverse, softmax_NK)
-    means = sums / np.bincount(inverse, minlength=len(unique))[:, None]
-    order = np.argsort(first)
-    return [str(name) for name in unique[order]], means[order]
-
-
-def fuse_levels(
-    probabilities: Mapping[Level, NDArray[np.float64]], weights: Mapping[Level, float] = PAPER_WEIGHTS
-) -> NDArray[np.float64]:
-    """Weighted sum of the levels' probabilities (equation 10), `[videos, K]` float64.
-
-    `probabilities` holds `[videos, K]` for every level that has a weight, rows in the same order of videos.
-    ScoreError names levels that are missing or shaped differently, and weights that do not sum to 1.
-    """
-    check_weights(weights)
-    missing = [level for level in weights if level not in probabilities]
-    if missing:
-        raise ScoreError(f"no scores of level {', '.join(missing)}; train it first (`make train LEVEL={missing[0]}`)")
-    shapes = {level: np.shape(probabilities[level]) for level in weights}
-    if len(set(shapes.values())) > 1:
-        raise ScoreError(f"the levels' probabilities have different shapes {shapes}; score the same videos with each")
-    fused = np.zeros(next(iter(shapes.values())))
-    for level, weight in weights.items():
-        fused += weight * probabilities[level]
-    return fused
-
-
-def check_weights(weights: Mapping[Level, float]) -> None:
-    """ScoreError unless the weights are known levels' non-negative shares of 1."""
-    unknown = [level for level in weights if level not in LEVELS]
-    if unknown:
-        raise ScoreError(f"fusion weights name unknown levels {unknown}; the levels are {', '.join(LEVELS)}")
-    values = np.fromiter(weights.values(), dtype=np.float64)
-    if not (np.isfinite(values).all() and (values >= 0).all() and abs(values.sum() - 1) < 1e-6):
-        raise ScoreError(f"fusion weights are {dict(weights)}; expected non-negative numbers that sum to 1")
-
-
-def align(ids: Sequence[str], probabilities: NDArray[np.float64], expected: Sequence[str]) -> NDArray[np.float64]:
-    """Rows of `probabilities` `[videos, K]` (of `ids`) in the order of `expected`; NaN rows where one has none."""
-    aligned = np.full((len(expected), probabilities.shape[1]), np.nan)
-    row = {video: index for index, video in enumerate(ids)}
-    present = [index for index, video in enumerate(expected) if video in row]
-    aligned[present] = probabilities[[row[expected[index]] for index in present]]
-    return aligned
+__all__ = [
+    "MEAN_WEIGHTS",
+    "PAPER_WEIGHTS",
+    "align",
+    "check_weights",
+    "clips_to_videos",
+    "fuse_levels",
+    "search_weights",
+]

@@ -1,23 +1,35 @@
 """`python -m fuse`: stage three, scores to predictions, tables, figures and a page to read."""
 
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
 
-from cache.console import StageGroup, choose_dataset, dataset_option, work_option
+from cache.console import FINISHED_WITH_FAILURES, StageGroup, choose_dataset, dataset_option, work_option
+from cache.errors import DecodeError
 from cache.workspace import Workspace
 
+if TYPE_CHECKING:
+    from fuse.predict import Heads, Prediction
+
 split_option = click.option(
-    "--split", type=click.IntRange(1, 3), default=1, show_default=True, help="Official split whose test half is scored."
+    "--split",
+    type=click.IntRange(1, 3),
+    default=1,
+    show_default=True,
+    help="Official split that the heads were trained on.",
 )
 pool_option = click.option(
     "--pool",
-    type=click.Choice(["mean", "max"]),
+    type=click.Choice(["mean", "max", "attention"]),
     default="mean",
     show_default=True,
-    help="Temporal pooling of the heads to fuse (equations 8 and 9).",
+    help="Temporal pooling of the heads (equations 8 and 9).",
 )
-seed_option = click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the runs to fuse."
-)
+seed_option = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the runs.")
 
 
 @click.group(cls=StageGroup, invoke_without_command=True)
@@ -44,15 +56,148 @@ def main(context: click.Context, workspace: Workspace, dataset: str | None, pool
 
 
 def _fuse(workspace: Workspace, dataset: str, pool: str, split: int, seed: int) -> None:
-    from fuse.publish import publish
+    from fuse.predict import sample_frames
+    from fuse.publish import Extras, publish
+    from fuse.results import caveats, evaluate
+    from fuse.runs import read_levels, searched_weights
+    from fuse.samples import FRAMES, choose
+    from fuse.source import read_source
+    from fuse.splits import mean_over_splits
+    from fuse.summary import made_now
+    from fuse.sweeps import read_tables
+    from fuse.tables import table_3, to_text
+    from fuse.timing import FILE, read_timing
+
+    tables = read_levels(workspace, dataset, split, pool, seed)
+    searched = searched_weights(workspace, tables, dataset, split, pool, seed)
+    results = evaluate(tables, read_source(workspace, dataset), split, searched)
+    notes = caveats(results)
+    samples = choose(results)
+    frames = sample_frames(workspace, dataset, [sample.video for sample in samples], FRAMES)
+    extras = Extras(
+        samples=samples,
+        frames=frames,
+        timing=read_timing(workspace.root / "benchmarks" / FILE),
+        sweeps=read_tables(workspace, dataset, notes, tables["high"].run.get("cache_digest")),
+    )
+    page = publish(workspace.report(dataset, split), results, notes, made_now(), extras)
+    click.echo(to_text(table_3(results, notes, literature=False)))
+    if several := mean_over_splits(workspace, dataset, pool, seed):
+        click.echo(f"\n{several}")
+    click.echo(f"\nreport: {page}")
+
+
+@main.command()
+@click.argument("videos", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="VIDEO...")
+@work_option
+@dataset_option
+@pool_option
+@split_option
+@seed_option
+@click.option("--bundle", type=click.Path(path_type=Path), help="Use the heads in this folder instead of trained runs.")
+@click.option("--weights", help="The backbone's weights, where they are not where extraction had them.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:INDEX.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Videos decoded at the same time.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with the probabilities of all classes.")
+def predict(
+    videos: tuple[Path, ...],
+    workspace: Workspace,
+    dataset: str | None,
+    pool: str,
+    split: int,
+    seed: int,
+    bundle: Path | None,
+    weights: str | None,
+    device: str,
+    jobs: int,
+    as_json: bool,
+) -> None:
+    """Name the five most probable classes of new videos (files, or folders of them).
+
+    The videos go the way that the dataset's went: the same decoding, transform, backbone and clips, then the three
+    heads and their fusion. Exit code 3: some files could not be read, the others are predicted.
+
+    \b
+    Examples:
+      python -m fuse predict clip.mp4
+      python -m fuse predict --dataset ucf101 --json holiday/ > holiday.json
+      python -m fuse predict --bundle ucf101-heads --weights resnet34.pth clip.mp4
+    """
+    from fuse.bundle import bundle_of_runs, read_bundle
+    from fuse.predict import find_files, heads_in, open_backbone, settings_for, weights_for
+    from fuse.predict import predict as run
+
+    files = find_files(videos)
+    if bundle:
+        heads, recorded = heads_in(*read_bundle(bundle)), None
+    else:
+        name = choose_dataset(workspace, dataset)
+        heads = heads_in(bundle_of_runs(workspace, name, split, pool, seed))
+        recorded = _recorded_weights(workspace, name)
+    settings = settings_for(heads, weights=weights_for(heads, weights, recorded), device=device, jobs=jobs)
+    _answer(run(files, heads, settings, open_backbone(heads, settings)), heads, files, as_json)
+
+
+def _recorded_weights(workspace: Workspace, dataset: str) -> str | None:
+    """Where extraction had the backbone's weights."""
+    from cache.store import FeatureCache
+
+    with FeatureCache.open(workspace.cache(dataset)) as cache:
+        weights = cache.settings.get("weights")
+    return str(weights) if weights else None
+
+
+def _answer(predictions: "Iterator[Prediction]", heads: "Heads", files: list[Path], as_json: bool) -> None:
+    """Print predictions as they come (JSON: all at the end, in the order asked for) and set the exit code."""
+    from fuse.answers import as_json as to_json
+    from fuse.answers import as_text
+    from fuse.results import weights_caveats
+
+    notes = weights_caveats(heads.identity)
+    done = []
+    if not as_json:
+        for note in notes:
+            click.echo(f"! {note}")
+    for prediction in predictions:
+        done.append(prediction)
+        if not as_json:
+            click.echo(as_text(prediction, heads.classes))
+    if as_json:
+        order = {str(path): index for index, path in enumerate(files)}
+        done.sort(key=lambda prediction: order[prediction.video])
+        answers = [to_json(prediction, heads.classes) for prediction in done]
+        click.echo(json.dumps({"notes": notes, "predictions": answers}, indent=2, ensure_ascii=False))
+    failed = [prediction for prediction in done if prediction.fused is None]
+    if len(failed) == len(done):
+        raise DecodeError(f"no video could be predicted: {failed[0].video}: {failed[0].reason}")
+    if failed:
+        click.echo(f"{len(failed)} of {len(done)} videos could not be predicted", err=True)
+        sys.exit(FINISHED_WITH_FAILURES)
+
+
+@main.command()
+@work_option
+@dataset_option
+@pool_option
+@split_option
+@seed_option
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to write. [default: WORK/bundles/DATASET-splitN]")
+def bundle(workspace: Workspace, dataset: str | None, pool: str, split: int, seed: int, out: Path | None) -> None:
+    """Put the three trained heads in one folder to hand to somebody else: safetensors, JSON and a model card.
+
+    Whoever gets it predicts with `python -m fuse predict --bundle FOLDER`, without the cache or the videos.
+    """
+    from fuse.bundle import bundle_of_runs, write_bundle
+    from fuse.predict import heads_in
     from fuse.results import caveats, evaluate
     from fuse.runs import read_levels
     from fuse.source import read_source
-    from fuse.summary import made_now
-    from fuse.tables import table_3, to_text
+    from fuse.summary import made_now, summarise
 
-    results = evaluate(read_levels(workspace, dataset, split, pool, seed), read_source(workspace, dataset), split)
-    notes = caveats(results)
-    page = publish(workspace.report(dataset, split), results, notes, made_now())
-    click.echo(to_text(table_3(results, notes, literature=False)))
-    click.echo(f"\nreport: {page}")
+    name = choose_dataset(workspace, dataset)
+    results = evaluate(read_levels(workspace, name, split, pool, seed), read_source(workspace, name), split)
+    folders = bundle_of_runs(workspace, name, split, pool, seed)
+    heads_in(folders)  # what is handed on can be read
+    out = out or workspace.root / "bundles" / f"{name}-split{split}"
+    write_bundle(out, folders, summarise(results, caveats(results), made_now()))
+    click.echo(f"bundle: {out}")

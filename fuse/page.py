@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from fuse import metrics, paper
-from fuse.results import MODELS, TITLES, Results
+from fuse.results import MODELS, TITLES, Model, Results
 from fuse.summary import Made, fused_against_high, own_fields
 from fuse.text import visible
 
@@ -35,7 +35,7 @@ def page_of(results: Results, notes: Sequence[str], made: Made) -> dict[str, Any
         "videos": len(results.video_ids),
         "clips": results.clips,
         "right": int(results.correct["fused"].sum()),
-        "models": [_model(results, model) for model in MODELS],
+        "models": [_model(results, model) for model in results.models],
         "fused_against_high": fused_against_high(results),
         "literature": _literature(results),
         "classes": _classes(results),
@@ -47,14 +47,14 @@ def page_of(results: Results, notes: Sequence[str], made: Made) -> dict[str, Any
     }
 
 
-def _model(results: Results, model: Any) -> dict[str, Any]:
+def _model(results: Results, model: Model) -> dict[str, Any]:
     interval = metrics.accuracy_interval(results.correct[model])
     printed, accuracy = results.paper[model], results.accuracy(model)
     published = None if printed is None else printed / 100
     return {
         "key": model,
         "title": TITLES[model].partition(" (")[0],
-        "formula": TITLES[model].partition(" (")[2].rstrip(")"),
+        "formula": _formula(results, model),
         "accuracy": accuracy,
         "low": interval.low,
         "high": interval.high,
@@ -62,6 +62,13 @@ def _model(results: Results, model: Any) -> dict[str, Any]:
         "paper": published,
         "difference": None if published is None else accuracy - published,
     }
+
+
+def _formula(results: Results, model: Model) -> str:
+    if model == "searched" and results.searched_weights:
+        shares = " + ".join(f"{share:g} {level}" for level, share in results.searched_weights.items())
+        return f"{shares}, found on held-out training videos"
+    return TITLES[model].partition(" (")[2].rstrip(")")
 
 
 def _literature(results: Results) -> list[dict[str, Any]]:

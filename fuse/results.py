@@ -20,10 +20,10 @@ from fuse.aggregate import MEAN_WEIGHTS, PAPER_WEIGHTS, align, clips_to_videos, 
 from fuse.runs import check_against_cache, check_same
 from fuse.source import Source
 
-Model = Literal["low", "mid", "high", "fused", "mean"]
+Model = Literal["low", "mid", "high", "fused", "mean", "searched"]
 
 MODELS: Final[tuple[Model, ...]] = ("low", "mid", "high", "fused", "mean")
-"""The three levels, equation 10, and the plain mean of the levels."""
+"""The three levels, equation 10, and the plain mean of the levels; every split has them."""
 
 TITLES: Final[Mapping[Model, str]] = {
     "low": "Low RRN",
@@ -31,6 +31,7 @@ TITLES: Final[Mapping[Model, str]] = {
     "high": "High RRN",
     "fused": "MRRN (0.7 high + 0.2 mid + 0.1 low)",
     "mean": "MRRN (plain mean)",
+    "searched": "MRRN (weights found on held-out training videos)",
 }
 
 RANDOM_PREFIX: Final = "random:"
@@ -56,6 +57,13 @@ class Results:
     """`[N]`"""
     probabilities: Mapping[Model, NDArray[np.float64]]
     """`[N, K]` for each model; NaN rows for videos without features."""
+    searched_weights: Mapping[Level, float] | None = None
+    """Fusion weights found on held-out training videos; None where no runs without them were trained."""
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """The models on hand: MODELS, and the one with searched weights where there are some."""
+        return tuple(self.probabilities)
 
     @property
     def dataset(self) -> str:
@@ -92,12 +100,12 @@ class Results:
     @cached_property
     def correct(self) -> dict[Model, NDArray[np.bool_]]:
         """`[N]` for each model: whether its first choice is right."""
-        return {model: metrics.top_k_correct(self.probabilities[model], self.labels) for model in MODELS}
+        return {model: metrics.top_k_correct(self.probabilities[model], self.labels) for model in self.models}
 
     @cached_property
     def paper(self) -> dict[str, float | None]:
         """The paper's percentages for this dataset and pooling, None where it has none."""
-        return paper.accuracy(self.dataset, self.pool)
+        return {"searched": None, **paper.accuracy(self.dataset, self.pool)}
 
     def accuracy(self, model: Model) -> float:
         """Fraction of the split's test videos that are right; those without features are wrong."""
@@ -118,8 +126,16 @@ class Results:
         return metrics.per_class(self.correct[model], self.labels, len(self.classes))
 
 
-def evaluate(tables: Mapping[Level, ScoreTable], source: Source, split: int) -> Results:
-    """Fuse the levels' scores of a split's test videos; ScoreError lists what does not belong together."""
+def evaluate(
+    tables: Mapping[Level, ScoreTable],
+    source: Source,
+    split: int,
+    searched_weights: Mapping[Level, float] | None = None,
+) -> Results:
+    """Fuse the levels' scores of a split's test videos; ScoreError lists what does not belong together.
+
+    `searched_weights` are those of `fuse.runs.searched_weights`, where there are some.
+    """
     check_same(tables)
     test = [video for video in source.dataset.half(split, "test") if video.label is not None]
     if not test:
@@ -143,14 +159,21 @@ def evaluate(tables: Mapping[Level, ScoreTable], source: Source, split: int) -> 
         clips=len(tables["high"].video_ids),
         video_ids=tuple(expected),
         labels=np.fromiter(expected.values(), dtype=np.int64),
-        probabilities={
-            "low": levels["low"],
-            "mid": levels["mid"],
-            "high": levels["high"],
-            "fused": fuse_levels(levels, PAPER_WEIGHTS),
-            "mean": fuse_levels(levels, MEAN_WEIGHTS),
-        },
+        probabilities=_models(levels, searched_weights),
+        searched_weights=searched_weights,
     )
+
+
+def _models(
+    levels: Mapping[Level, NDArray[np.float64]], searched: Mapping[Level, float] | None
+) -> dict[Model, NDArray[np.float64]]:
+    """Probabilities of each model, in the order in which they are shown."""
+    models: dict[Model, NDArray[np.float64]] = {level: levels[level] for level in LEVELS}
+    models["fused"] = fuse_levels(levels, PAPER_WEIGHTS)
+    models["mean"] = fuse_levels(levels, MEAN_WEIGHTS)
+    if searched is not None:
+        models["searched"] = fuse_levels(levels, searched)
+    return models
 
 
 def caveats(results: Results) -> list[str]:

@@ -1,12 +1,15 @@
 """The three levels' scores, checked to be of one dataset, split, cache and set of videos before anything is fused."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
+
+import numpy as np
 
 from cache.errors import ScoreError
 from cache.schema import LEVELS, Level
 from cache.scores import ScoreTable, read_scores
 from cache.workspace import Workspace
+from fuse.aggregate import clips_to_videos, search_weights
 
 SHOWN = 10
 """Names that an error lists before it says how many more there are."""
@@ -25,6 +28,41 @@ def read_levels(workspace: Workspace, dataset: str, split: int, pool: str, seed:
     tables = {level: read_scores(path) for level, path in paths.items()}
     check_same(tables)
     return tables
+
+
+HELDOUT: Final = "holdout"
+"""Variant of runs that left a part of the training videos out, and scored that part."""
+
+
+def searched_weights(
+    workspace: Workspace, usual: Mapping[Level, ScoreTable], dataset: str, split: int, pool: str, seed: int
+) -> dict[Level, float] | None:
+    """Fusion weights that fit the held-out training videos best; None where no such runs were trained.
+
+    The runs are those of `python -m train --holdout`, on the cache of the `usual` ones (ScoreError otherwise). Test
+    videos have no part in it.
+    """
+    folders = {level: workspace.run(dataset, split, level, pool, seed, HELDOUT) for level in LEVELS}
+    paths = {level: folder / "heldout-scores.npz" for level, folder in folders.items()}
+    if not all(path.exists() for path in paths.values()):
+        return None
+    tables = {level: read_scores(path) for level, path in paths.items()}
+    check_same(tables)
+    problems = _differences(
+        "cache digest",
+        {"test": usual["high"].run.get("cache_digest"), "held-out": tables["high"].run.get("cache_digest")},
+    )
+    tested = set(usual["high"].video_ids.tolist()) & set(tables["high"].video_ids.tolist())
+    if problems or tested:
+        raise ScoreError(
+            f"the held-out scores in {folders['high'].parent} are not of the training videos of this cache "
+            f"({'; '.join([*problems, *sorted(tested)[:1]])}); train them again (`python -m train --holdout`)"
+        )
+    probabilities = {}
+    for level, table in tables.items():
+        ids, probabilities[level] = clips_to_videos(table.video_ids, table.softmax)
+    labels = dict(zip(tables["high"].video_ids.tolist(), tables["high"].labels.tolist(), strict=True))
+    return search_weights(probabilities, np.array([labels[video] for video in ids]))
 
 
 def check_same(tables: Mapping[Level, ScoreTable]) -> None:

@@ -45,6 +45,7 @@ def summarise(results: Results, notes: Sequence[str], made: Made) -> dict[str, A
         "interval95": {model: asdict(metrics.accuracy_interval(results.correct[model])) for model in MODELS},
         "fused_against_high": fused_against_high(results),
         "fusion_weights": dict(PAPER_WEIGHTS),
+        "searched": _searched(results),
         "paper": _paper_fractions(results),
         "weights": results.weights,
         "subset": asdict(results.source.dataset.subset) if results.source.dataset.subset else None,
@@ -67,6 +68,13 @@ def fused_against_high(results: Results) -> dict[str, Any]:
         "only_high_right": test.only_second,
         "mcnemar_p": test.p_value,
     }
+
+
+def _searched(results: Results) -> dict[str, Any] | None:
+    """Fusion weights found on held-out training videos, and the test accuracy with them."""
+    if results.searched_weights is None:
+        return None
+    return {"fusion_weights": dict(results.searched_weights), "accuracy": results.accuracy("searched")}
 
 
 def _paper_fractions(results: Results) -> dict[str, float]:

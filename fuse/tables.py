@@ -109,7 +109,7 @@ def percent(fraction: float) -> float:
 def table_3(results: Results, notes: Sequence[str], *, literature: bool = True) -> Table:
     """Our rows of Table 3, each beside the paper's figure, then the literature as the paper lists it."""
     rows: list[tuple[Cell, ...]] = []
-    for model in MODELS:
+    for model in results.models:
         interval = metrics.accuracy_interval(results.correct[model])
         ours, printed, top5 = percent(results.accuracy(model)), results.paper[model], results.top5(model)
         rows.append(

@@ -8,9 +8,9 @@ from html.parser import HTMLParser
 from helpers_golden import check_golden
 from helpers_scores import MADE, hand_worked_results, made_up_results, results_of_a_subset
 
-from fuse.page import page_of
-from fuse.report import render
+from fuse.publish import Extras, html
 from fuse.results import Results, caveats
+from fuse.samples import choose
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -25,7 +25,7 @@ HOSTILE = (
 
 
 def page(results: Results) -> str:
-    return render(page_of(results, caveats(results), MADE))
+    return html(results, caveats(results), MADE, Extras(samples=choose(results)))
 
 
 class _Tags(HTMLParser):
@@ -39,9 +39,9 @@ class _Tags(HTMLParser):
         self.attributes |= {name for name, _ in attrs}
 
 
-def tags_of(html: str) -> _Tags:
+def tags_of(text: str) -> _Tags:
     parser = _Tags()
-    parser.feed(html)
+    parser.feed(text)
     return parser
 
 
@@ -61,31 +61,31 @@ def test_hostile_names_stay_text() -> None:
 
 
 def test_the_policy_allows_exactly_what_stands_in_the_file() -> None:
-    html = page(hand_worked_results())
-    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)
+    text = page(hand_worked_results())
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)
     assert policy
-    scripts = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
-    styles = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
+    scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    styles = re.findall(r"<style>(.*?)</style>", text, re.DOTALL)
     assert len(scripts) == len(styles) == 1
     for directive, text in (("script-src", scripts[0]), ("style-src", styles[0])):
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         assert f"{directive} &#39;sha256-{digest}&#39;" in policy[1]
     assert policy[1].startswith("default-src &#39;none&#39;")
     assert "unsafe" not in policy[1]
-    assert " style=" not in html
-    assert "http://" not in html
-    assert "https://" not in html
+    assert " style=" not in text
+    assert "http://" not in text
+    assert "https://" not in text
 
 
 def test_what_has_to_be_known_first_stands_first() -> None:
-    html = page(results_of_a_subset())
-    first = html.index("subset: 40 of 13,320 videos")
-    assert html.index("weights: random:0 (random, never trained)") < first < html.index("<main>")
-    assert "1 of 40 test videos have no features and count as wrong." in html
+    text = page(results_of_a_subset())
+    first = text.index("subset: 40 of 13,320 videos")
+    assert text.index("weights: random:0 (random, never trained)") < first < text.index("<main>")
+    assert "1 of 40 test videos have no features and count as wrong." in text
 
 
 def test_missing_failed_and_suspect_videos_are_listed_with_reasons() -> None:
-    html = page(results_of_a_subset())
-    assert "Videos that could not be decoded: 1" in html
-    assert "truncated &lt;file&gt;" in html
-    assert "48 of 50" in html
+    text = page(results_of_a_subset())
+    assert "Videos that could not be decoded: 1" in text
+    assert "truncated &lt;file&gt;" in text
+    assert "48 of 50" in text

@@ -1,0 +1,151 @@
+"""A bundle: three trained heads in one folder that can be handed to somebody else. Data only: safetensors and JSON.
+
+bundle/
+  bundle.json            what it is: classes, fusion weights, the backbone it needs, accuracy, hashes of the files
+  README.md              the model card
+  low|mid|high/          config.json and checkpoint.safetensors, as training wrote them
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from cache.errors import ScoreError, WeightsError
+from cache.files import write_bytes_durably, write_json_durably
+from cache.schema import LEVELS, Level
+from cache.workspace import Workspace
+from fuse.aggregate import check_weights
+from fuse.results import TITLES
+from fuse.tables import NONE
+from fuse.text import markdown
+
+FORMAT: Final = 1
+DESCRIPTION: Final = "bundle.json"
+_FILES: Final = ("config.json", "checkpoint.safetensors")
+
+
+def write_bundle(out: Path, folders: Mapping[Level, Path], summary: Mapping[str, Any]) -> None:
+    """Write the heads in `folders` and what results.json (`summary`) says of them to the folder `out`.
+
+    bundle.json is written last: a folder without it is no bundle. ScoreError where `out` holds something else.
+    """
+    if out.exists() and any(out.iterdir()) and not (out / DESCRIPTION).exists():
+        raise ScoreError(f"the folder {out} is not empty and is no bundle; choose another with --out")
+    (out / DESCRIPTION).unlink(missing_ok=True)
+    hashes: dict[str, str] = {}
+    for level, folder in folders.items():
+        for name in _FILES:
+            content = (folder / name).read_bytes()
+            write_bytes_durably(out / level / name, content)
+            hashes[f"{level}/{name}"] = hashlib.sha256(content).hexdigest()
+    write_bytes_durably(out / "README.md", model_card(summary).encode())
+    kept = ("notes", "dataset", "split", "pool", "videos", "accuracy", "interval95", "paper", "fusion_weights")
+    also = ("weights", "subset", "classes", "fingerprint", "runs", "made")
+    description = {name: summary[name] for name in (*kept, *also)}
+    write_json_durably(out / DESCRIPTION, {"format": FORMAT, **description, "sha256": hashes})
+
+
+def read_bundle(folder: Path) -> tuple[dict[Level, Path], dict[Level, float]]:
+    """Run folders and fusion weights of a bundle; WeightsError where it is missing, changed or of another format."""
+    path = folder / DESCRIPTION
+    try:
+        description = json.loads(path.read_bytes())
+        if description["format"] != FORMAT:
+            raise WeightsError(f"{path} has format {description['format']!r}, this program reads {FORMAT}")
+        weights: dict[Level, float] = {level: float(description["fusion_weights"][level]) for level in LEVELS}
+        check_weights(weights)
+        hashes = {
+            name: str(description["sha256"][name]) for name in (f"{at}/{file}" for at in LEVELS for file in _FILES)
+        }
+        for name, expected in hashes.items():
+            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected:
+                raise WeightsError(f"{folder / name} is not the file that the bundle was made with; copy it again")
+    except FileNotFoundError as error:
+        raise WeightsError(
+            f"{error.filename} is missing; a bundle is a folder written by `python -m fuse bundle`"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{path} does not describe a bundle: {error!r}") from error
+    return {level: folder / level for level in LEVELS}, weights
+
+
+def bundle_of_runs(workspace: Workspace, dataset: str, split: int, pool: str, seed: int) -> dict[Level, Path]:
+    """The run folders that a dataset's bundle is made of."""
+    return {level: workspace.run(dataset, split, level, pool, seed) for level in LEVELS}
+
+
+def model_card(summary: Mapping[str, Any]) -> str:
+    """README.md: what the heads are, what they need, how good they are, what they are not for."""
+    identity, environment = summary["fingerprint"]["identity"], summary["fingerprint"]["environment"]
+    rows = [
+        f"| {TITLES[model]} | {100 * value:.2f} | {_paper(summary['paper'].get(model))} |"
+        for model, value in summary["accuracy"].items()
+    ]
+    clips = summary["runs"]["high"].get("clips", {})
+    return _CARD.format(
+        dataset=markdown(str(summary["dataset"])),
+        notes="".join(f"> **Note:** {markdown(note)}\n>\n" for note in summary["notes"]) or "\n",
+        split=summary["split"],
+        videos=f"{summary['videos']:,}",
+        rows="\n".join(rows),
+        weights=markdown(str(identity["weights"])),
+        sha256=identity["weights_sha256"],
+        backbone=markdown(str(identity["backbone"])),
+        transform=markdown(str(identity["transform"])),
+        precision=markdown(f"{environment['precision']} on {environment['device']}"),
+        clips=markdown(", ".join(f"{name} {value}" for name, value in clips.items())),
+        count=len(summary["classes"]),
+        classes=_names(summary["classes"]),
+        version=summary["made"]["version"],
+        date=summary["made"]["date"],
+    )
+
+
+def _paper(fraction: float | None) -> str:
+    return NONE if fraction is None else f"{100 * fraction:.2f}"
+
+
+def _names(classes: Sequence[str]) -> str:
+    return ", ".join(markdown(name) for name in classes)
+
+
+_CARD = """# MRRN heads for {dataset}
+
+Three stacked-SRU heads (low, mid, high level) on frozen image features, fused by 0.7 high + 0.2 mid + 0.1 low; after
+Zheng, An, Ruan, "Multi-Level Recurrent Residual Networks for Action Recognition", arXiv 1711.08238.
+
+{notes}
+## Use
+
+    python -m fuse predict --bundle THIS_FOLDER --weights BACKBONE_WEIGHTS VIDEO...
+
+`--weights` is needed where the backbone's weights came from a file; the bundle holds the heads, not the backbone.
+
+## What it needs
+
+- backbone {backbone}, weights {weights} (SHA-256 of their numbers {sha256}); others are refused
+- transform: {transform}; trained on features computed in {precision}
+- clips: {clips}
+
+## How good it is
+
+{videos} test videos of split {split}, none of them seen in training; videos without features count as wrong.
+
+| model | accuracy % | paper % |
+| --- | ---: | ---: |
+{rows}
+
+## What it is not for
+
+It always names one of its {count} classes, also for a video that shows none of them, and its probabilities are not
+calibrated. Decisions about people should not rest on it. The licences of the backbone's weights and of the training
+videos apply to what is made with them.
+
+## Classes
+
+{classes}
+
+Made by mrrn {version} on {date}.
+"""
