@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +16,16 @@ _START: Final = "from extract.worker import main; main()"
 _REAP_SECONDS: Final = 2.0
 _TAIL_BYTES: Final = 4096
 _SINGLE_THREADED: Final = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+@dataclass(frozen=True)
+class Death:
+    """How a worker ended."""
+
+    reason: str
+    """As the ledger tells it of the worker's video."""
+    from_outside: bool = False
+    """Somebody killed it, and not its supervisor: nothing is known against the worker or its video."""
 
 
 class Child:
@@ -51,11 +62,11 @@ class Child:
         self._wait()
         self._free()
 
-    def reap(self) -> str:
-        """Free what a process that ended by itself held, and say how it ended, as a reason for the ledger."""
+    def reap(self) -> Death:
+        """Free what a process that ended by itself held, and say how it ended."""
         if not self._wait():
             self.kill()
-            return "decoder closed its channel"
+            return Death("decoder closed its channel")
         how = _how_it_ended(self._process.returncode, self._last_words())
         self._free()
         return how
@@ -78,12 +89,13 @@ class Child:
         return next((line.strip() for line in reversed(tail) if line.strip()), "")
 
 
-def _how_it_ended(code: int, last_words: str) -> str:
+def _how_it_ended(code: int, last_words: str) -> Death:
     said = f" ({last_words[:200]})" if last_words else ""
     if code == -signal.SIGXCPU:
-        return "used more processor time than the limit allows"
+        return Death("used more processor time than the limit allows")
     if code == -signal.SIGKILL:
-        return "decoder killed from outside (SIGKILL), as the system does when memory runs out"
+        reason = "decoder killed from outside (SIGKILL), as the system does when memory runs out"
+        return Death(reason, from_outside=True)
     if code < 0:
-        return f"decoder crashed with {signal.Signals(-code).name}{said}"
-    return f"decoder stopped with exit code {code}{said}"
+        return Death(f"decoder crashed with {signal.Signals(-code).name}{said}")
+    return Death(f"decoder stopped with exit code {code}{said}")

@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -48,7 +48,7 @@ class DecodePool:
         self._supervisor.stop()
         self._thread.join()
 
-    def decode(self, videos: Iterable[tuple[str, Path]]) -> Iterator[FrameBlock | VideoEnd]:
+    def decode(self, videos: Iterable[tuple[str, Path]]) -> Generator[FrameBlock | VideoEnd, None, None]:
         """Decode `videos`, pairs of id and absolute path, taken one by one as there is room, in the caller's thread.
 
         Leaving the loop early gives up what is under way. One `decode` at a time. Raises MissingDecoderError or

@@ -29,6 +29,9 @@ START_SECONDS: Final = 120.0
 START_ATTEMPTS: Final = 5
 """Workers that may fail to start one after the other before the run gives up."""
 
+KILLED_STARTS: Final = 100
+"""The same where they are killed from outside, which may stop again."""
+
 OVERSLEPT_SECONDS: Final = 1.0
 """A supervisor that woke up so much too late was stopped, and its workers with it: that time is nobody's fault."""
 
@@ -233,11 +236,13 @@ class Supervisor:
     def _bury(self, worker: Worker) -> None:
         """A worker ended by itself: its video pays for it, if it had begun with it."""
         self._forget(worker)
-        how, job = worker.child.reap(), worker.job
-        if job is None:
-            self._note_failed_start(worker, how)
+        death, job = worker.child.reap(), worker.job
+        if not worker.ready:
+            self._note_failed_start(death.reason, KILLED_STARTS if death.from_outside else START_ATTEMPTS)
+        elif job is None:
+            return
         elif job.begun:
-            self._blame(job, how)
+            self._blame(job, death.reason)
         else:
             self._wanted.appendleft(job.video)
 
@@ -245,10 +250,10 @@ class Supervisor:
         """End a worker; with a reason, its video has failed for it."""
         self._forget(worker)
         worker.child.kill()
-        if reason and worker.job is not None:
+        if not worker.ready and reason:
+            self._note_failed_start(reason, START_ATTEMPTS)
+        elif worker.job is not None and reason:
             self._blame(worker.job, reason)
-        elif reason:
-            self._note_failed_start(worker, reason)
 
     def _forget(self, worker: Worker) -> None:
         self._workers.remove(worker)
@@ -259,12 +264,10 @@ class Supervisor:
         outcome = Outcome(video_id=job.video.video_id, status="failed", reason=reason, seconds=seconds)
         self._results.put(VideoEnd(outcome))
 
-    def _note_failed_start(self, worker: Worker, how: str) -> None:
-        if worker.ready:
-            return
+    def _note_failed_start(self, reason: str, attempts: int) -> None:
         self._failed_starts += 1
-        if self._failed_starts >= START_ATTEMPTS:
-            raise DecodeError(f"decode workers do not start ({START_ATTEMPTS} tries): {how}")
+        if self._failed_starts >= attempts:
+            raise DecodeError(f"decode workers do not start ({self._failed_starts} tries): {reason}")
 
     # --- time ---
 
