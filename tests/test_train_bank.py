@@ -1,7 +1,5 @@
 """Banks: clips gathered by index equal clips cut by hand; features that are not finite are named."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +8,7 @@ from helpers_train import grouped_dataset, trainable_cache
 from cache.clips import ClipRule
 from cache.dataset import Video
 from cache.errors import TrainingError
-from train.bank import load_bank
+from train.bank import check_finite, load_bank
 
 CPU = torch.device("cpu")
 
@@ -43,12 +41,8 @@ def test_features_that_are_not_finite_name_the_video_and_the_frame(value):
     videos = grouped_dataset().videos[:3]
     features_VFC = torch.zeros(2, 30, 512, dtype=torch.float16)
     features_VFC[1, 12, 7] = value
-    loaded = SimpleNamespace(
-        features=features_VFC, offsets=np.array([0, 10, 20, 30]), pts_seconds=np.tile(np.arange(10) / 25, 3)
-    )
-    cache = SimpleNamespace(load=lambda *_, **__: loaded)
     with pytest.raises(TrainingError, match=rf"{videos[1].id}.*frame 2\b"):
-        load_bank(cache, "high", videos, ClipRule(), CPU)
+        check_finite(features_VFC, np.array([0, 10, 20, 30]), [video.id for video in videos], "high")
 
 
 def test_a_video_without_a_class_is_refused_by_name(tmp_path):

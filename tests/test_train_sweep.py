@@ -1,5 +1,6 @@
 """Sweeps: the table's numbers from known scores; real sweeps that are done once, continued, and list what failed."""
 
+import fcntl
 import json
 import os
 import signal
@@ -125,6 +126,25 @@ def test_a_sweep_trains_once_and_writes_its_table(tmp_path):
     assert (folder / "table.md").read_text() == table
 
 
+def finished_runs(runs: Path) -> dict[Path, int]:
+    """Folders of finished runs, and when they were finished."""
+    configs = [path for path in runs.glob("*/config.json") if json.loads(path.read_text())["status"] == "finished"]
+    return {path: path.stat().st_mtime_ns for path in configs}
+
+
+def wait_until_free(lock: Path, seconds: float = 20.0) -> None:
+    """Wait until no process holds the lock of a run's folder."""
+    with lock.open("w") as file:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                assert time.monotonic() < deadline, f"{lock} is still held: a worker outlived the sweep"
+                time.sleep(0.05)
+
+
 @pytest.mark.slow
 def test_a_killed_sweep_continues_and_its_workers_end_with_it(tmp_path):
     trainable_cache(tmp_path)
@@ -134,34 +154,25 @@ def test_a_killed_sweep_continues_and_its_workers_end_with_it(tmp_path):
     )
     runs = tmp_path / "runs/tiny/split1"
     deadline = time.monotonic() + 120
-    while not list(runs.glob("*/scores.npz")) and time.monotonic() < deadline:
+    while not finished_runs(runs) and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    finished = {path: path.stat().st_mtime_ns for path in runs.glob("*/scores.npz")}
-    assert 1 <= len(finished) < 3
-    time.sleep(2)
+    for lock in runs.glob("*/run.lock"):
+        wait_until_free(lock)
+    before = finished_runs(runs)
+    assert 1 <= len(before) < 3
     result = outcome(sweep(tmp_path, *options))
     assert result.returncode == 0, result.stderr
     assert len(list(runs.glob("*/scores.npz"))) == 3
-    assert all(path.stat().st_mtime_ns == when for path, when in finished.items())
+    assert finished_runs(runs).items() >= before.items()
 
 
 @pytest.mark.slow
 def test_runs_that_fail_are_listed_and_the_others_are_done(tmp_path):
     trainable_cache(tmp_path)
-    options = (
-        "--grid",
-        "level=low",
-        "--grid",
-        "epochs=3",
-        "--grid",
-        "batch=7",
-        "--grid",
-        "lr=1e38,1e-3",
-        "--seeds",
-        "1",
-    )
+    grid = ("level=low", "epochs=3", "batch=7", "lr=1e38,1e-3")
+    options = ("--seeds", "1", *(text for axis in grid for text in ("--grid", axis)))
     result = outcome(sweep(tmp_path, *options))
     assert result.returncode == 3
     assert "NaN or Inf" in result.stderr

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from cache.errors import TrainingError
 from cache.schema import Level
-from train.bank import Bank
+from train.bank import Bank, ClipBank
+from train.graph import GraphStep
 from train.heads import Head
 from train.recipes import Recipe
 from train.step import EagerStep, Tally, make_optimizer, set_learning_rate
@@ -63,7 +64,7 @@ def derived_seed(*parts: object) -> int:
 class Trainer:
     """Trains one head on one bank. Its state between two steps can be taken out and put into another Trainer."""
 
-    def __init__(self, head: Head, bank: Bank, recipe: Recipe, level: Level, seed: int) -> None:
+    def __init__(self, head: Head, bank: ClipBank, recipe: Recipe, level: Level, seed: int) -> None:
         if not len(bank):
             raise TrainingError("the training split has no clips; look at the split files, or extract more videos")
         self.head, self.bank, self.recipe, self.level, self.seed = head, bank, recipe, level, seed
@@ -73,7 +74,9 @@ class Trainer:
         self.epoch, self.step, self.seconds = 0, 0, 0.0
         self.tally = Tally(self.device)
         self.optimizer = make_optimizer(head, recipe.rate(level, 0, self.epochs), recipe.weight_decay, self.device)
-        self.take_step = EagerStep(head, self.optimizer, bank, self.tally, recipe.label_smoothing)
+        eager = EagerStep(head, self.optimizer, bank, self.tally, recipe)
+        captured = self.device.type == "cuda" and isinstance(bank, Bank)
+        self.take_step = GraphStep(eager, recipe.batch) if captured else eager
 
     @property
     def learning_rate(self) -> float:
@@ -93,8 +96,11 @@ class Trainer:
             yield from self._run_epoch(tick_seconds)
 
     def _run_epoch(self, tick_seconds: float) -> Iterator[Tick]:
-        clip_N, view_N = self._order()
         batch, epoch = self.recipe.batch, self.epoch
+        clip_N, view_N = self._order()
+        done = self.step * batch
+        self.bank.announce(clip_N[done:], view_N[done:], batch)
+        clip_N, view_N = clip_N.to(self.device), view_N.to(self.device)
         set_learning_rate(self.optimizer, self.learning_rate)
         since = time.monotonic()
         while self.epoch == epoch:
@@ -117,7 +123,7 @@ class Trainer:
         generator = torch.Generator().manual_seed(derived_seed("order", self.seed, self.epoch))
         clip_N = torch.randperm(len(self.bank), generator=generator)
         view_N = torch.randint(self.bank.num_views, (len(self.bank),), generator=generator)
-        return clip_N.to(self.device), view_N.to(self.device)
+        return clip_N, view_N
 
     def _look(self, clip_N: Tensor) -> tuple[float, float]:
         loss, accuracy, bad = self.tally.read()

@@ -12,6 +12,7 @@ from cache.schema import LEVELS, Level
 Cell = Literal["sru", "lstm", "gru", "mean"]
 Pool = Literal["mean", "max", "attention"]
 Schedule = Literal["step", "cosine"]
+Precision = Literal["fp32", "bf16"]
 
 CELLS: tuple[Cell, ...] = get_args(Cell)
 POOLS: tuple[Pool, ...] = get_args(Pool)
@@ -57,10 +58,13 @@ class Recipe:
     """Decoupled weight decay (AdamW); 0 is plain Adam."""
     label_smoothing: float = 0.0
     """Share of the target spread evenly over all classes."""
+    precision: Precision = "fp32"
+    """Of the head's products in training: `fp32`, or `bf16` (autocast; weights, states and scores stay float32)."""
 
     def __post_init__(self) -> None:
         _check(self, "name", bool(self.name), "must not be empty")
         _check(self, "cell", self.cell in CELLS, f"must be one of {', '.join(CELLS)}")
+        _check(self, "precision", self.precision in get_args(Precision), "must be fp32 or bf16")
         _check(self, "schedule", self.schedule in get_args(Schedule), "must be step or cosine")
         for name in ("hidden", "layers", "epochs", "batch"):
             _check(self, name, getattr(self, name) >= 1, "must be at least 1")

@@ -3,6 +3,8 @@
 Shapes: N clips, T steps, F frames, B batch, C channels, K classes.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from cache.aggregate import clips_to_videos
 from cache.scores import ScoreTable
-from train.bank import Bank
+from train.bank import ClipBank
 from train.heads import Head
 from train.runs import RunConfig
 
@@ -25,21 +27,28 @@ def score_clips(head: Head, features: Tensor | NDArray[np.floating], clips: NDAr
     device = next(head.parameters()).device
     features_FC = torch.as_tensor(features).to(device)
     clips_NT = torch.as_tensor(clips).to(device)
+    return _softmax(head, (features_FC[frames_BT.t()].float() for frames_BT in clips_NT.split(_CLIPS_AT_ONCE)))
+
+
+def _softmax(head: Head, batches: Iterable[Tensor]) -> NDArray[np.float32]:
+    """Softmax `[N, K]` of the clips in `batches`, each `[T, B, C]`."""
     head.eval()
-    parts = []
     with torch.inference_mode():
-        for frames_BT in clips_NT.split(_CLIPS_AT_ONCE):
-            logits_BK = head(features_FC[frames_BT.t()].float())
-            parts.append(torch.softmax(logits_BK.float(), dim=1))
+        parts = [torch.softmax(head(x_TBC).float(), dim=1) for x_TBC in batches if x_TBC.shape[1]]
     if not parts:
         return np.empty((0, head.settings.classes), dtype=np.float32)
     return torch.cat(parts).cpu().numpy()
 
 
-def score_bank(head: Head, bank: Bank, config: RunConfig) -> ScoreTable:
-    """Scores of all clips of `bank` in view 0, with the run that they come from."""
+def score_bank(head: Head, bank: ClipBank, config: RunConfig) -> ScoreTable:
+    """Scores of all clips of `bank` in its first view, with the run that they come from."""
     clips = bank.clips
-    softmax_NK = score_clips(head, bank.features_VFC[0], clips.frames_NT)
+    clip_N = torch.arange(len(bank))
+    view_N = torch.zeros_like(clip_N)
+    bank.announce(clip_N, view_N, _CLIPS_AT_ONCE)
+    device = bank.label_N.device
+    batches = zip(clip_N.to(device).split(_CLIPS_AT_ONCE), view_N.to(device).split(_CLIPS_AT_ONCE), strict=True)
+    softmax_NK = _softmax(head, (bank.gather(clip_B, view_B) for clip_B, view_B in batches))
     return ScoreTable(
         video_ids=np.asarray(clips.video_ids, dtype=np.str_)[clips.video_N],
         spans=clips.spans_N2,

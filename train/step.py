@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from train.bank import Bank
+from train.bank import ClipBank
+from train.recipes import Recipe
 
 Cause = Literal["loss", "gradient"]
 
@@ -29,6 +30,10 @@ class Tally:
     def tensors(self) -> dict[str, Tensor]:
         """What has to be kept to go on in the middle of an epoch."""
         return {"loss_sum": self.loss_sum, "correct": self.correct, "clips": self.clips, "steps": self.steps}
+
+    def everything(self) -> list[Tensor]:
+        """The sums, and what is known of steps that were not finite."""
+        return [*self.tensors().values(), self.bad, self.bad_step, self.bad_loss]
 
     def restart(self) -> None:
         """Begin an epoch."""
@@ -88,10 +93,9 @@ class EagerStep:
     """Gather, forward, backward, count, update: launched one after the other."""
 
     def __init__(
-        self, head: nn.Module, optimizer: torch.optim.Optimizer, bank: Bank, tally: Tally, label_smoothing: float
+        self, head: nn.Module, optimizer: torch.optim.Optimizer, bank: ClipBank, tally: Tally, recipe: Recipe
     ) -> None:
-        self.head, self.optimizer, self.bank, self.tally = head, optimizer, bank, tally
-        self.label_smoothing = label_smoothing
+        self.head, self.optimizer, self.bank, self.tally, self.recipe = head, optimizer, bank, tally, recipe
         self.parameters = list(head.parameters())
         # The fused optimizer reads this on the device and skips the update where it is 1.
         optimizer.found_inf = tally.bad  # type: ignore[attr-defined]
@@ -99,8 +103,11 @@ class EagerStep:
     def __call__(self, clip_B: Tensor, view_B: Tensor) -> None:
         """One step on the clips `clip_B`, each in its view."""
         label_B = self.bank.label_N[clip_B]
-        logits_BK = self.head(self.bank.gather(clip_B, view_B)).float()
-        loss = nn.functional.cross_entropy(logits_BK, label_B, label_smoothing=self.label_smoothing)
+        x_TBC = self.bank.gather(clip_B, view_B)
+        with torch.autocast(x_TBC.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+            logits_BK = self.head(x_TBC).float()
+        smoothing = self.recipe.label_smoothing
+        loss = nn.functional.cross_entropy(logits_BK, label_B, label_smoothing=smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
