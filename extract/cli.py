@@ -8,6 +8,7 @@ from cache.console import StageGroup, dataset_option, work_option
 from cache.schema import LEVELS
 from extract.data_cli import data_command
 from extract.decoders import DECODER_NAMES, DEFAULT_DECODER
+from extract.probe_cli import probe_command
 from extract.settings import BACKBONES, PRECISIONS
 from extract.views import parse_views
 
@@ -82,3 +83,4 @@ def main(context: click.Context, **options: Any) -> None:
 
 
 main.add_command(data_command)
+main.add_command(probe_command)

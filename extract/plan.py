@@ -11,9 +11,17 @@ from cache.errors import CacheError, DatasetError
 from cache.schema import CHANNELS
 from cache.store import FeatureCache
 from extract.settings import ExtractSettings
+from extract.supervise import DecodePool, DecodeSettings, VideoEnd
 
 RESERVE_BYTES = 64 << 20
 """Kept free beside the features, for the ledger and other programs."""
+
+
+SAMPLED = 16
+"""Videos whose headers are looked at to say how much disk will be needed."""
+
+USUAL_FPS = 25.0
+"""Of videos that are to be thinned to fewer frames a second."""
 
 
 @dataclass(frozen=True)
@@ -58,26 +66,46 @@ def bytes_per_frame(settings: ExtractSettings) -> int:
     return len(settings.views) * sum(CHANNELS[level] for level in settings.levels) * 2 + 8
 
 
-def check_disk(cache: FeatureCache, settings: ExtractSettings, pending: int) -> str:
-    """What `pending` videos will need and what is free, in words; CacheError where it cannot be enough."""
-    free_bytes = shutil.disk_usage(cache.path).free
-    frames = frames_per_video(cache)
+def check_disk(folder: Path, settings: ExtractSettings, pending: int, frames: float | None) -> str:
+    """What `pending` videos of `frames` frames each (None: not known) will need and what is free, in words.
+
+    CacheError where it cannot be enough.
+    """
+    free_bytes = shutil.disk_usage(folder).free
     needed_bytes = int(pending * (frames or 0) * bytes_per_frame(settings))
     text = f"{_size(free_bytes)} of disk free"
     if frames is not None:
         text = f"about {_size(needed_bytes)} of disk needed, {text}"
     if needed_bytes + RESERVE_BYTES > free_bytes:
         raise CacheError(
-            f"{text}, in {cache.path}: make room, move the cache (WORK= or --work), or keep less with --max-frames, "
+            f"{text}, in {folder}: make room, move the cache (WORK= or --work), or keep less with --max-frames, "
             "--fps, --levels or fewer --views"
         )
     return text
 
 
-def frames_per_video(cache: FeatureCache) -> float | None:
-    """Mean over the first thousand videos that have features; None where there is none yet."""
-    frames = [outcome.num_frames for outcome in islice(cache.ledger.outcomes("done"), 1000)]
+def frames_per_video(cache: FeatureCache, videos: Mapping[str, Path], settings: ExtractSettings) -> float | None:
+    """Mean over the first thousand videos that have features, else over what the headers of some `videos` declare.
+
+    None where neither says anything.
+    """
+    frames: list[float] = [outcome.num_frames for outcome in islice(cache.ledger.outcomes("done"), 1000)]
+    frames = frames or _declared_frames(videos, settings)
     return sum(frames) / len(frames) if frames else None
+
+
+def _declared_frames(videos: Mapping[str, Path], settings: ExtractSettings) -> list[float]:
+    """Frames to keep of a few videos, by their headers, which are read where videos are decoded: in a child."""
+    some = list(videos.items())[:: len(videos) // SAMPLED + 1]
+    declared = []
+    with DecodePool(DecodeSettings(decoder=settings.decoder, workers=1, max_frames=1)) as pool:
+        for item in pool.decode(some):
+            if isinstance(item, VideoEnd):
+                declared.append(item.outcome.declared_frames)
+            else:
+                item.release()
+    rate = min(1.0, (settings.fps or USUAL_FPS) / USUAL_FPS)
+    return [min(count * rate, settings.max_frames or count) for count in declared if count]
 
 
 def _size(count: float) -> str:

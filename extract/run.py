@@ -125,7 +125,8 @@ def _announce(
         f"  on {settings.device} in {settings.precision}, batches of {settings.batch_frames}; "
         f"{settings.jobs} decoding ({settings.decoder})"
     )
-    click.echo(f"  into {cache.path} ({cache.backend}); {plan.check_disk(cache, settings, pending)}")
+    frames = plan.frames_per_video(cache, plan.paths(dataset, root), settings)
+    click.echo(f"  into {cache.path} ({cache.backend}); {plan.check_disk(cache.path, settings, pending, frames)}")
 
 
 def _work(
