@@ -108,8 +108,9 @@ def convert_command(folder: Path, target: Path, backend: "Backend") -> None:
     from cache.convert import convert
     from cache.store import FeatureCache
 
-    with FeatureCache.open(folder) as source, convert(source, target, backend) as made:
-        click.echo(f"{target}: {len(made.video_ids):,} videos as {backend}, equal to {folder} bit by bit")
+    with FeatureCache.open(folder) as source:
+        count = convert(source, target, backend)
+    click.echo(f"{target}: {count:,} videos as {backend}, equal to {folder} bit by bit")
 
 
 @main.command("export")

@@ -20,29 +20,36 @@ _EVERYTHING = 1 << 40
 """As many videos as a claim may have."""
 
 
-def convert(source: FeatureCache, target: Path, backend: Backend) -> FeatureCache:
-    """Make a cache at `target` with all that is in `source`, as `backend`; one that was interrupted goes on.
+def convert(source: FeatureCache, target: Path, backend: Backend) -> int:
+    """Make a cache at `target` with all that is in `source`, as `backend`; how many videos have features there.
 
-    Features, times, outcomes and surroundings are the same, and are compared after they are on disk. CacheError where
-    `target` is another cache, DamageError where `source` is damaged or the two differ.
+    Features, times, outcomes and surroundings are the same, and are compared once they are on disk. What was
+    interrupted goes on. CacheError where `target` is another cache, DamageError where `source` is damaged or differs.
     """
-    made = _open_target(source, target, backend)
+    with _open_target(source, target, backend) as made:
+        claim = made.ledger.claim(this_process(), _EVERYTHING, _LEASE_SECONDS)
+        if claim is not None:
+            _fill(source, made, claim)
+            made.ledger.release(claim)
+        prove_equal(source, made)
+        return len(made.video_ids)
+
+
+def _fill(source: FeatureCache, made: FeatureCache, claim: Claim) -> None:
+    """Commit what `source` has of the claimed videos, a shard for a shard."""
+    wanted = {video.id for video in claim.videos}
+    outcomes = {o.video_id: o for o in source.ledger.outcomes() if o.video_id in wanted}
     places = _by_shard(source)
-    claim = made.ledger.claim(this_process(), _EVERYTHING, _LEASE_SECONDS)
-    if claim is not None:
-        wanted = {video.id for video in claim.videos}
-        outcomes = {o.video_id: o for o in source.ledger.outcomes() if o.video_id in wanted}
-        with progress(f"converting to {backend}", len(places), "shards") as shown:
-            for done, (number, held) in enumerate(places.items(), 1):
-                left = [place for place in held if place.video_id in wanted]
+    with progress(f"converting to {made.backend}", len(places), "shards") as shown:
+        for done, (number, held) in enumerate(places.items(), 1):
+            left = [place for place in held if place.video_id in wanted]
+            if left:
                 claim = made.ledger.renew(claim, _LEASE_SECONDS)
                 _convert_shard(source, number, left, made, claim, outcomes)
-                shown.update(done)
-        failed = [outcome for outcome in outcomes.values() if outcome.status == "failed"]
+            shown.update(done)
+    failed = [outcome for outcome in outcomes.values() if outcome.status == "failed"]
+    if failed:
         made.commit(claim, None, failed, {})
-        made.ledger.release(claim)
-    prove_equal(source, made)
-    return made
 
 
 def _open_target(source: FeatureCache, target: Path, backend: Backend) -> FeatureCache:
@@ -76,13 +83,12 @@ def _convert_shard(
     claim: Claim,
     outcomes: Mapping[str, Outcome],
 ) -> None:
-    if places:
-        shard = source.pool.shard(number)
-        for place in places:
-            shard.check_place(place)
-        data = _selected(shard.reader, [place.position for place in places])
-        surroundings = json.loads(json.loads(shard.reader.index.notes)["environment"])
-        made.commit(claim, data, [outcomes[place.video_id] for place in places], surroundings)
+    shard = source.pool.shard(number)
+    for place in places:
+        shard.check_place(place)
+    data = _selected(shard.reader, [place.position for place in places])
+    surroundings = json.loads(json.loads(shard.reader.index.notes)["environment"])
+    made.commit(claim, data, [outcomes[place.video_id] for place in places], surroundings)
 
 
 def _selected(reader: ShardReader, positions: list[int]) -> ShardData:

@@ -8,7 +8,7 @@ from cache.commit import recover
 from cache.consistency import broken_structure
 from cache.dataset import read_dataset
 from cache.description import read_description
-from cache.errors import MrrnError
+from cache.errors import DamageError, MrrnError
 from cache.files import fsync_folder, make_folder_durably
 from cache.ledger import Ledger
 from cache.store import FeatureCache
@@ -36,12 +36,14 @@ def repair(path: Path) -> list[str]:
         done.append("made the ledger anew; failed videos will be tried again")
     with FeatureCache.open(path) as cache:
         done += recover(cache.destination)
-        findings = [finding for finding in verify(path) if not finding.harmless]
-        for finding in findings:
-            done += _mend(cache, finding)
-        if findings:
+        # Some damage hides other damage: a row that cannot be read keeps the shards from being looked at.
+        while findings := [finding for finding in verify(path) if not finding.harmless]:
+            mended = [line for finding in findings for line in _mend(cache, finding)]
+            if not mended:
+                raise DamageError(f"{path} cannot be repaired: {findings[0].what}")
             # Rows that lacked a video of dataset.json come from there.
             cache.replace_dataset(dataset)
+            done += mended
     return done
 
 
@@ -49,9 +51,11 @@ def _ledger_works(path: Path) -> bool:
     try:
         ledger = Ledger(path / "ledger.sqlite")
         with ledger.reading() as connection:
-            return not broken_structure(connection)
+            broken = broken_structure(connection)
+        ledger.shards()
     except MrrnError:
         return False
+    return not broken
 
 
 def _mend(cache: FeatureCache, finding: Finding) -> list[str]:
@@ -62,6 +66,8 @@ def _mend(cache: FeatureCache, finding: Finding) -> list[str]:
             return [*moved, f"queued the {queued} videos of {finding.shard.name} again"]
         for video_id in finding.videos:
             cache.ledger.forget_video(connection, video_id)
+    if not finding.videos:
+        return []
     return [f"queued {len(finding.videos)} videos again ({finding.what})"]
 
 

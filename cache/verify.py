@@ -39,15 +39,16 @@ def verify(path: Path) -> list[Finding]:
         cache = FeatureCache.open(path)
     except MrrnError as error:
         return [Finding(what=str(error))]
+    found: list[Finding] = []
     with cache:
         try:
             # The folder first: a shard that is committed in between is then known, and not taken for a stray.
             names = {entry.name for entry in (path / "shards").iterdir()}
-            found = list(_verify_ledger(cache))
+            found += _verify_ledger(cache)
             rows, places = cache.ledger.shards(), cache.ledger.places()
             outcomes = {outcome.video_id: outcome for outcome in cache.ledger.outcomes()}
         except (MrrnError, ValueError, OSError) as error:
-            return [Finding(what=str(error))]
+            return [*found, Finding(what=str(error))]
         found += _verify_dataset(cache)
         found += _verify_shards(cache, rows, places, outcomes)
     found += _strays(path / "shards", names - {row.name for row in rows})
