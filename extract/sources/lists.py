@@ -48,9 +48,10 @@ def read_lines(path: Path, advice: str) -> Iterator[Line]:
 
 @dataclass
 class _Listed:
-    path: str
+    id: str
     label: int | None
-    first_where: str
+    where: str
+    """File and line that named it first."""
     halves: dict[int, tuple[Half, str]]
     """Per split: the half, and file and line that say so."""
 
@@ -60,23 +61,30 @@ class SplitLists:
 
     def __init__(self) -> None:
         self._listed: dict[str, _Listed] = {}
+        self._path_of_id: dict[str, str] = {}
 
     def add(self, path: str, label: int | None, where: str) -> None:
         """A video and its label; may be said again if it is the same. Refuses unsafe paths and ids given twice."""
+        known = self._listed.get(path) or self._take(path, label, where)
+        if known.label != label:
+            raise DatasetError(f"{where}: video {path!r} has another class than on {known.where}")
+
+    def _take(self, path: str, label: int | None, where: str) -> _Listed:
         check_path(path, where)
         if not is_video_name(path):
             raise DatasetError(f"{where}: {path!r} does not end as a video file's name does, such as .avi or .mp4")
-        known = self._listed.setdefault(video_id(path), _Listed(path, label, where, {}))
-        if known.path != path:
+        id_ = video_id(path)
+        other = self._path_of_id.setdefault(id_, path)
+        if other != path:
             raise DatasetError(
-                f"{where}: {path!r} has the same id as {known.path!r} ({known.first_where}); rename one of the files"
+                f"{where}: {path!r} has the same id as {other!r} ({self._listed[other].where}); rename one of the files"
             )
-        if known.label != label:
-            raise DatasetError(f"{where}: video {path!r} has another class than on {known.first_where}")
+        self._listed[path] = _Listed(id_, label, where, {})
+        return self._listed[path]
 
     def put(self, path: str, split: int, half: Half, where: str) -> None:
         """Which half of a split an added video is in; refuses a video that is named twice in one split."""
-        halves = self._listed[video_id(path)].halves
+        halves = self._listed[path].halves
         if split in halves:
             before, before_where = halves[split]
             what = f"in both halves of split {split}" if before != half else f"twice in split {split}"
@@ -88,6 +96,6 @@ class SplitLists:
     def videos(self) -> tuple[Video, ...]:
         """All videos in order of their ids."""
         return tuple(
-            Video(id=id_, path=one.path, label=one.label, splits={s: half for s, (half, _) in one.halves.items()})
-            for id_, one in sorted(self._listed.items())
+            Video(id=one.id, path=path, label=one.label, splits={s: half for s, (half, _) in one.halves.items()})
+            for path, one in sorted(self._listed.items(), key=lambda item: item[1].id)
         )

@@ -40,7 +40,7 @@ def read_manifest(name: str, file: Path) -> Dataset:
     root = file.parent.resolve()
     for where, row in rows:
         lists.add(row["video"], labels.get(row["label"]), where)
-        check_link(root, root / row["video"], where)
+        check_link(root, row["video"], where)
         for split in splits:
             half = _parse_half(row[f"split{split}"], where)
             if half != "none" and not row["label"]:

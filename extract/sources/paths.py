@@ -40,12 +40,12 @@ def check_path(path: str, where: str) -> str:
         raise UnsafePathError(f"{where}: {error}") from None
 
 
-def check_link(root: Path, path: Path, where: str) -> None:
-    """UnsafePathError where `path`, all links followed, is not below `root` (itself without links)."""
-    target = Path(os.path.realpath(path))  # unlike Path.resolve, does not raise on links that run in a circle
-    if not target.is_relative_to(root):
+def check_link(root: Path, path: str, where: str) -> None:
+    """UnsafePathError where `root / path`, all links followed, is not below `root` (itself without links)."""
+    target = os.path.realpath(f"{root}/{path}")  # unlike Path.resolve, does not raise on links that run in a circle
+    if target != str(root) and not target.startswith(f"{str(root).rstrip('/')}/"):
         raise UnsafePathError(
-            f"{where}: {path} is a link that leads outside {root}, to {target}; "
+            f"{where}: {path!r} is a link that leads outside {root}, to {target}; "
             "put the files themselves there, or give the folder that holds them as the data folder"
         )
 
@@ -78,7 +78,7 @@ def _walk(root: Path) -> Iterator[str]:
             if entry.name.startswith("."):
                 continue
             if entry.is_symlink():
-                if _is_video_link(root, Path(entry.path)):
+                if _is_video_link(root, path):
                     yield path
             elif entry.is_dir():
                 folders.append(f"{path}/")
@@ -94,13 +94,13 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         raise DatasetError(f"folder {folder} cannot be read: {error.strerror}; change its permissions") from error
 
 
-def _is_video_link(root: Path, link: Path) -> bool:
-    if link.is_dir():
-        check_link(root, link, str(root))
-        raise DatasetError(f"{link} is a link to a folder; links to folders below a data folder are not followed")
-    if not is_video_name(link.name):
+def _is_video_link(root: Path, path: str) -> bool:
+    link = root / path
+    if not link.is_dir() and not is_video_name(path):
         return False
-    check_link(root, link, str(root))
+    check_link(root, path, str(root))
+    if link.is_dir():
+        raise DatasetError(f"{link} is a link to a folder; links to folders below a data folder are not followed")
     return link.is_file()
 
 
