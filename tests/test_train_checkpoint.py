@@ -54,7 +54,7 @@ def test_a_finished_run_comes_back_in_eval_mode(tmp_path):
 
 
 def test_position_and_configuration_come_back(tmp_path):
-    position = Position(3, 7, 1.25, "cpu")
+    position = Position(3, 7, 1.25, "cpu", 1)
     path = tmp_path / "checkpoint.safetensors"
     save_checkpoint(path, Checkpoint(tensors={"x": torch.ones(2)}, config=CONFIG, position=position))
     found = read_checkpoint(path)
@@ -129,7 +129,7 @@ def test_a_run_that_is_missing_or_unfinished_says_so(tmp_path):
     write_config(tmp_path, CONFIG, "training")
     save_checkpoint(
         tmp_path / CHECKPOINT_FILE,
-        Checkpoint(tensors=head_tensors(), config=CONFIG, position=Position(1, 0, 0.0, "cpu")),
+        Checkpoint(tensors=head_tensors(), config=CONFIG, position=Position(1, 0, 0.0, "cpu", 1)),
     )
     with pytest.raises(WeightsError, match="not finished"):
         load_head(tmp_path)

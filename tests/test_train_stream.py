@@ -44,7 +44,7 @@ def test_batches_are_those_of_the_bank_in_memory(resident, streamed):
     generator = torch.Generator().manual_seed(0)
     clip_N = torch.randperm(len(resident), generator=generator)
     view_N = torch.randint(2, (len(resident),), generator=generator)
-    streamed.announce(clip_N, view_N, 5)
+    streamed.announce(zip(clip_N.split(5), view_N.split(5), strict=True))
     for clip_B, view_B in zip(clip_N.split(5), view_N.split(5), strict=True):
         assert torch.equal(streamed.gather(clip_B, view_B), resident.gather(clip_B, view_B))
     assert torch.equal(streamed.label_N, resident.label_N)
@@ -52,8 +52,8 @@ def test_batches_are_those_of_the_bank_in_memory(resident, streamed):
 
 def test_a_new_announcement_replaces_the_old_one(resident, streamed):
     every = torch.arange(len(resident))
-    streamed.announce(every, torch.zeros_like(every), 5)
-    streamed.announce(every.flip(0), torch.ones_like(every), 7)
+    streamed.announce((clip_B, torch.zeros_like(clip_B)) for clip_B in every.split(5))
+    streamed.announce((clip_B, torch.ones_like(clip_B)) for clip_B in every.flip(0).split(7))
     first = every.flip(0)[:7]
     assert torch.equal(streamed.gather(first, torch.ones(7).long()), resident.gather(first, torch.ones(7).long()))
 

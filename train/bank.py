@@ -3,7 +3,7 @@
 Shapes: V views, F frames of all videos together, N clips, T steps, B batch, C channels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,7 +20,7 @@ from cache.memory import available_bytes
 from cache.schema import CHANNELS, Level
 from cache.store import FeatureCache
 from train.cliptable import ClipTable, cut
-from train.stream import StreamedBank, from_cache, from_memory
+from train.stream import Batch, StreamedBank, from_cache, from_memory
 
 _CHECKED_AT_ONCE = 1 << 18
 """Frames looked at together for NaN and Inf: bounds the memory that the check takes."""
@@ -47,8 +47,8 @@ class ClipBank(Protocol):
     def __len__(self) -> int:
         """Number of clips."""
 
-    def announce(self, clip_N: Tensor, view_N: Tensor, batch: int) -> None:
-        """These clips (int64 on the CPU) will be gathered in this order, `batch` at a time."""
+    def announce(self, batches: Iterable[Batch]) -> None:
+        """These batches will be gathered, one after the other."""
 
     def gather(self, clip_B: Tensor, view_B: Tensor) -> Tensor:
         """Features of clips `clip_B`, each in its view: float32 `[T, B, C]`. Indices are int64 on the device."""
@@ -75,7 +75,7 @@ class Bank:
         """Views of each video that clips can be drawn from."""
         return len(self.features_VFC)
 
-    def announce(self, clip_N: Tensor, view_N: Tensor, batch: int) -> None:
+    def announce(self, batches: Iterable[Batch]) -> None:
         """Nothing to prepare: every clip is at hand."""
 
     def gather(self, clip_B: Tensor, view_B: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """`python -m train`: stage two, cached features to heads and scores."""
 
+import os
+from contextlib import redirect_stdout
 from typing import Any
 
 import click
@@ -78,7 +80,12 @@ def main(context: click.Context, workspace: Workspace, dataset: str | None, **op
       python -m train                              all levels of the dataset extracted last
       python -m train --dataset ucf101 --level mid --pool max
       python -m train --cell lstm --hidden 512     a variant beside the usual run
+      torchrun --nproc-per-node 4 -m train         each batch shared by four GPUs
     """
+    if int(os.environ.get("RANK", "0")) > 0:
+        # One of several processes started by torchrun: the first one speaks for all.
+        nowhere = context.with_resource(open(os.devnull, "w"))  # noqa: PTH123, SIM115
+        context.with_resource(redirect_stdout(nowhere))
     if context.invoked_subcommand is None:
         _train(workspace, choose_dataset(workspace, dataset), **options)
 
@@ -131,16 +138,19 @@ def _finished(workspace: Workspace, config: RunConfig) -> bool:
 def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, device: str, fresh: bool) -> None:
     from train.devices import choose_device
     from train.engine import run
+    from train.group import join
     from train.score import videos_right
 
-    where = choose_device(device)
+    group, where = join(choose_device(device))
     weights = configs[0].weights
     click.echo(
         f"train {', '.join(config.level for config in configs)} on {where}: {configs[0].videos['training']:,} videos "
         f"of {split.dataset.name}, split {split.number}, seed {configs[0].seed}, backbone weights {weights}"
     )
     for config in configs:
-        scores = run(split, config, workspace, where, fresh=fresh)
+        scores = run(split, config, workspace, where, fresh=fresh, group=group)
+        if not group.leads:
+            continue
         if scores is None:
             click.echo(f"{config.level}-{config.pool}: another process finished it meanwhile")
             continue

@@ -24,6 +24,7 @@ from train.checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
+from train.group import Group
 from train.heads import Head
 from train.logs import RunLog
 from train.loop import Tick, Trainer
@@ -33,6 +34,8 @@ from train.split import Split
 
 Show = Callable[..., AbstractContextManager[Progress]]
 """How progress is shown: takes title, total, unit and `initial`, as `cache.console.progress` does."""
+
+_ALONE = Group()
 
 CHECKPOINT_SECONDS = 30.0
 """A kill costs at most about so many seconds of training."""
@@ -48,27 +51,55 @@ def run(
     tick_seconds: float = 1.0,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     show: Show = progress,
+    group: Group = _ALONE,
 ) -> ScoreTable | None:
     """Bring one run to its end and give its scores; None where it was finished already.
 
     `fresh` starts again from nothing. An unfinished run goes on from its checkpoint to the same bits that it would have
-    had. MrrnError where the folder holds another run, or another process is at work in it.
+    had. MrrnError where the folder holds another run, or another process is at work in it. In a group all processes
+    train; only the leader writes, scores, and gives the scores.
     """
     folder = config.folder(workspace)
+    pace = _Pace(tick_seconds, checkpoint_seconds, show if group.leads else _unseen)
+    if not group.leads:
+        group.wait()
+        if state_of(folder, config) != "finished":
+            _train(split, config, folder, device, pace, group)
+        group.wait()
+        return None
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
         if fresh:
             _empty(folder)
-        if state_of(folder, config) == "finished":
-            return None
-        write_config(folder, config, "training")
-        pace = _Pace(tick_seconds, checkpoint_seconds, show)
-        head = _train(split, config, folder, device, pace)
-        _, scored = split.learned_and_scored(holdout=config.holdout)
-        scores = score_bank(head, load_bank(split.cache, config.level, scored, config.clips, device, views=[0]), config)
-        write_scores(folder / config.scores_file, scores)
-        write_config(folder, config, "finished")
+        finished = state_of(folder, config) == "finished"
+        if not finished:
+            write_config(folder, config, "training")
+        group.wait()
+        scores = None
+        if not finished:
+            head = _train(split, config, folder, device, pace, group)
+            scores = _score(head, split, config, device)
+            write_scores(folder / config.scores_file, scores)
+            write_config(folder, config, "finished")
+        group.wait()
     return scores
+
+
+def _score(head: Head, split: Split, config: RunConfig, device: torch.device) -> ScoreTable:
+    _, scored = split.learned_and_scored(holdout=config.holdout)
+    return score_bank(head, load_bank(split.cache, config.level, scored, config.clips, device, views=[0]), config)
+
+
+class _Unseen:
+    """Progress that nobody looks at."""
+
+    def update(self, done: float, text: str = "") -> None:
+        """Show nothing."""
+
+
+@contextmanager
+def _unseen(*_: object, **__: object) -> Iterator[Progress]:
+    yield _Unseen()
 
 
 @contextmanager
@@ -99,7 +130,7 @@ class _Pace:
     show: Show
 
 
-def _train(split: Split, config: RunConfig, folder: Path, device: torch.device, pace: _Pace) -> Head:
+def _train(split: Split, config: RunConfig, folder: Path, device: torch.device, pace: _Pace, group: Group) -> Head:
     """The trained head, from the checkpoint as far as there is one."""
     path = folder / CHECKPOINT_FILE
     before = read_checkpoint(path) if path.exists() else None
@@ -110,20 +141,24 @@ def _train(split: Split, config: RunConfig, folder: Path, device: torch.device, 
     learned, _ = split.learned_and_scored(holdout=config.holdout)
     bank = load_bank(split.cache, config.level, learned, config.clips, device)
     torch.manual_seed(config.seed)
-    trainer = Trainer(Head(head_settings(config)).to(device), bank, config.recipe, config.level, config.seed)
+    trainer = Trainer(Head(head_settings(config)).to(device), bank, config.recipe, config.level, config.seed, group)
     if before is not None and before.position is not None:
         expected, _ = trainer.state()
         check_tensors(before.tensors, expected, path)
         trainer.restore(before.tensors, before.position)
+    # Nobody writes a checkpoint before everybody has read the one from before.
+    group.wait()
     _run_logged(trainer, config, folder, pace)
-    weights = {name: each for name, each in trainer.state()[0].items() if name.startswith("head.")}
-    save_checkpoint(path, Checkpoint(tensors=weights, config=config, position=None))
+    if group.leads:
+        weights = {f"head.{name}": each for name, each in trainer.head.state_dict().items()}
+        save_checkpoint(path, Checkpoint(tensors=weights, config=config, position=None))
     return trainer.head
 
 
 def _run_logged(trainer: Trainer, config: RunConfig, folder: Path, pace: _Pace) -> None:
     """Train to the end with a live line, a row of metrics for each epoch, and a checkpoint now and then."""
-    log = RunLog(folder, trainer.epoch)
+    leads = trainer.group.leads
+    log = RunLog(folder, trainer.epoch) if leads else None
     per_epoch, total = trainer.steps_per_epoch, trainer.steps_per_epoch * trainer.epochs
     done = trainer.epoch * per_epoch + trainer.step
     saved = time.monotonic()
@@ -131,16 +166,18 @@ def _run_logged(trainer: Trainer, config: RunConfig, folder: Path, pace: _Pace) 
         with pace.show(f"train {config.level}-{config.pool}", total, "steps", initial=done) as line:
             for tick in trainer.run(pace.tick_seconds):
                 line.update(tick.epoch * per_epoch + tick.step, _text(tick, trainer.epochs))
-                if tick.ended:
+                if log and tick.ended:
                     log.epoch(tick)
-                if time.monotonic() - saved >= pace.checkpoint_seconds:
+                due = time.monotonic() - saved >= pace.checkpoint_seconds
+                if trainer.group.as_leader_says(due, trainer.device):
                     tensors, position = trainer.state()
-                    save_checkpoint(
-                        folder / CHECKPOINT_FILE, Checkpoint(tensors=tensors, config=config, position=position)
-                    )
+                    if leads:
+                        checkpoint = Checkpoint(tensors=tensors, config=config, position=position)
+                        save_checkpoint(folder / CHECKPOINT_FILE, checkpoint)
                     saved = time.monotonic()
     finally:
-        log.close()
+        if log:
+            log.close()
 
 
 def _text(tick: Tick, epochs: int) -> str:

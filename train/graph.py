@@ -23,10 +23,10 @@ class GraphStep:
         self.view_B = torch.zeros_like(self.clip_B)
         self.graph: torch.cuda.CUDAGraph | None = None
 
-    def __call__(self, clip_B: Tensor, view_B: Tensor) -> None:
+    def __call__(self, clip_B: Tensor, view_B: Tensor, batch: int) -> None:
         """One step on the clips `clip_B`, each in its view."""
-        if len(clip_B) < self.batch:
-            self.eager(clip_B, view_B)
+        if batch < self.batch:
+            self.eager(clip_B, view_B, batch)
             return
         self.clip_B.copy_(clip_B)
         self.view_B.copy_(view_B)
@@ -44,12 +44,12 @@ class GraphStep:
         side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(side):
             for _ in range(_WARM_UP_STEPS):
-                self.eager(self.clip_B, self.view_B)
+                self.eager(self.clip_B, self.view_B, self.batch)
         torch.cuda.current_stream(self.device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         self.eager.optimizer.zero_grad(set_to_none=True)
         with torch.cuda.graph(graph):
-            self.eager(self.clip_B, self.view_B)
+            self.eager(self.clip_B, self.view_B, self.batch)
         for tensor, before in kept:
             tensor.copy_(before)
         torch.cuda.set_rng_state(random, self.device)

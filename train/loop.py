@@ -16,9 +16,14 @@ from cache.errors import TrainingError
 from cache.schema import Level
 from train.bank import Bank, ClipBank
 from train.graph import GraphStep
+from train.group import Group
 from train.heads import Head
 from train.recipes import Recipe
 from train.step import EagerStep, Tally, make_optimizer, set_learning_rate
+
+_ALONE = Group()
+
+_STEPS_BETWEEN_LOOKS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +59,8 @@ class Position:
     """Time spent in it."""
     device: str
     """Kind of device: cpu or cuda."""
+    processes: int
+    """Processes that train together."""
 
 
 def derived_seed(*parts: object) -> int:
@@ -64,18 +71,21 @@ def derived_seed(*parts: object) -> int:
 class Trainer:
     """Trains one head on one bank. Its state between two steps can be taken out and put into another Trainer."""
 
-    def __init__(self, head: Head, bank: ClipBank, recipe: Recipe, level: Level, seed: int) -> None:
+    def __init__(
+        self, head: Head, bank: ClipBank, recipe: Recipe, level: Level, seed: int, group: Group = _ALONE
+    ) -> None:
         if not len(bank):
             raise TrainingError("the training split has no clips; look at the split files, or extract more videos")
         self.head, self.bank, self.recipe, self.level, self.seed = head, bank, recipe, level, seed
+        self.group = group
         self.device = bank.label_N.device
         self.steps_per_epoch = -(-len(bank) // recipe.batch)
         self.epochs = recipe.epochs_for(self.steps_per_epoch)
         self.epoch, self.step, self.seconds = 0, 0, 0.0
         self.tally = Tally(self.device)
         self.optimizer = make_optimizer(head, recipe.rate(level, 0, self.epochs), recipe.weight_decay, self.device)
-        eager = EagerStep(head, self.optimizer, bank, self.tally, recipe)
-        captured = self.device.type == "cuda" and isinstance(bank, Bank)
+        eager = EagerStep(head, self.optimizer, bank, self.tally, recipe, group)
+        captured = self.device.type == "cuda" and isinstance(bank, Bank) and group.size == 1
         self.take_step = GraphStep(eager, recipe.batch) if captured else eager
 
     @property
@@ -91,24 +101,26 @@ class Trainer:
         """
         self.head.train()
         if (self.epoch, self.step) == (0, 0):
-            torch.manual_seed(derived_seed("dropout", self.seed))
+            torch.manual_seed(derived_seed("dropout", self.seed, self.group.rank))
         while self.epoch < self.epochs:
             yield from self._run_epoch(tick_seconds)
 
     def _run_epoch(self, tick_seconds: float) -> Iterator[Tick]:
         batch, epoch = self.recipe.batch, self.epoch
         clip_N, view_N = self._order()
-        done = self.step * batch
-        self.bank.announce(clip_N[done:], view_N[done:], batch)
-        clip_N, view_N = clip_N.to(self.device), view_N.to(self.device)
+        starts = range(self.step * batch, len(self.bank), batch)
+        share = self.group.share
+        ours = ((share(clip_N[at : at + batch]), share(view_N[at : at + batch])) for at in starts)
+        self.bank.announce(pair for pair in ours if len(pair[0]))
+        there_clip_N, there_view_N = clip_N.to(self.device), view_N.to(self.device)
         set_learning_rate(self.optimizer, self.learning_rate)
         since = time.monotonic()
         while self.epoch == epoch:
             chosen = slice(self.step * batch, (self.step + 1) * batch)
-            self.take_step(clip_N[chosen], view_N[chosen])
+            self.take_step(share(there_clip_N[chosen]), share(there_view_N[chosen]), len(clip_N[chosen]))
             self.step += 1
             ended = self.step == self.steps_per_epoch
-            if ended or time.monotonic() - since >= tick_seconds:
+            if ended or self._time_to_look(time.monotonic() - since >= tick_seconds):
                 loss, accuracy = self._look(clip_N)
                 self.seconds += time.monotonic() - since
                 tick = self._tick(loss, accuracy, ended)
@@ -118,6 +130,10 @@ class Trainer:
                 yield tick
                 since = time.monotonic()
 
+    def _time_to_look(self, due: bool) -> bool:
+        """Processes that train together have to look at the same steps, so they go by steps, not by their clocks."""
+        return due if self.group.size == 1 else self.step % _STEPS_BETWEEN_LOOKS == 0
+
     def _order(self) -> tuple[Tensor, Tensor]:
         """The epoch's order of clips and the view each is drawn from, int64 `[N]`: a function of seed and epoch."""
         generator = torch.Generator().manual_seed(derived_seed("order", self.seed, self.epoch))
@@ -126,7 +142,7 @@ class Trainer:
         return clip_N, view_N
 
     def _look(self, clip_N: Tensor) -> tuple[float, float]:
-        loss, accuracy, bad = self.tally.read()
+        loss, accuracy, bad = self.tally.read(self.group)
         if bad is not None:
             self._stop(*bad, clip_N)
         return loss, accuracy
@@ -160,17 +176,24 @@ class Trainer:
             for key, tensor in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{key}.{name}"] = tensor
         tensors |= {f"tally.{name}": tensor for name, tensor in self.tally.tensors().items()}
-        tensors["random.cpu"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
-        return tensors, Position(self.epoch, self.step, self.seconds, self.device.type)
+        for rank, (correct, state) in enumerate(zip(*map(self.group.gather, self._own_state()), strict=True)):
+            tensors[f"tally.correct.{rank}"] = correct
+            tensors[f"random.{rank}"] = state
+        return tensors, Position(self.epoch, self.step, self.seconds, self.device.type, self.group.size)
+
+    def _own_state(self) -> tuple[Tensor, Tensor]:
+        """What each process has its own of: clips that were right, and the generator of dropout masks."""
+        on_gpu = self.device.type == "cuda"
+        state = torch.cuda.get_rng_state(self.device) if on_gpu else torch.get_rng_state()
+        return self.tally.correct, state.to(self.device)
 
     def restore(self, tensors: dict[str, Tensor], position: Position) -> None:
         """Put a state back that `state` gave, of the same head; TrainingError on another kind of device."""
-        if position.device != self.device.type:
+        begun, now = (position.device, position.processes), (self.device.type, self.group.size)
+        if begun != now:
             raise TrainingError(
-                f"this run was begun on {position.device} and would not go on to the same bits on {self.device.type}: "
-                f"continue with --device {position.device}, or begin again with --fresh"
+                f"this run was begun on {begun[0]} by {begun[1]} processes and would not go on to the same bits on "
+                f"{now[0]} by {now[1]}: continue it as it was begun, or begin again with --fresh"
             )
         self.head.load_state_dict({name[5:]: each for name, each in tensors.items() if name.startswith("head.")})
         for name, parameter in self.head.named_parameters():
@@ -178,7 +201,10 @@ class Trainer:
                 tensor.copy_(tensors[f"optimizer.{key}.{name}"])
         for name, tensor in self.tally.tensors().items():
             tensor.copy_(tensors[f"tally.{name}"])
-        torch.set_rng_state(tensors["random.cpu"])
+        self.tally.correct.copy_(tensors[f"tally.correct.{self.group.rank}"])
+        state = tensors[f"random.{self.group.rank}"].cpu()
         if self.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
+            torch.cuda.set_rng_state(state, self.device)
+        else:
+            torch.set_rng_state(state)
         self.epoch, self.step, self.seconds = position.epoch, position.step, position.seconds

@@ -45,7 +45,7 @@ def score_bank(head: Head, bank: ClipBank, config: RunConfig) -> ScoreTable:
     clips = bank.clips
     clip_N = torch.arange(len(bank))
     view_N = torch.zeros_like(clip_N)
-    bank.announce(clip_N, view_N, _CLIPS_AT_ONCE)
+    bank.announce(zip(clip_N.split(_CLIPS_AT_ONCE), view_N.split(_CLIPS_AT_ONCE), strict=True))
     device = bank.label_N.device
     batches = zip(clip_N.to(device).split(_CLIPS_AT_ONCE), view_N.to(device).split(_CLIPS_AT_ONCE), strict=True)
     softmax_NK = _softmax(head, (bank.gather(clip_B, view_B) for clip_B, view_B in batches))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from train.bank import ClipBank
+from train.group import Group
 from train.recipes import Recipe
 
 Cause = Literal["loss", "gradient"]
@@ -28,34 +29,39 @@ class Tally:
         self.bad_loss = torch.zeros((), dtype=torch.bool, device=device)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What has to be kept to go on in the middle of an epoch."""
-        return {"loss_sum": self.loss_sum, "correct": self.correct, "clips": self.clips, "steps": self.steps}
+        """What has to be kept to go on in the middle of an epoch, the same in all processes."""
+        return {"loss_sum": self.loss_sum, "clips": self.clips, "steps": self.steps}
 
     def everything(self) -> list[Tensor]:
         """The sums, and what is known of steps that were not finite."""
-        return [*self.tensors().values(), self.bad, self.bad_step, self.bad_loss]
+        return [*self.tensors().values(), self.correct, self.bad, self.bad_step, self.bad_loss]
 
     def restart(self) -> None:
         """Begin an epoch."""
-        for tensor in self.tensors().values():
+        for tensor in (*self.tensors().values(), self.correct):
             tensor.zero_()
 
-    def count(self, loss: Tensor, gradient_norm: Tensor, logits_BK: Tensor, label_B: Tensor) -> None:
-        """Add a step whose mean loss is `loss`; keep in mind whether it was finite."""
+    def count(self, loss: Tensor, gradient_norm: Tensor, logits_BK: Tensor, label_B: Tensor, batch: int) -> None:
+        """Add a step whose mean loss over `batch` clips is `loss`; keep in mind whether it was finite.
+
+        `correct` counts this process's clips alone, everything else those of all processes.
+        """
         finite = torch.isfinite(loss) & torch.isfinite(gradient_norm)
         first = ~finite & (self.bad_step < 0)
         self.bad_step.copy_(torch.where(first, self.steps, self.bad_step))
         self.bad_loss.copy_(torch.where(first, ~torch.isfinite(loss), self.bad_loss))
         self.bad.copy_(torch.maximum(self.bad, (~finite).float()))
-        self.loss_sum += loss.double() * len(label_B)
+        self.loss_sum += loss.double() * batch
         self.correct += (logits_BK.argmax(dim=1) == label_B).sum()
-        self.clips += len(label_B)
+        self.clips += batch
         self.steps += 1
 
-    def read(self) -> tuple[float, float, tuple[int, Cause] | None]:
+    def read(self, group: Group) -> tuple[float, float, tuple[int, Cause] | None]:
         """Mean loss, share of right clips, and the first bad step with its cause. Waits for the device."""
+        correct_here = self.correct.double()
+        group.add_up([correct_here])
         values = torch.stack(
-            [each.double() for each in (self.loss_sum, self.correct, self.clips, self.bad_step, self.bad_loss)]
+            [each.double() for each in (self.loss_sum, correct_here, self.clips, self.bad_step, self.bad_loss)]
         ).tolist()
         loss_sum, correct, clips, bad_step, bad_loss = values
         bad: tuple[int, Cause] | None = (int(bad_step), "loss" if bad_loss else "gradient") if bad_step >= 0 else None
@@ -93,24 +99,42 @@ class EagerStep:
     """Gather, forward, backward, count, update: launched one after the other."""
 
     def __init__(
-        self, head: nn.Module, optimizer: torch.optim.Optimizer, bank: ClipBank, tally: Tally, recipe: Recipe
+        self,
+        head: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        bank: ClipBank,
+        tally: Tally,
+        recipe: Recipe,
+        group: Group,
     ) -> None:
-        self.head, self.optimizer, self.bank, self.tally, self.recipe = head, optimizer, bank, tally, recipe
+        self.head, self.optimizer, self.bank, self.tally = head, optimizer, bank, tally
+        self.recipe, self.group = recipe, group
         self.parameters = list(head.parameters())
         # The fused optimizer reads this on the device and skips the update where it is 1.
         optimizer.found_inf = tally.bad  # type: ignore[attr-defined]
 
-    def __call__(self, clip_B: Tensor, view_B: Tensor) -> None:
-        """One step on the clips `clip_B`, each in its view."""
+    def __call__(self, clip_B: Tensor, view_B: Tensor, batch: int) -> None:
+        """One step on the clips `clip_B`, each in its view; `batch` counts those of all processes."""
+        self.optimizer.zero_grad(set_to_none=True)
         label_B = self.bank.label_N[clip_B]
+        if len(clip_B):
+            loss, logits_BK = self._backward(clip_B, view_B, label_B, batch)
+        else:
+            # More processes than clips in an epoch's last batch: this one adds nothing to the sum.
+            loss, logits_BK = torch.zeros((), device=label_B.device), label_B.new_zeros((0, 1))
+            for parameter in self.parameters:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        self.group.add_up([*gradients, loss])
+        self.tally.count(loss, nn.utils.get_total_norm(gradients), logits_BK, label_B, batch)
+        self.optimizer.step()
+
+    def _backward(self, clip_B: Tensor, view_B: Tensor, label_B: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """These clips' part of the batch's mean loss, and their logits; gradients are in the parameters."""
         x_TBC = self.bank.gather(clip_B, view_B)
         with torch.autocast(x_TBC.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
             logits_BK = self.head(x_TBC).float()
         smoothing = self.recipe.label_smoothing
-        loss = nn.functional.cross_entropy(logits_BK, label_B, label_smoothing=smoothing)
-        self.optimizer.zero_grad(set_to_none=True)
+        loss = nn.functional.cross_entropy(logits_BK, label_B, label_smoothing=smoothing, reduction="sum") / batch
         loss.backward()
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        self.tally.count(loss.detach(), norm, logits_BK.detach(), label_B)
-        self.optimizer.step()
+        return loss.detach(), logits_BK.detach()

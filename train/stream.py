@@ -4,8 +4,9 @@ The batches are bit for bit those of `train.bank.Bank`. Shapes: V views, N clips
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from train.cliptable import ClipTable
 
 ReadBatch = Callable[[NDArray[np.int64], NDArray[np.int64]], Tensor]
 """clips `[B]`, views `[B]` -> float16 `[T, B, C]` in main memory"""
+
+Batch = tuple[Tensor, Tensor]
+"""clips `[B]`, views `[B]`: int64 on the CPU"""
 
 _READERS = 4
 _BATCHES_AHEAD = 16
@@ -34,24 +38,23 @@ class StreamedBank:
         """Where features are read from, in words."""
         self._read = read
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="train-read")
-        self._coming: deque[tuple[NDArray[np.int64], NDArray[np.int64]]] = deque()
+        self._coming: Iterator[Batch] = iter(())
         self._reading: deque[Future[Tensor]] = deque()
 
     def __len__(self) -> int:
         return len(self.clips)
 
-    def announce(self, clip_N: Tensor, view_N: Tensor, batch: int) -> None:
-        """Batches of these clips will be gathered one after the other; forgets what was announced before."""
+    def announce(self, batches: Iterable[Batch]) -> None:
+        """These batches will be gathered one after the other; forgets what was announced before."""
         for future in self._reading:
             future.cancel()
         self._reading.clear()
-        pairs = zip(clip_N.split(batch), view_N.split(batch), strict=True)
-        self._coming = deque((clip_B.numpy(), view_B.numpy()) for clip_B, view_B in pairs)
+        self._coming = iter(batches)
         self._read_ahead()
 
     def _read_ahead(self) -> None:
-        while self._coming and len(self._reading) < _BATCHES_AHEAD:
-            self._reading.append(self._readers.submit(self._checked, *self._coming.popleft()))
+        for clip_B, view_B in islice(self._coming, _BATCHES_AHEAD - len(self._reading)):
+            self._reading.append(self._readers.submit(self._checked, clip_B.numpy(), view_B.numpy()))
 
     def _checked(self, clip_B: NDArray[np.int64], view_B: NDArray[np.int64]) -> Tensor:
         x_TBC = self._read(clip_B, view_B)
