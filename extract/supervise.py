@@ -85,6 +85,8 @@ class DecodePool:
 
     def _give_up(self) -> None:
         """Have everything under way dropped, so that the pool can be used again."""
+        if not self._thread.is_alive():
+            return  # the pool was left first, as when the consumer's loop raised
         self._supervisor.cancel()
         while not isinstance(self._results.get(), Cancelled | BaseException):
             pass

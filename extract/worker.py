@@ -47,6 +47,8 @@ class ErrorLog:
 
     def count_new(self) -> int:
         """Error messages since the last call."""
+        if os.fstat(2).st_size == self._position:
+            return 0
         content = os.pread(2, LOG_BYTES, self._position)
         complete = content[: content.rfind(b"\n") + 1]
         self._position += len(complete)
@@ -91,6 +93,7 @@ class Worker:
         except MemoryError:
             out_of_memory = True
             verdict = Verdict(status="failed", reason=f"needs more than {self._limits.memory_bytes} bytes of memory")
+        end["errors"] += self._log.count_new()
         end |= {"status": verdict.status, "reason": verdict.reason, "last": out_of_memory}
         self._channel.send({"end": end | {"seconds": time.monotonic() - started - self._waited}})
         if out_of_memory:

@@ -1,5 +1,6 @@
 """The decode pool: its stream, its survival of decoders that go wrong, and what it leaves behind (nothing)."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -127,6 +128,14 @@ class TestStream:
         assert again["again"].frames == 100
         assert first.frames_FHW3.shape == (32, 48, 64, 3), "a block outlives its pool"
         first.release()
+
+    def test_an_error_in_the_consumer_ends_the_pool(self, video: Path) -> None:
+        with pytest.raises(ZeroDivisionError), DecodePool(DecodeSettings(workers=2)) as pool:  # noqa: PT012
+            for _item in pool.decode([(str(number), video) for number in range(20)]):
+                raise ZeroDivisionError
+        del _item
+        gc.collect()
+        assert children() == []
 
     def test_workers_are_replaced_after_so_many_videos(self, video: Path) -> None:
         seen: set[int] = set()

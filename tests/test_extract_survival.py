@@ -155,15 +155,14 @@ def test_twenty_thousand_short_videos_leave_nothing_behind(tmp_path: Path, video
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("decoder", ["pyav", "decord"])
-def test_a_long_film_streams_in_constant_memory(tmp_path: Path, decoder: str) -> None:
+def test_a_long_film_streams_in_constant_memory(tmp_path: Path) -> None:
     film = encode(tmp_path / "film.avi", 60_000, size=(120, 160))
     memory: list[int] = []
-    with DecodePool(DecodeSettings(decoder=decoder, workers=1)) as pool:
+    with DecodePool(DecodeSettings(workers=1)) as pool:
         for item in pool.decode([("film", film)]):
             if isinstance(item, FrameBlock):
                 memory += [resident_bytes(pid) for pid in children()]
                 item.release()
             else:
                 assert (item.outcome.status, item.outcome.num_frames) == ("done", 60_000)
-    assert memory[-1] - memory[len(memory) // 10] < 16 << 20
+    assert max(memory[len(memory) // 2 :]) - max(memory[: len(memory) // 4]) < 4 << 20
