@@ -15,7 +15,6 @@ from typing import Any, Final
 from cache.errors import ScoreError, WeightsError
 from cache.files import write_bytes_durably, write_json_durably
 from cache.schema import LEVELS, Level
-from cache.workspace import Workspace
 from fuse.aggregate import check_weights
 from fuse.results import TITLES
 from fuse.tables import NONE
@@ -69,11 +68,6 @@ def read_bundle(folder: Path) -> tuple[dict[Level, Path], dict[Level, float]]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{path} does not describe a bundle: {error!r}") from error
     return {level: folder / level for level in LEVELS}, weights
-
-
-def bundle_of_runs(workspace: Workspace, dataset: str, split: int, pool: str, seed: int) -> dict[Level, Path]:
-    """The run folders that a dataset's bundle is made of."""
-    return {level: workspace.run(dataset, split, level, pool, seed) for level in LEVELS}
 
 
 def model_card(summary: Mapping[str, Any]) -> str:

@@ -2,44 +2,28 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from cache.console import FINISHED_WITH_FAILURES, StageGroup, choose_dataset, dataset_option, work_option
+from cache.console import FINISHED_WITH_FAILURES, StageGroup
 from cache.errors import DecodeError
-from cache.workspace import Workspace
+from fuse.choice import Choice, run_options
 
 if TYPE_CHECKING:
     from fuse.predict import Heads, Prediction
 
-split_option = click.option(
-    "--split",
-    type=click.IntRange(1, 3),
-    default=1,
-    show_default=True,
-    help="Official split that the heads were trained on.",
-)
-pool_option = click.option(
-    "--pool",
-    type=click.Choice(["mean", "max", "attention"]),
-    default="mean",
-    show_default=True,
-    help="Temporal pooling of the heads (equations 8 and 9).",
-)
-seed_option = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the runs.")
+Choose = Callable[[], Choice]
+
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:INDEX.")
 
 
 @click.group(cls=StageGroup, invoke_without_command=True)
-@work_option
-@dataset_option
-@pool_option
-@split_option
-@seed_option
+@run_options
 @click.pass_context
-def main(context: click.Context, workspace: Workspace, dataset: str | None, pool: str, split: int, seed: int) -> None:
+def main(context: click.Context, choose: Choose) -> None:
     """Fuse the three levels' scores into one prediction per video, and report how good it is.
 
     Clip scores are averaged per video; the levels are added by equation 10 (0.7 high + 0.2 mid + 0.1 low), with
@@ -52,10 +36,10 @@ def main(context: click.Context, workspace: Workspace, dataset: str | None, pool
       python -m fuse --dataset ucf101 --split 2 --pool max
     """
     if context.invoked_subcommand is None:
-        _fuse(workspace, choose_dataset(workspace, dataset), pool, split, seed)
+        _fuse(choose())
 
 
-def _fuse(workspace: Workspace, dataset: str, pool: str, split: int, seed: int) -> None:
+def _fuse(choice: Choice) -> None:
     from fuse.predict import sample_frames
     from fuse.publish import Extras, publish
     from fuse.results import caveats, evaluate
@@ -68,44 +52,51 @@ def _fuse(workspace: Workspace, dataset: str, pool: str, split: int, seed: int) 
     from fuse.tables import table_3, to_text
     from fuse.timing import FILE, read_timing
 
-    tables = read_levels(workspace, dataset, split, pool, seed)
-    searched = searched_weights(workspace, tables, dataset, split, pool, seed)
-    results = evaluate(tables, read_source(workspace, dataset), split, searched)
-    notes = caveats(results)
-    samples = choose(results)
-    frames = sample_frames(workspace, dataset, [sample.video for sample in samples], FRAMES)
+    tables, workspace = read_levels(choice), choice.workspace
+    source = read_source(workspace, choice.dataset)
+    results = evaluate(tables, source, choice.split, searched_weights(choice, tables))
+    notes, samples = caveats(results), choose(results)
     extras = Extras(
         samples=samples,
-        frames=frames,
+        frames=sample_frames(workspace, choice.dataset, [sample.video for sample in samples], FRAMES),
         timing=read_timing(workspace.root / "benchmarks" / FILE),
-        sweeps=read_tables(workspace, dataset, notes, tables["high"].run.get("cache_digest")),
+        sweeps=read_tables(workspace, choice.dataset, notes, choice.split, tables["high"].run.get("cache_digest")),
     )
-    page = publish(workspace.report(dataset, split), results, notes, made_now(), extras)
+    page = publish(workspace.report(choice.dataset, choice.split), results, notes, made_now(), extras)
     click.echo(to_text(table_3(results, notes, literature=False)))
-    if several := mean_over_splits(workspace, dataset, pool, seed):
+    if several := mean_over_splits(choice):
         click.echo(f"\n{several}")
     click.echo(f"\nreport: {page}")
 
 
 @main.command()
+@run_options
+@device_option
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs per cell of Tables 1 and 2.")
+def reproduce(choose: Choose, device: str, seeds: int) -> None:
+    """All of the paper's tables and figures for an extracted dataset, in one report; the same command continues.
+
+    Trains what is missing (the three levels, the runs that fusion weights are searched on, the grids of Tables 1 and
+    2), times Figure 6 on this machine, and writes the report. What is done is not done again.
+    """
+    from fuse.reproduce import run_all
+
+    choice = choose()
+    run_all(choice, device=device, seeds=seeds)
+    _fuse(choice)
+
+
+@main.command()
 @click.argument("videos", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="VIDEO...")
-@work_option
-@dataset_option
-@pool_option
-@split_option
-@seed_option
+@run_options
 @click.option("--bundle", type=click.Path(path_type=Path), help="Use the heads in this folder instead of trained runs.")
 @click.option("--weights", help="The backbone's weights, where they are not where extraction had them.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:INDEX.")
+@device_option
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Videos decoded at the same time.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the probabilities of all classes.")
 def predict(
+    choose: Choose,
     videos: tuple[Path, ...],
-    workspace: Workspace,
-    dataset: str | None,
-    pool: str,
-    split: int,
-    seed: int,
     bundle: Path | None,
     weights: str | None,
     device: str,
@@ -123,7 +114,7 @@ def predict(
       python -m fuse predict --dataset ucf101 --json holiday/ > holiday.json
       python -m fuse predict --bundle ucf101-heads --weights resnet34.pth clip.mp4
     """
-    from fuse.bundle import bundle_of_runs, read_bundle
+    from fuse.bundle import read_bundle
     from fuse.predict import find_files, heads_in, open_backbone, settings_for, weights_for
     from fuse.predict import predict as run
 
@@ -131,18 +122,17 @@ def predict(
     if bundle:
         heads, recorded = heads_in(*read_bundle(bundle)), None
     else:
-        name = choose_dataset(workspace, dataset)
-        heads = heads_in(bundle_of_runs(workspace, name, split, pool, seed))
-        recorded = _recorded_weights(workspace, name)
+        choice = choose()
+        heads, recorded = heads_in(choice.folders()), _recorded_weights(choice)
     settings = settings_for(heads, weights=weights_for(heads, weights, recorded), device=device, jobs=jobs)
     _answer(run(files, heads, settings, open_backbone(heads, settings)), heads, files, as_json)
 
 
-def _recorded_weights(workspace: Workspace, dataset: str) -> str | None:
+def _recorded_weights(choice: Choice) -> str | None:
     """Where extraction had the backbone's weights."""
     from cache.store import FeatureCache
 
-    with FeatureCache.open(workspace.cache(dataset)) as cache:
+    with FeatureCache.open(choice.workspace.cache(choice.dataset)) as cache:
         weights = cache.settings.get("weights")
     return str(weights) if weights else None
 
@@ -153,11 +143,9 @@ def _answer(predictions: "Iterator[Prediction]", heads: "Heads", files: list[Pat
     from fuse.answers import as_text
     from fuse.results import weights_caveats
 
-    notes = weights_caveats(heads.identity)
-    done = []
+    notes, done = weights_caveats(heads.identity), []
     if not as_json:
-        for note in notes:
-            click.echo(f"! {note}")
+        click.echo("".join(f"! {note}\n" for note in notes), nl=False)
     for prediction in predictions:
         done.append(prediction)
         if not as_json:
@@ -176,28 +164,23 @@ def _answer(predictions: "Iterator[Prediction]", heads: "Heads", files: list[Pat
 
 
 @main.command()
-@work_option
-@dataset_option
-@pool_option
-@split_option
-@seed_option
+@run_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write. [default: WORK/bundles/DATASET-splitN]")
-def bundle(workspace: Workspace, dataset: str | None, pool: str, split: int, seed: int, out: Path | None) -> None:
+def bundle(choose: Choose, out: Path | None) -> None:
     """Put the three trained heads in one folder to hand to somebody else: safetensors, JSON and a model card.
 
     Whoever gets it predicts with `python -m fuse predict --bundle FOLDER`, without the cache or the videos.
     """
-    from fuse.bundle import bundle_of_runs, write_bundle
+    from fuse.bundle import write_bundle
     from fuse.predict import heads_in
     from fuse.results import caveats, evaluate
     from fuse.runs import read_levels
     from fuse.source import read_source
     from fuse.summary import made_now, summarise
 
-    name = choose_dataset(workspace, dataset)
-    results = evaluate(read_levels(workspace, name, split, pool, seed), read_source(workspace, name), split)
-    folders = bundle_of_runs(workspace, name, split, pool, seed)
-    heads_in(folders)  # what is handed on can be read
-    out = out or workspace.root / "bundles" / f"{name}-split{split}"
-    write_bundle(out, folders, summarise(results, caveats(results), made_now()))
+    choice = choose()
+    results = evaluate(read_levels(choice), read_source(choice.workspace, choice.dataset), choice.split)
+    heads_in(choice.folders())  # what is handed on can be read
+    out = out or choice.workspace.root / "bundles" / f"{choice.dataset}-split{choice.split}"
+    write_bundle(out, choice.folders(), summarise(results, caveats(results), made_now()))
     click.echo(f"bundle: {out}")

@@ -3,6 +3,7 @@
 Shapes: N videos, K classes.
 """
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -22,6 +23,15 @@ PAIRS: Final = 20
 
 STEPS: Final = 10
 """Strengths of colour in the confusion matrix."""
+
+WIDTH: Final = 860.0
+"""Pixels that the confusion matrix takes where there is room, without its labels."""
+
+CELL: Final = (8.5, 42.0)
+"""Pixels of a cell at least, so that 101 names can be read, and at most."""
+
+LABEL: Final = 24
+"""Characters of a class name beside the matrix."""
 
 
 def page_of(results: Results, notes: Sequence[str], made: Made) -> dict[str, Any]:
@@ -116,14 +126,20 @@ def _matrix(results: Results) -> dict[str, Any]:
             "row": row,
             "column": column,
             "count": int(counts[row, column]),
-            "strength": max(1, round(STEPS * counts[row, column] / totals[row])),
+            # The root lifts the few percent that most confusions are above the ground's colour.
+            "strength": max(1, round(STEPS * math.sqrt(counts[row, column] / totals[row]))),
         }
         for row, column in np.argwhere(counts[:, : len(results.classes)]).tolist()
     ]
     names = [visible(name) for name in results.classes]
+    cell = float(np.clip(WIDTH / len(names), *CELL))
+    letter = min(cell - 0.5, 12.0)
     return {
         "names": names,
-        "cell": int(np.clip(560 // len(names), 11, 56)),
+        "cell": cell,
+        "letter": letter,
+        "margin": round(0.6 * letter * max(min(len(name), LABEL) for name in names)) + 12,
+        "label": LABEL,
         "cells": cells,
         "data": {
             "names": names,

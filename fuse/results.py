@@ -41,6 +41,9 @@ PAPER_BACKBONE: Final = ("imagenet1k_v1", "resnet34")
 """Weights and backbone that the paper used."""
 
 
+PAPER_RECIPE: Final = "paper"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Results:
     """Predictions of every model for every test video of a split, and where they come from."""
@@ -180,6 +183,7 @@ def caveats(results: Results) -> list[str]:
     """What keeps these figures from being the paper's, in words; empty for the paper's own setting."""
     return [
         *weights_caveats(results.source.identity),
+        *_recipe_caveats(results),
         *subset_caveats(results.source.dataset, len(results.video_ids)),
         *_split_caveats(results),
         *_missing_caveats(results),
@@ -200,6 +204,12 @@ def weights_caveats(identity: Mapping[str, Any]) -> list[str]:
     if backbone != PAPER_BACKBONE[1]:
         said.append(f"backbone: {backbone} (the paper used {PAPER_BACKBONE[1]}).")
     return said
+
+
+def _recipe_caveats(results: Results) -> list[str]:
+    """Says when the heads were not trained as the paper says."""
+    recipes = sorted({str(run.get("recipe")) for run in results.runs.values()} - {PAPER_RECIPE})
+    return [f"recipe: {', '.join(recipes)} (not the paper's training settings)."] if recipes else []
 
 
 def subset_caveats(dataset: Dataset, test_videos: int) -> list[str]:

@@ -1,49 +1,43 @@
 """The three levels' scores, checked to be of one dataset, split, cache and set of videos before anything is fused."""
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from cache.errors import ScoreError
 from cache.schema import LEVELS, Level
 from cache.scores import ScoreTable, read_scores
-from cache.workspace import Workspace
 from fuse.aggregate import clips_to_videos, search_weights
+from fuse.choice import Choice
 
 SHOWN = 10
 """Names that an error lists before it says how many more there are."""
 
 
-def read_levels(workspace: Workspace, dataset: str, split: int, pool: str, seed: int) -> dict[Level, ScoreTable]:
+def read_levels(choice: Choice) -> dict[Level, ScoreTable]:
     """Scores of the low, mid and high runs; ScoreError names the levels that are not trained, and what differs."""
-    paths = {level: workspace.run(dataset, split, level, pool, seed) / "scores.npz" for level in LEVELS}
+    paths = {level: folder / "scores.npz" for level, folder in choice.folders().items()}
     missing = [level for level, path in paths.items() if not path.exists()]
     if missing:
+        which = missing[0] if len(missing) == 1 else "all"
         raise ScoreError(
-            f"no scores of level {', '.join(missing)} for {dataset}, split {split}, {pool} pooling, seed {seed}; "
-            f"train with `python -m train --dataset {dataset} --split {split} --pool {pool} --seed {seed} "
-            f"--level {missing[0] if len(missing) == 1 else 'all'}` (looked for {paths[missing[0]]})"
+            f"no scores of level {', '.join(missing)} for {choice}; train with "
+            f"`python -m train {shlex.join(choice.options())} --level {which}` (looked for {paths[missing[0]]})"
         )
     tables = {level: read_scores(path) for level, path in paths.items()}
     check_same(tables)
     return tables
 
 
-HELDOUT: Final = "holdout"
-"""Variant of runs that left a part of the training videos out, and scored that part."""
-
-
-def searched_weights(
-    workspace: Workspace, usual: Mapping[Level, ScoreTable], dataset: str, split: int, pool: str, seed: int
-) -> dict[Level, float] | None:
+def searched_weights(choice: Choice, usual: Mapping[Level, ScoreTable]) -> dict[Level, float] | None:
     """Fusion weights that fit the held-out training videos best; None where no such runs were trained.
 
     The runs are those of `python -m train --holdout`, on the cache of the `usual` ones (ScoreError otherwise). Test
     videos have no part in it.
     """
-    folders = {level: workspace.run(dataset, split, level, pool, seed, HELDOUT) for level in LEVELS}
-    paths = {level: folder / "heldout-scores.npz" for level, folder in folders.items()}
+    paths = {level: choice.folder(level, holdout=True) / "heldout-scores.npz" for level in LEVELS}
     if not all(path.exists() for path in paths.values()):
         return None
     tables = {level: read_scores(path) for level, path in paths.items()}
@@ -55,7 +49,7 @@ def searched_weights(
     tested = set(usual["high"].video_ids.tolist()) & set(tables["high"].video_ids.tolist())
     if problems or tested:
         raise ScoreError(
-            f"the held-out scores in {folders['high'].parent} are not of the training videos of this cache "
+            f"the held-out scores in {paths['high'].parent.parent} are not of the training videos of this cache "
             f"({'; '.join([*problems, *sorted(tested)[:1]])}); train them again (`python -m train --holdout`)"
         )
     probabilities = {}

@@ -122,7 +122,8 @@ def draw_samples(results: Results, samples: Sequence[Sample], frames: Frames, no
             found = frames.get(sample.video)
             if found is not None:
                 picture.imshow(found[len(found) // 2])
-            picture.set_title(label(results.classes[sample.label]), fontsize=9)
+            verdict = "✓" if sample.right else "✗"
+            picture.set_title(f"{verdict} {label(results.classes[sample.label])}", fontsize=9)
             _draw_bars(bars, sample, results.classes, theme)
         return figure
 

@@ -3,6 +3,7 @@
 import json
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from cache.errors import ScoreError
@@ -25,11 +26,13 @@ _NUMBERS: Final = (
 )
 
 
-def read_tables(workspace: Workspace, dataset: str, notes: Sequence[str], digest: str | None) -> dict[str, Table]:
+def read_tables(
+    workspace: Workspace, dataset: str, notes: Sequence[str], split: int, digest: str | None
+) -> dict[str, Table]:
     """Tables 1 and 2, each beside the paper's figures, as far as their sweeps were made on this cache (`digest`)."""
     made = {}
     for name, build in (("table1", _table_1), ("table2", _table_2)):
-        accuracies = _accuracies(workspace, dataset, name, digest)
+        accuracies = _accuracies(workspace.sweep(dataset, name), split, digest)
         if accuracies:
             made[name] = build(dataset, accuracies, tuple(notes))
     return made
@@ -39,12 +42,12 @@ Accuracies = dict[tuple[str, str], list[float]]
 """Setting and level -> the accuracy with each seed, as a fraction."""
 
 
-def _accuracies(workspace: Workspace, dataset: str, name: str, digest: str | None) -> Accuracies:
-    """What a sweep found; empty where there is no such sweep of this cache."""
-    path = workspace.sweep(dataset, name) / "results.json"
+def _accuracies(folder: Path, split: int, digest: str | None) -> Accuracies:
+    """What a sweep found; empty where there is no such sweep of this split and cache."""
+    path = folder / "results.json"
     try:
         value: dict[str, Any] = json.loads(path.read_bytes())
-        if value["holdout"] or value.get("cache_digest", {}).get("1") != digest:
+        if value["holdout"] or value["cache_digest"] != {str(split): digest}:
             return {}
         return {(cell["setting"], cell["column"]): list(map(float, cell["accuracy"])) for cell in value["cells"]}
     except FileNotFoundError:

@@ -15,7 +15,7 @@ FILE: Final = "figure6.json"
 """Name of the measurement below WORK/benchmarks/."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Timed:
     """One model's time."""
 
@@ -26,7 +26,7 @@ class Timed:
     frames: int
     """Frames in a clip."""
     seconds: float
-    """Median seconds of a training step on one batch."""
+    """Mean seconds of a training step on one batch."""
     batches: int
     """Batches that were timed."""
     what: str

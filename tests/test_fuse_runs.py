@@ -10,6 +10,7 @@ from helpers_scores import HAND_WORKED, LABELS, hand_worked_tables, make_source,
 from cache.errors import ScoreError
 from cache.scores import write_scores
 from cache.workspace import Workspace
+from fuse.choice import Choice
 from fuse.results import caveats, evaluate
 from fuse.runs import check_same, read_levels
 
@@ -80,7 +81,7 @@ def test_levels_that_are_not_trained_are_named_with_the_command(tmp_path: Path) 
     folder = workspace.run("tiny", 1, "high", "mean", 0)
     write_scores(folder / "scores.npz", hand_worked_tables()["high"])
     with pytest.raises(ScoreError, match=r"no scores of level low, mid for tiny, split 1.*python -m train"):
-        read_levels(workspace, "tiny", 1, "mean", 0)
+        read_levels(Choice(workspace=workspace, dataset="tiny"))
 
 
 def test_a_test_video_without_features_counts_as_wrong_and_is_reported() -> None:

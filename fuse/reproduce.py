@@ -1,0 +1,58 @@
+"""What is to be trained and timed before the paper's tables and figures can be shown: other stages, as commands."""
+
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import click
+
+from cache.errors import TrainingError
+from fuse.choice import Choice
+from fuse.timing import FILE
+
+BENCHMARK: Final = Path(__file__).parents[1] / "benchmarks" / "figure6.py"
+"""Stands in a checkout; an installed package has no benchmarks."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command, and what it is for."""
+
+    title: str
+    command: tuple[str, ...]
+
+
+def run_all(choice: Choice, *, device: str, seeds: int) -> None:
+    """Run the steps one after the other; TrainingError for the first that fails. Each knows by itself what is done."""
+    steps = list(steps_of(choice, device=device, seeds=seeds))
+    for number, step in enumerate(steps, 1):
+        click.echo(f"\n[{number}/{len(steps)}] {step.title}\n  {shlex.join(('python', *step.command))}")
+        started = time.monotonic()
+        code = subprocess.run([sys.executable, *step.command], check=False).returncode
+        if code:
+            raise TrainingError(
+                f"{step.title} ended with exit code {code}, see above; the same command continues there"
+            )
+        click.echo(f"  {time.monotonic() - started:.0f} s")
+
+
+def steps_of(choice: Choice, *, device: str, seeds: int) -> Iterator[Step]:
+    """The commands in order: first what the report cannot do without. Tables 1 and 2 have `seeds` runs a cell."""
+    root = choice.workspace.root
+    common = ("--work", str(root), "--device", device)
+    run = ("-m", "train", *common, *choice.options())
+    grid = ("--dataset", choice.dataset, "--split", str(choice.split), "--seeds", str(seeds))
+    recipe = ("--grid", f"recipe={choice.recipe}") if choice.recipe else ()
+    sweep = ("-m", "train", "sweep", *common, *grid, *recipe)
+    yield Step("the three levels (Table 3, Figures 3 to 5)", run)
+    yield Step("fusion weights on held-out training videos", (*run, "--holdout"))
+    yield Step("Table 2: levels and poolings", (*sweep, "--table", "2"))
+    times = root / "benchmarks" / FILE
+    if BENCHMARK.exists() and not times.exists():
+        yield Step("Figure 6: time per batch", (str(BENCHMARK), "--device", device, "--out", str(times)))
+    yield Step("Table 1: hidden units and layers", (*sweep, "--table", "1"))
