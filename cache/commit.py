@@ -7,6 +7,7 @@ a worker that was overtaken never gets to rename, and nobody clears away a shard
 found without a ledger row therefore belongs to a commit that died in between, and is adopted or removed.
 """
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -79,7 +80,7 @@ def commit_shard(
     except OSError as error:
         raise _disk_error(error, destination.folder) from error
     finally:
-        remove(temporary)
+        discard(temporary)
 
 
 def _in_shard_order(data: ShardData | None, outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -119,7 +120,7 @@ def _write(writer: ShardWriter, temporary: Path, backend: Backend, data: ShardDa
     except OSError as error:
         if error.errno != errno.EIO:
             raise
-        remove(temporary)
+        discard(temporary)
         return writer.write(temporary, backend, data)
 
 
@@ -145,8 +146,8 @@ def _publish(written: Path, final: Path) -> None:
     try:
         fsync_folder(final.parent)
     except OSError:
-        # Whether the name is on disk is unknown, and nothing refers to it yet: it must not be found later.
-        remove(final)
+        # Whether the name is on disk is unknown, and nothing refers to it yet: it shall not be found later.
+        discard(final)
         raise
 
 
@@ -156,6 +157,12 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def discard(path: Path) -> None:
+    """As `remove`; where the disk refuses even that, the next extraction clears up."""
+    with contextlib.suppress(OSError):
+        remove(path)
 
 
 def _disk_error(error: OSError, folder: Path) -> CacheError:
@@ -176,7 +183,17 @@ def is_temporary(name: str) -> bool:
 
 
 def recover(destination: Destination) -> list[str]:
-    """Clear up after workers that died: free their leases, adopt or remove their shards. What was done, in words."""
+    """Clear up after workers that died: free their leases, adopt or remove their shards. What was done, in words.
+
+    CacheError where the disk refuses.
+    """
+    try:
+        return _recover(destination)
+    except OSError as error:
+        raise _disk_error(error, destination.folder) from error
+
+
+def _recover(destination: Destination) -> list[str]:
     done = []
     with destination.ledger.transaction() as connection:
         destination.ledger.free_lapsed(connection, time.time())

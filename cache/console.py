@@ -1,5 +1,6 @@
 """What all command lines share: options, errors as messages, progress on a terminal and in a log."""
 
+import errno
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ from cache.workspace import Workspace
 
 FINISHED_WITH_FAILURES = 3
 """Exit code of a run that reached its end with some videos failed and listed."""
+
+
+_DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
 class _ExpectedError(click.ClickException):
@@ -31,6 +35,12 @@ class StageGroup(click.Group):
             return super().invoke(ctx)
         except MrrnError as error:
             raise _ExpectedError(str(error)) from error
+        except OSError as error:
+            if error.errno not in _DISK_REFUSES:
+                raise
+            raise _ExpectedError(
+                f"the disk refuses: {error}. What was finished is safe: look after the disk, then run the same again"
+            ) from error
 
 
 work_option = click.option(

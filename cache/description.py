@@ -103,7 +103,9 @@ def read_description(cache: Path) -> Description:
         )
     except FileNotFoundError:
         raise CacheError(f"{cache} is not a feature cache: it has no cache.json. `make extract` makes one") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise CacheError(f"{file} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CacheError(f"{file} is not a cache's description: {error!r}; it was changed or is damaged") from error
 
 

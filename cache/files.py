@@ -118,7 +118,10 @@ class PositionedFile:
     def read_into(self, out: memoryview, position: int) -> None:
         """Fill `out`, a view of bytes, from `position` on; DamageError where the file ends before."""
         while out:
-            count = os.preadv(self._descriptor, [out], position)
+            try:
+                count = os.preadv(self._descriptor, [out], position)
+            except OSError as error:
+                raise DamageError(f"{self.path} cannot be read: {error.strerror}; look after the disk") from error
             if count == 0:
                 raise DamageError(f"{self.path} ends early: something shortened it since it was opened")
             out, position = out[count:], position + count

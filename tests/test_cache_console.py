@@ -1,5 +1,6 @@
 """What the command lines share: exit codes, the choice of a dataset, progress in a log."""
 
+import errno
 from pathlib import Path
 
 import click
@@ -27,6 +28,12 @@ def bug() -> None:
 
 
 @stage.command()
+@click.argument("number", type=int)
+def disk(number: int) -> None:
+    raise OSError(number, "refused", "somewhere")
+
+
+@stage.command()
 @work_option
 @dataset_option
 def show(workspace: Workspace, dataset: str | None) -> None:
@@ -38,6 +45,13 @@ def test_an_expected_error_is_a_message_and_exit_code_1() -> None:
     assert result.exit_code == 1
     assert result.stderr == "error: the cache is unfinished; do this next\n"
     assert result.stdout == ""
+
+
+def test_a_disk_that_refuses_is_an_expected_error_and_a_missing_file_a_bug() -> None:
+    full = CliRunner().invoke(stage, ["disk", str(errno.ENOSPC)])
+    assert full.exit_code == 1
+    assert "the disk refuses" in full.stderr
+    assert isinstance(CliRunner().invoke(stage, ["disk", str(errno.ENOENT)]).exception, FileNotFoundError)
 
 
 def test_a_bug_keeps_its_traceback() -> None:

@@ -186,8 +186,9 @@ def _exactly(stream: IO[bytes], num_bytes: int) -> bytes:
     return content
 
 
-def _serve() -> None:
-    for path, backend, data in _received(sys.stdin.buffer):
+def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
+    """Write what is asked for until there are no more requests."""
+    for path, backend, data in _received(requests):
         answer: dict[str, Any]
         try:
             answer = asdict(write_shard(path, backend, data))
@@ -197,9 +198,9 @@ def _serve() -> None:
             answer = {"errno": error.errno}
         except CacheError as error:
             answer = {"error": str(error)}
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+        answers.write(json.dumps(answer).encode() + b"\n")
+        answers.flush()
 
 
 if __name__ == "__main__":
-    _serve()
+    serve(sys.stdin.buffer, sys.stdout.buffer)

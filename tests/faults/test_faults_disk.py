@@ -1,0 +1,59 @@
+"""A disk that refuses: full, over quota or failing, at every operation of a commit."""
+
+import errno
+from pathlib import Path
+
+import pytest
+from helpers_faults import Control, assert_sound, serving
+
+from cache.store import FeatureCache
+from cache.verify import verify
+
+REFUSALS = {"full": errno.ENOSPC, "failing": errno.EIO, "over quota": errno.EDQUOT}
+FOR_LONG = 10_000
+"""Operations after the first refused one that are refused too: a full disk stays full until somebody frees space."""
+
+
+def lines(file: Path) -> list[str]:
+    return file.read_text().splitlines() if file.exists() else []
+
+
+@pytest.mark.parametrize(
+    ("backend", "every"),
+    [
+        pytest.param("h5", 5, id="h5, every fifth"),
+        pytest.param("zarr", 29, id="zarr, some"),
+        pytest.param("h5", 1, id="h5, each", marks=pytest.mark.slow),
+        pytest.param("zarr", 1, id="zarr, each", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("lasting", [0, FOR_LONG], ids=["once", "for long"])
+def test_a_refusal_at_each_operation_is_a_clean_error(tmp_path: Path, backend: str, every: int, lasting: int) -> None:
+    """The extraction ends with exit code 1 or mends it; what was committed stays; the next one continues."""
+    control = Control(tmp_path)
+    below = tmp_path / "below"
+    below.mkdir()
+    cache, acknowledged = below / "cache", tmp_path / "acknowledged"
+    with serving(control) as server:
+        server.run("create", cache=below / "measured", backend=backend, videos=2)
+        control.watch(below)
+        assert server.run("extract", cache=below / "measured", acknowledged=tmp_path / "x", videos=2) == 0
+        points = range(0, control.counter, every)
+        control.disarm()
+        videos = 2 * 3 * len(points) * 2
+        server.run("create", cache=cache, backend=backend, videos=videos)
+        reached = 0
+        for number in points:
+            for name, error in REFUSALS.items():
+                control.arm(number, error, lasting)
+                code = server.run("extract", cache=cache, acknowledged=acknowledged, videos=2, commits=1)
+                reached += control.fired > 0
+                control.disarm()
+                assert code in (0, 1), f"operation {number} ({control.kind}), disk {name}: exit code {code}"
+                assert not (lasting and code == 0 and control.kind in "ws"), "a write was refused and nobody noticed"
+                assert_sound(cache, set(lines(acknowledged)))
+        assert server.run("extract", cache=cache, acknowledged=acknowledged, videos=100) == 0
+    with FeatureCache.open(cache) as opened:
+        opened.require_finished()
+    assert verify(cache) == []
+    assert reached >= 0.9 * 3 * len(points), f"only {reached} of {3 * len(points)} operations were reached"
