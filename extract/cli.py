@@ -63,6 +63,7 @@ def _levels(_context: click.Context, _parameter: click.Parameter, text: str | No
 @click.option("--strict", is_flag=True, default=None, help="Leave out videos that decode suspiciously.")
 @click.option("--retry-failed", is_flag=True, help="Try the failed videos once more.")
 @click.option("--allow-drift", is_flag=True, help="Go on although versions or device differ; shards record it.")
+@click.option("--worker", is_flag=True, hidden=True)  # one of several processes that `extract.many` starts
 @click.pass_context
 def main(context: click.Context, **options: Any) -> None:
     """Turn the videos of a data set into cached features, once.

@@ -12,9 +12,8 @@ CPU_VIDEOS_PER_CLAIM = 16
 GPU_VIDEOS_PER_CLAIM = 128
 
 
-def resolve(request: Request, jobs: int | None) -> ExtractSettings:
-    """The settings with everything decided; MrrnError where the device asked for is missing."""
-    device = find_device(request.values["device"])
+def resolve(request: Request, device: str, jobs: int | None) -> ExtractSettings:
+    """The settings with everything decided, for a `device` that is there."""
     on_gpu = device.startswith("cuda")
     return request.settings(
         device=device,
@@ -32,6 +31,11 @@ def find_device(asked: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     require_device(asked)
     return asked
+
+
+def find_devices(asked: str) -> tuple[str, ...]:
+    """Each of "cuda:0,cuda:1", all of them there; MrrnError where one is missing."""
+    return tuple(find_device(device.strip()) for device in asked.split(","))
 
 
 def require_device(device: str) -> None:

@@ -1,12 +1,13 @@
 """One extraction from the command line: look what is there, say what will be done, do it, say what came of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import click
 
-from cache.console import FINISHED_WITH_FAILURES, choose_dataset, progress
+from cache.console import FINISHED_WITH_FAILURES, Progress, choose_dataset, progress
 from cache.dataset import Dataset
 from cache.errors import CacheError
 from cache.fingerprint import Fingerprint
@@ -14,6 +15,7 @@ from cache.shards import Backend
 from cache.store import FeatureCache
 from cache.workspace import Workspace
 from extract import plan
+from extract.many import work_on
 from extract.meter import Meter, ticking
 from extract.request import Request, check_against
 from extract.settings import ExtractSettings, fingerprint
@@ -90,28 +92,49 @@ def _some(names: tuple[str, ...]) -> str:
 
 def _extract(workspace: Workspace, request: Request, options: Mapping[str, Any], dataset: Dataset, root: Path) -> int:
     """Open or make the cache, then work until no video is left."""
-    from extract.device import resolve
+    from extract.device import find_devices, resolve
     from extract.weights import load_weights
 
-    settings = resolve(request, options["jobs"])
+    devices = find_devices(request.values["device"])
+    settings = resolve(request, devices[0], options["jobs"])
     weights = load_weights(settings.weights, settings.backbone)
     made_with = fingerprint(settings, weights_text=weights.text, weights_sha256=weights.sha256)
     path = workspace.cache(dataset.name)
     if not path.exists():
-        record = request.record(settings)
-        backend: Backend = options["backend"] or "h5"
-        FeatureCache.create(path, dataset=dataset, fingerprint=made_with, settings=record, backend=backend).close()
+        _create(path, dataset, made_with, request.record(settings), options["backend"] or "h5")
     with FeatureCache.open_for_extraction(path, made_with, options["allow_drift"]) as cache:
         workspace.remember_dataset(dataset.name)
-        pending = cache.ledger.counts()["pending"]
-        if pending:
-            _announce(cache, dataset, root, settings, weights, pending)
-            _work(cache, plan.paths(dataset, root), settings, weights, made_with, strict=request.values["strict"])
-        return _finish(cache)
+        if pending := cache.ledger.counts()["pending"]:
+            if not options["worker"]:
+                _announce(cache, dataset, root, settings, weights, pending, devices)
+            if len(devices) > 1:
+                work_on(devices, cache, workspace, jobs=options["jobs"], allow_drift=options["allow_drift"])
+            else:
+                where = plan.paths(dataset, root)
+                strict = request.values["strict"]
+                _work(cache, where, settings, weights, made_with, strict=strict, quiet=options["worker"])
+        return _finish(cache, quiet=options["worker"])
+
+
+def _create(
+    path: Path, dataset: Dataset, made_with: Fingerprint, settings: Mapping[str, Any], backend: Backend
+) -> None:
+    """Make an empty cache; where another extractor was quicker, its cache will do."""
+    try:
+        FeatureCache.create(path, dataset=dataset, fingerprint=made_with, settings=settings, backend=backend).close()
+    except CacheError:
+        if not (path / "cache.json").exists():
+            raise
 
 
 def _announce(
-    cache: FeatureCache, dataset: Dataset, root: Path, settings: ExtractSettings, weights: Weights, pending: int
+    cache: FeatureCache,
+    dataset: Dataset,
+    root: Path,
+    settings: ExtractSettings,
+    weights: Weights,
+    pending: int,
+    devices: Sequence[str],
 ) -> None:
     """Say what is about to be done, before the long part."""
     which = f" (weights {weights.sha256[:12]})" if not weights.text.startswith("random:") else ""
@@ -122,7 +145,7 @@ def _announce(
     click.echo(f"  {settings.backbone} with {weights.text}{which}, levels {', '.join(settings.levels)}")
     click.echo(f"  views {', '.join(settings.views)}{''.join(f', {limit}' for limit in limits)}")
     click.echo(
-        f"  on {settings.device} in {settings.precision}, batches of {settings.batch_frames}; "
+        f"  on {' and '.join(devices)} in {settings.precision}, batches of {settings.batch_frames}; "
         f"{settings.jobs} decoding ({settings.decoder})"
     )
     frames = plan.frames_per_video(cache, plan.paths(dataset, root), settings)
@@ -137,6 +160,7 @@ def _work(
     made_with: Fingerprint,
     *,
     strict: bool,
+    quiet: bool,
 ) -> None:
     """Extract until no video is left, neither here nor with other extractors."""
     from extract.device import videos_per_claim
@@ -148,9 +172,9 @@ def _work(
     pending = cache.ledger.counts()["pending"]
     per_claim = videos_per_claim(settings.device)
     with (
-        progress("extract", pending, "videos") as bar,
+        nullcontext() if quiet else progress("extract", pending, "videos") as bar,
         Work(cache, paths, made_with, videos_per_claim=per_claim, strict=strict, say=click.echo) as work,
-        ticking(1.0, lambda: bar.update(work.finished, meter.text(work.failed))),
+        ticking(1.0, lambda: _show(bar, work.finished, meter.text(work.failed))),
     ):
         while claim := work.wait_for_claim():
             for video in extract_features(work.videos(claim), settings, engine=engine, meter=meter):
@@ -158,7 +182,13 @@ def _work(
             work.drain()
 
 
-def _finish(cache: FeatureCache) -> int:
+def _show(bar: Progress | None, finished: int, text: str) -> None:
+    if bar is not None:
+        bar.update(finished, text)
+
+
+def _finish(cache: FeatureCache, *, quiet: bool = False) -> int:
     """Tell what became of all videos."""
-    click.echo(summarise(cache))
+    if not quiet:
+        click.echo(summarise(cache))
     return FINISHED_WITH_FAILURES if cache.ledger.counts()["failed"] else 0
