@@ -102,7 +102,7 @@ def made_up_results(
     found = make_source(labels, classes=classes, name=name, **source)
     scored = {video: labels[video] for video in ids if video not in found.failed}
     tables: dict[Level, ScoreTable] = {}
-    for level, strength in zip(LEVELS, (1.5, 2.5, 4.0), strict=True):
+    for level, strength in zip(LEVELS, (1.0, 1.5, 2.5), strict=True):
         logits = generator.normal(size=(len(scored), 2, len(classes)))
         logits[np.arange(len(scored)), :, list(scored.values())] += strength
         softmax = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
