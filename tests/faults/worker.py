@@ -12,8 +12,10 @@ from typing import IO, Any
 import h5py  # noqa: F401 (imported before the fork, so that workers need not)
 import zarr  # noqa: F401
 from helpers_cache import done, make_cache, make_fingerprint, make_shard
+from helpers_replay import acknowledge
 
 from cache.errors import CacheError, LeaseLostError
+from cache.ledger import Outcome
 from cache.owner import this_process
 from cache.shards import hdf5, writing  # noqa: F401
 from cache.shards import zarr as zarr_shards  # noqa: F401
@@ -81,6 +83,24 @@ def extract(cache: str, acknowledged: str, videos: int, commits: int = 1 << 40, 
     except CacheError as error:
         print(error, file=sys.stderr)
         return 1
+    return 0
+
+
+def create_acknowledged(cache: str, trace: str, backend: str, videos: int) -> int:
+    """Make an empty cache, and note in the trace when it was there."""
+    create(cache, backend, videos)
+    acknowledge(Path(trace), {"created": True})
+    return 0
+
+
+def extract_acknowledged(cache: str, trace: str, videos: int) -> int:
+    """Extract all but the last video of each claim, which fails; note in the trace what was acknowledged when."""
+    with FeatureCache.open_for_extraction(Path(cache), make_fingerprint()) as opened:
+        while claim := opened.ledger.claim(this_process(), videos, 600.0):
+            *ids, broken = (video.id for video in claim.videos)
+            outcomes = [*done(ids), Outcome(video_id=broken, status="failed", reason="not a video")]
+            opened.commit(claim, make_shard(ids), outcomes, opened.fingerprint.environment)
+            acknowledge(Path(trace), {"videos": ids, "failed": [broken]})
     return 0
 
 
