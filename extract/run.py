@@ -137,12 +137,12 @@ def _announce(
     devices: Sequence[str],
 ) -> None:
     """Say what is about to be done, before the long part."""
-    which = f" (weights {weights.sha256[:12]})" if not weights.text.startswith("random:") else ""
+    which = "untrained" if weights.text.startswith("random:") else f"sha256 {weights.sha256[:12]}"
     subset = " (a subset)" if dataset.subset else ""
     limits = [f"at most {settings.max_frames} frames"] if settings.max_frames else []
     limits += [f"at most {settings.fps:g} frames a second"] if settings.fps else []
     click.echo(f"{dataset.name}: {pending} of {len(dataset.videos)} videos{subset} to extract, from {root}")
-    click.echo(f"  {settings.backbone} with {weights.text}{which}, levels {', '.join(settings.levels)}")
+    click.echo(f"  {settings.backbone} with {weights.text} ({which}), levels {', '.join(settings.levels)}")
     click.echo(f"  views {', '.join(settings.views)}{''.join(f', {limit}' for limit in limits)}")
     click.echo(
         f"  on {' and '.join(devices)} in {settings.precision}, batches of {settings.batch_frames}; "
