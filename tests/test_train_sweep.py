@@ -111,7 +111,8 @@ def outcome(command: list[str]) -> subprocess.CompletedProcess[str]:
 def test_a_sweep_trains_once_and_writes_its_table(tmp_path):
     trainable_cache(tmp_path)
     options = ("--grid", "level=low", "--grid", "epochs=1", "--grid", "pool=mean,max", "--seeds", "1")
-    result = outcome(sweep(tmp_path, *options))
+    page = tmp_path / "results.md"
+    result = outcome(sweep(tmp_path, *options, "--page", str(page)))
     assert result.returncode == 0, result.stderr
     assert "2 runs, 0 of them done already" in result.stdout
     folder = tmp_path / "sweeps/tiny/grid"
@@ -119,6 +120,7 @@ def test_a_sweep_trains_once_and_writes_its_table(tmp_path):
     assert "| pool mean |" in table
     assert "random:0" in table
     assert "python -m train sweep --dataset tiny --seeds 1 --grid hidden=8 --grid level=low" in table
+    assert page.read_text().endswith(table)
     values = json.loads((folder / "results.json").read_text())
     assert [cell["setting"] for cell in values["cells"]] == ["pool mean", "pool max"]
     again = outcome(sweep(tmp_path, *options))

@@ -3,6 +3,7 @@
 import os
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -47,6 +48,7 @@ device_option = click.option(
 )
 @click.option("--jobs", type=click.IntRange(1), metavar="N", help="Runs at once. [default: one a core; one on a GPU]")
 @click.option("--name", metavar="NAME", help="Folder of the table. [default: table1, table2, fusion or grid]")
+@click.option("--page", metavar="FILE", type=click.Path(dir_okay=False), help="Also write the table as a page, here.")
 def sweep(
     workspace: Workspace,
     dataset: str | None,
@@ -58,6 +60,7 @@ def sweep(
     holdout: bool,
     jobs: int | None,
     name: str | None,
+    page: str | None,
 ) -> None:
     """Train every combination of a grid and write one table: mean and standard deviation over the seeds.
 
@@ -85,7 +88,9 @@ def sweep(
             click.echo(f"  {what}", err=True)
         raise click.exceptions.Exit(FINISHED_WITH_FAILURES)
     default_name = {"1": "table1", "2": "table2", "fusion": "fusion", None: "grid"}[table]
-    _write(plan, workspace, next(iter(opened.values())), name or default_name)
+    markdown = _write(plan, workspace, next(iter(opened.values())), name or default_name)
+    if page:
+        write_bytes_durably(Path(page), f"# Results\n\n{markdown}".encode())
 
 
 def _plan(opened: dict[int, Split], axes: dict[str, Any], seeds: int, *, holdout: bool, search_fusion: bool) -> Plan:
@@ -149,7 +154,7 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _write(plan: Plan, workspace: Workspace, split: Split, name: str) -> None:
+def _write(plan: Plan, workspace: Workspace, split: Split, name: str) -> str:
     folder = workspace.sweep(split.dataset.name, name)
     what = "held-out training videos" if plan.holdout else "test videos"
     recipes = sorted({setting.recipe.name for setting in plan.settings})
@@ -167,6 +172,7 @@ def _write(plan: Plan, workspace: Workspace, split: Split, name: str) -> None:
     write_bytes_durably(folder / "table.md", markdown.encode())
     write_bytes_durably(folder / "results.json", to_json(table, plan, notes).encode())
     click.echo(f"\n{markdown}\ntable: {folder / 'table.md'}")
+    return markdown
 
 
 def _command(dataset: str) -> str:
