@@ -1,6 +1,8 @@
 """Fixtures that many tests use."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,3 +16,12 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the real videos and splits in {SHARED} (MRRN_SHARED= names another folder)")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def stand_in_weights(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ResNet-34 checkpoint in torchvision's key names with real ImageNet features, in half precision."""
+    path = tmp_path_factory.mktemp("weights") / "stand-in.pth"
+    script = shared / "weights" / "make_resnet34_weights.py"
+    subprocess.run([sys.executable, script, path, "--fp16"], check=True, capture_output=True)
+    return path
