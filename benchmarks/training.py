@@ -1,7 +1,7 @@
 """Training a head at HMDB-51's real size, against a plain loop: seconds an epoch, seconds a run, memory.
 
-    python benchmarks/training.py --counts hmdb51_frames.csv            # GPU where there is one; minutes on a processor
-    python benchmarks/training.py --counts hmdb51_frames.csv --recipe paper-24fps --level high --steps 40
+    python -m benchmarks.training --counts hmdb51_frames.csv            # GPU where there is one; minutes on a processor
+    python -m benchmarks.training --counts hmdb51_frames.csv --recipe paper-24fps --level high --steps 40
 
 `--counts` is a CSV with the columns video, class, split1 and frames_decoded_estimate. Features are random numbers, one
 view, written through FeatureCache to --scratch (1.2 GB), where a second call finds them. Contestants:
@@ -66,7 +66,8 @@ def make_cache(counts: Path, workspace: Workspace, limit: int | None) -> None:
     if (workspace.cache(NAME) / "cache.json").exists():
         return
     with counts.open() as file:
-        rows = sorted(csv.DictReader(file), key=lambda row: row["class"] + "/" + row["video"])[:: limit or 1]
+        used = [row for row in csv.DictReader(file) if row["split1"] in ("train", "test")]
+    rows = sorted(used, key=lambda row: row["class"] + "/" + row["video"])[:: limit or 1]
     classes = sorted({row["class"] for row in rows})
     frames = {f"{row['class']}/{row['video']}": int(row["frames_decoded_estimate"]) for row in rows}
     videos = [
