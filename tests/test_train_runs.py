@@ -54,6 +54,12 @@ def test_other_versions_of_libraries_do_not_make_another_run(tmp_path):
     assert state_of(tmp_path, replace(CONFIG, versions={"torch": "9"})) == "unfinished"
 
 
+def test_other_words_about_a_recipe_do_not_make_another_run(tmp_path):
+    write_config(tmp_path, CONFIG, "training")
+    reworded = replace(CONFIG, recipe=replace(CONFIG.recipe, summary="in other words"))
+    assert state_of(tmp_path, reworded) == "unfinished"
+
+
 def test_a_run_of_other_settings_is_refused_by_name(tmp_path):
     write_config(tmp_path, CONFIG, "training")
     other = replace(CONFIG, recipe=replace(CONFIG.recipe, batch=14))

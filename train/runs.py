@@ -84,6 +84,9 @@ class RunConfig:
     def differences(self, other: "RunConfig") -> list[str]:
         """What tells the results of this run from those of `other`, one text for each field."""
         mine, theirs = self.to_json(), other.to_json()
+        for value in (mine, theirs):
+            # Words about the recipe may be put better without making it another one.
+            del value["recipe"]["summary"]
         return [_difference(name, mine[name], theirs[name]) for name in _DECIDING if mine[name] != theirs[name]]
 
 
