@@ -123,8 +123,8 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             name="small",
-            summary="for fewer than some thousands of clips: 2 x 256 units, 20 (low, mid) and 100 (high) times the paper's "
-            "learning rate on a cosine schedule, at least 400 steps; seconds where `paper` takes minutes",
+            summary="for fewer than some thousands of clips: 2 x 256 units, 20 (low, mid) and 100 (high) times "
+            "the paper's learning rate on a cosine schedule, at least 400 steps; seconds where `paper` takes minutes",
             hidden=256,
             layers=2,
             learning_rate=_SMALL_RATES,
