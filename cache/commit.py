@@ -205,7 +205,8 @@ def _recover(destination: Destination) -> list[str]:
             if shard and _adopt(destination, connection, path, shard["digest"]):
                 done.append(f"adopted shard {name}, which was complete but not yet recorded")
             elif shard or (temporary and int(temporary["token"]) not in tokens):
-                remove(path)
+                # Its writer may outlive its extraction by a moment; under another name it can put nothing more there.
+                remove(path.rename(destination.folder / f".tmp-0-{os.getpid()}-{next(_serial)}"))
                 done.append(f"removed {name}, left over from an extraction that was interrupted")
         if done:
             fsync_folder(destination.folder)

@@ -54,13 +54,12 @@ def write_tree_durably(path: Path, files: Mapping[str, bytes]) -> None:
 
     The entry of `path` itself in its folder is the caller's to make durable, together with the rename that follows.
     """
-    folders = {path} if "" not in files else set()
+    folders = {folder for name in files if name for folder in (path / name).parents if folder.is_relative_to(path)}
+    # One by one: where somebody took `path` away meanwhile, it must not come back.
+    for folder in sorted(folders):
+        folder.mkdir()
     for name, content in files.items():
-        file = path / name
-        if name:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            folders |= {folder for folder in file.parents if folder.is_relative_to(path)}
-        with file.open("xb") as opened:
+        with (path / name).open("xb") as opened:
             opened.write(content)
             opened.flush()
             os.fsync(opened.fileno())

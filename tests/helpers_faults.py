@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 from helpers_cache import make_fingerprint, num_frames_of, video_features
 
+from cache.commit import is_temporary
 from cache.schema import LEVELS
 from cache.store import FeatureCache
 
@@ -160,7 +161,9 @@ def assert_sound(cache: Path, acknowledged: set[str]) -> set[str]:
                 found = opened.features(video_id, level)
                 assert np.array_equal(found, expected[level][0]), f"changed: {video_id} {level}"
         rows = {row.name for row in opened.ledger.shards()}
-        assert {entry.name for entry in (cache / "shards").iterdir()} == rows, "half-visible or missing shards"
+        # The writer of a killed extraction may live a moment longer and begin something, under a name nobody reads.
+        names = {entry.name for entry in (cache / "shards").iterdir() if not is_temporary(entry.name)}
+        assert names == rows, "half-visible or missing shards"
         places = [(place.shard, place.position) for place in opened.places]
         assert len(set(places)) == len(places), "two videos in one place"
     return there

@@ -21,8 +21,8 @@ def lines(file: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("backend", "every"),
     [
-        pytest.param("h5", 5, id="h5, every fifth"),
-        pytest.param("zarr", 29, id="zarr, some"),
+        pytest.param("h5", 13, id="h5, some"),
+        pytest.param("zarr", 71, id="zarr, some"),
         pytest.param("h5", 1, id="h5, each", marks=pytest.mark.slow),
         pytest.param("zarr", 1, id="zarr, each", marks=pytest.mark.slow),
     ],
@@ -42,7 +42,7 @@ def test_a_refusal_at_each_operation_is_a_clean_error(tmp_path: Path, backend: s
         control.disarm()
         videos = 2 * 3 * len(points) * 2
         server.run("create", cache=cache, backend=backend, videos=videos)
-        reached = 0
+        reached = before = 0
         for number in points:
             for name, error in REFUSALS.items():
                 control.arm(number, error, lasting)
@@ -50,8 +50,11 @@ def test_a_refusal_at_each_operation_is_a_clean_error(tmp_path: Path, backend: s
                 reached += control.fired > 0
                 control.disarm()
                 assert code in (0, 1), f"operation {number} ({control.kind}), disk {name}: exit code {code}"
-                assert not (lasting and code == 0 and control.kind in "ws"), "a write was refused and nobody noticed"
-                assert_sound(cache, set(lines(acknowledged)))
+                # What is refused after the commit, while the ledger is closed, costs nothing: its log is on the disk.
+                promised = lines(acknowledged)
+                assert len(promised) - before == (2 if code == 0 else 0), f"operation {number}, disk {name}"
+                before = len(promised)
+                assert_sound(cache, set(promised))
         assert server.run("extract", cache=cache, acknowledged=acknowledged, videos=100) == 0
     with FeatureCache.open(cache) as opened:
         opened.require_finished()

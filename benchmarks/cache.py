@@ -1,0 +1,164 @@
+"""Reading a cache: into memory against plain files, random clips against other layouts. `python benchmarks/cache.py`.
+
+Prints one JSON object. Every way of reading is first checked to give the same numbers. Ratios are taken within one run;
+the page cache is warm, which is what training meets.
+"""
+
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import click
+import h5py
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from cache.dataset import Dataset, Video
+from cache.fingerprint import Fingerprint
+from cache.ledger import Outcome
+from cache.schema import CHANNELS, LEVELS
+from cache.shards import BACKENDS
+from cache.shards.protocol import ShardData
+from cache.store import FeatureCache
+
+SHARD_VIDEOS = 64
+CLIP_FRAMES = 40
+
+
+def made_up_shard(ids: list[str], lengths: list[int]) -> ShardData:
+    """Features that compress as badly as real ones."""
+    rng = np.random.default_rng(len(ids[0]) + sum(lengths))
+    frames = sum(lengths)
+    return ShardData(
+        video_ids=tuple(ids),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        pts_seconds=np.concatenate([np.arange(length) / 25 for length in lengths]),
+        features={
+            level: rng.standard_normal((1, frames, CHANNELS[level]), dtype=np.float32).astype(np.float16)
+            for level in LEVELS
+        },
+    )
+
+
+def make_cache(path: Path, backend: str, videos: int) -> FeatureCache:
+    """A cache of videos as long as UCF-101's: 186 frames on average."""
+    rng = np.random.default_rng(0)
+    lengths = {f"v{i:06d}": int(n) for i, n in enumerate(rng.integers(60, 313, videos))}
+    dataset = Dataset(
+        name="benchmark",
+        source="folder",
+        classes=("a",),
+        videos=tuple(Video(id=video_id, path=f"{video_id}.avi", label=0) for video_id in lengths),
+    )
+    identity = {"levels": list(LEVELS), "views": ["center"], "weights": "made up"}
+    fingerprint = Fingerprint(identity=identity, environment={})
+    cache = FeatureCache.create(path, dataset=dataset, fingerprint=fingerprint, settings={}, backend=backend)
+    while claim := cache.ledger.claim("benchmark", SHARD_VIDEOS, 600):
+        ids = [video.id for video in claim.videos]
+        outcomes = [Outcome(video_id=i, status="done", num_frames=lengths[i]) for i in ids]
+        cache.commit(claim, made_up_shard(ids, [lengths[i] for i in ids]), outcomes, {})
+    cache.close()
+    return FeatureCache.open(path)
+
+
+def seconds_of(action: Callable[[], object], repeats: int = 7) -> float:
+    """Median time of one call; the first call warms up."""
+    action()
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - started)
+    return median(times)
+
+
+def bulk(cache: FeatureCache, folder: Path) -> dict[str, float]:
+    """One level into memory: the cache, checksums and all, against one plain file of the same bytes."""
+    expected = cache.load("high", cache.video_ids).features.numpy()
+    plain = folder / "plain.bin"
+    expected.tofile(plain)
+
+    def read_plain() -> np.ndarray:
+        out = np.empty(expected.shape, expected.dtype)
+        with plain.open("rb", buffering=0) as file:
+            view, done = memoryview(out.reshape(-1).view(np.uint8)), 0
+            while done < len(view):
+                done += file.readinto(view[done:])
+        return out
+
+    assert np.array_equal(read_plain(), expected)
+    plain_seconds = seconds_of(read_plain)
+    cache_seconds = seconds_of(lambda: cache.load("high", cache.video_ids))
+    plain.unlink()
+    size = expected.nbytes / 1e9
+    return {
+        "gigabytes": round(size, 3),
+        "plain_gb_per_second": round(size / plain_seconds, 2),
+        "cache_gb_per_second": round(size / cache_seconds, 2),
+        "ratio": round(plain_seconds / cache_seconds, 3),
+    }
+
+
+def clips_a_second(read: Callable[[str, int, int], np.ndarray], cache: FeatureCache, clips: int) -> float:
+    """Random clips of 40 frames of level high; the same clips for every way of reading, each checked once."""
+    rng = np.random.default_rng(1)
+    ids = cache.video_ids
+    chosen = [ids[i] for i in rng.integers(0, len(ids), clips)]
+    spans = [(video, int(rng.integers(0, cache.num_frames(video) - CLIP_FRAMES + 1))) for video in chosen]
+    for video, start in spans[:200]:
+        expected = cache.features(video, "high", 0, start, start + CLIP_FRAMES)
+        assert np.array_equal(read(video, start, start + CLIP_FRAMES), expected)
+    for video, start in spans:
+        read(video, start, start + CLIP_FRAMES)
+    started = time.perf_counter()
+    for video, start in spans:
+        read(video, start, start + CLIP_FRAMES)
+    return round(clips / (time.perf_counter() - started))
+
+
+def other_layouts(cache: FeatureCache, folder: Path, clips: int) -> dict[str, float]:
+    """The same clips from one HDF5 dataset per video, and from one npy file per video."""
+    single, files = folder / "per-video.h5", folder / "npy"
+    files.mkdir()
+    with h5py.File(single, "w") as file:
+        for video in cache.video_ids:
+            file[video] = cache.features(video, "high")
+            np.save(files / f"{video}.npy", cache.features(video, "high"))
+    with h5py.File(single) as file:
+        hdf5 = clips_a_second(lambda video, start, stop: file[video][start:stop], cache, clips)
+    npy = clips_a_second(
+        lambda video, start, stop: np.array(np.load(files / f"{video}.npy", mmap_mode="r")[start:stop]), cache, clips
+    )
+    single.unlink()
+    shutil.rmtree(files)
+    return {"hdf5_dataset_per_video": hdf5, "npy_per_video": npy}
+
+
+@click.command()
+@click.option("--videos", default=1600, show_default=True, help="Videos of 186 frames on average (0.33 MB each).")
+@click.option("--clips", default=20_000, show_default=True, help="Random clips read in each way.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Where to put the data. [default: a temporary folder]")
+def main(videos: int, clips: int, folder: Path | None) -> None:
+    """Measure reading; prints JSON."""
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        place, found = Path(name), {}
+        for backend in BACKENDS:
+            cache = make_cache(place / backend, backend, videos)
+            found[backend] = {
+                "bulk": bulk(cache, place),
+                "clips_per_second": clips_a_second(
+                    lambda video, start, stop, cache=cache: cache.features(video, "high", 0, start, stop), cache, clips
+                ),
+            }
+        found["other_layouts_clips_per_second"] = other_layouts(cache, place, clips)
+    click.echo(json.dumps({"videos": videos, "clips": clips, **found}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
