@@ -7,7 +7,7 @@ The same function serves extraction, prediction of new videos and any engine tha
 Memory is bounded by the decoders' ring of blocks, a few batches, and the features of the videos under way.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -86,7 +86,6 @@ class _Assembly:
         self._settings, self._engine, self._meter = settings, engine, meter
         self._packer = Packer(engine)
         self._videos: dict[str, VideoRows] = {}
-        self._crops: dict[str, Sequence[Crop]] = {}
 
     def take(self, block: FrameBlock) -> None:
         """Resize, crop and pack a block; its memory goes back to the decoders as soon as that is possible."""
