@@ -15,7 +15,7 @@ EXTRACT = $(call option,--data,DATA) $(if $(filter-out 0 no false,$(SUBSET)),--s
 	$(call option,--views,VIEWS) $(call option,--format,FORMAT) $(call option,--jobs,JOBS)
 TRAIN = $(call option,--pool,POOL) $(call option,--split,SPLIT) $(call option,--seed,SEED) $(call option,--recipe,RECIPE)
 FUSE = --work $(call quoted,$(WORK)) $(call option,--dataset,DATASET) $(call option,--pool,POOL) $(call option,--split,SPLIT) \
-	$(call option,--seed,SEED)
+	$(call option,--seed,SEED) $(call option,--recipe,RECIPE)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo data extract cached train fuse reproduce sweep predict test test-all lint format clean clean-venv
@@ -34,7 +34,7 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 demo: $(READY) ## the whole pipeline on a small data set made on the spot, no network needed
 	$(MAKE) --no-print-directory fuse DATASET=demo
 
-extract: $(READY) ## stage one: videos -> cached features             DATASET= DATA= SUBSET=1 WEIGHTS= VIEWS= FORMAT=
+extract: $(READY) ## stage one: videos -> cached features                   DATASET= DATA= SUBSET=1 WEIGHTS= VIEWS= FORMAT=
 	$(PY) -m extract $(COMMON) $(EXTRACT)
 
 # For the later stages: a cache that is finished although some videos failed (exit code 3) is one to train from.
@@ -44,21 +44,21 @@ cached: $(READY)
 train: cached ## stage two: cached features -> heads and scores     DATASET= LEVEL=low|mid|high|all POOL= RECIPE= SPLIT= SEED=
 	$(PY) -m train $(COMMON) $(call option,--level,LEVEL) $(TRAIN)
 
-fuse: ## stage three: scores -> predictions, tables, report   DATASET= POOL= SPLIT= SEED=
+fuse: ## stage three: scores -> predictions, tables, report     DATASET= POOL= RECIPE= SPLIT= SEED=
 	@$(MAKE) --no-print-directory train LEVEL=all
 	$(PY) -m fuse $(FUSE)
 
-data: $(READY) ## fetch and unpack the official videos and splits   DATASET=ucf101|hmdb51 DATA=
+data: $(READY) ## fetch and unpack the official videos and splits        DATASET=ucf101|hmdb51 DATA=
 	$(PY) -m extract data $(call option,--dataset,DATASET) $(call option,--data,DATA)
 
-reproduce: cached ## all stages, all of the paper's tables and figures    DATASET=
+reproduce: cached ## all stages, all of the paper's tables and figures       DATASET=
 	$(PY) -m fuse reproduce $(FUSE) $(call option,--device,DEVICE)
 
-sweep: cached ## the paper's grids of settings                       DATASET= TABLE=1|2|fusion
+sweep: cached ## the paper's grids of settings                         DATASET= TABLE=1|2|fusion
 	$(PY) -m train sweep $(COMMON) $(call option,--table,TABLE)
 
 # A path that exists is one video or folder, blanks and all; otherwise VIDEO is several, separated by blanks.
-predict: $(READY) ## top-5 classes of new videos                        VIDEO=clip.mp4 DATASET=
+predict: $(READY) ## top-5 classes of new videos                           VIDEO=clip.mp4 DATASET=
 	@video=$(call quoted,$(VIDEO)); if [ -e "$$video" ]; then set -- "$$video"; else set -- $$video; fi; \
 	$(PY) -m fuse predict $(FUSE) $(call option,--device,DEVICE) -- "$$@"
 
