@@ -21,7 +21,7 @@ def cache_info(cache: FeatureCache) -> dict[str, Any]:
         "levels": cache.levels,
         "views": cache.views,
         "videos": cache.ledger.counts(),
-        "frames": sum(row.num_frames for row in shards),
+        "frames": cache.ledger.num_frames(),
         "shards": len(shards),
         "bytes": sum(row.num_bytes for row in shards),
         "fingerprint": {"digest": cache.fingerprint.digest, **cache.fingerprint.to_json()},

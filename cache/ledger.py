@@ -232,6 +232,13 @@ class Ledger:
                 yield Outcome(**dict(zip(Outcome.__dataclass_fields__, row, strict=True)))
             last = rows[-1][0]
 
+    def num_frames(self) -> int:
+        """Frames cached of all videos; what a shard holds of videos that were queued again does not count."""
+        with self.reading() as connection:
+            return connection.execute(
+                "SELECT coalesce(sum(num_frames), 0) FROM videos WHERE shard IS NOT NULL"
+            ).fetchone()[0]
+
     def places(self) -> list[Place]:
         """Where the features of each video are, in id order."""
         with self.reading() as connection:
