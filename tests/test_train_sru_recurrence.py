@@ -59,6 +59,20 @@ def test_cpu_takes_non_contiguous_tensors():
         assert_equals_reference(cpu.recurrence, odd)
 
 
+@pytest.mark.parametrize("used", ["h", "c"])
+def test_cpu_takes_a_gradient_of_one_output_alone(used):
+    *arguments, dh, dc = draw((6, 5, 8), True, torch.float64)
+    leaves = [None if tensor is None else tensor.requires_grad_() for tensor in arguments]
+    wanted = [leaf for leaf in leaves if leaf is not None]
+
+    def gradients(recurrence):
+        h, c = recurrence(*leaves)
+        return torch.autograd.grad(h if used == "h" else c, wanted, dh if used == "h" else dc)
+
+    for ours, theirs in zip(gradients(cpu.recurrence), gradients(reference.recurrence), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_cpu_holds_for_large_values():
     inputs = draw((20, 3, 16), False, torch.float32)
     assert_equals_reference(cpu.recurrence, [tensor * 100 for tensor in inputs if tensor is not None])

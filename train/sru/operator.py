@@ -6,6 +6,7 @@ The outputs are allocated here; a kernel fills them and returns nothing. Letters
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.library import custom_op
 
@@ -41,9 +42,14 @@ def make_operator(name: str, forward_kernel: ForwardKernel, backward_kernel: Bac
         u_TBGD, x_TBD, bias_2D, _ = inputs
         ctx.save_for_backward(u_TBGD, x_TBD, bias_2D, output[2])
         ctx.mark_non_differentiable(output[2])
+        ctx.set_materialize_grads(False)  # else zeros as large as all states are made for them
 
-    def differentiate(ctx: Any, dh_TBD: Tensor, dc_BD: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def differentiate(ctx: Any, dh_TBD: Tensor | None, dc_BD: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         u_TBGD, x_TBD, bias_2D, states_SBD = ctx.saved_tensors
+        if dh_TBD is None:
+            dh_TBD = torch.zeros_like(u_TBGD[:, :, 0])
+        if dc_BD is None:
+            dc_BD = torch.zeros_like(states_SBD[0])
         du, dx, dbias, dc0 = backward(dh_TBD, dc_BD, u_TBGD, x_TBD, bias_2D, states_SBD)
         return du, None if x_TBD is None else dx, dbias, dc0
 
