@@ -83,6 +83,7 @@ def test_two_at_once_and_one_killed(uninterrupted, tmp_path):
     assert_complete(tmp_path, uninterrupted)
 
 
+@pytest.mark.slow
 def test_several_devices_share_one_cache(uninterrupted, tmp_path):
     result = extract(tmp_path, "--data", str(uninterrupted / "videos"), "--device", "cpu,cpu")
     assert result.exit_code == 0, result.output
