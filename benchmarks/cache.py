@@ -1,4 +1,4 @@
-"""Reading a cache: into memory against plain files, random clips against other layouts. `python benchmarks/cache.py`.
+"""Reading a cache: into memory against plain files, random clips against other layouts. `python -m benchmarks.cache`.
 
 Prints one JSON object. Every way of reading is first checked to give the same numbers. Ratios are taken within one run;
 the page cache is warm, which is what training meets.

@@ -1,7 +1,7 @@
 """Figure 6: time of a training step on one batch, ours and others' models, on this machine.
 
-    python benchmarks/figure6.py                      # GPU where there is one; WORK/benchmarks/figure6.json
-    python benchmarks/figure6.py --device cpu --seconds 30
+    python -m benchmarks.figure6                      # GPU where there is one; WORK/benchmarks/figure6.json
+    python -m benchmarks.figure6 --device cpu --seconds 30
 
 As the paper describes it (section 5.3): whole models, the same samples again and again, the mean of 100 batches; 10
 clips in a batch for ours and LRCN, 4 for the stacked LSTM, 40 for C3D. What a step is:

@@ -15,8 +15,8 @@ from cache.errors import TrainingError
 from fuse.choice import Choice
 from fuse.timing import FILE
 
-BENCHMARK: Final = Path(__file__).parents[1] / "benchmarks" / "figure6.py"
-"""Stands in a checkout; an installed package has no benchmarks."""
+CHECKOUT: Final = Path(__file__).resolve().parents[1]
+"""Has benchmarks/; an installed package has not."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Step:
 
     title: str
     command: tuple[str, ...]
+    folder: Path | None = None
+    """Where it has to run; None: anywhere."""
 
 
 def run_all(choice: Choice, *, device: str, seeds: int) -> None:
@@ -33,7 +35,7 @@ def run_all(choice: Choice, *, device: str, seeds: int) -> None:
     for number, step in enumerate(steps, 1):
         click.echo(f"\n[{number}/{len(steps)}] {step.title}\n  {shlex.join(('python', *step.command))}")
         started = time.monotonic()
-        code = subprocess.run([sys.executable, *step.command], check=False).returncode
+        code = subprocess.run([sys.executable, *step.command], cwd=step.folder, check=False).returncode
         if code:
             raise TrainingError(
                 f"{step.title} ended with exit code {code}, see above; the same command continues there"
@@ -52,7 +54,8 @@ def steps_of(choice: Choice, *, device: str, seeds: int) -> Iterator[Step]:
     yield Step("the three levels (Table 3, Figures 3 to 5)", run)
     yield Step("fusion weights on held-out training videos", (*run, "--holdout"))
     yield Step("Table 2: levels and poolings", (*sweep, "--table", "2"))
-    times = root / "benchmarks" / FILE
-    if BENCHMARK.exists() and not times.exists():
-        yield Step("Figure 6: time per batch", (str(BENCHMARK), "--device", device, "--out", str(times)))
+    times = root.absolute() / "benchmarks" / FILE
+    if (CHECKOUT / "benchmarks" / "figure6.py").exists() and not times.exists():
+        command = ("-m", "benchmarks.figure6", "--device", device, "--out", str(times))
+        yield Step("Figure 6: time per batch", command, CHECKOUT)
     yield Step("Table 1: hidden units and layers", (*sweep, "--table", "1"))

@@ -1,7 +1,7 @@
 """Training a head at HMDB-51's real size, against a plain loop: seconds an epoch, seconds a run, memory.
 
-    python -m benchmarks.training --counts hmdb51_frames.csv            # GPU where there is one; minutes on a processor
-    python -m benchmarks.training --counts hmdb51_frames.csv --recipe paper-24fps --level high --steps 40
+    python -m benchmarks.train --counts hmdb51_frames.csv            # GPU where there is one; minutes on a processor
+    python -m benchmarks.train --counts hmdb51_frames.csv --recipe paper-24fps --level high --steps 40
 
 `--counts` is a CSV with the columns video, class, split1 and frames_decoded_estimate. Features are random numbers, one
 view, written through FeatureCache to --scratch (1.2 GB), where a second call finds them. Contestants:
@@ -304,9 +304,9 @@ def show(table: dict[str, Any]) -> None:
 @click.option("--steps", type=click.IntRange(1), default=40, show_default=True, help="Steps timed of each contestant.")
 @click.option("--turn", type=click.IntRange(1), default=4, show_default=True, help="Steps in one turn.")
 @click.option("--every", type=click.IntRange(1), help="Take every N-th video only: to try the script out.")
-@click.option("--scratch", type=click.Path(path_type=Path), default=Path("work/benchmarks/training"), show_default=True)
+@click.option("--scratch", type=click.Path(path_type=Path), default=Path("work/benchmarks/train"), show_default=True)
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("work/benchmarks/training.json"), show_default=True
+    "--out", type=click.Path(path_type=Path), default=Path("work/benchmarks/train.json"), show_default=True
 )
 def main(
     counts: Path,
