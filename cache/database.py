@@ -5,7 +5,7 @@ import sqlite3
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -77,7 +77,22 @@ class Database:
                 self._check_schema(self._connection)
             yield self._connection
 
+    def _check_beside(self) -> None:
+        """Refuse what SQLite would follow: links, and journals, whose content it would put into the file.
+
+        With a write-ahead log there never is a journal, whenever a process dies.
+        """
+        for suffix, allowed in (("-journal", False), ("-wal", True), ("-shm", True)):
+            beside = self.path.with_name(self.path.name + suffix)
+            with suppress(FileNotFoundError):
+                if not (stat.S_ISREG(beside.lstat().st_mode) and allowed):
+                    raise DamageError(
+                        f"{beside} is nothing that a ledger of ours has beside it; "
+                        f"`python -m cache repair {self.path.parent}` makes the ledger anew from the shards"
+                    )
+
     def _connect(self) -> sqlite3.Connection:
+        self._check_beside()
         connection = sqlite3.connect(
             self._address(), uri=True, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )

@@ -38,8 +38,10 @@ def write_bytes_durably(path: Path, content: bytes) -> None:
     """Replace `path` by `content`: temporary file beside it, fsync, rename, fsync of the folder."""
     make_folder_durably(path.parent)
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    # What an earlier process of this number left, or a link that somebody put there; "x" follows none.
+    temporary.unlink(missing_ok=True)
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

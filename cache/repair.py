@@ -8,7 +8,7 @@ from cache.commit import recover
 from cache.consistency import broken_structure
 from cache.dataset import read_dataset
 from cache.description import read_description
-from cache.errors import DamageError, MrrnError
+from cache.errors import CacheError, DamageError, MrrnError
 from cache.files import fsync_folder, make_folder_durably
 from cache.ledger import Ledger
 from cache.store import FeatureCache
@@ -27,7 +27,7 @@ def repair(path: Path) -> list[str]:
     dataset = read_dataset(path / "dataset.json")
     done: list[str] = []
     if not _ledger_works(path):
-        for name in ("ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm"):
+        for name in ("ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm", "ledger.sqlite-journal"):
             done += _set_aside(path, path / name)
         new = path / f".tmp-{os.getpid()}-ledger.sqlite"
         Ledger.create(new, sorted((video.id, video.path) for video in dataset.videos)).close()
@@ -75,6 +75,8 @@ def _set_aside(cache: Path, path: Path) -> list[str]:
     """Move a file or folder to the quarantine; nothing happens where it is gone already."""
     if not os.path.lexists(path):
         return []
+    if (cache / QUARANTINE).is_symlink():
+        raise CacheError(f"{cache / QUARANTINE} is a link; damaged files stay in the cache: remove the link")
     make_folder_durably(cache / QUARANTINE)
     candidates = (cache / QUARANTINE / name for name in chain([path.name], (f"{path.name}.{n}" for n in count(1))))
     aside = next(candidate for candidate in candidates if not os.path.lexists(candidate))

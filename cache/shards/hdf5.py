@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cache.errors import CacheError, DamageError
 from cache.files import PositionedFile
 from cache.schema import CHANNELS, LEVELS, Level
-from cache.shards.protocol import ShardData, ShardIndex
+from cache.shards.protocol import MAX_INDEX_BYTES, ShardData, ShardIndex
 
 _FORMAT = "mrrn-shard-1"
 _INDEX = ("video_id", "offsets", "pts_seconds", "checksum", "notes")
@@ -119,7 +119,12 @@ class _Place:
         expected = "S" if name in ("video_id", "notes") else _DTYPES.get(name, "<f2")
         if (self.dtype.kind if expected == "S" else self.dtype.str) != expected:
             raise CacheError(f"array {name!r} has type {self.dtype}; expected {expected}")
+        if expected != "S" and dataset.get_type() != h5py.h5t.py_create(np.dtype(expected)):
+            raise CacheError(f"array {name!r} has a type that is stored otherwise than {expected}")
         num_bytes = int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
+        if name not in LEVELS and num_bytes > MAX_INDEX_BYTES:
+            # A file with holes can be that long and take no space.
+            raise CacheError(f"array {name!r} of shape {self.shape} is larger than in any shard")
         self.start: int = dataset.get_offset() if num_bytes else 0
         if num_bytes == 0 or self.start is None or self.start + num_bytes > file_bytes:
             raise CacheError(f"array {name!r} of shape {self.shape} does not lie in a file of {file_bytes} bytes")

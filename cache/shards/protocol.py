@@ -17,6 +17,9 @@ from cache.dataset import check_relative_path
 from cache.errors import CacheError, DamageError, UnsafePathError
 from cache.schema import CHANNELS, LEVELS, Level
 
+MAX_INDEX_BYTES = 1 << 30
+"""Far above what the index of any shard takes; whatever declares more was made up and gets no memory."""
+
 
 def checksum(span_FC: NDArray[np.float16]) -> int:
     """xxh3_64 of one video's features of one level and view, `[F, C]`."""

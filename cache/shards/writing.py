@@ -64,6 +64,8 @@ def hash_files(path: Path) -> Written:
 
 def _plain_files(path: Path) -> list[Path]:
     """All that is not a real folder; opening a link among them fails."""
+    if path.is_symlink():
+        return [path]
     entries = [path, *path.rglob("*")]
     return [entry for entry in entries if entry.is_symlink() or not entry.is_dir()]
 

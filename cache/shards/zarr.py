@@ -19,7 +19,7 @@ from zarr.storage import LocalStore, MemoryStore
 from cache.errors import CacheError, DamageError
 from cache.files import PositionedFile
 from cache.schema import CHANNELS, LEVELS, Level
-from cache.shards.protocol import ShardData, ShardIndex
+from cache.shards.protocol import MAX_INDEX_BYTES, ShardData, ShardIndex
 
 _FORMAT = "mrrn-shard-1"
 _INDEX = {"video_id": "string", "offsets": "int64", "pts_seconds": "float64", "checksum": "uint64"}
@@ -83,7 +83,8 @@ class ZarrShard:
             self.index = _read_index(group, path)
             self.index.check()
             self._chunks = {level: self._open_level(level) for level in self.index.levels}
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError, UnicodeError, CacheError) as error:
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError, CacheError) as error:
+            # MemoryError: what holds texts may declare any number of them, and the library believes it.
             raise DamageError(f"shard {path} is not what was written: {error}") from error
         if self.index.content != group.attrs.get("content"):
             raise DamageError(f"shard {path} is not what was written: its index does not agree with its own hash")
@@ -91,7 +92,7 @@ class ZarrShard:
     def _open_level(self, level: Level) -> "list[_ViewFile]":
         index = self.index
         shape = (index.num_views, index.num_frames, CHANNELS[level])
-        declared = json.loads((self.path / level / "zarr.json").read_bytes())["shape"]
+        declared = _read_json(self.path / level / "zarr.json")["shape"]
         if declared != list(shape):
             raise CacheError(f"{level} is {declared}; expected {list(shape)}")
         chunk, shard = _grid(shape)
@@ -140,8 +141,10 @@ def _read_index(group: zarr.Group, path: Path) -> ShardIndex:
         assert isinstance(array, zarr.Array)
         # The declared shape may be absurd; what the files hold bounds it.
         file_bytes = sum(file.stat().st_size for file in (path / name / "c").rglob("*") if file.is_file())
-        if array.size * 4 > file_bytes:
-            raise CacheError(f"array {name!r} declares more than its {file_bytes} bytes hold")
+        if array.size * 4 > file_bytes or file_bytes > MAX_INDEX_BYTES:
+            raise CacheError(
+                f"array {name!r} of {array.size} numbers or texts has {file_bytes} bytes; no shard has that"
+            )
         arrays[name] = array[...]
     return ShardIndex(
         video_ids=tuple(map(str, arrays["video_id"].tolist())),
@@ -164,12 +167,11 @@ def _check_structure(path: Path) -> None:
     names = {entry.name for entry in path.iterdir()} - {"zarr.json"}
     if names - set(LEVELS) != _INDEX.keys():
         raise CacheError(f"it holds {sorted(names)}; expected {sorted(_INDEX)} and levels")
-    group = json.loads((path / "zarr.json").read_bytes())
+    group = _read_json(path / "zarr.json")
     if group.keys() != {"attributes", "zarr_format", "node_type"} or group["attributes"].keys() != _ATTRIBUTES:
         raise CacheError("zarr.json does not describe a shard")
     for name in names:
-        file = path / name / "zarr.json"
-        found = json.loads(file.read_bytes())
+        found = _read_json(path / name / "zarr.json")
         shape = found["shape"]
         if not isinstance(shape, list) or not all(isinstance(n, int) and n > 0 for n in shape):
             raise CacheError(f"{name} declares the shape {shape!r}")
@@ -177,6 +179,13 @@ def _check_structure(path: Path) -> None:
         for field in expected.keys() | found.keys():
             if field not in found or found[field] != expected.get(field):
                 raise CacheError(f"{name} says {field} = {found.get(field)!r}; expected {expected.get(field)!r}")
+
+
+def _read_json(path: Path) -> Any:
+    num_bytes = path.stat().st_size
+    if num_bytes > MAX_INDEX_BYTES:
+        raise CacheError(f"{path} has {num_bytes} bytes, more than the metadata of any shard")
+    return json.loads(path.read_bytes())
 
 
 def _metadata(shape: list[int], dtype: str) -> dict[str, Any]:
