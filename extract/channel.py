@@ -39,7 +39,8 @@ class Channel:
         try:
             content = self._end.recv(_LARGEST_MESSAGE, 0 if wait else socket.MSG_DONTWAIT)
         except ConnectionResetError:
-            return None
+            # It ended with messages of ours unread. Linux reports that once, ahead of what it had still sent.
+            return self.receive(wait)
         return json.loads(content) if content else None
 
     def close(self) -> None:

@@ -82,6 +82,7 @@ def test_the_stages_and_the_whole_are_timed(folder: Path) -> None:
         measure_alone(SETTINGS, engine, [("list", folder / "list.m3u8")], 0.3)
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_says_what_follows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("extract.decoders.DECODER_NAMES", ("pyav", "torchcodec"))
     monkeypatch.setattr("extract.decoders.util.find_spec", lambda name: None if name == "torchcodec" else name)

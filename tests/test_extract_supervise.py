@@ -309,7 +309,8 @@ class TestNothingIsLeftBehind:
     def test_workers_die_with_their_parent(self, video: Path, tmp_path: Path, how: signal.Signals) -> None:
         (tmp_path / "hold_the_interpreter.mp4").write_bytes(video.read_bytes())
         script = f"""
-            import sys
+            import signal, sys
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
             sys.path[:0] = {sys.path!r}
             from pathlib import Path
             from extract.supervise import DecodePool, DecodeSettings
