@@ -128,12 +128,12 @@ def create_cache(path: Path, dataset: Dataset, description: Description) -> None
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         (temporary / "shards").mkdir(parents=True)
+        videos = sorted((video.id, video.path) for video in dataset.videos)
+        Ledger.create(temporary / "ledger.sqlite", videos).close()
+        # Each of these also makes safe that what was made before it is in the folder.
         write_description(temporary / "cache.json", description)
         write_dataset(temporary / "dataset.json", dataset)
         write_bytes_durably(temporary / "README.txt", _README.encode())
-        videos = sorted((video.id, video.path) for video in dataset.videos)
-        Ledger.create(temporary / "ledger.sqlite", videos).close()
-        fsync_folder(temporary)
         temporary.rename(path)
         fsync_folder(path.parent)
     except OSError as error:

@@ -7,12 +7,15 @@ atomic. Files of shared memory (SQLite's -shm) are not on the disk.
 """
 
 import json
+import os
 import random
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+ROOT = Path(__file__).resolve().parents[1]
 SECTOR_BYTES = 512
 
 _HEAD = struct.Struct("<6q")
@@ -30,6 +33,8 @@ class Change:
     path: PurePosixPath
     other: PurePosixPath | None
     data: bytes
+    site: str = ""
+    """Of a sync: which line of our code asked for it; empty where SQLite did."""
 
 
 def read_trace(file: Path) -> list[Change]:
@@ -38,7 +43,7 @@ def read_trace(file: Path) -> list[Change]:
 
 
 def _records(content: bytes) -> Iterator[Change]:
-    position = 0
+    position, site = 0, ""
     while position < len(content):
         kind, inode, offset, *lengths = _HEAD.unpack_from(content, position)
         position += _HEAD.size
@@ -48,15 +53,38 @@ def _records(content: bytes) -> Iterator[Change]:
         for length in lengths:
             parts.append(content[position : position + length])
             position += length
+        if kind == ord("L"):
+            site = parts[0].decode()
+            continue
+        assert not site or chr(kind) == "s", f"{site} did not sync"
         other = PurePosixPath(parts[1].decode()) if parts[1] else None
-        yield Change(chr(kind), inode, offset, PurePosixPath(parts[0].decode()), other, parts[2])
+        yield Change(chr(kind), inode, offset, PurePosixPath(parts[0].decode()), other, parts[2], site)
+        site = ""
 
 
 def acknowledge(trace: Path, what: dict[str, object]) -> None:
     """Put a mark into a trace: `what` was promised at this moment."""
-    text = json.dumps(what).encode()
+    _mark(trace, "A", json.dumps(what))
+
+
+def note_sites(trace: Path) -> None:
+    """From now on, in this process and its forks, put the line that asks for a sync into the trace before each one."""
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        frame = sys._getframe(1)
+        while frame.f_code.co_name == "fsync_folder":
+            assert frame.f_back is not None
+            frame = frame.f_back
+        _mark(trace, "L", f"{Path(frame.f_code.co_filename).relative_to(ROOT)}:{frame.f_lineno}")
+        real(descriptor)
+
+    os.fsync = fsync
+
+
+def _mark(trace: Path, kind: str, text: str) -> None:
     with trace.open("ab") as file:
-        file.write(_HEAD.pack(ord("A"), 0, 0, len(text), 0, 0) + text)
+        file.write(_HEAD.pack(ord(kind), 0, 0, len(text.encode()), 0, 0) + text.encode())
 
 
 @dataclass

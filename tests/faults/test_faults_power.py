@@ -1,14 +1,16 @@
 """The power goes: what was synced is there, the rest is there or not or in part. Replayed from a recorded trace."""
 
+import ast
 import json
 import random
 import shutil
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import pytest
 from helpers_faults import Control, assert_sound, serving
-from helpers_replay import Change, Disk, read_trace
+from helpers_replay import ROOT, Change, Disk, read_trace
 
 from cache.errors import MrrnError
 from cache.shards import BACKENDS
@@ -16,38 +18,65 @@ from cache.store import FeatureCache
 from cache.verify import verify
 
 VIDEOS, VIDEOS_A_COMMIT = 12, 3
+CACHE = PurePosixPath("work/cache/toy")
+"""Below what is watched; the folders above it are made with it."""
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
-def trace(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[PurePosixPath, list[Change]]:
-    """Where a cache was made and filled, and every change on the way, with what was promised when."""
-    folder = tmp_path_factory.mktemp(request.param)
+@dataclass(frozen=True)
+class Trace:
+    """What happened while a cache was made and filled."""
+
+    root: PurePosixPath
+    changes: list[Change]
+    """With what was promised when."""
+
+    def without(self, site: str) -> "tuple[Trace, list[int]]":
+        """The same without the syncs of one line of code, and the numbers of the changes that they were before."""
+        kept, places = [], []
+        for change in self.changes:
+            if change.kind == "s" and site_of(change) == site:
+                places.append(len(kept))
+            else:
+                kept.append(change)
+        return Trace(self.root, kept), places
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trace]:
+    """Of each format."""
+    return {backend: record(tmp_path_factory.mktemp(backend), backend) for backend in BACKENDS}
+
+
+@pytest.fixture(params=BACKENDS)
+def trace(request: pytest.FixtureRequest, traces: dict[str, Trace]) -> Trace:
+    return traces[request.param]
+
+
+def record(folder: Path, backend: str) -> Trace:
+    """A cache is made; an extraction is killed between a shard's rename and its sync; another one finishes."""
     control = Control(folder)
     root = folder / "below"
     root.mkdir()
     control.watch(root, trace=True)
+    cache, trace = root / CACHE, control.trace_path
     with serving(control) as server:
-        arguments = {"cache": root / "cache", "trace": control.trace_path}
-        assert server.run("create_acknowledged", backend=request.param, videos=VIDEOS, **arguments) == 0
-        assert server.run("extract_acknowledged", videos=VIDEOS_A_COMMIT, **arguments) == 0
-    return PurePosixPath(root), read_trace(control.trace_path)
+        assert server.run("create_acknowledged", cache=cache, trace=trace, backend=backend, videos=VIDEOS) == 0
+        assert server.run("extract_and_die", cache=cache, videos=VIDEOS_A_COMMIT) == 9
+        assert server.run("extract_acknowledged", cache=cache, trace=trace, videos=VIDEOS_A_COMMIT) == 0
+    return Trace(PurePosixPath(root), read_trace(trace))
 
 
 def what_breaks(
-    root: PurePosixPath, changes: list[Change], target: Path, states: int, seed: int, first: bool = False
+    trace: Trace, target: Path, moments: list[int], chance: random.Random, first: bool = False
 ) -> Counter[str]:
-    """Crash `states` times at random moments, and count the broken promises, in words; up to the `first` if asked."""
-    chance = random.Random(seed)
-    moments = sorted(chance.randrange(len(changes) + 1) for _ in range(states))
-    disk, promised, broken, done_until = Disk(root), Promises(), Counter[str](), 0
-    for moment in moments:
-        for change in changes[done_until:moment]:
+    """Crash at these moments, and count the broken promises, in words; up to the `first` if asked."""
+    disk, promised, broken, done_until = Disk(trace.root), Promises(), Counter[str](), 0
+    for moment in sorted(moments):
+        for change in trace.changes[done_until:moment]:
             promised.note(change) if change.kind == "A" else disk.apply(change)
         done_until = moment
         disk.crash(target, chance)
-        broken[promised.broken(target / "cache")] += 1
+        broken[promised.broken(target / CACHE)] += 1
         shutil.rmtree(target)
         if first and set(broken) != {""}:
             break
@@ -91,43 +120,62 @@ class Promises:
 @pytest.mark.parametrize(
     "states", [pytest.param(60, id="60 states"), pytest.param(1000, id="1,000 states", marks=pytest.mark.slow)]
 )
-def test_a_power_cut_breaks_no_promise(trace: tuple[PurePosixPath, list[Change]], tmp_path: Path, states: int) -> None:
-    assert what_breaks(*trace, tmp_path / "state", states, seed=1) == {}
+def test_a_power_cut_breaks_no_promise(trace: Trace, tmp_path: Path, states: int) -> None:
+    chance = random.Random(1)
+    assert what_breaks(trace, tmp_path / "state", any_time(trace, states, chance), chance) == {}
 
 
-def kind_of_sync(root: PurePosixPath, change: Change) -> str:
-    """Which line of code a sync comes from, told by what it makes safe."""
-    parts = change.path.relative_to(root).parts
-    if not parts:
-        return "folder of caches, once the cache has its name"
-    making = parts[0] != "cache"
-    if len(parts) == 1:
-        return "folder of a cache that is being made" if making else "folder of a cache"
-    if parts[1] != "shards":
-        return parts[1].split("-")[-1] + (" that is being made" if making else "")
-    if len(parts) == 2:
-        return "folder of shards"
-    return "file of a shard" if len(parts) == 3 or "." in parts[-1] or parts[-1].isdigit() else "folder in a shard"
+def any_time(trace: Trace, states: int, chance: random.Random) -> list[int]:
+    """Moments drawn from all there are."""
+    return [chance.randrange(len(trace.changes) + 1) for _ in range(states)]
 
 
-OF_SQLITE = {
-    "folder of a cache",
-    "journal that is being made",
-    "ledger.sqlite",
-    "ledger.sqlite that is being made",
-    "wal that is being made",
-}
-"""Syncs that SQLite makes on its own account. That of its log ("wal") is ours to ask for, by synchronous=FULL."""
+OF_SQLITES_LOG = "cache/database.py: synchronous = FULL"
 
 
-def test_every_sync_is_needed(trace: tuple[PurePosixPath, list[Change]], tmp_path: Path) -> None:
-    """Without any one kind of sync in the trace, as if its line were taken out of the code, promises are broken."""
-    root, changes = trace
-    kinds = {kind_of_sync(root, change) for change in changes if change.kind == "s"} - OF_SQLITE
-    assert len(kinds) >= 8
+def site_of(change: Change) -> str:
+    """The line of code that a sync comes from; empty where SQLite makes it on its own account."""
+    return change.site or (OF_SQLITES_LOG if change.path.name.endswith("-wal") else "")
+
+
+def sites_in_code() -> set[str]:
+    """Each line of cache/ that asks for a sync, but for repair, which neither makes caches nor adds to them."""
+    found = {OF_SQLITES_LOG}
+    for file in (ROOT / "cache").rglob("*.py"):
+        if file.name == "repair.py":
+            continue
+        for function in ast.walk(ast.parse(file.read_text())):
+            if isinstance(function, ast.FunctionDef) and function.name != "fsync_folder":
+                calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+                lines = [call.lineno for call in calls if "sync" in ast.unparse(call.func)]
+                found |= {f"{file.relative_to(ROOT)}:{line}" for line in lines}
+    return found
+
+
+def test_every_line_that_syncs_is_in_a_trace(traces: dict[str, Trace]) -> None:
+    recorded = {site_of(change) for trace in traces.values() for change in trace.changes if change.kind == "s"}
+    assert recorded - {""} == sites_in_code()
+
+
+def soon_after(places: list[int], chance: random.Random) -> list[int]:
+    """Moments soon after syncs that were left out; later ones may make the same thing safe."""
+    return [chance.choice(places) + chance.randrange(100) for _ in range(100)]
+
+
+@pytest.mark.parametrize(
+    "states", [pytest.param(100, id="100 states"), pytest.param(1000, id="1,000 states", marks=pytest.mark.slow)]
+)
+def test_no_line_that_syncs_can_be_left_out(trace: Trace, tmp_path: Path, states: int) -> None:
+    """Without the syncs of any one line, as if it were taken out of the code, promises are broken.
+
+    The full form crashes at the same moments as the full form of the first test, which would therefore fail.
+    """
+    sites = {site_of(change) for change in trace.changes if change.kind == "s"} - {""}
     needless = []
-    for kind in sorted(kinds):
-        without = [change for change in changes if change.kind != "s" or kind_of_sync(root, change) != kind]
-        if not what_breaks(root, without, tmp_path / "state", states=150, seed=2, first=True):
-            needless.append(kind)
-    assert needless == [], f"of {sorted(kinds)}"
+    for site in sorted(sites):
+        left, places = trace.without(site)
+        chance = random.Random(1)
+        moments = soon_after(places, chance) if states == 100 else any_time(left, states, chance)
+        if not what_breaks(left, tmp_path / "state", moments, chance, first=True):
+            needless.append(site)
+    assert needless == [], f"of {sorted(sites)}"

@@ -12,8 +12,9 @@ from typing import IO, Any
 import h5py  # noqa: F401 (imported before the fork, so that workers need not)
 import zarr  # noqa: F401
 from helpers_cache import done, make_cache, make_fingerprint, make_shard
-from helpers_replay import acknowledge
+from helpers_replay import acknowledge, note_sites
 
+from cache import commit
 from cache.errors import CacheError, LeaseLostError
 from cache.ledger import Outcome
 from cache.owner import this_process
@@ -88,6 +89,7 @@ def extract(cache: str, acknowledged: str, videos: int, commits: int = 1 << 40, 
 
 def create_acknowledged(cache: str, trace: str, backend: str, videos: int) -> int:
     """Make an empty cache, and note in the trace when it was there."""
+    note_sites(Path(trace))
     create(cache, backend, videos)
     acknowledge(Path(trace), {"created": True})
     return 0
@@ -95,13 +97,21 @@ def create_acknowledged(cache: str, trace: str, backend: str, videos: int) -> in
 
 def extract_acknowledged(cache: str, trace: str, videos: int) -> int:
     """Extract all but the last video of each claim, which fails; note in the trace what was acknowledged when."""
+    note_sites(Path(trace))
     with FeatureCache.open_for_extraction(Path(cache), make_fingerprint()) as opened:
+        acknowledge(Path(trace), {"videos": opened.video_ids})
         while claim := opened.ledger.claim(this_process(), videos, 600.0):
             *ids, broken = (video.id for video in claim.videos)
             outcomes = [*done(ids), Outcome(video_id=broken, status="failed", reason="not a video")]
             opened.commit(claim, make_shard(ids), outcomes, opened.fingerprint.environment)
             acknowledge(Path(trace), {"videos": ids, "failed": [broken]})
     return 0
+
+
+def extract_and_die(cache: str, videos: int) -> int:
+    """Die within the first commit, when the shard has its name and before that is safe."""
+    commit.fsync_folder = lambda _: os._exit(9)
+    return extract(cache, os.devnull, videos)
 
 
 def compete(cache: str, log: str, seed: int, videos: int, lease: float, pause: float) -> int:
