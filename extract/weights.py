@@ -2,6 +2,7 @@
 
 import hashlib
 import urllib.error
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,13 +149,15 @@ def _from_pth(path: Path) -> "Mapping[str, Tensor]":
     import torch
 
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's hints on pickles, before it refuses them
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a parser of untrusted bytes may raise anything
-        reason = str(error).strip().splitlines()
+        # Not torch's own words: they advise loading the file without the check.
         raise WeightsError(
-            f"weights {path.name}: not a checkpoint of plain tensors ({type(error).__name__}: "
-            f"{reason[0] if reason else 'no reason given'}). Files that hold code or other objects are refused; "
-            "save the model with torch.save(model.state_dict(), path) or as .safetensors"
+            f"weights {path.name}: not a checkpoint of plain tensors ({type(error).__name__}). Files that are cut "
+            "short, or hold code or other objects, are refused; save the model with torch.save(model.state_dict(), "
+            "path) or as .safetensors"
         ) from error
     if not isinstance(state, Mapping):
         raise WeightsError(
