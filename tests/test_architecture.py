@@ -140,3 +140,14 @@ def test_no_two_test_files_have_one_name():
     """pytest imports them by their bare names."""
     counts = Counter(file.name for file in (ROOT / "tests").rglob("test_*.py"))
     assert [name for name, count in counts.items() if count > 1] == []
+
+
+def test_the_readme_has_a_phrase_for_every_file():
+    text = (ROOT / "README.md").read_text()
+    for folder in FOLDERS:
+        part = text.split(f"**{folder}/**", 1)[1].split("\n**", 1)[0]
+        for file in sources(folder):
+            named = f"`{file.name}`" in part or (file.parent.name != folder and f"`{file.parent.name}/`" in part)
+            assert named or file.name in ("__init__.py", "__main__.py"), (
+                f"README.md does not name {file.relative_to(ROOT)}"
+            )
