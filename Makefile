@@ -63,7 +63,7 @@ predict: $(READY) ## top-5 classes of new videos                           VIDEO
 	$(PY) -m fuse predict $(FUSE) $(call option,--device,DEVICE) -- "$$@"
 
 test: $(READY) ## the tests, without those that take long
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m 'not slow' --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m 'not slow' --numprocesses auto --dist worksteal
 
 test-all: $(READY) ## every test, also the ones that take long
 	$(PY) -m pytest

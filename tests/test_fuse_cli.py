@@ -55,6 +55,7 @@ def test_it_prints_the_table_and_writes_the_report(workspace: Workspace) -> None
     assert not [name for name in written if name.startswith(".tmp")]
 
 
+@pytest.mark.slow
 def test_the_same_scores_give_the_same_files(workspace: Workspace) -> None:
     folder = workspace.report("tiny", 1)
     fuse(workspace, "--dataset", "tiny")

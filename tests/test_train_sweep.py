@@ -108,6 +108,7 @@ def outcome(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_once_and_writes_its_table(tmp_path):
     trainable_cache(tmp_path)
     options = ("--grid", "level=low", "--grid", "epochs=1", "--grid", "pool=mean,max", "--seeds", "1")

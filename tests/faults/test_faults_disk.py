@@ -21,8 +21,8 @@ def lines(file: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("backend", "every"),
     [
-        pytest.param("h5", 13, id="h5, some"),
-        pytest.param("zarr", 71, id="zarr, some"),
+        pytest.param("h5", 23, id="h5, some"),
+        pytest.param("zarr", 131, id="zarr, some"),
         pytest.param("h5", 1, id="h5, each", marks=pytest.mark.slow),
         pytest.param("zarr", 1, id="zarr, each", marks=pytest.mark.slow),
     ],

@@ -118,7 +118,7 @@ class Promises:
 
 
 @pytest.mark.parametrize(
-    "states", [pytest.param(60, id="60 states"), pytest.param(1000, id="1,000 states", marks=pytest.mark.slow)]
+    "states", [pytest.param(40, id="40 states"), pytest.param(1000, id="1,000 states", marks=pytest.mark.slow)]
 )
 def test_a_power_cut_breaks_no_promise(trace: Trace, tmp_path: Path, states: int) -> None:
     chance = random.Random(1)
