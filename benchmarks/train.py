@@ -305,9 +305,7 @@ def show(table: dict[str, Any]) -> None:
 @click.option("--turn", type=click.IntRange(1), default=4, show_default=True, help="Steps in one turn.")
 @click.option("--every", type=click.IntRange(1), help="Take every N-th video only: to try the script out.")
 @click.option("--scratch", type=click.Path(path_type=Path), default=Path("work/benchmarks/train"), show_default=True)
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("work/benchmarks/train.json"), show_default=True
-)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("work/benchmarks/train.json"), show_default=True)
 def main(
     counts: Path,
     device: str,
