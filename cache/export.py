@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,9 +17,6 @@ from cache.store import FeatureCache
 
 Container = Literal["npz", "safetensors"]
 Grouping = Literal["video", "level"]
-
-CONTAINERS: Final[tuple[Container, ...]] = get_args(Container)
-GROUPINGS: Final[tuple[Grouping, ...]] = get_args(Grouping)
 
 
 def export(cache: FeatureCache, target: Path, container: Container, grouping: Grouping) -> int:

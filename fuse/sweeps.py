@@ -12,9 +12,6 @@ from cache.workspace import Workspace
 from fuse import paper
 from fuse.tables import Cell, Column, Table, percent
 
-NAMES: Final = ("table1", "table2")
-"""Folders of the sweeps below WORK/sweeps/DATASET/."""
-
 _POOLS: Final = ("mean", "max")
 
 _NUMBERS: Final = (
