@@ -55,7 +55,7 @@ class DecodeSettings:
     @property
     def ring(self) -> RingShape:
         """Shared memory of one worker: address space for the largest pictures, pages only for what is used."""
-        return RingShape.holding(self.blocks_ahead, max(BLOCK_BYTES, self.limits.max_pixels * 3))
+        return RingShape.holding(self.blocks_ahead, max(BLOCK_BYTES, self.limits.pixels * 3))
 
     def for_worker(self) -> dict[str, object]:
         """What a worker is told when it starts."""

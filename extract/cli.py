@@ -8,6 +8,7 @@ from cache.console import StageGroup, dataset_option, work_option
 from cache.schema import LEVELS
 from extract.data_cli import data_command
 from extract.decoders import DECODER_NAMES, DEFAULT_DECODER
+from extract.limits import parse_limits
 from extract.probe_cli import probe_command
 from extract.settings import BACKBONES, PRECISIONS
 from extract.views import parse_views
@@ -27,6 +28,13 @@ def _levels(_context: click.Context, _parameter: click.Parameter, text: str | No
     if unknown := [part for part in asked if part not in LEVELS]:
         raise click.BadParameter(f"{unknown[0]!r} is not one of {', '.join(LEVELS)}")
     return [level for level in LEVELS if level in asked]
+
+
+def _limits(_context: click.Context, _parameter: click.Parameter, texts: tuple[str, ...]) -> dict[str, float] | None:
+    try:
+        return parse_limits(texts) or None
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 @click.group(cls=StageGroup, invoke_without_command=True, context_settings={"max_content_width": 110})
@@ -60,6 +68,15 @@ def _levels(_context: click.Context, _parameter: click.Parameter, text: str | No
 @click.option("--decoder", type=click.Choice(DECODER_NAMES), help=f"[default: {DEFAULT_DECODER}]")
 @click.option("--jobs", type=click.IntRange(1, 1024), help="Videos decoded at once. [default: by the number of cores]")
 @click.option("--format", "backend", type=click.Choice(["h5", "zarr"]), help="Of a new cache's shards. [default: h5]")
+@click.option(
+    "--limit",
+    "limits",
+    metavar="NAME=NUMBER",
+    multiple=True,
+    callback=_limits,
+    help="What one video may cost before it fails: pixels, frames, file_bytes, stall_seconds, video_seconds, "
+    "processor_seconds, memory_bytes. May be given several times. [default: docs/videos.md, Limits]",
+)
 @click.option("--strict", is_flag=True, default=None, help="Leave out videos that decode suspiciously.")
 @click.option("--retry-failed", is_flag=True, help="Try the failed videos once more.")
 @click.option("--allow-drift", is_flag=True, help="Go on although versions or device differ; shards record it.")

@@ -63,10 +63,10 @@ class Tally:
 @contextmanager
 def opened(path: Path, open_decoder: OpenDecoder, limits: Limits, threads: int = 1) -> Iterator[OpenVideo]:
     """The opened video at `path`; DecodeError says why it is refused."""
-    descriptor, container = open_regular(path, limits.max_bytes)
+    descriptor, container = open_regular(path, limits.file_bytes)
     try:
         source = Source(
-            name=f"/proc/self/fd/{descriptor}", container=container, max_pixels=limits.max_pixels, threads=threads
+            name=f"/proc/self/fd/{descriptor}", container=container, max_pixels=limits.pixels, threads=threads
         )
         with closing(open_decoder(source)) as video:
             yield video
@@ -118,8 +118,8 @@ class Reading:
     def _note_frame(self, seconds: float) -> None:
         self.tally.decoded += 1
         self.tally.seconds = seconds + self._video.header.frame_seconds
-        if self.tally.decoded > self._limits.max_frames:
-            raise DecodeError(f"more than {self._limits.max_frames} frames")
+        if self.tally.decoded > self._limits.frames:
+            raise DecodeError(f"more than {self._limits.frames} frames")
 
     def _new_block(self, buffer: Buffer, block_frames: int) -> Block:
         height, width = self._video.shape

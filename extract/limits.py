@@ -1,6 +1,8 @@
 """How much one video may cost before it is given up: a damaged or hostile file costs itself, never the run."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Final
 
 MEBIBYTE: Final = 1 << 20
@@ -11,11 +13,11 @@ GIBIBYTE: Final = 1 << 30
 class Limits:
     """Bounds for one video; a video that exceeds one fails with a reason that names it."""
 
-    max_pixels: int = 8192 * 4320
+    pixels: int = 8192 * 4320
     """Pixels of one picture: 8K passes, a header that claims 100,000 x 100,000 does not."""
-    max_frames: int = 2_000_000
+    frames: int = 2_000_000
     """Frames decoded: nine hours at sixty a second."""
-    max_bytes: int = 64 * GIBIBYTE
+    file_bytes: int = 64 * GIBIBYTE
     """Size of the file."""
     stall_seconds: float = 60.0
     """Without a new frame (opening the file counts as one) while there was room for it."""
@@ -30,3 +32,25 @@ class Limits:
         for name, value in vars(self).items():
             if not value > 0:
                 raise ValueError(f"limit {name} is {value!r}, it must be above zero")
+
+
+def parse_limits(texts: Sequence[str]) -> dict[str, float]:
+    """The limits of ["frames=5000000", "stall_seconds=2.5"], by the names of `Limits`; the others keep their defaults.
+
+    ValueError where a name is not known or a number is none.
+    """
+    defaults = asdict(Limits())
+    limits: dict[str, float] = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        if name not in defaults:
+            raise ValueError(f"limit {name!r} is not one of {', '.join(defaults)}")
+        kind = type(defaults[name])
+        try:
+            limits[name] = kind(number)
+        except ValueError:
+            limits[name] = math.nan
+        if not 0 < limits[name] < math.inf:
+            expected = "whole number" if kind is int else "number"
+            raise ValueError(f"limit {text!r}: expected a {expected} above zero, as in {name}={defaults[name]}")
+    return limits

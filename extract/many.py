@@ -6,18 +6,26 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from typing import Final
 
 from cache.console import progress
 from cache.errors import MrrnError
 from cache.store import FeatureCache
 from cache.workspace import Workspace
+from extract.limits import Limits
 
 LOOK_EVERY_SECONDS: Final = 1.0
 
 
 def work_on(
-    devices: Sequence[str], cache: FeatureCache, workspace: Workspace, *, jobs: int | None, allow_drift: bool
+    devices: Sequence[str],
+    cache: FeatureCache,
+    workspace: Workspace,
+    limits: Limits,
+    *,
+    jobs: int | None,
+    allow_drift: bool,
 ) -> None:
     """Extract what is pending in `cache` with one process on each of `devices`; returns when no video is left.
 
@@ -26,6 +34,7 @@ def work_on(
     cores = len(os.sched_getaffinity(0))
     command = [sys.executable, "-m", "extract", "--worker", "--work", str(workspace.root), "--dataset", cache.path.name]
     command += ["--jobs", str(max(1, (jobs or cores) // len(devices)))]
+    command += [f"--limit={name}={value}" for name, value in asdict(limits).items()]
     command += ["--allow-drift"] if allow_drift else []
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores // len(devices)))}
     with ExitStack() as stack:

@@ -58,7 +58,11 @@ def extract_features(
 def decode_settings(settings: ExtractSettings) -> DecodeSettings:
     """What of `settings` concerns decoding."""
     return DecodeSettings(
-        decoder=settings.decoder, workers=settings.jobs, max_frames=settings.max_frames, fps=settings.fps
+        decoder=settings.decoder,
+        workers=settings.jobs,
+        limits=settings.limits,
+        max_frames=settings.max_frames,
+        fps=settings.fps,
     )
 
 

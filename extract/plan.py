@@ -98,7 +98,8 @@ def _declared_frames(videos: Mapping[str, Path], settings: ExtractSettings) -> l
     """Frames to keep of a few videos, by their headers, which are read where videos are decoded: in a child."""
     some = list(videos.items())[:: len(videos) // SAMPLED + 1]
     declared = []
-    with DecodePool(DecodeSettings(decoder=settings.decoder, workers=1, max_frames=1)) as pool:
+    one_frame = DecodeSettings(decoder=settings.decoder, workers=1, limits=settings.limits, max_frames=1)
+    with DecodePool(one_frame) as pool:
         for item in pool.decode(some):
             if isinstance(item, VideoEnd):
                 declared.append(item.outcome.declared_frames)

@@ -105,7 +105,7 @@ def sample_videos(paths: Sequence[Path], count: int = SAMPLE_VIDEOS) -> list[tup
 
 def _is_video(path: Path) -> bool:
     try:
-        descriptor, _ = open_regular(path, Limits().max_bytes)
+        descriptor, _ = open_regular(path, Limits().file_bytes)
     except DecodeError:
         return False
     os.close(descriptor)

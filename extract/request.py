@@ -8,6 +8,7 @@ from typing import Any, Final
 from cache.fingerprint import Fingerprint, check_fingerprint
 from cache.schema import CENTER_VIEW, LEVELS
 from extract.decoders import DEFAULT_DECODER, decoder_version
+from extract.limits import Limits
 from extract.settings import IMAGENET, ExtractSettings, fingerprint
 from extract.weights import is_file_spec, weights_text
 
@@ -26,6 +27,7 @@ DEFAULTS: Final[Mapping[str, Any]] = {
     "decoder": DEFAULT_DECODER,
     "max_frames": None,
     "fps": None,
+    "limits": {},
 }
 """Everything a cache records of how it was asked for, and what holds where nothing was said. None: by the device."""
 
@@ -73,6 +75,7 @@ class Request:
             max_frames=values["max_frames"],
             fps=values["fps"],
             jobs=jobs,
+            limits=Limits(**values["limits"]),
         )
 
     def same_weights(self, recorded: Mapping[str, Any]) -> bool:

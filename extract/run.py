@@ -108,7 +108,9 @@ def _extract(workspace: Workspace, request: Request, options: Mapping[str, Any],
             if not options["worker"]:
                 _announce(cache, dataset, root, settings, weights, pending, devices)
             if len(devices) > 1:
-                work_on(devices, cache, workspace, jobs=options["jobs"], allow_drift=options["allow_drift"])
+                work_on(
+                    devices, cache, workspace, settings.limits, jobs=options["jobs"], allow_drift=options["allow_drift"]
+                )
             else:
                 where = plan.paths(dataset, root)
                 strict = request.values["strict"]

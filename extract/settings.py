@@ -1,12 +1,13 @@
 """What extraction is asked for: one frozen record that decides the features, and the fingerprint that names them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal, get_args
 
 from cache.errors import MrrnError
 from cache.fingerprint import Fingerprint
 from cache.schema import CENTER_VIEW, DTYPE, FORMAT_VERSION, LEVELS, Level
 from extract.decoders import DEFAULT_DECODER, decoder_version
+from extract.limits import Limits
 from extract.transform import TRANSFORM
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -45,6 +46,8 @@ class ExtractSettings:
     """At most so many frames a second; None for all."""
     jobs: int = 1
     """Videos decoded at the same time, each in a process of its own. Does not change the features."""
+    limits: Limits = field(default_factory=Limits)
+    """What one video may cost; a video that exceeds them fails."""
 
     def __post_init__(self) -> None:
         if self.backbone not in BACKBONES or self.precision not in PRECISIONS:

@@ -18,7 +18,7 @@ def summarise(cache: FeatureCache) -> str:
     ]
     lines += _listed(cache, "failed", counts["failed"]) + _listed(cache, "suspect", counts["suspect"])
     if counts["failed"]:
-        lines.append("--retry-failed tries the failed videos once more")
+        lines.append("--retry-failed tries the failed videos once more; --limit lets a video cost more than by default")
     return "\n".join(lines)
 
 

@@ -159,6 +159,15 @@ def test_damaged_videos_are_recorded_and_the_exit_code_is_3(damaged, tmp_path):
     (damaged / "videos" / "class1" / "empty.avi").write_bytes(b"")
 
 
+def test_a_limit_fails_a_video_and_a_higher_one_lets_it_through(tmp_path):
+    videos = make_videos(tmp_path / "videos", count=2, frames=3)
+    result = extract(tmp_path, "--data", str(videos), "--limit", "frames=3")
+    assert result.exit_code == 3
+    assert "failed class1/v_g01_c01: more than 3 frames" in result.output
+    assert extract(tmp_path, "--retry-failed", quick=False).exit_code == 3  # the limit is the cache's
+    assert extract(tmp_path, "--retry-failed", "--limit", "frames=4", quick=False).exit_code == 0
+
+
 def test_strict_leaves_suspect_videos_out(damaged, tmp_path):
     result = extract(tmp_path, "--data", str(damaged / "videos"), "--strict")
     assert result.exit_code == 3
@@ -185,7 +194,8 @@ def test_what_cannot_start_leaves_nothing_behind(finished, tmp_path, options, me
 
 
 @pytest.mark.parametrize(
-    "options", [["--views", "center,left"], ["--levels", "deep"], ["--max-frames", "0"], ["--fps", "0"]]
+    "options",
+    [["--views", "center,left"], ["--levels", "deep"], ["--max-frames", "0"], ["--fps", "0"], ["--limit", "frames=x"]],
 )
 def test_wrong_usage_exits_with_2(tmp_path, options):
     assert extract(tmp_path, *options).exit_code == 2

@@ -146,7 +146,7 @@ class TestContract:
         with pytest.raises(DecodeError, match="pictures of 15000 x 15000, the limit is 35389440 pixels"):
             decode_here(video, decoder)
         with pytest.raises(DecodeError, match="pictures of 64 x 48, the limit is 100 pixels"):
-            decode_here(encode(tmp_path / "small.avi", 2), decoder, limits=Limits(max_pixels=100))
+            decode_here(encode(tmp_path / "small.avi", 2), decoder, limits=Limits(pixels=100))
 
     def test_a_file_named_otherwise_than_it_is_is_decoded(
         self, decoder: str, videos: dict[str, Path], tmp_path: Path
@@ -248,7 +248,7 @@ class TestDamage:
 
     def test_more_frames_than_allowed_end_the_video(self, videos: dict[str, Path]) -> None:
         with pytest.raises(DecodeError, match="more than 10 frames"):
-            decode_here(videos["mp4"], limits=Limits(max_frames=10))
+            decode_here(videos["mp4"], limits=Limits(frames=10))
 
 
 class TestNames:
