@@ -30,10 +30,11 @@ import torch
 from torchvision.transforms import v2
 
 from cache.dataset import Dataset, Video
+from cache.device import find_device
 from cache.files import write_json_durably
 from cache.store import FeatureCache
 from extract.backbone import folded_trunk, level_means, torch_dtype
-from extract.device import CPU_BATCH, GPU_BATCH, default_jobs, default_precision, find_device, videos_per_claim
+from extract.device import CPU_BATCH, GPU_BATCH, default_jobs, default_precision, videos_per_claim
 from extract.engine import Engine, open_engine
 from extract.meter import Meter, ticking
 from extract.pipeline import decode_settings, extract_features

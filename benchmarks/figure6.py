@@ -17,8 +17,6 @@ on a GPU. Before anything is timed, each model has to give finite logits of the 
 move. A model that would run longer than --seconds is timed on fewer batches, and the output says so.
 """
 
-import platform
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -29,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
+from benchmarks.turns import machine, take_turns
 from cache.files import write_json_durably
 from cache.memory import available_bytes
 from cache.schema import CHANNELS, LEVELS, Level
@@ -189,16 +188,8 @@ def measure(case: Case, device: torch.device, batches: int, seconds: float) -> T
     """Mean time of a step, each one waited for."""
     model, step = case.build(case, device)
     check(case, model, step)
-    times: list[float] = []
-    for number in range(-WARM_UP, batches):
-        if number >= FEWEST and sum(times) > seconds:
-            break
-        started = time.perf_counter()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        if number >= 0:
-            times.append(time.perf_counter() - started)
+    turns = take_turns({case.model: step}, device, batches, warm_up=WARM_UP, seconds=seconds, fewest=FEWEST)
+    times = turns[case.model]
     mean = sum(times) / len(times)
     return Timed(case.model, case.ours, case.batch, case.frames, mean, len(times), case.what)
 
@@ -225,15 +216,10 @@ def main(device: str, batches: int, seconds: float, out: Path) -> None:
     fewer = [f"{each.model} {each.batches}" for each in timed if each.batches < batches]
     if fewer:
         notes.append(f"Batches timed where {batches} took too long: {', '.join(fewer)}.")
-    name = torch.cuda.get_device_name(where) if where.type == "cuda" else f"{platform.machine()} CPU, {threads()}"
+    name = machine(where)
     date = datetime.now(UTC).date().isoformat()
     write_json_durably(out, {"device": name, "date": date, "notes": notes, "models": [asdict(each) for each in timed]})
     click.echo(f"times: {out}")
-
-
-def threads() -> str:
-    """How many threads torch computes with."""
-    return f"{torch.get_num_threads()} threads"
 
 
 if __name__ == "__main__":

@@ -14,9 +14,7 @@ imported and needs ninja and a compiler; where that fails, the output says why. 
 (arXiv 1709.02755, later versions), ours and the paper's do not.
 """
 
-import platform
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.turns import Step, machine, take_turns
 from cache.files import write_json_durably
 from train.devices import choose_device
 from train.sru import SRU, backends, reference
@@ -37,8 +36,6 @@ BASELINE = "matrix products"
 WARM_UP = 3
 FEWEST = 3
 """Turns that everyone takes, however long they last."""
-
-Step = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -142,22 +139,6 @@ def captured(step: Step) -> Step:
     return lambda: (graph.replay(), kept)
 
 
-def take_turns(steps: dict[str, Step], device: torch.device, turns: int, seconds: float) -> dict[str, list[float]]:
-    """Seconds of each contestant's steps, turn by turn."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(-WARM_UP, turns):
-        for name, step in steps.items():
-            if turn >= FEWEST and name != BASELINE and sum(times[name]) > seconds:
-                continue
-            started = time.perf_counter()
-            step()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if turn >= 0:
-                times[name].append(time.perf_counter() - started)
-    return times
-
-
 def measure(size: Size, device: torch.device, dtype: torch.dtype, turns: int, seconds: float) -> dict[str, Any]:
     """One table: the median time of each contestant and the median of its ratios to the matrix products."""
     torch.manual_seed(0)
@@ -167,7 +148,7 @@ def measure(size: Size, device: torch.device, dtype: torch.dtype, turns: int, se
     steps |= {name: forward_and_backward(module, size, device, dtype) for name, module in modules.items()}
     if device.type == "cuda":
         steps = {name: captured(step) for name, step in steps.items()}
-    times = take_turns(steps, device, turns, seconds)
+    times = take_turns(steps, device, turns, warm_up=WARM_UP, seconds=seconds, fewest=FEWEST, steady=BASELINE)
     rows = [
         {
             "name": name,
@@ -207,8 +188,7 @@ def main(
 ) -> None:
     """Time the SRU's forward and backward pass against its matrix products and other recurrent networks."""
     where = choose_device(device)
-    threads = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-    name = torch.cuda.get_device_name(where) if where.type == "cuda" else threads
+    name = machine(where)
     click.echo(f"{name}, torch {torch.__version__}")
     tables = []
     for size in [Size(*shape) for shape in shapes] or SIZES:

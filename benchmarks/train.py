@@ -17,12 +17,12 @@ the same clips, bit for bit, as the bank.
 """
 
 import csv
-import platform
 import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.turns import machine, take_turns
 from cache.dataset import Dataset as VideoDataset
 from cache.dataset import Video
 from cache.files import write_json_durably
@@ -243,13 +244,9 @@ def measure(
         "our head, DataLoader": ours_plainly,
         "nn.LSTM, DataLoader": plain_loop(PlainLSTM(config).to(device), batches(clips, batch, device), fused=False),
     }
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for number in range(-WARM_UP_TURNS, turns):
-        for name, take in contestants.items():
-            at = time.perf_counter()
-            take(turn)
-            if number >= 0:
-                times[name].append((time.perf_counter() - at) / turn)
+    in_turn = {name: partial(take, turn) for name, take in contestants.items()}
+    taken = take_turns(in_turn, device, turns, warm_up=WARM_UP_TURNS)
+    times = {name: [each / turn for each in mine] for name, mine in taken.items()}
     rows = [
         {
             "name": name,
@@ -319,8 +316,7 @@ def main(
 ) -> None:
     """Time training at a dataset's real size against a plain loop."""
     where = choose_device(device)
-    threads = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-    name = torch.cuda.get_device_name(where) if where.type == "cuda" else threads
+    name = machine(where)
     click.echo(f"{name}, torch {torch.__version__}, recipe {recipe}")
     workspace = Workspace(scratch / f"every{every}" if every else scratch)
     make_cache(counts, workspace, every)

@@ -1,8 +1,8 @@
-"""Which device, and what follows from it where nothing else was said: precision, batch, decoders, claims."""
+"""What follows from the device where nothing else was said: precision, batch, decoders, claims."""
 
 import os
 
-from cache.errors import MrrnError
+from cache.device import find_device
 from extract.request import Request
 from extract.settings import ExtractSettings, Precision
 
@@ -23,36 +23,9 @@ def resolve(request: Request, device: str, jobs: int | None) -> ExtractSettings:
     )
 
 
-def find_device(asked: str) -> str:
-    """`asked`, or for "auto" CUDA where there is one, else the CPU."""
-    import torch
-
-    if asked == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    require_device(asked)
-    return asked
-
-
 def find_devices(asked: str) -> tuple[str, ...]:
     """Each of "cuda:0,cuda:1", all of them there; MrrnError where one is missing."""
     return tuple(find_device(device.strip()) for device in asked.split(","))
-
-
-def require_device(device: str) -> None:
-    """MrrnError where `device` is not one that this machine has."""
-    import torch
-
-    if device == "cpu":
-        return
-    kind, _, index = device.partition(":")
-    if kind != "cuda" or not (index or "0").isdecimal():
-        raise MrrnError(f"device {device!r} is not known; choose auto, cpu, cuda or cuda:INDEX (DEVICE=, --device)")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if int(index or 0) >= count:
-        raise MrrnError(
-            f"device {device!r} was asked for, but this machine has {count or 'no'} CUDA devices that PyTorch can use; "
-            "choose another with DEVICE= (--device), for example cpu"
-        )
 
 
 def default_precision(device: str) -> Precision:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.device import require_device
+from cache.device import find_device
 from extract.settings import ExtractSettings
 from extract.transform import CROP, crop_views, resize
 from extract.views import Crop
@@ -45,7 +45,7 @@ class Engine(Protocol):
 
 def open_engine(settings: ExtractSettings, weights: Weights) -> Engine:
     """The engine for `settings.device`; MrrnError where the device is missing."""
-    require_device(settings.device)
+    find_device(settings.device)
     if settings.device.startswith("cuda"):
         from extract.cuda import CudaEngine
 

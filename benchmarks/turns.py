@@ -1,0 +1,45 @@
+"""Timing in turns: contestants take one step each, round after round, so that what else the machine does hits all."""
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+Step = Callable[[], object]
+
+
+def take_turns(
+    steps: Mapping[str, Step],
+    device: torch.device,
+    turns: int,
+    *,
+    warm_up: int,
+    seconds: float = float("inf"),
+    fewest: int = 1,
+    steady: str = "",
+) -> dict[str, list[float]]:
+    """Seconds of each contestant's steps, turn by turn, each one waited for; `warm_up` turns before are not counted.
+
+    After `fewest` turns a contestant that has used up `seconds` sits the others out, except the one called `steady`,
+    which the others are compared with turn by turn.
+    """
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(-warm_up, turns):
+        for name, step in steps.items():
+            if turn >= fewest and name != steady and sum(times[name]) > seconds:
+                continue
+            started = time.perf_counter()
+            step()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if turn >= 0:
+                times[name].append(time.perf_counter() - started)
+    return times
+
+
+def machine(device: torch.device) -> str:
+    """What a table says that it was measured on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
