@@ -34,7 +34,7 @@ from cache.device import find_device
 from cache.files import write_json_durably
 from cache.store import FeatureCache
 from extract.backbone import folded_trunk, level_means, torch_dtype
-from extract.device import CPU_BATCH, GPU_BATCH, default_jobs, default_precision, videos_per_claim
+from extract.device import CPU_BATCH, GPU_BATCH, default_jobs, default_precision
 from extract.engine import Engine, open_engine
 from extract.meter import Meter, ticking
 from extract.pipeline import decode_settings, extract_features
@@ -116,9 +116,7 @@ def end_to_end(
     FeatureCache.create(folder / "cache", dataset=dataset, fingerprint=made_with, settings={}).close()
     with (
         FeatureCache.open_for_extraction(folder / "cache", made_with) as cache,
-        Work(
-            cache, videos, made_with, videos_per_claim=videos_per_claim(settings.device), strict=False, say=click.echo
-        ) as work,
+        Work(cache, videos, made_with, device=settings.device, strict=False, say=click.echo) as work,
         ticking(1.0, lambda: memory.append(own_memory_mib())),
     ):
         meter, started = Meter(), time.perf_counter()

@@ -1,4 +1,4 @@
-"""What follows from the device where nothing else was said: precision, batch, decoders, claims."""
+"""What follows from the device where nothing else was said: precision, batch, decoders, claims, shards."""
 
 import os
 
@@ -10,6 +10,8 @@ CPU_BATCH = 32
 GPU_BATCH = 256
 CPU_VIDEOS_PER_CLAIM = 16
 GPU_VIDEOS_PER_CLAIM = 128
+CPU_SHARD_ROWS = 1_500
+GPU_SHARD_ROWS = 150_000
 
 
 def resolve(request: Request, device: str, jobs: int | None) -> ExtractSettings:
@@ -47,3 +49,9 @@ def default_jobs(device: str) -> int:
 def videos_per_claim(device: str) -> int:
     """Videos taken from the ledger at once: about a minute's work on a CPU, some seconds' on a GPU."""
     return GPU_VIDEOS_PER_CLAIM if device.startswith("cuda") else CPU_VIDEOS_PER_CLAIM
+
+
+def shard_rows(device: str) -> int:
+    """Rows (views of frames) after which a shard is committed: half a minute's work on two cores, which is what a kill
+    costs there; on a GPU, where that is little, 256 MiB of features, for few files."""
+    return GPU_SHARD_ROWS if device.startswith("cuda") else CPU_SHARD_ROWS

@@ -165,17 +165,15 @@ def _work(
     quiet: bool,
 ) -> None:
     """Extract until no video is left, neither here nor with other extractors."""
-    from extract.device import videos_per_claim
     from extract.engine import open_engine
     from extract.pipeline import extract_features
     from extract.work import Work
 
     engine, meter = open_engine(settings, weights), Meter()
     pending = cache.ledger.counts()["pending"]
-    per_claim = videos_per_claim(settings.device)
     with (
         nullcontext() if quiet else progress("extract", pending, "videos") as bar,
-        Work(cache, paths, made_with, videos_per_claim=per_claim, strict=strict, say=click.echo) as work,
+        Work(cache, paths, made_with, device=settings.device, strict=strict, say=click.echo) as work,
         ticking(1.0, lambda: _show(bar, work.finished, meter.text(work.failed))),
     ):
         while claim := work.wait_for_claim():

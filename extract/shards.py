@@ -8,21 +8,19 @@ from cache.ledger import Claim
 from cache.shards.protocol import ShardData
 from extract.pipeline import VideoFeatures
 
-SHARD_BYTES = 256 << 20
-"""A shard is closed before its features pass this size; a longer video has a shard of its own."""
-
 
 class Group:
     """The videos of one claim, cut into shards in the claim's order."""
 
-    def __init__(self, claim: Claim, shard_bytes: int = SHARD_BYTES) -> None:
+    def __init__(self, claim: Claim, shard_rows: int) -> None:
+        """`shard_rows`: a shard is closed once it has so many rows (views of frames); the next video begins another."""
         self.claim = claim
-        self._shard_bytes = shard_bytes
+        self._shard_rows = shard_rows
         self._waiting: dict[str, VideoFeatures] = {}
         self._order = iter([video.id for video in claim.videos])
         self._next = next(self._order, None)
         self._open: list[VideoFeatures] = []
-        self._open_bytes = 0
+        self._open_rows = 0
 
     @property
     def complete(self) -> bool:
@@ -38,21 +36,19 @@ class Group:
         while self._next is not None and self._next in self._waiting:
             ready = self._waiting.pop(self._next)
             self._next = next(self._order, None)
-            if self._open and self._open_bytes + num_bytes(ready) > self._shard_bytes:
-                yield self._close()
             self._open.append(ready)
-            self._open_bytes += num_bytes(ready)
-        if self._next is None and self._open:
-            yield self._close()
+            self._open_rows += num_rows(ready)
+            if self._open_rows >= self._shard_rows or self._next is None:
+                yield self._close()
 
     def _close(self) -> list[VideoFeatures]:
-        videos, self._open, self._open_bytes = self._open, [], 0
+        videos, self._open, self._open_rows = self._open, [], 0
         return videos
 
 
-def num_bytes(video: VideoFeatures) -> int:
-    """Size of a video's features."""
-    return sum(features.nbytes for features in video.features.values())
+def num_rows(video: VideoFeatures) -> int:
+    """Views of frames that a video has features of; all levels have the same."""
+    return max((features.shape[0] * features.shape[1] for features in video.features.values()), default=0)
 
 
 def shard_data(videos: Sequence[VideoFeatures]) -> ShardData | None:

@@ -14,6 +14,7 @@ from cache.fingerprint import Fingerprint
 from cache.ledger import Claim, Outcome
 from cache.owner import this_process
 from cache.store import FeatureCache
+from extract.device import shard_rows, videos_per_claim
 from extract.pipeline import VideoFeatures, failed
 from extract.shards import Group, shard_data
 
@@ -36,13 +37,14 @@ class Work:
         paths: Mapping[str, Path],
         made_with: Fingerprint,
         *,
-        videos_per_claim: int,
+        device: str,
         strict: bool,
         say: Callable[[str], None],
     ) -> None:
-        """`paths`: the file of each video that the data set has now. `strict`: suspect videos count as failed."""
+        """`paths`: the file of each video that the data set has now. `device`: decides how much is claimed and
+        committed at once. `strict`: suspect videos count as failed."""
         self._cache, self._paths, self._made_with = cache, paths, made_with
-        self._videos_per_claim, self._strict, self._say = videos_per_claim, strict, say
+        self._device, self._strict, self._say = device, strict, say
         self._owner = this_process()
         self._groups: dict[str, Group] = {}
         """Of each video that is not finished."""
@@ -85,7 +87,7 @@ class Work:
     def videos(self, claim: Claim | None) -> Iterator[tuple[str, Path]]:
         """The videos of `claim`, then of further claims for as long as some are free. Claims as it is drawn from."""
         while claim is not None:
-            group = Group(claim)
+            group = Group(claim, shard_rows(self._device))
             self._held[claim.token] = claim
             self._groups |= {video.id: group for video in claim.videos}
             for video in claim.videos:
@@ -112,7 +114,7 @@ class Work:
         self._wait_for_commits(0)
 
     def _claim(self) -> Claim | None:
-        return self._cache.ledger.claim(self._owner, self._videos_per_claim, LEASE_SECONDS)
+        return self._cache.ledger.claim(self._owner, videos_per_claim(self._device), LEASE_SECONDS)
 
     def _wait_for_commits(self, allowed: int) -> None:
         while self._commits and (len(self._commits) > allowed or self._commits[0].done()):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from cache.ledger import Claim, ClaimedVideo, Outcome
 from cache.schema import CHANNELS
 from extract.pipeline import VideoFeatures, failed
-from extract.shards import Group, num_bytes, shard_data
+from extract.shards import Group, shard_data
 
 
 def finished(video_id: str, frames: int) -> VideoFeatures:
@@ -20,10 +20,10 @@ def finished(video_id: str, frames: int) -> VideoFeatures:
     )
 
 
-def shards_of(lengths: list[int], order: list[int], shard_bytes: int) -> tuple[Group, list[list[str]]]:
+def shards_of(lengths: list[int], order: list[int], shard_rows: int) -> tuple[Group, list[list[str]]]:
     """Ids in each shard, with the videos finished in `order`."""
     claim = Claim("me", 1, tuple(ClaimedVideo(f"v{i}", f"v{i}.avi") for i in range(len(lengths))), 0.0)
-    group = Group(claim, shard_bytes)
+    group = Group(claim, shard_rows)
     given_out = [shard for i in order for shard in group.add(finished(f"v{i}", lengths[i]))]
     return group, [[video.outcome.video_id for video in shard] for shard in given_out]
 
@@ -34,22 +34,21 @@ cases = st.lists(st.integers(0, 9), min_size=1, max_size=12).flatmap(
 
 
 @given(cases, st.integers(1, 20))
-def test_shards_are_the_same_in_whatever_order_videos_finish(case, frames_in_a_shard):
+def test_shards_are_the_same_in_whatever_order_videos_finish(case, shard_rows):
     lengths, order = case
-    frame_bytes = num_bytes(finished("v", 1))
-    group, shards = shards_of(lengths, order, frames_in_a_shard * frame_bytes)
-    assert shards == shards_of(lengths, sorted(order), frames_in_a_shard * frame_bytes)[1]
+    group, shards = shards_of(lengths, order, shard_rows)
+    assert shards == shards_of(lengths, sorted(order), shard_rows)[1]
     assert [name for shard in shards for name in shard] == [f"v{i}" for i in range(len(lengths))]
     assert group.complete
     for shard in shards:
-        assert len(shard) == 1 or sum(lengths[int(name[1:])] for name in shard) <= frames_in_a_shard
+        assert sum(lengths[int(name[1:])] for name in shard[:-1]) < shard_rows
 
 
-def test_a_long_video_is_given_out_as_soon_as_those_before_it_are_there():
-    group, shards = shards_of([1, 9, 1], [1, 0], 3 * num_bytes(finished("v", 1)))
-    assert shards == [["v0"]]
+def test_a_shard_is_given_out_as_soon_as_it_is_full():
+    group, shards = shards_of([1, 9, 1], [1, 0], 3)
+    assert shards == [["v0", "v1"]]
     assert not group.complete
-    assert [[v.outcome.video_id for v in s] for s in group.add(finished("v2", 1))] == [["v1"], ["v2"]]
+    assert [[v.outcome.video_id for v in s] for s in group.add(finished("v2", 1))] == [["v2"]]
 
 
 def test_a_shard_holds_the_videos_with_features_side_by_side():
