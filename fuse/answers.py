@@ -35,8 +35,8 @@ def as_text(prediction: "Prediction", classes: Sequence[str]) -> str:
         bar = "█" * round(_BAR * share)
         lines.append(f"  {visible(classes[index]).ljust(width)}  {100 * share:5.1f} %  {bar}".rstrip())
     lines.append(
-        f"  {prediction.frames} frames, {prediction.clips} clips; decoding {prediction.decode_seconds:.2f} s, "
-        f"heads {prediction.heads_seconds:.2f} s"
+        f"  {prediction.frames} frames, {prediction.clips} clips; features {prediction.features_seconds:.2f} s "
+        f"(decoding {prediction.decode_seconds:.2f} s beside the network), heads {prediction.heads_seconds:.2f} s"
     )
     if prediction.reason:
         lines.append(f"  note: {visible(prediction.reason)}")
@@ -57,6 +57,7 @@ def as_json(prediction: "Prediction", classes: Sequence[str]) -> dict[str, Any]:
         "levels": {level: values.tolist() for level, values in prediction.levels.items()},
         "frames": prediction.frames,
         "clips": prediction.clips,
+        "features_seconds": prediction.features_seconds,
         "decode_seconds": prediction.decode_seconds,
         "heads_seconds": prediction.heads_seconds,
     }

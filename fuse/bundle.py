@@ -77,7 +77,6 @@ def model_card(summary: Mapping[str, Any]) -> str:
         f"| {TITLES[model]} | {100 * value:.2f} | {_paper(summary['paper'].get(model))} |"
         for model, value in summary["accuracy"].items()
     ]
-    clips = summary["runs"]["high"].get("clips", {})
     return _CARD.format(
         dataset=markdown(str(summary["dataset"])),
         notes="".join(f"> **Note:** {markdown(note)}\n>\n" for note in summary["notes"]) or "\n",
@@ -89,11 +88,22 @@ def model_card(summary: Mapping[str, Any]) -> str:
         backbone=markdown(str(identity["backbone"])),
         transform=markdown(str(identity["transform"])),
         precision=markdown(f"{environment['precision']} on {environment['device']}"),
-        clips=markdown(", ".join(f"{name} {value}" for name, value in clips.items())),
+        clips=_clips(summary["runs"]["high"]["clips"]),
         count=len(summary["classes"]),
         classes=_names(summary["classes"]),
         version=summary["made"]["version"],
         date=summary["made"]["date"],
+    )
+
+
+_KEPT: Final = {"first": "the first", "even": "evenly spread"}
+
+
+def _clips(rule: Mapping[str, Any]) -> str:
+    rate = "the native frame rate" if rule["fps"] is None else f"{rule['fps']:g} frames a second"
+    return (
+        f"{rule['length']} frames at {rate}, a clip every {rule['stride']} frames, "
+        f"at most {rule['max_clips']} of a video ({_KEPT[rule['keep']]})"
     )
 
 

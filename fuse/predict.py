@@ -67,6 +67,8 @@ class Prediction:
     """`[K]` for each level; empty for a video that failed."""
     fused: NDArray[np.float64] | None
     """`[K]`; None for a video that failed."""
+    features_seconds: float
+    """Time from the video before it (the first: from the start) to this one's features: decoding beside the network."""
     decode_seconds: float
     """Time that decoding took, in its own process."""
     heads_seconds: float
@@ -153,18 +155,20 @@ def predict(videos: Iterable[Path], heads: Heads, settings: ExtractSettings, eng
     """What the heads say of each video, in the order in which they are finished; a bad file costs only itself."""
     from extract.pipeline import extract_features
 
+    started = time.monotonic()
     for video in extract_features(((str(path), path) for path in videos), settings, engine=engine):
-        yield predict_features(video, heads)
+        yield predict_features(video, heads, features_seconds=time.monotonic() - started)
+        started = time.monotonic()
 
 
-def predict_features(video: "VideoFeatures", heads: Heads) -> Prediction:
-    """The heads' and the fused probabilities of one video's features (view 0)."""
+def predict_features(video: "VideoFeatures", heads: Heads, *, features_seconds: float = 0.0) -> Prediction:
+    """The heads' and the fused probabilities of one video's features (view 0), made in `features_seconds`."""
     from train.score import score_clips
 
     outcome = video.outcome
     if not video.features:
         nothing: Mapping[Level, NDArray[np.float64]] = {}
-        return _prediction(video, clips=0, levels=nothing, fused=None, heads_seconds=0.0)
+        return _prediction(video, features_seconds, clips=0, levels=nothing, fused=None, heads_seconds=0.0)
     started = time.monotonic()
     clips_NT = heads.clips.frames(video.pts_seconds)
     levels: dict[Level, NDArray[np.float64]] = {}
@@ -173,15 +177,17 @@ def predict_features(video: "VideoFeatures", heads: Heads) -> Prediction:
         _, means = clips_to_videos([outcome.video_id] * len(softmax_NK), softmax_NK)
         levels[level] = means[0]
     fused = fuse_levels(levels, heads.fusion_weights)
-    return _prediction(video, clips=len(clips_NT), levels=levels, fused=fused, heads_seconds=time.monotonic() - started)
+    took = time.monotonic() - started
+    return _prediction(video, features_seconds, clips=len(clips_NT), levels=levels, fused=fused, heads_seconds=took)
 
 
-def _prediction(video: "VideoFeatures", **rest: Any) -> Prediction:
+def _prediction(video: "VideoFeatures", features_seconds: float, **rest: Any) -> Prediction:
     outcome = video.outcome
     return Prediction(
         video=outcome.video_id,
         reason=outcome.reason,
         frames=outcome.num_frames,
+        features_seconds=features_seconds,
         decode_seconds=outcome.seconds,
         **rest,
     )

@@ -116,7 +116,7 @@ def test_it_names_classes_with_probabilities_and_times(trained: Workspace) -> No
     assert "! weights: random:3 (random, never trained)" in result.output
     assert "Class0" in result.output
     assert "Class1" in result.output
-    assert f"{FRAMES} frames, 1 clips; decoding" in result.output
+    assert f"{FRAMES} frames, 1 clips; features" in result.output
 
 
 def test_a_bad_file_alone_is_an_error(trained: Workspace, tmp_path: Path) -> None:
