@@ -57,6 +57,9 @@ class Charge:
     def __init__(self, settings: DecodeSettings) -> None:
         self.child = Child(settings.ring, settings.for_worker())
         self.ready = False
+        """It has said that it can be given a video."""
+        self.proven = False
+        """It has begun with a video at least once: whatever ends it now, workers as such do start."""
         self.job: Job | None = None
         self.videos = 0
         """Videos it has finished."""

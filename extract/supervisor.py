@@ -129,12 +129,13 @@ class Supervisor:
         if "unusable" in message:
             raise MissingDecoderError(message["unusable"])
         if "ready" in message:
-            worker.ready, self._failed_starts = True, 0
+            worker.ready = True
             return
         job = worker.job
         if job is None:
             raise ValueError("a message without a video")
         job.begun, job.progress = True, time.monotonic()
+        worker.proven, self._failed_starts = True, 0
         if "slot" in message:
             self._pass_on(worker, job.video, worker.delivery(message))
         elif "end" in message:
@@ -165,23 +166,21 @@ class Supervisor:
         """A worker ended by itself: its video pays for it, if it had begun with it."""
         self._forget(worker)
         death, job = worker.child.reap(), worker.job
-        if not worker.ready:
-            self._note_failed_start(death.reason, KILLED_STARTS if death.from_outside else START_ATTEMPTS)
-        elif job is None:
-            return
-        elif job.begun:
+        if job is not None and job.begun:
             self._results.put(VideoEnd(job.failed(death.reason)))
-        else:
+        elif job is not None:
             self._wanted.appendleft(job.video)
+        if not worker.proven:
+            self._note_failed_start(death.reason, KILLED_STARTS if death.from_outside else START_ATTEMPTS)
 
     def _kill(self, worker: Charge, reason: str = "") -> None:
         """End a worker; with a reason, its video has failed for it."""
         self._forget(worker)
         worker.child.kill()
-        if not worker.ready and reason:
-            self._note_failed_start(reason, START_ATTEMPTS)
-        elif worker.job is not None and reason:
+        if worker.job is not None and reason:
             self._results.put(VideoEnd(worker.job.failed(reason)))
+        elif not worker.proven and reason:
+            self._note_failed_start(reason, START_ATTEMPTS)
 
     def _forget(self, worker: Charge) -> None:
         self._workers.remove(worker)

@@ -167,7 +167,7 @@ class TestSurvival:
 
     def test_a_video_without_an_end_is_bounded_by_frames_and_by_time(self, video: Path, tmp_path: Path) -> None:
         videos = named(video, tmp_path, "endless")
-        with DecodePool(evil(max_frames=5000)) as pool:
+        with DecodePool(evil(frames=5000)) as pool:
             ended = receive(pool, videos)["endless"].outcome
             assert ended is not None
             assert (ended.status, ended.reason) == ("failed", "more than 5000 frames")
@@ -205,6 +205,15 @@ class TestSurvival:
             pytest.raises(DecodeError, match=r"decode workers do not start \(5 tries\).*no_such_name"),
         ):
             receive(pool, [("a", video)])
+
+    def test_workers_that_start_and_never_begin_end_the_run(self, video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        told = DecodeSettings().for_worker()
+        monkeypatch.setattr(DecodeSettings, "for_worker", lambda _: told | {"sampling": {"no_such_field": 1}})
+        with (
+            DecodePool(DecodeSettings(workers=2)) as pool,
+            pytest.raises(DecodeError, match=r"decode workers do not start \(5 tries\).*no_such_field"),
+        ):
+            receive(pool, [("a", video), ("b", video)])
 
     def test_a_decoder_that_turns_out_to_be_missing_ends_the_run(self, video: Path) -> None:
         with DecodePool(DecodeSettings(decoder="helpers_decoders:not_installed")) as pool:
