@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import re
+import secrets
 import shutil
 import sqlite3
 import time
@@ -27,7 +28,7 @@ from cache.fingerprint import JSON, canonical_json
 from cache.ledger import Ledger
 from cache.rows import SHARD_NAME, WITH_FEATURES, Claim, Outcome, ShardRow
 from cache.shards import SUFFIXES, Backend, open_shard
-from cache.shards.protocol import ShardData, ShardIndex
+from cache.shards.protocol import ShardData
 from cache.shards.writing import ShardWriter, Written, hash_files
 
 _TEMPORARY = re.compile(r"\.tmp-(?P<token>\d+)-\d+-\d+")
@@ -49,38 +50,78 @@ class Destination:
     """Digest of the identity that all features in this cache have."""
 
 
-def commit_shard(
+@dataclass(frozen=True, kw_only=True)
+class Aside:
+    """A shard that is written and not yet in the cache, and what became of its videos. Small: it can be sent around."""
+
+    name: str
+    """Of the temporary file or folder in `shards/`; empty where no video has features."""
+    outcomes: tuple[Outcome, ...]
+    """Those with features first, in the shard's order."""
+    written: Written | None = None
+    content: str = ""
+    """See `ShardIndex.content`."""
+    num_videos: int = 0
+    num_frames: int = 0
+    environment: str = ""
+    """JSON: see `ShardRow.environment`."""
+
+
+def write_aside(
     destination: Destination,
     writer: ShardWriter,
-    claim: Claim,
+    token: int,
     data: ShardData | None,
     outcomes: Sequence[Outcome],
     environment: Mapping[str, JSON],
-) -> None:
-    """Put a shard and its rows into the cache; on disk when this returns.
+) -> Aside:
+    """Write a shard beside the others under a temporary name, durably; touches no ledger, so any machine can do it.
 
-    LeaseLostError where the claim was taken over, CacheError where the disk refuses; nothing is committed then.
+    As long as the claim with `token` is held, nobody clears it away. CacheError where the disk refuses.
     """
-    outcomes = _in_shard_order(data, outcomes)
+    ordered = tuple(_in_shard_order(data, outcomes))
     if data is None:
-        with destination.ledger.transaction() as connection:
-            destination.ledger.check_claim(connection, claim)
-            destination.ledger.record(connection, claim.token, outcomes, None)
-        return
+        return Aside(name="", outcomes=ordered)
     surroundings = canonical_json(dict(environment))
-    data = dataclasses.replace(data, notes=_notes(destination.fingerprint, surroundings, outcomes))
-    temporary = destination.folder / f".tmp-{claim.token}-{os.getpid()}-{next(_serial)}"
+    data = dataclasses.replace(data, notes=_notes(destination.fingerprint, surroundings, ordered))
+    # Several machines may write into one folder: neither process ids nor counters tell their files apart.
+    temporary = destination.folder / f".tmp-{token}-{secrets.randbits(64)}-{next(_serial)}"
     try:
-        written = _write(writer, temporary, destination.backend, data)
+        return Aside(
+            name=temporary.name,
+            outcomes=ordered,
+            written=_write(writer, temporary, destination.backend, data),
+            content=data.index.content,
+            num_videos=data.index.num_videos,
+            num_frames=data.index.num_frames,
+            environment=surroundings,
+        )
+    except BaseException as error:
+        discard(temporary)
+        if isinstance(error, OSError):
+            raise _disk_error(error, destination.folder) from error
+        raise
+
+
+def commit_aside(destination: Destination, claim: Claim, aside: Aside) -> None:
+    """Put a written shard and its rows into the cache; on disk when this returns.
+
+    LeaseLostError where the claim was taken over, CacheError where the disk refuses; nothing is committed then, and
+    the shard is gone.
+    """
+    temporary = destination.folder / aside.name
+    try:
         with destination.ledger.transaction() as connection:
             destination.ledger.check_claim(connection, claim)
-            shard = _shard_row(connection, destination.backend, written, data.index, surroundings)
-            destination.ledger.record(connection, claim.token, outcomes, shard)
-            _publish(temporary, destination.folder / shard.name)
+            shard = _shard_row(connection, destination.backend, aside)
+            destination.ledger.record(connection, claim.token, aside.outcomes, shard)
+            if shard is not None:
+                _publish(temporary, destination.folder / shard.name)
     except OSError as error:
         raise _disk_error(error, destination.folder) from error
     finally:
-        discard(temporary)
+        if aside.name:
+            discard(temporary)
 
 
 def _in_shard_order(data: ShardData | None, outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -124,19 +165,20 @@ def _write(writer: ShardWriter, temporary: Path, backend: Backend, data: ShardDa
         return writer.write(temporary, backend, data)
 
 
-def _shard_row(
-    connection: sqlite3.Connection, backend: Backend, written: Written, index: ShardIndex, surroundings: str
-) -> ShardRow:
+def _shard_row(connection: sqlite3.Connection, backend: Backend, aside: Aside) -> ShardRow | None:
+    """The row that the shard gets, with the next free number; None where there is no shard."""
+    if aside.written is None:
+        return None
     number = connection.execute("SELECT coalesce(max(number) + 1, 0) FROM shards").fetchone()[0]
     return ShardRow(
         number=number,
-        name=f"{number:06d}-{written.digest[:16]}{SUFFIXES[backend]}",
-        digest=written.digest,
-        content=index.content,
-        num_videos=index.num_videos,
-        num_frames=index.num_frames,
-        num_bytes=written.num_bytes,
-        environment=surroundings,
+        name=f"{number:06d}-{aside.written.digest[:16]}{SUFFIXES[backend]}",
+        digest=aside.written.digest,
+        content=aside.content,
+        num_videos=aside.num_videos,
+        num_frames=aside.num_frames,
+        num_bytes=aside.written.num_bytes,
+        environment=aside.environment,
     )
 
 
@@ -225,7 +267,17 @@ def _adopt(destination: Destination, connection: sqlite3.Connection, path: Path,
         same_videos = tuple(outcome.video_id for outcome in outcomes) == index.video_ids
         if not (same_bytes and same_videos and notes["fingerprint"] == destination.fingerprint):
             return False
-        shard = _shard_row(connection, destination.backend, written, index, notes["environment"])
+        aside = Aside(
+            name=path.name,
+            outcomes=tuple(outcomes),
+            written=written,
+            content=index.content,
+            num_videos=index.num_videos,
+            num_frames=index.num_frames,
+            environment=notes["environment"],
+        )
+        shard = _shard_row(connection, destination.backend, aside)
+        assert shard is not None
         destination.ledger.record(connection, None, outcomes, shard)
         if shard.name != path.name:
             path.rename(path.with_name(shard.name))

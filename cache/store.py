@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.bank import FeatureBank, load_bank
-from cache.commit import Destination, commit_shard, recover
+from cache.commit import Aside, Destination, commit_aside, recover, write_aside
 from cache.dataset import Dataset, read_dataset, write_dataset
 from cache.description import Description, create_cache, read_description
 from cache.errors import CacheError
@@ -195,11 +195,24 @@ class FeatureCache:
         the extraction's own, recorded with the shard. LeaseLostError where the claim was taken over by others,
         CacheError where the disk refuses: then nothing of it is in the cache, and what was there before still is.
         """
+        self.commit_aside(claim, self.write_aside(claim.token, data, outcomes, environment))
+
+    def write_aside(
+        self, token: int, data: ShardData | None, outcomes: Sequence[Outcome], environment: Mapping[str, JSON]
+    ) -> Aside:
+        """The first half of `commit`, for whoever computes: on any machine that sees the cache's folder.
+
+        `token` is that of the claim on the videos. Nothing of it is in the cache until `commit_aside`.
+        """
         if data is not None and (data.index.levels != self.levels or data.index.num_views != len(self.views)):
             raise CacheError(
                 f"a shard has levels {data.index.levels} and {data.index.num_views} views; "
                 f"the cache {self.path} has {self.levels} and {len(self.views)}"
             )
-        commit_shard(self.destination, self._writer, claim, data, outcomes, environment)
+        return write_aside(self.destination, self._writer, token, data, outcomes, environment)
+
+    def commit_aside(self, claim: Claim, aside: Aside) -> None:
+        """The second half of `commit`, for whoever holds the claim."""
+        commit_aside(self.destination, claim, aside)
         for stale in ("_places", "pool"):
             self.__dict__.pop(stale, None)
