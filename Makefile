@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 # The variables of the three stages; each may be given on the command line or in the environment.
-# DATASET DATA SUBSET WEIGHTS LEVEL POOL SPLIT SEED RECIPE VIEWS FORMAT DEVICE JOBS WORK
+# DATASET DATA SUBSET WEIGHTS LEVEL POOL SPLIT SEED RECIPE VIEWS FORMAT DEVICE JOBS FRESH WORK
 WORK ?= work
 
 quoted = '$(subst ','\'',$(1))'
@@ -13,7 +13,8 @@ option = $(if $($(2)),$(1) $(call quoted,$($(2))))
 COMMON = --work $(call quoted,$(WORK)) $(call option,--dataset,DATASET) $(call option,--device,DEVICE)
 EXTRACT = $(call option,--data,DATA) $(if $(filter-out 0 no false,$(SUBSET)),--subset) $(call option,--weights,WEIGHTS) \
 	$(call option,--views,VIEWS) $(call option,--format,FORMAT) $(call option,--jobs,JOBS)
-TRAIN = $(call option,--pool,POOL) $(call option,--split,SPLIT) $(call option,--seed,SEED) $(call option,--recipe,RECIPE)
+TRAIN = $(call option,--pool,POOL) $(call option,--split,SPLIT) $(call option,--seed,SEED) $(call option,--recipe,RECIPE) \
+	$(if $(filter-out 0 no false,$(FRESH)),--fresh)
 FUSE = --work $(call quoted,$(WORK)) $(call option,--dataset,DATASET) $(call option,--pool,POOL) $(call option,--split,SPLIT) \
 	$(call option,--seed,SEED) $(call option,--recipe,RECIPE)
 
@@ -22,7 +23,7 @@ FUSE = --work $(call quoted,$(WORK)) $(call option,--dataset,DATASET) $(call opt
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@echo; echo "  Variables: DATASET DATA SUBSET WEIGHTS LEVEL POOL SPLIT SEED RECIPE VIEWS FORMAT DEVICE JOBS WORK (see README.md)"
+	@echo; echo "  Variables: DATASET DATA SUBSET WEIGHTS LEVEL POOL SPLIT SEED RECIPE VIEWS FORMAT DEVICE JOBS FRESH WORK (see README.md)"
 
 install: $(READY) ## set up .venv (the other targets do it when needed)
 
@@ -41,7 +42,7 @@ extract: $(READY) ## stage one: videos -> cached features                   DATA
 cached: $(READY)
 	@$(PY) -m extract $(COMMON) $(EXTRACT) || test $$? -eq 3
 
-train: cached ## stage two: cached features -> heads and scores     DATASET= LEVEL=low|mid|high|all POOL= RECIPE= SPLIT= SEED=
+train: cached ## stage two: cached features -> heads and scores     DATASET= LEVEL=low|mid|high|all POOL= RECIPE= SPLIT= SEED= FRESH=1
 	$(PY) -m train $(COMMON) $(call option,--level,LEVEL) $(TRAIN)
 
 fuse: ## stage three: scores -> predictions, tables, report     DATASET= POOL= RECIPE= SPLIT= SEED=

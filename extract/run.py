@@ -80,7 +80,7 @@ def _follow(cache: FeatureCache, found: Dataset) -> None:
     if updated != cache.dataset:
         cache.replace_dataset(updated)
     if differ.new:
-        click.echo(f"{len(differ.new)} new videos since the cache was made: {_some(differ.new)}")
+        click.echo(f"new since the cache was made: {len(differ.new)} of the videos, {_some(differ.new)}")
     if differ.vanished:
         click.echo(f"{len(differ.vanished)} videos are no longer there (their features stay): {_some(differ.vanished)}")
 

@@ -104,7 +104,7 @@ def test_settings_not_given_are_those_of_the_cache_and_new_videos_are_added(fini
     assert extract(tmp_path, "--data", str(videos), "--views", "center,random:1").exit_code == 0
     aside.rename(gone)
     result = extract(tmp_path, quick=False)
-    assert "1 new videos since the cache was made: class0/v_g02_c01" in result.output
+    assert "new since the cache was made: 1 of the videos, class0/v_g02_c01" in result.output
     assert result.exit_code == 0
     with cache_of(tmp_path) as ours, cache_of(finished) as theirs:
         assert_same(everything(ours), everything(theirs))

@@ -140,7 +140,7 @@ def read_config(folder: Path) -> tuple[RunConfig, Status] | None:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise TrainingError(
-            f"{path} is not a configuration written by this program: {error!r}; train with --fresh"
+            f"{path} is not a configuration written by this program: {error!r}; train again with --fresh"
         ) from error
     return RunConfig.from_json(value), status
 
@@ -155,6 +155,6 @@ def state_of(folder: Path, wanted: RunConfig) -> Literal["new", "unfinished", "f
     if differences:
         raise TrainingError(
             f"{folder} holds a run of other settings or of another state of the cache: {'; '.join(differences)}. "
-            "Train it again from the start with --fresh, which replaces it"
+            "Train it again from the start with --fresh (FRESH=1), which replaces it"
         )
     return "finished" if status == "finished" and (folder / wanted.scores_file).exists() else "unfinished"
