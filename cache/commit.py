@@ -18,9 +18,10 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cache.errors import CacheError
 from cache.files import fsync_folder
@@ -30,6 +31,9 @@ from cache.rows import SHARD_NAME, WITH_FEATURES, Claim, Outcome, ShardRow
 from cache.shards import SUFFIXES, Backend, open_shard
 from cache.shards.protocol import ShardData
 from cache.shards.writing import ShardWriter, Written, hash_files
+
+if TYPE_CHECKING:
+    from cache.objects.remote import Remote
 
 _TEMPORARY = re.compile(r"\.tmp-(?P<token>\d+)-\d+-\d+")
 _RESERVE_BYTES = 32 << 20
@@ -48,6 +52,8 @@ class Destination:
     ledger: Ledger
     fingerprint: str
     """Digest of the identity that all features in this cache have."""
+    remote: "Remote | None" = None
+    """The object store that has the cache, where this is a working copy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +71,8 @@ class Aside:
     num_frames: int = 0
     environment: str = ""
     """JSON: see `ShardRow.environment`."""
+    files: Mapping[str, int] = field(default_factory=dict)
+    """Where the cache is in an object store, and has the shard already: its files' sizes, see `Record.files`."""
 
 
 def write_aside(
@@ -74,10 +82,13 @@ def write_aside(
     data: ShardData | None,
     outcomes: Sequence[Outcome],
     environment: Mapping[str, JSON],
+    *,
+    keep: bool = True,
 ) -> Aside:
     """Write a shard beside the others under a temporary name, durably; touches no ledger, so any machine can do it.
 
-    As long as the claim with `token` is held, nobody clears it away. CacheError where the disk refuses.
+    As long as the claim with `token` is held, nobody clears it away. Where the cache is in an object store, the shard
+    is there when this returns, and here too only with `keep`. CacheError where the disk or the store refuse.
     """
     ordered = tuple(_in_shard_order(data, outcomes))
     if data is None:
@@ -87,14 +98,21 @@ def write_aside(
     # Several machines may write into one folder: neither process ids nor counters tell their files apart.
     temporary = destination.folder / f".tmp-{token}-{secrets.randbits(64)}-{next(_serial)}"
     try:
+        written = _write(writer, temporary, destination.backend, data)
+        files: dict[str, int] = {}
+        if destination.remote is not None:
+            files = destination.remote.upload(temporary, written.digest, destination.backend)
+            if not keep:
+                discard(temporary)
         return Aside(
             name=temporary.name,
             outcomes=ordered,
-            written=_write(writer, temporary, destination.backend, data),
+            written=written,
             content=data.index.content,
             num_videos=data.index.num_videos,
             num_frames=data.index.num_frames,
             environment=surroundings,
+            files=files,
         )
     except BaseException as error:
         discard(temporary)
@@ -109,13 +127,20 @@ def commit_aside(destination: Destination, claim: Claim, aside: Aside) -> None:
     LeaseLostError where the claim was taken over, CacheError where the disk refuses; nothing is committed then, and
     the shard is gone.
     """
-    temporary = destination.folder / aside.name
+    temporary, remote = destination.folder / aside.name, destination.remote
+    if remote is not None:
+        remote.lease.hold()
     try:
         with destination.ledger.transaction() as connection:
             destination.ledger.check_claim(connection, claim)
-            shard = _shard_row(connection, destination.backend, aside)
+            shard = _shard_row(connection, destination, aside)
             destination.ledger.record(connection, claim.token, aside.outcomes, shard)
-            if shard is not None:
+            if remote is not None:
+                # Last, and while nobody else of this machine can write one: now it is in the cache.
+                remote.commit(destination.ledger, connection, aside.outcomes, shard, aside.files)
+                if shard is not None:
+                    remote.copy.keep(temporary, shard)
+            elif shard is not None:
                 _publish(temporary, destination.folder / shard.name)
     except OSError as error:
         raise _disk_error(error, destination.folder) from error
@@ -165,14 +190,17 @@ def _write(writer: ShardWriter, temporary: Path, backend: Backend, data: ShardDa
         return writer.write(temporary, backend, data)
 
 
-def _shard_row(connection: sqlite3.Connection, backend: Backend, aside: Aside) -> ShardRow | None:
+def _shard_row(connection: sqlite3.Connection, destination: Destination, aside: Aside) -> ShardRow | None:
     """The row that the shard gets, with the next free number; None where there is no shard."""
     if aside.written is None:
         return None
-    number = connection.execute("SELECT coalesce(max(number) + 1, 0) FROM shards").fetchone()[0]
+    if destination.remote is not None:
+        number = destination.ledger.applied(connection)
+    else:
+        number = connection.execute("SELECT coalesce(max(number) + 1, 0) FROM shards").fetchone()[0]
     return ShardRow(
         number=number,
-        name=f"{number:06d}-{aside.written.digest[:16]}{SUFFIXES[backend]}",
+        name=f"{number:06d}-{aside.written.digest[:16]}{SUFFIXES[destination.backend]}",
         digest=aside.written.digest,
         content=aside.content,
         num_videos=aside.num_videos,
@@ -244,7 +272,8 @@ def _recover(destination: Destination) -> list[str]:
         for name in sorted(entry.name for entry in destination.folder.iterdir() if entry.name not in known):
             path = destination.folder / name
             temporary, shard = _TEMPORARY.fullmatch(name), SHARD_NAME.fullmatch(name)
-            if shard and _adopt(destination, connection, path, shard["digest"]):
+            # In an object store the log says what is in the cache, and what is here is a copy.
+            if shard and destination.remote is None and _adopt(destination, connection, path, shard["digest"]):
                 done.append(f"adopted shard {name}, which was complete but not yet recorded")
             elif shard or (temporary and int(temporary["token"]) not in tokens):
                 # Its writer may outlive its extraction by a moment; under another name it can put nothing more there.
@@ -276,7 +305,7 @@ def _adopt(destination: Destination, connection: sqlite3.Connection, path: Path,
             num_frames=index.num_frames,
             environment=notes["environment"],
         )
-        shard = _shard_row(connection, destination.backend, aside)
+        shard = _shard_row(connection, destination, aside)
         assert shard is not None
         destination.ledger.record(connection, None, outcomes, shard)
         if shard.name != path.name:

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
 from cache.errors import DamageError, DatasetError, UnsafePathError
-from cache.files import read_sealed_json, write_sealed_json
+from cache.files import read_plain, sealed_json, unsealed_json, write_bytes_durably
 
 Half = Literal["train", "test", "none"]
 """What a split says of a video; `none` leaves it out of that split."""
@@ -128,21 +128,34 @@ class Dataset:
         return tuple(video for video in self.videos if video.splits.get(split) == half)
 
 
+def dataset_bytes(dataset: Dataset) -> bytes:
+    """`dataset` as JSON with a seal over it."""
+    return sealed_json({"format": 1, **asdict(dataset)})
+
+
+def dataset_of(content: bytes, where: str) -> Dataset:
+    """The inverse; DatasetError, beginning with `where`, where it is malformed or names unsafe paths."""
+    try:
+        value = unsealed_json(content, where)
+        if value.pop("format") != 1:
+            raise DatasetError(f"{where} has another format than 1; a newer version of this program wrote it")
+        return _dataset_from_json(value)
+    except (DamageError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DatasetError(f"{where} is not a dataset written by this program: {error}") from error
+
+
 def write_dataset(path: Path, dataset: Dataset) -> None:
-    """Write `dataset` as JSON with a seal over it, replacing `path` at once."""
-    write_sealed_json(path, {"format": 1, **asdict(dataset)})
+    """Write `dataset`, replacing `path` at once."""
+    write_bytes_durably(path, dataset_bytes(dataset))
 
 
 def read_dataset(path: Path) -> Dataset:
     """Read a dataset.json; DatasetError where the file is missing, malformed or names unsafe paths."""
     try:
-        value = read_sealed_json(path)
-        if value.pop("format") != 1:
-            raise DatasetError(f"{path} has another format than 1; a newer version of this program wrote it")
-        return _dataset_from_json(value)
+        return dataset_of(read_plain(path), str(path))
     except FileNotFoundError:
         raise DatasetError(f"{path} is missing; extract the dataset again") from None
-    except (OSError, DamageError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
         raise DatasetError(f"{path} is not a dataset written by this program: {error}") from error
 
 

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,9 +71,9 @@ class Description:
         return tuple(self.fingerprint.identity["views"])
 
 
-def write_description(path: Path, description: Description) -> None:
-    """Write cache.json. Levels and views stand in it twice, for people and programs that only look for those."""
-    value = {
+def description_json(description: Description) -> dict[str, JSON]:
+    """What cache.json says. Levels and views stand in it twice, for people and programs that only look for those."""
+    return {
         "format": FORMAT_VERSION,
         "backend": description.backend,
         "levels": description.levels,
@@ -82,18 +82,14 @@ def write_description(path: Path, description: Description) -> None:
         "fingerprint": description.fingerprint.to_json(),
         "settings": dict(description.settings),
     }
-    write_sealed_json(path, value)
 
 
-def read_description(cache: Path) -> Description:
-    """Read the cache.json of the cache in folder `cache`; CacheError where it is missing or of another format."""
-    file = cache / "cache.json"
-    _check_folder(cache)
+def description_of(value: JSON, where: str) -> Description:
+    """The inverse; CacheError where `where` is of another format or no cache's description."""
     try:
-        value = read_sealed_json(file)
         if value["format"] != FORMAT_VERSION:
             raise CacheError(
-                f"the cache {cache} has format {value['format']!r}, this program reads {FORMAT_VERSION}; "
+                f"the cache {where} has format {value['format']!r}, this program reads {FORMAT_VERSION}; "
                 "use the version that made it, or extract again into another folder"
             )
         return Description(
@@ -101,11 +97,23 @@ def read_description(cache: Path) -> Description:
             fingerprint=Fingerprint.from_json(value["fingerprint"]),
             settings=value["settings"],
         )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CacheError(
+            f"{where}/cache.json is not a cache's description: {error!r}; it was changed or is damaged"
+        ) from error
+
+
+def read_description(cache: Path) -> Description:
+    """Read the cache.json of the cache in folder `cache`; CacheError where it is missing or of another format."""
+    file = cache / "cache.json"
+    _check_folder(cache)
+    try:
+        return description_of(read_sealed_json(file), str(cache))
     except FileNotFoundError:
         raise CacheError(f"{cache} is not a feature cache: it has no cache.json. `make extract` makes one") from None
     except OSError as error:
         raise CacheError(f"{file} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CacheError(f"{file} is not a cache's description: {error!r}; it was changed or is damaged") from error
 
 
@@ -119,8 +127,13 @@ def _check_folder(cache: Path) -> None:
                 raise CacheError(f"{cache / name} is a link or something odd; caches have plain files and folders")
 
 
-def create_cache(path: Path, dataset: Dataset, description: Description) -> None:
-    """Make an empty cache at `path`, where nothing may be yet; it appears there complete or not at all."""
+def create_cache(
+    path: Path, dataset: Dataset, description: Description, complete: Callable[[Path], None] = lambda _: None
+) -> None:
+    """Make an empty cache at `path`, where nothing may be yet; it appears there complete or not at all.
+
+    `complete` adds to the folder before it gets its name.
+    """
     if path.exists():
         raise CacheError(f"{path} is there already; open it, or choose another folder (WORK= or --work)")
     make_folder_durably(path.parent)
@@ -131,8 +144,9 @@ def create_cache(path: Path, dataset: Dataset, description: Description) -> None
         videos = sorted((video.id, video.path) for video in dataset.videos)
         Ledger.create(temporary / "ledger.sqlite", videos).close()
         # Each of these also makes safe that what was made before it is in the folder.
-        write_description(temporary / "cache.json", description)
+        write_sealed_json(temporary / "cache.json", description_json(description))
         write_dataset(temporary / "dataset.json", dataset)
+        complete(temporary)
         write_bytes_durably(temporary / "README.txt", _README.encode())
         temporary.rename(path)
         fsync_folder(path.parent)

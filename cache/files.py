@@ -75,22 +75,36 @@ def write_json_durably(path: Path, value: Any) -> None:
     write_bytes_durably(path, text.encode())
 
 
-def write_sealed_json(path: Path, value: dict[str, Any]) -> None:
-    """As `write_json_durably`, with a last field `seal`: xxh3_128 over all that stands before it."""
+def sealed_json(value: dict[str, Any]) -> bytes:
+    """Indented UTF-8 JSON with a last field `seal`: xxh3_128 over all that stands before it."""
     body = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False).removesuffix("\n}").encode()
-    write_bytes_durably(path, body + f',\n  "seal": "{xxhash.xxh3_128_hexdigest(body)}"\n}}\n'.encode())
+    return body + f',\n  "seal": "{xxhash.xxh3_128_hexdigest(body)}"\n}}\n'.encode()
+
+
+def unsealed_json(content: bytes, where: str) -> dict[str, Any]:
+    """The inverse, without the seal; DamageError, beginning with `where`, where it is not that of the content."""
+    seal = _SEAL.search(content)
+    if seal is None or xxhash.xxh3_128_hexdigest(memoryview(content)[: seal.start()]).encode() != seal["digest"]:
+        raise DamageError(f"{where} is not as it was written: it was edited, cut short or damaged")
+    value = json.loads(content)
+    del value["seal"]
+    return value
+
+
+def write_sealed_json(path: Path, value: dict[str, Any]) -> None:
+    """As `write_json_durably`, sealed."""
+    write_bytes_durably(path, sealed_json(value))
 
 
 def read_sealed_json(path: Path) -> dict[str, Any]:
     """The inverse, without the seal; DamageError where it is not that of the content."""
+    return unsealed_json(read_plain(path), str(path))
+
+
+def read_plain(path: Path) -> bytes:
+    """The content of a plain file; OSError where it is none."""
     with os.fdopen(open_plain(path), "rb") as file:
-        content = file.read()
-    seal = _SEAL.search(content)
-    if seal is None or xxhash.xxh3_128_hexdigest(memoryview(content)[: seal.start()]).encode() != seal["digest"]:
-        raise DamageError(f"{path} is not as it was written: it was edited, cut short or damaged")
-    value = json.loads(content)
-    del value["seal"]
-    return value
+        return file.read()
 
 
 def open_plain(path: Path) -> int:

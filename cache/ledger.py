@@ -147,15 +147,19 @@ class Ledger:
 
         Of those that are known, the path is brought up to date.
         """
-        count = "SELECT count(*) FROM videos"
         with self.transaction() as connection:
-            before = connection.execute(count).fetchone()[0]
-            connection.executemany(
-                "INSERT INTO videos (id, path) VALUES (?, ?)"
-                " ON CONFLICT (id) DO UPDATE SET path = excluded.path WHERE path != excluded.path",
-                videos,
-            )
-            return connection.execute(count).fetchone()[0] - before
+            return self.add_within(connection, videos)
+
+    def add_within(self, connection: sqlite3.Connection, videos: Iterable[tuple[str, str]]) -> int:
+        """As `add`, within a transaction."""
+        count = "SELECT count(*) FROM videos"
+        before = connection.execute(count).fetchone()[0]
+        connection.executemany(
+            "INSERT INTO videos (id, path) VALUES (?, ?)"
+            " ON CONFLICT (id) DO UPDATE SET path = excluded.path WHERE path != excluded.path",
+            videos,
+        )
+        return connection.execute(count).fetchone()[0] - before
 
     # -- results ------------------------------------------------------------------------------------------------------
 
@@ -166,6 +170,35 @@ class Ledger:
 
         With a token, only videos that this claim holds; without, only pending ones that nobody has (adoption).
         """
+        for outcome in self._written(connection, outcomes, shard, " AND status = 'pending' AND claim IS ?", (token,)):
+            raise LeaseLostError(
+                f"video {outcome.video_id!r} was taken over by another extractor; this result is dropped"
+            )
+        if token is not None:
+            connection.execute(
+                "DELETE FROM claims WHERE token = ?1 AND NOT EXISTS (SELECT 1 FROM videos WHERE claim = ?1)", (token,)
+            )
+
+    def replay(self, connection: sqlite3.Connection, outcomes: Sequence[Outcome], shard: ShardRow | None) -> None:
+        """Write what was committed elsewhere, within a transaction, whatever the rows and claims here say.
+
+        DamageError where it speaks of videos that the ledger does not have.
+        """
+        for outcome in self._written(connection, outcomes, shard, "", ()):
+            raise DamageError(
+                f"{self.path}: video {outcome.video_id!r} was committed, and the dataset does not have it"
+            )
+        connection.execute("DELETE FROM claims WHERE token NOT IN (SELECT claim FROM videos WHERE claim IS NOT NULL)")
+
+    def _written(
+        self,
+        connection: sqlite3.Connection,
+        outcomes: Sequence[Outcome],
+        shard: ShardRow | None,
+        condition: str,
+        values: tuple[int | None, ...],
+    ) -> Iterator[Outcome]:
+        """Write a shard's row and those of videos, where they meet `condition`; gives out those that do not."""
         if shard is not None:
             fields = vars(shard)
             marks = ", ".join("?" * len(fields))
@@ -178,24 +211,21 @@ class Ledger:
                 place, position = (shard.number, position), position + 1
             changed = connection.execute(
                 "UPDATE videos SET status = ?, claim = NULL, shard = ?, position = ?, reason = ?, num_frames = ?,"
-                " declared_frames = ?, decoder_errors = ?, seconds = ?"
-                " WHERE id = ? AND status = 'pending' AND claim IS ?",
-                (outcome.status, *place, *_details(outcome), outcome.video_id, token),
+                f" declared_frames = ?, decoder_errors = ?, seconds = ? WHERE id = ?{condition}",
+                (outcome.status, *place, *_details(outcome), outcome.video_id, *values),
             ).rowcount
             if changed != 1:
-                raise LeaseLostError(
-                    f"video {outcome.video_id!r} was taken over by another extractor; this result is dropped"
-                )
-        if token is not None:
-            connection.execute(
-                "DELETE FROM claims WHERE token = ?1 AND NOT EXISTS (SELECT 1 FROM videos WHERE claim = ?1)", (token,)
-            )
+                yield outcome
 
     def requeue(self, statuses: Sequence[Status]) -> int:
         """Make all videos of these statuses pending again; how many there were. Their old features are forgotten."""
-        marks = ", ".join("?" * len(statuses))
         with self.transaction() as connection:
-            return connection.execute(f"UPDATE videos SET {_ANEW} WHERE status IN ({marks})", tuple(statuses)).rowcount
+            return self.requeue_within(connection, statuses)
+
+    def requeue_within(self, connection: sqlite3.Connection, statuses: Sequence[Status]) -> int:
+        """As `requeue`, within a transaction."""
+        marks = ", ".join("?" * len(statuses))
+        return connection.execute(f"UPDATE videos SET {_ANEW} WHERE status IN ({marks})", tuple(statuses)).rowcount
 
     def forget_shard(self, connection: sqlite3.Connection, number: int) -> int:
         """Strike a shard out, within a transaction; its videos become pending again. How many they were."""
@@ -205,6 +235,14 @@ class Ledger:
     def forget_video(self, connection: sqlite3.Connection, video_id: str) -> None:
         """Make a video pending again, within a transaction, whatever its row says."""
         connection.execute(f"UPDATE videos SET {_ANEW} WHERE id = ?", (video_id,))
+
+    def applied(self, connection: sqlite3.Connection) -> int:
+        """How many records of a log elsewhere this ledger has followed; 0 where it follows none."""
+        return connection.execute("PRAGMA user_version").fetchone()[0]
+
+    def set_applied(self, connection: sqlite3.Connection, count: int) -> None:
+        """The same, set within a transaction, together with what the records say."""
+        connection.execute(f"PRAGMA user_version = {count:d}")
 
     # -- looking ------------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,8 @@
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from cache.rows import Place, ShardRow
 from cache.schema import Level
 from cache.shards import Backend, open_shard
 from cache.shards.protocol import ShardReader, check_span, features
+
+_FETCHES = 3
+"""How often a shard is fetched that disappears before it is open."""
 
 _OPEN_SHARDS = 128
 """Kept open at a time; well below the usual limit of 1,024 open files, also with three files a shard."""
@@ -54,8 +58,15 @@ class OpenShard:
 class ShardPool:
     """Open shards by number. Safe to use from several threads and, as nothing in it is shared, in forked children."""
 
-    def __init__(self, folder: Path, backend: Backend, rows: Mapping[int, ShardRow]) -> None:
-        self.folder, self._backend, self._rows = folder, backend, rows
+    def __init__(
+        self,
+        folder: Path,
+        backend: Backend,
+        rows: Mapping[int, ShardRow],
+        fetch: Callable[[ShardRow], Path] | None = None,
+    ) -> None:
+        """`fetch` brings a shard into `folder` that is not there, or not any more."""
+        self.folder, self._backend, self._rows, self._fetch = folder, backend, rows, fetch
         self._forget()
 
     def _forget(self) -> None:
@@ -85,10 +96,22 @@ class ShardPool:
         row = self._rows.get(number)
         if row is None:
             raise CacheError(f"the ledger speaks of shard {number}, which it does not list; it is damaged")
-        reader = open_shard(self.folder / row.name, self._backend)
+        reader = self._reader(row)
         if reader.index.content != row.content:
             raise DamageError(
                 f"shard {reader.path} is not the one that the ledger lists: it was replaced. "
                 "`python -m cache verify` lists all damage, `python -m cache repair` sets it aside"
             )
         return OpenShard(reader, np.zeros(reader.index.checksums.shape, dtype=np.bool_))
+
+    def _reader(self, row: ShardRow) -> ShardReader:
+        path = self.folder / row.name
+        for _ in range(_FETCHES if self._fetch else 0):
+            assert self._fetch is not None
+            path = self._fetch(row)
+            # Another process may take it away before it is open, to make room for others.
+            with suppress(DamageError):
+                return open_shard(path, self._backend)
+            if path.exists():
+                break
+        return open_shard(path, self._backend)

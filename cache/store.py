@@ -1,5 +1,8 @@
 """FeatureCache: one dataset's features on disk. The only way in which other parts of the program touch them."""
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +18,11 @@ from cache.description import Description, create_cache, read_description
 from cache.errors import CacheError
 from cache.fingerprint import JSON, Fingerprint, check_fingerprint
 from cache.ledger import Ledger
+from cache.objects.client import Objects
+from cache.objects.location import Location
+from cache.objects.remote import COPY_BYTES, Attachment, Remote, find, publish, read_dataset_object
 from cache.reading import ShardPool
-from cache.rows import Claim, Outcome, Place
+from cache.rows import Claim, Outcome, Place, Status
 from cache.schema import Level
 from cache.shards import Backend
 from cache.shards.protocol import ShardData
@@ -26,7 +32,7 @@ from cache.shards.writing import ShardWriter
 class FeatureCache:
     """An open cache. Cheap to open; safe to read from several threads, and after a fork or pickling."""
 
-    def __init__(self, path: Path, description: Description) -> None:
+    def __init__(self, path: Path, description: Description, attachment: Attachment | None) -> None:
         """Used by `open`."""
         self.path = path
         self.fingerprint = description.fingerprint
@@ -35,7 +41,9 @@ class FeatureCache:
         self.backend = description.backend
         self.levels = description.levels
         self.views = description.views
-        self.ledger = Ledger(path / "ledger.sqlite")
+        self.remote = None if attachment is None else Remote(path, attachment, self.fingerprint.digest)
+        """The object store that has the cache, where the folder is a working copy; None where the folder has it all."""
+        self._ledger = Ledger(path / "ledger.sqlite")
         self._writer = ShardWriter()
 
     @classmethod
@@ -47,15 +55,38 @@ class FeatureCache:
         fingerprint: Fingerprint,
         settings: Mapping[str, JSON],
         backend: Backend = "h5",
+        location: Location | None = None,
     ) -> "FeatureCache":
-        """Make an empty cache at `path`, where nothing may be yet; levels and views are the fingerprint's."""
-        create_cache(path, dataset, Description(backend=backend, fingerprint=fingerprint, settings=settings))
+        """Make an empty cache at `path`, where nothing may be yet; levels and views are the fingerprint's.
+
+        With a `location`, where nothing may be either, the cache is there, and `path` its working copy.
+        """
+        description = Description(backend=backend, fingerprint=fingerprint, settings=settings)
+        if location is None:
+            create_cache(path, dataset, description)
+            return cls.open(path)
+        publish(Objects(location), dataset, description)
+        return cls.attach(path, location)
+
+    @classmethod
+    def attach(cls, path: Path, location: Location, copy_bytes: int = COPY_BYTES) -> "FeatureCache":
+        """Make `path`, where nothing may be yet, a working copy of the cache in the object store, and open it.
+
+        `copy_bytes`: what the shards in it may take together. CacheError where there is no cache at `location`.
+        """
+        objects = Objects(location)
+        found = find(objects)
+        if found is None:
+            raise CacheError(f"there is no cache at {location}: `make extract CACHE={location}` makes one")
+        description, name = found
+        dataset = read_dataset_object(objects, name)
+        create_cache(path, dataset, description, Attachment.new(location, copy_bytes).write)
         return cls.open(path)
 
     @classmethod
     def open(cls, path: Path) -> "FeatureCache":
         """Open a cache to read; CacheError where there is none, or one of another format."""
-        return cls(path, read_description(path))
+        return cls(path, read_description(path), Attachment.read(path))
 
     @classmethod
     def open_for_extraction(cls, path: Path, fingerprint: Fingerprint, allow_drift: bool = False) -> "FeatureCache":
@@ -65,11 +96,18 @@ class FeatureCache:
         """
         cache = cls.open(path)
         check_fingerprint(cache.fingerprint, fingerprint, allow_drift=allow_drift, where=f"the cache {path}")
-        recover(cache.destination)
+        try:
+            if cache.remote is not None:
+                cache.remote.take(read_description(path))
+                cache.remote.catch_up(cache.ledger)
+            recover(cache.destination)
+        except BaseException:
+            cache.close()
+            raise
         return cache
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (FeatureCache.open, (self.path,))
+        return (_reopened, (self.path, self.remote and self.remote.location))
 
     def __enter__(self) -> "FeatureCache":
         return self
@@ -80,13 +118,24 @@ class FeatureCache:
     def close(self) -> None:
         """End the writing process and close the ledger; both come back when they are needed."""
         self._writer.close()
-        self.ledger.close()
+        if self.remote is not None:
+            # What others of this machine have claimed, they will commit as the same driver.
+            self.remote.lease.release(for_all=self._ledger.next_expiry() is None)
+        self._ledger.close()
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """What became of each video; of a cache in an object store, as its log says when this is first asked for."""
+        if self.remote is not None:
+            self.remote.catch_up(self._ledger)
+        return self._ledger
 
     # -- what is in it ------------------------------------------------------------------------------------------------
 
     @cached_property
     def dataset(self) -> Dataset:
         """The dataset whose features these are; read when first asked for."""
+        _ = self.ledger  # brings a working copy up to date
         return read_dataset(self.path / "dataset.json")
 
     @cached_property
@@ -101,7 +150,10 @@ class FeatureCache:
     @cached_property
     def pool(self) -> ShardPool:
         """The shards; for the parts of this folder that read whole ones."""
-        return ShardPool(self.path / "shards", self.backend, {row.number: row for row in self.ledger.shards()})
+        rows = {row.number: row for row in self.ledger.shards()}
+        return ShardPool(
+            self.path / "shards", self.backend, rows, None if self.remote is None else self.remote.copy.fetch
+        )
 
     @property
     def video_ids(self) -> tuple[str, ...]:
@@ -174,17 +226,29 @@ class FeatureCache:
     @property
     def destination(self) -> Destination:
         """Where commits go; for the parts of this folder that add shards and mend them."""
-        return Destination(self.path / "shards", self.backend, self.ledger, self.fingerprint.digest)
+        return Destination(self.path / "shards", self.backend, self._ledger, self.fingerprint.digest, self.remote)
 
     def replace_dataset(self, dataset: Dataset) -> int:
         """Make `dataset` the one whose features these are; how many of its videos are new, and pending now.
 
         What was extracted stays, also of videos that `dataset` does not have.
         """
-        new = self.ledger.add(sorted((video.id, video.path) for video in dataset.videos))
-        write_dataset(self.path / "dataset.json", dataset)
+        before = sum(self.ledger.counts().values())
+        if self.remote is not None:
+            self.remote.replace_dataset(self.ledger, dataset)
+        else:
+            self.ledger.add(sorted((video.id, video.path) for video in dataset.videos))
+            write_dataset(self.path / "dataset.json", dataset)
         self.__dict__.pop("dataset", None)
-        return new
+        return sum(self.ledger.counts().values()) - before
+
+    def requeue(self, statuses: Sequence[Status]) -> int:
+        """Make all videos of these statuses pending again; how many there were. Their old features are forgotten."""
+        if self.remote is None:
+            return self.ledger.requeue(statuses)
+        counts = self.ledger.counts()
+        self.remote.change(self.ledger, "retry", statuses=tuple(statuses))
+        return sum(counts[status] for status in statuses)
 
     def commit(
         self, claim: Claim, data: ShardData | None, outcomes: Sequence[Outcome], environment: Mapping[str, JSON]
@@ -195,24 +259,40 @@ class FeatureCache:
         the extraction's own, recorded with the shard. LeaseLostError where the claim was taken over by others,
         CacheError where the disk refuses: then nothing of it is in the cache, and what was there before still is.
         """
-        self.commit_aside(claim, self.write_aside(claim.token, data, outcomes, environment))
+        self.commit_aside(claim, self.write_aside(claim.token, data, outcomes, environment, keep=True))
 
     def write_aside(
-        self, token: int, data: ShardData | None, outcomes: Sequence[Outcome], environment: Mapping[str, JSON]
+        self,
+        token: int,
+        data: ShardData | None,
+        outcomes: Sequence[Outcome],
+        environment: Mapping[str, JSON],
+        *,
+        keep: bool = False,
     ) -> Aside:
-        """The first half of `commit`, for whoever computes: on any machine that sees the cache's folder.
+        """The first half of `commit`, for whoever computes: on any machine that sees the cache's folder or its store.
 
-        `token` is that of the claim on the videos. Nothing of it is in the cache until `commit_aside`.
+        `token` is that of the claim on the videos. Nothing of it is in the cache until `commit_aside`. `keep`: leave a
+        shard that is in the object store on this machine too, where `commit_aside` finds it.
         """
         if data is not None and (data.index.levels != self.levels or data.index.num_views != len(self.views)):
             raise CacheError(
                 f"a shard has levels {data.index.levels} and {data.index.num_views} views; "
                 f"the cache {self.path} has {self.levels} and {len(self.views)}"
             )
-        return write_aside(self.destination, self._writer, token, data, outcomes, environment)
+        return write_aside(self.destination, self._writer, token, data, outcomes, environment, keep=keep)
 
     def commit_aside(self, claim: Claim, aside: Aside) -> None:
         """The second half of `commit`, for whoever holds the claim."""
         commit_aside(self.destination, claim, aside)
         for stale in ("_places", "pool"):
             self.__dict__.pop(stale, None)
+
+
+def _reopened(path: Path, location: Location | None) -> FeatureCache:
+    """The cache in another process; on another machine than the working copy's, with one of its own for as long."""
+    if location is None or path.exists():
+        return FeatureCache.open(path)
+    folder = tempfile.mkdtemp(prefix="mrrn-cache-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return FeatureCache.attach(Path(folder) / path.name, location)
