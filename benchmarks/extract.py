@@ -23,6 +23,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import click
@@ -34,12 +35,13 @@ from cache.device import find_device
 from cache.files import write_json_durably
 from cache.store import FeatureCache
 from extract.backbone import folded_trunk, level_means, torch_dtype
-from extract.device import CPU_BATCH, GPU_BATCH, default_jobs, default_precision
+from extract.device import CPU_BATCH, GPU_BATCH, default_jobs, default_precision, shard_rows
 from extract.engine import Engine, open_engine
 from extract.meter import Meter, ticking
 from extract.pipeline import decode_settings, extract_features
 from extract.settings import ExtractSettings, fingerprint
 from extract.supervise import DecodePool, FrameBlock
+from extract.task import shards_of
 from extract.transform import CROP, MEAN, RESIZED_SHORTER_SIDE, STD
 from extract.weights import Weights, load_weights
 from extract.work import Work
@@ -116,13 +118,15 @@ def end_to_end(
     FeatureCache.create(folder / "cache", dataset=dataset, fingerprint=made_with, settings={}).close()
     with (
         FeatureCache.open_for_extraction(folder / "cache", made_with) as cache,
-        Work(cache, videos, made_with, device=settings.device, strict=False, say=click.echo) as work,
+        Work(cache, videos, made_with, device=settings.device, say=click.echo) as work,
         ticking(1.0, lambda: memory.append(own_memory_mib())),
     ):
         meter, started = Meter(), time.perf_counter()
+        extract = partial(extract_features, settings=settings, engine=engine, meter=meter)
+        rows = shard_rows(settings.device)
         while claim := work.wait_for_claim():
-            for video in extract_features(work.videos(claim), settings, engine=engine, meter=meter):
-                work.add(video)
+            for shard in shards_of(work.tasks(claim), extract, shard_rows=rows, strict=False, meter=meter):
+                work.add(shard)
             work.drain()
         rate = meter.frames / (time.perf_counter() - started)
         counts = cache.ledger.counts()

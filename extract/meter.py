@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
+from cache.ledger import Outcome
+
 STAGES: Final = ("decode", "transfer", "forward", "write")
 """Waiting for frames; copying and resizing them; the network; handing results on and waiting for the disk."""
 
@@ -20,8 +22,16 @@ class Meter:
     frames: int = 0
     """Frames decoded and packed."""
     batches: int = 0
+    finished: int = 0
+    """Videos that came out of the network or failed."""
+    failed: int = 0
     started: float = field(default_factory=time.perf_counter)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+
+    def finish(self, outcome: Outcome) -> None:
+        """Count a video."""
+        self.finished += 1
+        self.failed += outcome.status == "failed"
 
     @contextmanager
     def during(self, stage: str) -> Iterator[None]:
@@ -47,10 +57,10 @@ class Meter:
         total = sum(self.seconds.values())
         return ", ".join(f"{name} {100 * spent / total:.0f} %" for name, spent in self.seconds.items()) if total else ""
 
-    def text(self, failed: int) -> str:
+    def text(self) -> str:
         """Rate, shares and failures, for a progress line."""
         rate = self.frames / max(time.perf_counter() - self.started, 1e-9)
-        parts = [f"{rate:.0f} frames/s", *([f"{failed} failed"] if failed else []), self.shares()]
+        parts = [f"{rate:.0f} frames/s", *([f"{self.failed} failed"] if self.failed else []), self.shares()]
         return ", ".join(part for part in parts if part)
 
 

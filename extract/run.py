@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,20 +166,24 @@ def _work(
     quiet: bool,
 ) -> None:
     """Extract until no video is left, neither here nor with other extractors."""
+    from extract.device import shard_rows
     from extract.engine import open_engine
     from extract.pipeline import extract_features
+    from extract.task import shards_of
     from extract.work import Work
 
     engine, meter = open_engine(settings, weights), Meter()
     pending = cache.ledger.counts()["pending"]
     with (
         nullcontext() if quiet else progress("extract", pending, "videos") as bar,
-        Work(cache, paths, made_with, device=settings.device, strict=strict, say=click.echo) as work,
-        ticking(1.0, lambda: _show(bar, work.finished, meter.text(work.failed))),
+        Work(cache, paths, made_with, device=settings.device, say=click.echo) as work,
+        ticking(1.0, lambda: _show(bar, meter.finished, meter.text())),
     ):
+        extract = partial(extract_features, settings=settings, engine=engine, meter=meter)
+        rows = shard_rows(settings.device)
         while claim := work.wait_for_claim():
-            for video in extract_features(work.videos(claim), settings, engine=engine, meter=meter):
-                work.add(video)
+            for shard in shards_of(work.tasks(claim), extract, shard_rows=rows, strict=strict, meter=meter):
+                work.add(shard)
             work.drain()
 
 
