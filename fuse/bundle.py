@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from cache.aggregate import check_weights
 from cache.errors import ScoreError, WeightsError
 from cache.files import write_bytes_durably, write_json_durably
 from cache.schema import LEVELS, Level
-from fuse.aggregate import check_weights
 from fuse.results import TITLES
 from fuse.tables import NONE
 from fuse.text import markdown

@@ -1,7 +1,7 @@
 """New videos to classes: decode, features, three heads, fusion. The one place where fuse uses extract and train.
 
 A new video takes the same path through the same code as one of a dataset: `extract.pipeline.extract_features`, the clip
-rule of the runs, `train.score.score_clips`, `fuse.aggregate`.
+rule of the runs, `train.score.score_clips`, `cache.aggregate`.
 
 Shapes: N clips, F frames, K classes.
 """
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from cache.aggregate import PAPER_WEIGHTS, clips_to_videos, fuse_levels
 from cache.clips import ClipRule
 from cache.errors import MrrnError, WeightsError
 from cache.schema import Level
@@ -24,7 +25,6 @@ from extract.settings import ExtractSettings
 from extract.sources import load_dataset
 from extract.supervise import DecodePool, DecodeSettings, VideoEnd
 from extract.weights import is_file_spec, load_weights
-from fuse.aggregate import PAPER_WEIGHTS, clips_to_videos, fuse_levels
 
 if TYPE_CHECKING:
     from extract.engine import Engine

@@ -11,12 +11,12 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cache.aggregate import MEAN_WEIGHTS, PAPER_WEIGHTS, align, clips_to_videos, fuse_levels
 from cache.dataset import Dataset
 from cache.errors import ScoreError
 from cache.schema import LEVELS, Level
 from cache.scores import ScoreTable
 from fuse import metrics, paper
-from fuse.aggregate import MEAN_WEIGHTS, PAPER_WEIGHTS, align, clips_to_videos, fuse_levels
 from fuse.runs import check_against_cache, check_same
 from fuse.source import Source
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from cache.aggregate import clips_to_videos, search_weights
 from cache.errors import ScoreError
 from cache.schema import LEVELS, Level
 from cache.scores import ScoreTable, read_scores
-from fuse.aggregate import clips_to_videos, search_weights
 from fuse.choice import Choice
 
 SHOWN = 10

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from cache.aggregate import PAPER_WEIGHTS
 from fuse import metrics, paper
-from fuse.aggregate import PAPER_WEIGHTS
 from fuse.results import MODELS, Results
 
 FORMAT = 1

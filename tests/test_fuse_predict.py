@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from helpers_train import grouped_dataset
 from helpers_video import encode
 
+from cache.aggregate import clips_to_videos, fuse_levels
 from cache.dataset import Dataset
 from cache.schema import LEVELS
 from cache.scores import read_scores
@@ -19,7 +20,6 @@ from cache.store import FeatureCache
 from cache.workspace import Workspace
 from extract.settings import ExtractSettings, fingerprint
 from extract.weights import load_weights
-from fuse.aggregate import clips_to_videos, fuse_levels
 from fuse.cli import main
 from fuse.predict import sample_frames
 
