@@ -113,6 +113,31 @@ def convert_command(folder: Path, target: Path, backend: "Backend") -> None:
     click.echo(f"{target}: {count:,} videos as {backend}, equal to {folder} bit by bit")
 
 
+@main.command("attach")
+@click.argument("location", metavar="s3://BUCKET/PREFIX")
+@work_option
+@dataset_option
+@click.option("--copy-gib", type=click.IntRange(min=1), default=64, show_default=True, help="Room for shards here.")
+def attach_command(location: str, workspace: Workspace, dataset: str | None, copy_gib: int) -> None:
+    """Make a working copy of a cache in an object store.
+
+    It lies below --work, under the dataset's name, and serves every command as a cache of this machine does: shards
+    are fetched when they are first read, and kept while there is room. Credentials come from the environment (AWS_*).
+    """
+    from cache.objects.client import Objects
+    from cache.objects.location import Location
+    from cache.objects.remote import name_of
+    from cache.store import FeatureCache
+
+    where = Location.parse(location)
+    name = dataset or name_of(Objects(where))
+    with FeatureCache.attach(workspace.cache(name), where, copy_gib << 30) as cache:
+        counts = cache.ledger.counts()
+        workspace.remember_dataset(name)
+    shown = ", ".join(f"{number:,} {status}" for status, number in counts.items())
+    click.echo(f"{workspace.cache(name)}: a working copy of {where} ({shown})")
+
+
 @main.command("export")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("target", type=click.Path(path_type=Path))

@@ -273,7 +273,7 @@ def _recover(destination: Destination) -> list[str]:
             path = destination.folder / name
             temporary, shard = _TEMPORARY.fullmatch(name), SHARD_NAME.fullmatch(name)
             # In an object store the log says what is in the cache, and what is here is a copy.
-            if shard and destination.remote is None and _adopt(destination, connection, path, shard["digest"]):
+            if shard and destination.remote is None and _adopted(destination, connection, path, shard["digest"]):
                 done.append(f"adopted shard {name}, which was complete but not yet recorded")
             elif shard or (temporary and int(temporary["token"]) not in tokens):
                 # Its writer may outlive its extraction by a moment; under another name it can put nothing more there.
@@ -284,21 +284,30 @@ def _recover(destination: Destination) -> list[str]:
     return done
 
 
-def _adopt(destination: Destination, connection: sqlite3.Connection, path: Path, digest: str) -> bool:
-    """Record a shard that is complete and whose videos are all still wanted; False where it is not."""
+def _adopted(destination: Destination, connection: sqlite3.Connection, path: Path, digest: str) -> bool:
+    found = adopt(destination, connection, path, digest)
+    if found and found[1].name != path.name:
+        path.rename(path.with_name(found[1].name))
+    return found is not None
+
+
+def adopt(
+    destination: Destination, connection: sqlite3.Connection, path: Path, digest: str
+) -> tuple[tuple[Outcome, ...], ShardRow] | None:
+    """Record a shard that is complete and whose videos are all still wanted; its rows, or None where it is not."""
     connection.execute("SAVEPOINT adoption")
     try:
         written = hash_files(path)
         index = open_shard(path, destination.backend).index
         notes = json.loads(index.notes)
-        outcomes = [Outcome(**row) for row in notes["outcomes"]]
+        outcomes = tuple(Outcome(**row) for row in notes["outcomes"])
         same_bytes = written.digest.startswith(digest)
         same_videos = tuple(outcome.video_id for outcome in outcomes) == index.video_ids
         if not (same_bytes and same_videos and notes["fingerprint"] == destination.fingerprint):
-            return False
+            return None
         aside = Aside(
             name=path.name,
-            outcomes=tuple(outcomes),
+            outcomes=outcomes,
             written=written,
             content=index.content,
             num_videos=index.num_videos,
@@ -308,11 +317,9 @@ def _adopt(destination: Destination, connection: sqlite3.Connection, path: Path,
         shard = _shard_row(connection, destination, aside)
         assert shard is not None
         destination.ledger.record(connection, None, outcomes, shard)
-        if shard.name != path.name:
-            path.rename(path.with_name(shard.name))
-        return True
+        return outcomes, shard
     except (CacheError, OSError, ValueError, KeyError, TypeError):
         connection.execute("ROLLBACK TO adoption")
-        return False
+        return None
     finally:
         connection.execute("RELEASE adoption")

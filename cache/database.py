@@ -118,7 +118,13 @@ class Database:
         try:
             yield
         except sqlite3.Error as error:
-            raise CacheError(f"{self.path} cannot be used: {error}") from error
+            full = (
+                error.sqlite_errorcode == sqlite3.SQLITE_FULL if isinstance(error, sqlite3.OperationalError) else False
+            )
+            next_step = (
+                "; all that was committed is safe: free some space and run the same command again" if full else ""
+            )
+            raise CacheError(f"{self.path} cannot be used: {error}{next_step}") from error
 
 
 def _tables(connection: sqlite3.Connection) -> list[tuple[str, str]]:

@@ -16,6 +16,7 @@ def cache_info(cache: FeatureCache) -> dict[str, Any]:
     shards = cache.ledger.shards()
     return {
         "path": str(cache.path),
+        "location": None if cache.remote is None else str(cache.remote.location),
         "dataset": cache.dataset.name,
         "backend": cache.backend,
         "levels": cache.levels,
@@ -39,8 +40,9 @@ def _reasons(cache: FeatureCache, status: Status) -> list[dict[str, str]]:
 def info_text(info: dict[str, Any]) -> str:
     """The same for people."""
     counts = ", ".join(f"{number:,} {status}" for status, number in info["videos"].items())
+    where = f", a working copy of {info['location']}" if info["location"] else ""
     lines = [
-        f"cache       {info['path']}",
+        f"cache       {info['path']}{where}",
         f"dataset     {info['dataset']}",
         f"videos      {sum(info['videos'].values()):,}: {counts}",
         f"features    {info['frames']:,} frames, {', '.join(info['levels'])}; views {', '.join(info['views'])}",

@@ -4,13 +4,15 @@ import os
 from itertools import chain, count
 from pathlib import Path
 
-from cache.commit import recover
+from cache.commit import discard, recover
 from cache.consistency import broken_structure
-from cache.dataset import read_dataset
+from cache.dataset import Dataset, read_dataset
 from cache.description import read_description
 from cache.errors import CacheError, DamageError, MrrnError
 from cache.files import fsync_folder, make_folder_durably
 from cache.ledger import Ledger
+from cache.objects.check import log_problems, settle
+from cache.objects.remote import Remote
 from cache.store import FeatureCache
 from cache.verify import Finding, verify
 
@@ -23,28 +25,54 @@ def repair(path: Path) -> list[str]:
 
     CacheError or DatasetError where cache.json or dataset.json are damaged: without them nobody knows what to keep.
     """
-    read_description(path)
+    description = read_description(path)
     dataset = read_dataset(path / "dataset.json")
     done: list[str] = []
     if not _ledger_works(path):
-        for name in ("ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm", "ledger.sqlite-journal"):
-            done += _set_aside(path, path / name)
-        new = path / f".tmp-{os.getpid()}-ledger.sqlite"
-        Ledger.create(new, sorted((video.id, video.path) for video in dataset.videos)).close()
-        new.rename(path / "ledger.sqlite")
-        fsync_folder(path)
-        done.append("made the ledger anew; failed videos will be tried again")
+        done += [*_new_ledger(path, dataset), "made the ledger anew; failed videos will be tried again"]
     with FeatureCache.open(path) as cache:
+        if cache.remote is not None:
+            cache.remote.take(description)
+            done += _follow_log(cache)
         done += recover(cache.destination)
+        done += settle(cache) if cache.remote is not None else []
         # Some damage hides other damage: a row that cannot be read keeps the shards from being looked at.
         while findings := [finding for finding in verify(path) if not finding.harmless]:
             mended = [line for finding in findings for line in _mend(cache, finding)]
             if not mended:
                 raise DamageError(f"{path} cannot be repaired: {findings[0].what}")
             # Rows that lacked a video of dataset.json come from there.
-            cache.replace_dataset(dataset)
+            if cache.remote is None:
+                cache.replace_dataset(dataset)
             done += mended
+        # Also what was struck out just now.
+        done += settle(cache) if cache.remote is not None else []
     return done
+
+
+def _new_ledger(path: Path, dataset: Dataset) -> list[str]:
+    """Put an empty ledger in the place of the one that is there, which is set aside."""
+    done: list[str] = []
+    for name in ("ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm", "ledger.sqlite-journal"):
+        done += _set_aside(path, path / name)
+    new = path / f".tmp-{os.getpid()}-ledger.sqlite"
+    Ledger.create(new, sorted((video.id, video.path) for video in dataset.videos)).close()
+    new.rename(path / "ledger.sqlite")
+    fsync_folder(path)
+    return done
+
+
+def _follow_log(cache: FeatureCache) -> list[str]:
+    """Make the working copy's ledger anew where it is not what the records in the store lead to."""
+    problems = list(log_problems(cache))
+    if not problems:
+        return []
+    dataset = cache.dataset
+    cache.ledger.close()
+    done = _new_ledger(cache.path, dataset)
+    assert cache.remote is not None
+    cache.remote.catch_up(cache.ledger)
+    return [*done, f"made the ledger anew from the records in the store ({'; '.join(problems)})"]
 
 
 def _ledger_works(path: Path) -> bool:
@@ -59,6 +87,8 @@ def _ledger_works(path: Path) -> bool:
 
 
 def _mend(cache: FeatureCache, finding: Finding) -> list[str]:
+    if cache.remote is not None:
+        return _mend_remote(cache, cache.remote, finding)
     with cache.ledger.transaction() as connection:
         if finding.shard is not None:
             queued = cache.ledger.forget_shard(connection, finding.shard.number)
@@ -69,6 +99,16 @@ def _mend(cache: FeatureCache, finding: Finding) -> list[str]:
     if not finding.videos:
         return []
     return [f"queued {len(finding.videos)} videos again ({finding.what})"]
+
+
+def _mend_remote(cache: FeatureCache, remote: Remote, finding: Finding) -> list[str]:
+    if finding.shard is None:
+        return []
+    discard(cache.path / "shards" / finding.shard.name)
+    if finding.here_only:
+        return [f"removed the damaged copy of {finding.shard.name}; it is fetched again when it is read"]
+    remote.change(cache.ledger, "forget", forgotten=(finding.shard.number,))
+    return [f"queued the {len(finding.videos)} videos of {finding.shard.name} again"]
 
 
 def _set_aside(cache: Path, path: Path) -> list[str]:

@@ -20,7 +20,7 @@ from cache.fingerprint import JSON, Fingerprint, check_fingerprint
 from cache.ledger import Ledger
 from cache.objects.client import Objects
 from cache.objects.location import Location
-from cache.objects.remote import COPY_BYTES, Attachment, Remote, find, publish, read_dataset_object
+from cache.objects.remote import COPY_BYTES, Attachment, Remote, find, publish, read_dataset_object, required
 from cache.reading import ShardPool
 from cache.rows import Claim, Outcome, Place, Status
 from cache.schema import Level
@@ -75,13 +75,28 @@ class FeatureCache:
         `copy_bytes`: what the shards in it may take together. CacheError where there is no cache at `location`.
         """
         objects = Objects(location)
-        found = find(objects)
-        if found is None:
-            raise CacheError(f"there is no cache at {location}: `make extract CACHE={location}` makes one")
-        description, name = found
+        description, name = required(objects)
         dataset = read_dataset_object(objects, name)
         create_cache(path, dataset, description, Attachment.new(location, copy_bytes).write)
         return cls.open(path)
+
+    @classmethod
+    def find(cls, path: Path, location: Location | None) -> "FeatureCache | None":
+        """The cache at `path`, or the one at `location`, which gets its working copy there; None where is none.
+
+        CacheError where the cache at `path` is another one than that at `location`.
+        """
+        if not (path / "cache.json").exists():
+            there = location is not None and find(Objects(location)) is not None
+            return cls.attach(path, location) if location is not None and there else None
+        cache = cls.open(path)
+        if location is not None and (cache.remote is None or cache.remote.location != location):
+            where = "this folder alone" if cache.remote is None else str(cache.remote.location)
+            raise CacheError(
+                f"the cache {path} is in {where}, and {location} was asked for: leave CACHE= (--cache) out to go on "
+                "with it, or choose another folder (WORK= or --work)"
+            )
+        return cache
 
     @classmethod
     def open(cls, path: Path) -> "FeatureCache":

@@ -10,6 +10,8 @@ from cache.commit import is_temporary
 from cache.consistency import broken_structure, odd_rows
 from cache.console import progress
 from cache.errors import DamageError, MrrnError
+from cache.objects.check import damaged_copies, log_problems, orphans
+from cache.objects.copy import is_coming
 from cache.rows import Outcome, Place, ShardRow
 from cache.shards import SUFFIXES, open_shard
 from cache.shards.protocol import ShardIndex, damaged_videos
@@ -31,6 +33,8 @@ class Finding:
     """The shard that is damaged, where it is one."""
     harmless: bool = False
     """Something left over that no reader looks at."""
+    here_only: bool = False
+    """It is wrong in this working copy alone; the object store has it as it was written."""
 
 
 def verify(path: Path) -> list[Finding]:
@@ -42,6 +46,8 @@ def verify(path: Path) -> list[Finding]:
     found: list[Finding] = []
     with cache:
         try:
+            if cache.remote is not None:
+                found += _verify_remote(cache)
             # The folder first: a shard that is committed in between is then known, and not taken for a stray.
             names = {entry.name for entry in (path / "shards").iterdir()}
             found += _verify_ledger(cache)
@@ -53,6 +59,18 @@ def verify(path: Path) -> list[Finding]:
         found += _verify_shards(cache, rows, places, outcomes)
     found += _strays(path / "shards", names - {row.name for row in rows})
     return found
+
+
+def _verify_remote(cache: FeatureCache) -> Iterator[Finding]:
+    """The records lead to what is here, copies here are those in the store, and nothing in the store has no record."""
+    assert cache.remote is not None
+    for what in log_problems(cache):
+        yield Finding(what=what, here_only=True)
+    for row, what in damaged_copies(cache, cache.ledger.shards()):
+        yield Finding(what=f"the copy of shard {row.name} here: {what}", shard=row, here_only=True)
+    for orphan in orphans(cache):
+        what = "no record speaks of it; `python -m cache repair` adopts or removes it"
+        yield Finding(what=f"{cache.remote.location}/{orphan.name}: {what}", harmless=True)
 
 
 def _verify_ledger(cache: FeatureCache) -> Iterator[Finding]:
@@ -106,8 +124,20 @@ def _verify_shards(
 
 def _problem(cache: FeatureCache, row: ShardRow, held: list[Place], outcomes: Mapping[str, Outcome]) -> str | None:
     """What is wrong with one shard, in words; None where nothing is."""
-    path = cache.path / "shards" / row.name
-    if path.suffix != SUFFIXES[cache.backend]:
+    if cache.remote is None:
+        return _problem_of(cache, cache.path / "shards" / row.name, row, held, outcomes)
+    try:
+        # Every byte that the store has, not those that were copied here before.
+        with cache.remote.copy.fresh(row) as path:
+            return _problem_of(cache, path, row, held, outcomes)
+    except MrrnError as error:
+        return str(error)
+
+
+def _problem_of(
+    cache: FeatureCache, path: Path, row: ShardRow, held: list[Place], outcomes: Mapping[str, Outcome]
+) -> str | None:
+    if Path(row.name).suffix != SUFFIXES[cache.backend]:
         return f"it is not of this cache's format, {cache.backend}"
     try:
         written = hash_files(path)
@@ -152,7 +182,7 @@ def _disagreement(
 
 
 def _strays(folder: Path, names: set[str]) -> Iterator[Finding]:
-    for name in sorted(names):
+    for name in sorted(name for name in names if not is_coming(name)):
         what = "left over from an interrupted extraction; the next one clears it up"
         if not is_temporary(name):
             what = "the ledger does not list it, so nothing reads it; `python -m cache repair` adopts or removes it"

@@ -1,5 +1,6 @@
 """Object stores for tests: one in memory, moto's S3 server on loopback, and a proxy before it that fails on purpose."""
 
+import collections
 import contextlib
 import http.client
 import importlib.util
@@ -21,6 +22,7 @@ import pytest
 
 from cache.objects import client
 from cache.objects.location import Location
+from cache.shards import writing
 
 SECRET = "wJalrXUtnFEMI-do-not-show-this"
 LOCATION = Location("bucket", "caches/toy")
@@ -35,13 +37,17 @@ def need(*packages: str) -> None:
 
 @pytest.fixture
 def memory_store(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """obstore's store in memory instead of a server, one for all that is opened in this process."""
+    """obstore's stores in memory instead of a server, one a location; what is at LOCATION is given.
+
+    Shards are written by this process too: a child takes half a second to start, and has tests of its own.
+    """
     need("obstore")
     from obstore.store import MemoryStore
 
-    store = MemoryStore()
-    monkeypatch.setattr(client, "open_store", lambda location, seconds: store)
-    return store
+    stores = collections.defaultdict(MemoryStore)
+    monkeypatch.setattr(client, "open_store", lambda location, seconds: stores[location])
+    monkeypatch.setattr(writing.ShardWriter, "write", lambda self, *what: writing.write_shard(*what))
+    return stores[LOCATION]
 
 
 def _free_port() -> int:
@@ -152,7 +158,9 @@ class FaultyProxy:
             return
         if failure == "refused":
             # As careless servers do: the request quoted in the answer.
-            self._answer(asked, 500, {}, f"<Error><Code>InternalError</Code><Message>{SECRET}</Message></Error>".encode())
+            self._answer(
+                asked, 500, {}, f"<Error><Code>InternalError</Code><Message>{SECRET}</Message></Error>".encode()
+            )
             return
         status, headers, content = self._forward(asked, body)
         if failure == "lost":

@@ -63,10 +63,9 @@ class LocalCopy:
             raise DamageError(
                 f"record {row.number} of {self._objects.location} says other things of {row.name} than here"
             )
-        self._check_space(row)
-        temporary = self._new_name()
+        temporary = self.new_name()
         try:
-            self._download(object_of(row), record.files, temporary)
+            self.download(object_of(row), record.files, temporary)
             written = hash_files(temporary)
             if (written.digest, written.num_bytes) != (row.digest, row.num_bytes):
                 raise DamageError(
@@ -77,8 +76,9 @@ class LocalCopy:
         finally:
             discard(temporary)
 
-    def _download(self, source: str, files: Mapping[str, int], target: Path) -> None:
-        """Fetch files, whose names and sizes were checked when their record was read."""
+    def download(self, source: str, files: Mapping[str, int], target: Path) -> None:
+        """Fetch a shard's files, whose names have been checked; DamageError where one has not the size given here."""
+        self._check_space(source, sum(files.values()))
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="shard-files") as threads:
             coming = []
             for name, num_bytes in files.items():
@@ -89,11 +89,11 @@ class LocalCopy:
             for file in coming:
                 file.result()
 
-    def _check_space(self, row: ShardRow) -> None:
+    def _check_space(self, name: str, num_bytes: int) -> None:
         free_bytes = shutil.disk_usage(self._folder).free
-        if row.num_bytes + _RESERVE_BYTES > free_bytes:
+        if num_bytes + _RESERVE_BYTES > free_bytes:
             raise CacheError(
-                f"shard {row.name} has {row.num_bytes >> 20} MiB, and {free_bytes >> 20} MiB are free in "
+                f"{self._objects.location}/{name} has {num_bytes >> 20} MiB, and {free_bytes >> 20} MiB are free in "
                 f"{self._folder}: make room"
             )
 
@@ -109,7 +109,8 @@ class LocalCopy:
             if (match := _COMING.fullmatch(path.name)) and is_dead(match["owner"]):
                 discard(path)
 
-    def _new_name(self) -> Path:
+    def new_name(self) -> Path:
+        """Where something can be put that is to become a shard here, or to go."""
         return self._folder / f".get-{this_process()}-{secrets.token_hex(8)}"
 
     def make_room(self, row: ShardRow) -> None:
@@ -125,7 +126,7 @@ class LocalCopy:
                     return
                 if path.name != row.name:
                     with contextlib.suppress(OSError):
-                        discard(path.rename(self._new_name()))
+                        discard(path.rename(self.new_name()))
                     used_bytes -= num_bytes
 
     def _kept(self) -> Iterator[tuple[float, int, Path]]:

@@ -73,7 +73,7 @@ class Record:
 
     def _check_files(self, shard: ShardRow, where: str) -> None:
         _expect(shard.number == self.position, f"{where} speaks of shard {shard.number}")
-        _expect(_HEX32.fullmatch(shard.digest) is not None, f"{where}: the shard's hash is {shard.digest!r}")
+        _expect(is_hash(shard.digest), f"{where}: the shard's hash is {shard.digest!r}")
         _expect(shard.name.split("-")[1].startswith(shard.digest[:16]), f"{where}: {shard.name} is not of its own hash")
         _expect(0 < len(self.files) <= MAX_FILES, f"{where}: a shard of {len(self.files)} files")
         for name, num_bytes in self.files.items():
@@ -88,6 +88,11 @@ class Record:
         """As sealed JSON."""
         shard = self.shard and asdict(self.shard)
         return sealed_json({"format": 1, **asdict(self), "shard": shard, "files": dict(self.files)})
+
+
+def is_hash(text: str) -> bool:
+    """Whether it is xxh3_128 in hex."""
+    return _HEX32.fullmatch(text) is not None
 
 
 def record_name(position: int) -> str:

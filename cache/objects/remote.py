@@ -165,7 +165,7 @@ class Remote:
         else:
             dataset = read_dataset_object(self.objects, record.dataset)
             ledger.add_within(connection, sorted((video.id, video.path) for video in dataset.videos))
-            write_bytes_durably(self._folder / "dataset.json", dataset_bytes(dataset))
+            write_bytes_durably(ledger.path.with_name("dataset.json"), dataset_bytes(dataset))
         ledger.set_applied(connection, record.position + 1)
 
 
@@ -188,7 +188,9 @@ def read_dataset_object(objects: Objects, name: str) -> Dataset:
 
 def publish(objects: Objects, dataset: Dataset, description: Description) -> None:
     """Make an empty cache in the store, which is there when its cache.json is; CacheError where one is already."""
-    value = {**description_json(description), "dataset": write_dataset_object(objects, dataset)}
+    name = write_dataset_object(objects, dataset)
+    # The nonce tells two that make the same cache at the same time apart: one of them makes it.
+    value = {**description_json(description), "dataset": name, "nonce": secrets.token_hex(16)}
     if not objects.create("cache.json", sealed_json(value)):
         raise CacheError(f"{objects.location} holds a cache already; open it, or choose another prefix")
 
@@ -204,3 +206,16 @@ def find(objects: Objects) -> tuple[Description, str] | None:
         return description_of(value, str(objects.location)), str(value["dataset"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CacheError(f"{where} is not a cache's description: {error!r}; it was changed or is damaged") from error
+
+
+def name_of(objects: Objects) -> str:
+    """Name of the dataset whose features the store has; CacheError where it has none."""
+    return read_dataset_object(objects, required(objects)[1]).name
+
+
+def required(objects: Objects) -> tuple[Description, str]:
+    """As `find`; CacheError where there is no cache."""
+    found = find(objects)
+    if found is None:
+        raise CacheError(f"there is no cache at {objects.location}: `make extract CACHE={objects.location}` makes one")
+    return found
