@@ -5,6 +5,8 @@ from typing import Any
 import click
 
 from cache.console import StageGroup, dataset_option, work_option
+from cache.errors import CacheError
+from cache.objects.location import Location
 from cache.schema import LEVELS
 from extract.data_cli import data_command
 from extract.decoders import DECODER_NAMES, DEFAULT_DECODER
@@ -34,6 +36,13 @@ def _limits(_context: click.Context, _parameter: click.Parameter, texts: tuple[s
     try:
         return parse_limits(texts) or None
     except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def _location(_context: click.Context, _parameter: click.Parameter, text: str | None) -> Location | None:
+    try:
+        return None if text is None else Location.parse(text)
+    except CacheError as error:
         raise click.BadParameter(str(error)) from error
 
 
@@ -76,6 +85,13 @@ def _limits(_context: click.Context, _parameter: click.Parameter, texts: tuple[s
     callback=_limits,
     help="What one video may cost before it fails: pixels, frames, file_bytes, stall_seconds, video_seconds, "
     "processor_seconds, memory_bytes. May be given several times. [default: docs/videos.md, Limits]",
+)
+@click.option(
+    "--cache",
+    "location",
+    metavar="s3://BUCKET/PREFIX",
+    callback=_location,
+    help="Keep the cache in an object store; below --work is a working copy, which remembers it (docs/scale.md).",
 )
 @click.option("--strict", is_flag=True, default=None, help="Leave out videos that decode suspiciously.")
 @click.option("--retry-failed", is_flag=True, help="Try the failed videos once more.")

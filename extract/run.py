@@ -12,6 +12,7 @@ from cache.console import FINISHED_WITH_FAILURES, Progress, choose_dataset, prog
 from cache.dataset import Dataset
 from cache.errors import CacheError
 from cache.fingerprint import Fingerprint
+from cache.objects.location import Location
 from cache.shards import Backend
 from cache.store import FeatureCache
 from cache.workspace import Workspace
@@ -33,7 +34,7 @@ def run(options: Mapping[str, Any]) -> int:
     workspace: Workspace = options["workspace"]
     name = choose_dataset(workspace, options["dataset"])
     path = workspace.cache(name)
-    cache = FeatureCache.open(path) if (path / "cache.json").exists() else None
+    cache = FeatureCache.find(path, options["location"])
     request = Request.of(name, options, cache.settings if cache else None)
     if cache is None:
         found = _find(request, name, workspace)
@@ -42,7 +43,7 @@ def run(options: Mapping[str, Any]) -> int:
         check_against(request, cache.fingerprint, allow_drift=options["allow_drift"], where=f"the cache {path}")
         _check_format(cache, options["backend"])
         if options["retry_failed"]:
-            click.echo(f"{cache.ledger.requeue(['failed'])} failed videos will be tried once more")
+            click.echo(f"{cache.requeue(['failed'])} failed videos will be tried once more")
         if _videos_are_away(request, name) and not cache.ledger.counts()["pending"]:
             click.echo(f"the videos are not at hand, and not needed: all {len(cache.dataset.videos)} are extracted")
             dataset, root = cache.dataset, Path()
@@ -102,7 +103,8 @@ def _extract(workspace: Workspace, request: Request, options: Mapping[str, Any],
     made_with = fingerprint(settings, weights_text=weights.text, weights_sha256=weights.sha256)
     path = workspace.cache(dataset.name)
     if not path.exists():
-        _create(path, dataset, made_with, request.record(settings), options["backend"] or "h5")
+        backend = options["backend"] or ("zarr" if options["location"] else "h5")
+        _create(path, dataset, made_with, request.record(settings), backend, options["location"])
     with FeatureCache.open_for_extraction(path, made_with, options["allow_drift"]) as cache:
         workspace.remember_dataset(dataset.name)
         if pending := cache.ledger.counts()["pending"]:
@@ -120,11 +122,18 @@ def _extract(workspace: Workspace, request: Request, options: Mapping[str, Any],
 
 
 def _create(
-    path: Path, dataset: Dataset, made_with: Fingerprint, settings: Mapping[str, Any], backend: Backend
+    path: Path,
+    dataset: Dataset,
+    made_with: Fingerprint,
+    settings: Mapping[str, Any],
+    backend: Backend,
+    location: Location | None,
 ) -> None:
     """Make an empty cache; where another extractor was quicker, its cache will do."""
     try:
-        FeatureCache.create(path, dataset=dataset, fingerprint=made_with, settings=settings, backend=backend).close()
+        FeatureCache.create(
+            path, dataset=dataset, fingerprint=made_with, settings=settings, backend=backend, location=location
+        ).close()
     except CacheError:
         if not (path / "cache.json").exists():
             raise
@@ -152,6 +161,9 @@ def _announce(
         f"{settings.jobs} decoding ({settings.decoder})"
     )
     frames = plan.frames_per_video(cache, plan.paths(dataset, root), settings)
+    if cache.remote is not None:
+        click.echo(f"  into {cache.remote.location} ({cache.backend}); a working copy of it is {cache.path}")
+        return
     click.echo(f"  into {cache.path} ({cache.backend}); {plan.check_disk(cache.path, settings, pending, frames)}")
 
 
