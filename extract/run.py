@@ -103,7 +103,7 @@ def _extract(workspace: Workspace, request: Request, options: Mapping[str, Any],
     made_with = fingerprint(settings, weights_text=weights.text, weights_sha256=weights.sha256)
     path = workspace.cache(dataset.name)
     if not path.exists():
-        backend = options["backend"] or ("zarr" if options["location"] else "h5")
+        backend: Backend = options["backend"] or ("zarr" if options["location"] else "h5")
         _create(path, dataset, made_with, request.record(settings), backend, options["location"])
     with FeatureCache.open_for_extraction(path, made_with, options["allow_drift"]) as cache:
         workspace.remember_dataset(dataset.name)
