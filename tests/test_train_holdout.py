@@ -30,7 +30,16 @@ def test_no_group_stands_on_both_sides_and_every_class_on_each():
     assert sorted(video.id for video in (*inside, *held)) == sorted(video.id for video in videos)
     assert not {group(video.id) for video in inside} & {group(video.id) for video in held}
     assert {video.label for video in inside} == {video.label for video in held} == set(range(5))
-    assert len({group(video.id) for video in held}) == 5 * round(0.2 * 18)
+    assert len({group(video.id) for video in held}) == 5 * 4
+
+
+@pytest.mark.parametrize("groups", [19, 9, 4, 3])
+def test_five_turns_hold_every_group_out_once_as_far_as_there_are_five(groups):
+    videos = grouped_dataset(groups=groups).half(1, "train")
+    turns = min(5, groups - 1)
+    held = [{group(video.id) for video in split_off(videos, turn)[1]} for turn in range(turns)]
+    assert sum(map(len, held)) == len(set().union(*held)) == 3 * (groups - 1)
+    assert split_off(videos, turns) == split_off(videos, 0)
 
 
 def test_the_cut_does_not_depend_on_the_order_of_videos():

@@ -35,6 +35,10 @@ class TestThePapersWords:
         """4.2: "CrossEntropyLoss function"."""
         assert PAPER.label_smoothing == 0
 
+    def test_features_and_labels_are_taken_as_they_are_in_single_precision(self):
+        """4.2 names no augmentation of features or labels, and no other precision."""
+        assert (PAPER.feature_noise, PAPER.mixup, PAPER.precision) == (0, 0, "fp32")
+
     def test_mini_batch_size_28(self):
         """4.2: "with mini-batch size 28"."""
         assert PAPER.batch == 28
@@ -130,6 +134,8 @@ def test_every_recipe_survives_json(name):
         ({"variational_dropout": 1.0}, "variational_dropout"),
         ({"learning_rate": {"low": 1e-4}}, "learning_rate"),
         ({"schedule": "linear"}, "schedule"),
+        ({"feature_noise": -0.1}, "feature_noise"),
+        ({"precision": "fp16"}, "precision"),
     ],
 )
 def test_unusable_values_are_refused_by_name(changes, named):

@@ -23,6 +23,9 @@ SMALL, PAPER = RECIPES["small"], RECIPES["paper"]
         (with_overrides(PAPER, cell="lstm"), False, "paper-lstm"),
         (with_overrides(SMALL, hidden=512, epochs=12, batch=14), False, "h512-e12-b14"),
         (with_overrides(SMALL, learning_rate=0.003), True, "lr0.003-holdout"),
+        (with_overrides(SMALL, schedule="step", precision="bf16"), False, "step-bf16"),
+        (with_overrides(SMALL, weight_decay=0.01, mixup=0.5), False, "decay0.01-mixup0.5"),
+        (with_overrides(SMALL, label_smoothing=0.1, feature_noise=0.2), False, "smoothing0.1-noise0.2"),
         (SMALL, True, "holdout"),
     ],
 )

@@ -37,7 +37,7 @@ def make_plan(workspace: Workspace, **axes) -> Plan:
 def pretend(plan: Plan, workspace: Workspace, right: dict[tuple[str, int], int]) -> None:
     """Write scores in which so many of the six test videos are right, two clips each, for (level, seed)."""
     for config in plan.configs():
-        videos = plan.splits[1].listed(holdout=False)
+        videos = plan.splits[1].listed(holdout=False, seed=0)
         softmax = []
         for index, video in enumerate(videos):
             chosen = video.label if index < right[config.level, config.seed] else (video.label + 1) % 3
@@ -67,6 +67,11 @@ def test_cells_are_means_over_videos_and_deviations_over_seeds(tmp_path):
     assert table["fused 0.7/0.2/0.1"].accuracies == pytest.approx((1.0, 5 / 6))
     assert table["mean of levels"].accuracies == pytest.approx((3 / 6, 3 / 6))
     assert to_markdown(list(table.values()), ["a note"]).splitlines()[2].startswith("| mean pooling | 25.0 ± 11.8 |")
+    # A video that is right has 0.5 for its class, another 0.225: means of two clips.
+    expected = [-(right * np.log(0.5) + (6 - right) * np.log(0.225)) / 6 for right in (1, 2)]
+    assert table["low"].log_losses == pytest.approx(expected)
+    shown = to_markdown(list(table.values()), [], losses=True)
+    assert f"| 25.0 ± 11.8 ({np.mean(expected):.3f}) |" in shown
 
 
 def test_a_test_video_without_features_counts_as_wrong(tmp_path):
@@ -84,7 +89,7 @@ def test_a_test_video_without_features_counts_as_wrong(tmp_path):
     workspace = Workspace(tmp_path)
     plan = make_plan(workspace, level=("low",))
     scored = plan.splits[1].test
-    assert len(plan.splits[1].listed(holdout=False)) == len(scored) + 1
+    assert len(plan.splits[1].listed(holdout=False, seed=0)) == len(scored) + 1
     for config in plan.configs():
         table = ScoreTable(
             video_ids=np.array([video.id for video in scored]),

@@ -9,7 +9,7 @@ import click
 from cache.console import StageGroup, choose_dataset, dataset_option, work_option
 from cache.schema import LEVELS, Level
 from cache.workspace import Workspace
-from train.recipes import CELLS, POOLS, RECIPES, Pool, with_overrides
+from train.recipes import CELLS, POOLS, PRECISIONS, RECIPES, Pool, with_overrides
 from train.runs import RunConfig, state_of
 from train.split import Split, open_split
 from train.sweep_cli import device_option, sweep
@@ -31,6 +31,7 @@ def override_options(command: Any) -> Any:
             click.option("--epochs", type=click.IntRange(1), metavar="N", help="Times each training clip is seen."),
             click.option("--batch", type=click.IntRange(1), metavar="N", help="Clips in one optimizer step."),
             click.option("--lr", "learning_rate", type=float, metavar="RATE", help="First learning rate."),
+            click.option("--precision", type=click.Choice(PRECISIONS), help="Of the products while training."),
         ]
     ):
         command = option(command)
@@ -64,7 +65,8 @@ def override_options(command: Any) -> Any:
 @click.option(
     "--holdout",
     is_flag=True,
-    help="Leave a fifth of the training groups out, score those, and leave the test half alone: for choosing settings.",
+    help="Leave a fifth of the training groups out (the seed says which), score those, and leave the test half alone: "
+    "for choosing settings.",
 )
 @click.option("--fresh", is_flag=True, help="Throw away what the run's folder holds and train from the start.")
 @click.pass_context

@@ -86,7 +86,7 @@ def run(
 
 
 def _score(head: Head, split: Split, config: RunConfig, device: torch.device) -> ScoreTable:
-    _, scored = split.learned_and_scored(holdout=config.holdout)
+    _, scored = split.learned_and_scored(holdout=config.holdout, seed=config.seed)
     return score_bank(head, load_bank(split.cache, config.level, scored, config.clips, device, views=[0]), config)
 
 
@@ -138,7 +138,7 @@ def _train(split: Split, config: RunConfig, folder: Path, device: torch.device, 
         check_same_run(before, config, path)
         if before.position is None:
             return head_from(before, path).to(device)
-    learned, _ = split.learned_and_scored(holdout=config.holdout)
+    learned, _ = split.learned_and_scored(holdout=config.holdout, seed=config.seed)
     bank = load_bank(split.cache, config.level, learned, config.clips, device)
     torch.manual_seed(config.seed)
     trainer = Trainer(Head(head_settings(config)).to(device), bank, config.recipe, config.level, config.seed, group)

@@ -7,18 +7,29 @@ from typing import Any
 
 from cache.errors import TrainingError
 from cache.schema import LEVELS, Level
-from train.recipes import CELLS, POOLS, RECIPES, Pool, Recipe, with_overrides
+from train.recipes import CELLS, POOLS, PRECISIONS, RECIPES, SCHEDULES, Pool, Recipe, with_overrides
+
+FIELDS: dict[str, tuple[str, Any]] = {
+    "cell": ("cell", CELLS),
+    "hidden": ("hidden", int),
+    "layers": ("layers", int),
+    "epochs": ("epochs", int),
+    "batch": ("batch", int),
+    "lr": ("learning_rate", float),
+    "schedule": ("schedule", SCHEDULES),
+    "decay": ("weight_decay", float),
+    "smoothing": ("label_smoothing", float),
+    "noise": ("feature_noise", float),
+    "mixup": ("mixup", float),
+    "precision": ("precision", PRECISIONS),
+}
+"""Axes that change one field of a recipe: the field, and what it can hold (see AXES)."""
 
 AXES: dict[str, Any] = {
     "level": LEVELS,
     "pool": POOLS,
     "recipe": tuple(sorted(RECIPES)),
-    "cell": CELLS,
-    "hidden": int,
-    "layers": int,
-    "epochs": int,
-    "batch": int,
-    "lr": float,
+    **{axis: kind for axis, (_, kind) in FIELDS.items()},
 }
 """What can be varied: names to choose from, or the kind of number."""
 
@@ -78,8 +89,7 @@ def settings(axes: Mapping[str, Sequence[Any]], usual: Recipe) -> list[Setting]:
     for values in product(*complete.values()):
         point = dict(zip(complete, values, strict=True))
         recipe = RECIPES[point["recipe"]] if "recipe" in point else usual
-        changes = {name: point[name] for name in ("cell", "hidden", "layers", "epochs", "batch") if name in point}
-        recipe = with_overrides(recipe, learning_rate=point.get("lr"), **changes)
+        recipe = with_overrides(recipe, **{field: point[axis] for axis, (field, _) in FIELDS.items() if axis in point})
         if recipe.cell == "mean" and point["pool"] != "mean":
             continue
         varied = tuple((name, point[name]) for name in shown)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from cache.dataset import Video
 from cache.errors import TrainingError
 
-SHARE = 0.2
-"""Share of each class's groups that is held out."""
+FIFTHS = 5
+"""Of so many parts of each class's groups one is held out."""
 
 _UCF_GROUP = re.compile(r"_g\d+(?=_|$)")
 _HMDB_ENDING = re.compile(r"_[fhlu]_[cn]m_np\d+_(ba|fr|le|ri)_(bad|med|goo)_\d+$")
@@ -28,11 +28,12 @@ def group(video_id: str) -> str:
     return _HMDB_ENDING.sub("", video_id)
 
 
-def split_off(videos: Sequence[Video], share: float = SHARE) -> tuple[tuple[Video, ...], tuple[Video, ...]]:
+def split_off(videos: Sequence[Video], turn: int = 0) -> tuple[tuple[Video, ...], tuple[Video, ...]]:
     """Cut training videos into (to learn from, held out), each class's groups apart, the same way at every call.
 
-    Of each class about `share` of the groups is held out, at least one, chosen by a hash of their names. A class with
-    a single group is refused (TrainingError): nothing would be left to learn from or to check on.
+    Of each class a fifth of the groups is held out, at least one, by a hash of their names; `turn` says which fifth, so
+    that turns 0 to 4 hold each group out once. A class with a single group is refused (TrainingError): nothing would be
+    left to learn from or to check on.
     """
     groups: dict[int, set[str]] = defaultdict(set)
     for video in videos:
@@ -46,6 +47,7 @@ def split_off(videos: Sequence[Video], share: float = SHARE) -> tuple[tuple[Vide
                 "at least two: train without --holdout"
             )
         ordered = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
-        held |= set(ordered[: max(1, round(share * len(ordered)))])
+        parts = min(FIFTHS, len(ordered))
+        held |= set(ordered[turn % parts :: parts])
     inside = tuple(video for video in videos if group(video.id) not in held)
     return inside, tuple(video for video in videos if group(video.id) in held)

@@ -16,6 +16,8 @@ Precision = Literal["fp32", "bf16"]
 
 CELLS: tuple[Cell, ...] = get_args(Cell)
 POOLS: tuple[Pool, ...] = get_args(Pool)
+SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 SMALL_BELOW_CLIPS = 5_000
 """Training splits with fewer clips than this are trained by the recipe `small` unless another is asked for."""
@@ -58,20 +60,25 @@ class Recipe:
     """Decoupled weight decay (AdamW); 0 is plain Adam."""
     label_smoothing: float = 0.0
     """Share of the target spread evenly over all classes."""
+    feature_noise: float = 0.0
+    """Standard deviation of the noise around 1 that each feature is multiplied by (`train/augment.py`)."""
+    mixup: float = 0.0
+    """Largest share of another clip that is blended into each clip, features and target alike; at most 0.5."""
     precision: Precision = "fp32"
     """Of the head's products in training: `fp32`, or `bf16` (autocast; weights, states and scores stay float32)."""
 
     def __post_init__(self) -> None:
         _check(self, "name", bool(self.name), "must not be empty")
         _check(self, "cell", self.cell in CELLS, f"must be one of {', '.join(CELLS)}")
-        _check(self, "precision", self.precision in get_args(Precision), "must be fp32 or bf16")
-        _check(self, "schedule", self.schedule in get_args(Schedule), "must be step or cosine")
+        _check(self, "precision", self.precision in PRECISIONS, "must be fp32 or bf16")
+        _check(self, "schedule", self.schedule in SCHEDULES, "must be step or cosine")
         for name in ("hidden", "layers", "epochs", "batch"):
             _check(self, name, getattr(self, name) >= 1, "must be at least 1")
-        for name in ("min_steps", "drop_after_epochs", "weight_decay"):
+        for name in ("min_steps", "drop_after_epochs", "weight_decay", "feature_noise"):
             _check(self, name, getattr(self, name) >= 0, "must be at least 0")
         for name in ("variational_dropout", "dropout", "label_smoothing"):
             _check(self, name, 0 <= getattr(self, name) < 1, "must be in [0, 1)")
+        _check(self, "mixup", 0 <= self.mixup <= 0.5, "must be in [0, 0.5]")
         rates = [self.learning_rate.get(level, math.nan) for level in LEVELS]
         _check(self, "learning_rate", all(0 < rate < math.inf for rate in rates), "must be positive for each level")
 

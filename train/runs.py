@@ -99,6 +99,29 @@ def _difference(name: str, mine: Any, theirs: Any) -> str:
     return f"{name} is {mine!r}, was {theirs!r}"
 
 
+_WORDS = (
+    ("", "cell"),
+    ("h", "hidden"),
+    ("l", "layers"),
+    ("e", "epochs"),
+    ("b", "batch"),
+    ("lr", "learning_rate"),
+    ("", "schedule"),
+    ("decay", "weight_decay"),
+    ("smoothing", "label_smoothing"),
+    ("noise", "feature_noise"),
+    ("mixup", "mixup"),
+    ("", "precision"),
+)
+"""The fields that the command line can change, and what stands before their values in a variant's name."""
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "_".join(sorted({f"{each:g}" for each in value.values()}))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def variant_of(recipe: Recipe, usual: Recipe, *, holdout: bool) -> str:
     """End of a run folder's name: what differs from the dataset's usual recipe, in few words.
 
@@ -107,13 +130,11 @@ def variant_of(recipe: Recipe, usual: Recipe, *, holdout: bool) -> str:
     """
     base = RECIPES.get(recipe.name, recipe)
     parts = [] if recipe.name == usual.name else [recipe.name]
-    parts += [recipe.cell] if recipe.cell != base.cell else []
-    for letter, names in (("h", ("hidden",)), ("l", ("layers",)), ("e", ("epochs", "min_steps")), ("b", ("batch",))):
-        if any(getattr(recipe, name) != getattr(base, name) for name in names):
-            parts.append(f"{letter}{getattr(recipe, names[0])}")
-    if recipe.learning_rate != base.learning_rate:
-        rates = {f"{rate:g}" for rate in recipe.learning_rate.values()}
-        parts.append("lr" + "_".join(sorted(rates)))
+    for word, name in _WORDS:
+        # A number of epochs is exact: it also takes away the steps that they are else added for.
+        exact = name == "epochs" and recipe.min_steps != base.min_steps
+        if exact or getattr(recipe, name) != getattr(base, name):
+            parts.append(f"{word}{_short(getattr(recipe, name))}")
     return "-".join([*parts, "holdout"] if holdout else parts)
 
 

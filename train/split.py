@@ -30,13 +30,16 @@ class Split:
     digest: str
     """Digest of the cache's fingerprint and of these videos."""
 
-    def learned_and_scored(self, *, holdout: bool) -> tuple[tuple[Video, ...], tuple[Video, ...]]:
-        """Videos to learn from and videos to score: training and test ones, or the two parts of the training ones."""
-        return split_off(self.training) if holdout else (self.training, self.test)
+    def learned_and_scored(self, *, holdout: bool, seed: int) -> tuple[tuple[Video, ...], tuple[Video, ...]]:
+        """Videos to learn from and videos to score: training and test ones, or the two parts of the training ones.
 
-    def listed(self, *, holdout: bool) -> tuple[Video, ...]:
+        Each seed holds out the next fifth of the training videos' groups: five seeds hold out each group once.
+        """
+        return split_off(self.training, seed) if holdout else (self.training, self.test)
+
+    def listed(self, *, holdout: bool, seed: int) -> tuple[Video, ...]:
         """Every video that accuracy is counted over: the test half (also without features), or the held-out part."""
-        return split_off(self.training)[1] if holdout else self.dataset.half(self.number, "test")
+        return split_off(self.training, seed)[1] if holdout else self.dataset.half(self.number, "test")
 
     def training_clips(self, rule: ClipRule) -> int:
         """Clips of the training videos."""
@@ -50,7 +53,7 @@ class Split:
 
     def config(self, *, level: Level, pool: Pool, seed: int, recipe: Recipe, usual: Recipe, holdout: bool) -> RunConfig:
         """The configuration of one run on this split."""
-        learned, scored = self.learned_and_scored(holdout=holdout)
+        learned, scored = self.learned_and_scored(holdout=holdout, seed=seed)
         fingerprint = self.cache.fingerprint
         return RunConfig(
             dataset=self.dataset.name,

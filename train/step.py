@@ -8,8 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from train.augment import add_noise, mix
 from train.bank import ClipBank
 from train.group import Group
+from train.heads import Head
 from train.recipes import Recipe
 
 Cause = Literal["loss", "gradient"]
@@ -100,7 +102,7 @@ class EagerStep:
 
     def __init__(
         self,
-        head: nn.Module,
+        head: Head,
         optimizer: torch.optim.Optimizer,
         bank: ClipBank,
         tally: Tally,
@@ -131,10 +133,12 @@ class EagerStep:
 
     def _backward(self, clip_B: Tensor, view_B: Tensor, label_B: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """These clips' part of the batch's mean loss, and their logits; gradients are in the parameters."""
-        x_TBC = self.bank.gather(clip_B, view_B)
-        with torch.autocast(x_TBC.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+        recipe = self.recipe
+        x_TBC = add_noise(self.bank.gather(clip_B, view_B), recipe.feature_noise)
+        x_TBC, target = mix(x_TBC, label_B, recipe.mixup, self.head.settings.classes)
+        with torch.autocast(x_TBC.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
             logits_BK = self.head(x_TBC).float()
-        smoothing = self.recipe.label_smoothing
-        loss = nn.functional.cross_entropy(logits_BK, label_B, label_smoothing=smoothing, reduction="sum") / batch
+        smoothing = recipe.label_smoothing
+        loss = nn.functional.cross_entropy(logits_BK, target, label_smoothing=smoothing, reduction="sum") / batch
         loss.backward()
         return loss.detach(), logits_BK.detach()

@@ -66,6 +66,8 @@ class Cell:
     column: str
     accuracies: tuple[float, ...]
     """For each seed, the mean over splits of the share of videos that are right."""
+    log_losses: tuple[float, ...]
+    """For each seed, the mean over splits and videos with features of -ln(probability of the right class)."""
 
     @property
     def text(self) -> str:
@@ -85,30 +87,39 @@ def cells(plan: Plan, workspace: Workspace) -> list[Cell]:
     for row in dict.fromkeys(setting.label for setting in plan.settings):
         levels = {setting.level: setting for setting in plan.settings if setting.label == row}
         by_seed = [_mean_over_splits(plan, levels, seed, workspace) for seed in plan.seeds]
-        made += [
-            Cell(row=row, column=column, accuracies=tuple(each[column] for each in by_seed)) for column in by_seed[0]
-        ]
+        for column in by_seed[0]:
+            accuracies, log_losses = zip(*(each[column] for each in by_seed), strict=True)
+            made.append(Cell(row=row, column=column, accuracies=accuracies, log_losses=log_losses))
     return made
 
 
-def _mean_over_splits(plan: Plan, levels: Mapping[Level, Setting], seed: int, workspace: Workspace) -> dict[str, float]:
-    results = [_accuracies(plan, levels, split, seed, workspace) for split in plan.splits]
-    return {column: float(np.mean([result[column] for result in results])) for column in results[0]}
+Measured = tuple[float, float]
+"""Accuracy and mean log loss."""
 
 
-def _accuracies(
+def _mean_over_splits(
+    plan: Plan, levels: Mapping[Level, Setting], seed: int, workspace: Workspace
+) -> dict[str, Measured]:
+    results = []
+    for split in plan.splits:
+        probabilities, label_N = _columns(plan, levels, split, seed, workspace)
+        results.append({name: (accuracy(p, label_N), log_loss(p, label_N)) for name, p in probabilities.items()})
+    means = {name: np.mean([result[name] for result in results], axis=0) for name in results[0]}
+    return {name: (float(mean[0]), float(mean[1])) for name, mean in means.items()}
+
+
+def _columns(
     plan: Plan, levels: Mapping[Level, Setting], split: int, seed: int, workspace: Workspace
-) -> dict[str, float]:
-    """Accuracy of each level and fusion for one split and seed."""
+) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.int64]]:
+    """What stands in each column for one split and seed, each level and fusion: `[videos, K]`; and the labels."""
     probabilities, label_N = _probabilities(plan, levels, split, seed, workspace, holdout=plan.holdout)
-    found: dict[str, float] = {level: accuracy(probabilities[level], label_N) for level in levels}
+    found: dict[str, NDArray[np.float64]] = {str(level): each for level, each in probabilities.items()}
     if len(levels) == len(LEVELS):
-        found[FUSED] = accuracy(fuse_levels(probabilities, PAPER_WEIGHTS), label_N)
-        found[MEAN] = accuracy(fuse_levels(probabilities, MEAN_WEIGHTS), label_N)
+        found[FUSED] = fuse_levels(probabilities, PAPER_WEIGHTS)
+        found[MEAN] = fuse_levels(probabilities, MEAN_WEIGHTS)
         if plan.search_fusion:
-            weights = heldout_weights(plan, levels, split, seed, workspace)
-            found[SEARCHED] = accuracy(fuse_levels(probabilities, weights), label_N)
-    return found
+            found[SEARCHED] = fuse_levels(probabilities, heldout_weights(plan, levels, split, seed, workspace))
+    return found, label_N
 
 
 def heldout_weights(
@@ -124,7 +135,7 @@ def _probabilities(
     plan: Plan, levels: Mapping[Level, Setting], split: int, seed: int, workspace: Workspace, *, holdout: bool
 ) -> tuple[dict[Level, NDArray[np.float64]], NDArray[np.int64]]:
     """`[videos, K]` of each level, NaN rows for videos without features, and the videos' labels."""
-    videos = plan.splits[split].listed(holdout=holdout)
+    videos = plan.splits[split].listed(holdout=holdout, seed=seed)
     probabilities = {}
     for level, setting in levels.items():
         config = plan.config(setting, split, seed, holdout=holdout)
@@ -145,11 +156,21 @@ def accuracy(probabilities_NK: NDArray[np.float64], label_N: NDArray[np.int64]) 
     return int(right_N.sum()) / len(label_N)
 
 
-def to_markdown(table: Sequence[Cell], notes: Sequence[str]) -> str:
-    """The table in Markdown, percent, with notes below it."""
+def log_loss(probabilities_NK: NDArray[np.float64], label_N: NDArray[np.int64]) -> float:
+    """Mean of -ln(probability of the right class) over the videos that have probabilities; 0 counts as 1e-12."""
+    have_N = np.asarray(~np.isnan(probabilities_NK).any(axis=1))
+    right_N = probabilities_NK[have_N, label_N[have_N]]
+    return float(-np.log(np.maximum(right_N, 1e-12)).mean())
+
+
+def to_markdown(table: Sequence[Cell], notes: Sequence[str], *, losses: bool = False) -> str:
+    """The table in Markdown, percent, with notes below it; `losses` adds the mean log loss in brackets."""
     columns = list(dict.fromkeys(cell.column for cell in table))
     rows = list(dict.fromkeys(cell.row for cell in table))
-    text = {(cell.row, cell.column): cell.text for cell in table}
+    text = {
+        (cell.row, cell.column): f"{cell.text} ({np.mean(cell.log_losses):.3f})" if losses else cell.text
+        for cell in table
+    }
     lines = [f"| setting | {' | '.join(columns)} |", "| --- |" + " --- |" * len(columns)]
     lines += [f"| {row} | " + " | ".join(text[row, column] for column in columns) + " |" for row in rows]
     return "\n".join([*lines, "", *(f"- {note}" for note in notes), ""])
@@ -165,7 +186,13 @@ def to_json(table: Sequence[Cell], plan: Plan, notes: Sequence[str]) -> str:
         "cache_digest": {number: split.digest for number, split in plan.splits.items()},
         "notes": list(notes),
         "cells": [
-            {"setting": cell.row, "column": cell.column, "accuracy": list(cell.accuracies), "text": cell.text}
+            {
+                "setting": cell.row,
+                "column": cell.column,
+                "accuracy": list(cell.accuracies),
+                "log_loss": list(cell.log_losses),
+                "text": cell.text,
+            }
             for cell in table
         ],
     }

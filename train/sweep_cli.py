@@ -44,7 +44,9 @@ device_option = click.option(
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Seeds 0 to N-1 for each setting.")
 @click.option("--split", "splits", type=click.IntRange(1, 3), multiple=True, help="Several may be given. [default: 1]")
 @click.option(
-    "--holdout", is_flag=True, help="Score held-out training videos, not the test half: to choose settings by."
+    "--holdout",
+    is_flag=True,
+    help="Score held-out training videos, another fifth for each seed, not the test half: to choose settings by.",
 )
 @click.option("--jobs", type=click.IntRange(1), metavar="N", help="Runs at once. [default: one a core; one on a GPU]")
 @click.option("--name", metavar="NAME", help="Folder of the table. [default: table1, table2, fusion or grid]")
@@ -165,10 +167,12 @@ def _write(plan: Plan, workspace: Workspace, split: Split, name: str) -> str:
         f"recipe {', '.join(recipes)}; backbone weights {split.cache.fingerprint.identity.get('weights')}",
         f"made by `{_command(split.dataset.name)}`",
     ]
+    if plan.holdout:
+        notes.append("each seed holds out another fifth of the groups; in brackets the mean -ln p of the right class")
     if split.dataset.subset:
         notes.append("the dataset is a subset of the published one")
     table = cells(plan, workspace)
-    markdown = to_markdown(table, notes)
+    markdown = to_markdown(table, notes, losses=plan.holdout)
     write_bytes_durably(folder / "table.md", markdown.encode())
     write_bytes_durably(folder / "results.json", to_json(table, plan, notes).encode())
     click.echo(f"\n{markdown}\ntable: {folder / 'table.md'}")
