@@ -118,13 +118,14 @@ class Database:
         try:
             yield
         except sqlite3.Error as error:
-            full = (
-                error.sqlite_errorcode == sqlite3.SQLITE_FULL if isinstance(error, sqlite3.OperationalError) else False
-            )
-            next_step = (
-                "; all that was committed is safe: free some space and run the same command again" if full else ""
-            )
-            raise CacheError(f"{self.path} cannot be used: {error}{next_step}") from error
+            raise CacheError(f"{self.path} cannot be used: {error}{_what_next(error)}") from error
+
+
+def _what_next(error: sqlite3.Error) -> str:
+    """What can be done about an error of the disk; nothing to say of others."""
+    advice = {sqlite3.SQLITE_FULL: "free some space", sqlite3.SQLITE_IOERR: "look after the disk and its free space"}
+    todo = advice.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
+    return f". All that was committed is safe: {todo}, then run the same command again" if todo else ""
 
 
 def _tables(connection: sqlite3.Connection) -> list[tuple[str, str]]:

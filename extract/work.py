@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from cache.errors import LeaseLostError
+from cache.errors import CacheError, LeaseLostError
 from cache.fingerprint import Fingerprint
 from cache.ledger import Claim
 from cache.owner import this_process
@@ -116,8 +116,8 @@ class Work:
             self._held.pop(claim.token, None)
 
     def _renew(self) -> None:
-        """Put off the end of all leases, until told to stop. A lost one is found out by its commit."""
+        """Put off the end of all leases, until told to stop. A lost one, and a disk that refuses, its commit finds out."""
         while not self._stop.wait(LEASE_SECONDS / 4):
             for claim in list(self._held.values()):
-                with suppress(LeaseLostError):
+                with suppress(CacheError):
                     self._cache.ledger.renew(claim, LEASE_SECONDS)

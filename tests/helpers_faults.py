@@ -95,14 +95,22 @@ def _shim() -> Path:
     return library
 
 
+def under(control: Control) -> dict[str, str]:
+    """What the environment of a process needs for its file operations to go through the shim."""
+    return {
+        "LD_PRELOAD": str(_shim()),
+        "FAULTS_CONTROL": str(control.path),
+        "FAULTS_TRACE": str(control.trace_path),
+    }
+
+
 class Server:
     """A process that forks workers (faults/worker.py)."""
 
     def __init__(self, control: Control | None = None) -> None:
         env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(FOLDER.parent), str(FOLDER.parent.parent)])}
         if control is not None:
-            env |= {"LD_PRELOAD": str(_shim()), "FAULTS_CONTROL": str(control.path)}
-            env |= {"FAULTS_TRACE": str(control.trace_path)}
+            env |= under(control)
         self._process = subprocess.Popen(
             [sys.executable, FOLDER / "worker.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
         )

@@ -1,5 +1,7 @@
 """Killed at any moment and continued, or shared by two: the same features to the bit, each video once."""
 
+import errno
+import os
 import random
 import signal
 import subprocess
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers_extract import QUICK, assert_same, cache_of, everything, extract, make_videos
+from helpers_faults import Control, under
 
 from cache.errors import CacheError
 from cache.store import FeatureCache
@@ -80,6 +83,27 @@ def test_two_at_once_and_one_killed(uninterrupted, tmp_path):
     assert extract(tmp_path, quick=False).exit_code == 0
     killer.wait()
     other.wait()
+    assert_complete(tmp_path, uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("refused", [errno.ENOSPC, errno.EIO])
+def test_a_disk_that_fills_up_or_fails_ends_the_run_cleanly_and_it_goes_on(uninterrupted, tmp_path, refused):
+    control = Control(tmp_path)
+    control.watch(tmp_path / "work")
+    command = [sys.executable, "-m", "extract", "--work", str(tmp_path / "work"), "--dataset", "toy", "--device", "cpu"]
+    command += ["--data", str(uninterrupted / "videos"), *QUICK]
+    process = subprocess.Popen(
+        command, cwd=MAIN, env={**os.environ, **under(control)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    wait_for(tmp_path, 1, process)
+    control.arm(0, refused, lasting=1 << 40)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1, said
+    assert said.startswith(b"error: ")
+    assert b"Traceback" not in said
+    assert 0 < committed(tmp_path) < 36
+    assert extract(tmp_path, quick=False).exit_code == 0
     assert_complete(tmp_path, uninterrupted)
 
 
