@@ -133,7 +133,7 @@ class FeatureCache:
     def close(self) -> None:
         """End the writing process and close the ledger; both come back when they are needed."""
         self._writer.close()
-        if self.remote is not None:
+        if self.remote is not None and self.remote.lease.held:
             # What others of this machine have claimed, they will commit as the same driver.
             self.remote.lease.release(for_all=self._ledger.next_expiry() is None)
         self._ledger.close()

@@ -35,8 +35,7 @@ def need(*packages: str) -> None:
             pytest.skip(f"needs the package {package}")
 
 
-@pytest.fixture
-def memory_store(monkeypatch: pytest.MonkeyPatch) -> Any:
+def stores_in_memory(monkeypatch: pytest.MonkeyPatch) -> Any:
     """obstore's stores in memory instead of a server, one a location; what is at LOCATION is given.
 
     Shards are written by this process too: a child takes half a second to start, and has tests of its own.
@@ -82,13 +81,6 @@ class S3Server:
         self._log.close()
 
 
-@pytest.fixture(scope="module")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    server = S3Server(tmp_path_factory.mktemp("s3"))
-    yield server
-    server.close()
-
-
 def use(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
     """Put credentials and the server's address into the environment, as users do."""
     for name, value in environment(endpoint).items():
@@ -106,7 +98,7 @@ def environment(endpoint: str) -> dict[str, str]:
 
 
 class FaultyProxy:
-    """Passes requests on to a server, and fails some: before they get there, or with the answer lost on its way back."""
+    """Passes requests on to a server, and fails some: before they get there, or the answer on its way back."""
 
     def __init__(self, port: int, *, fail_every: int = 0) -> None:
         """`fail_every`: each so-many-th request; by turns refused with 500, cut before, and cut after it was done."""

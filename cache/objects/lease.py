@@ -57,6 +57,11 @@ class DriverLease:
                 self._renewer = threading.Thread(target=self._renew, name="driver-lease", daemon=True)
                 self._renewer.start()
 
+    @property
+    def held(self) -> bool:
+        """Whether this process renews it."""
+        return self._renewer is not None
+
     def release(self, *, for_all: bool) -> None:
         """Renew it no longer; let others in, unless processes of this working copy go on (`for_all` is False)."""
         with self._lock:
