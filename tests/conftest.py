@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,24 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the real videos and splits in {SHARED} (MRRN_SHARED= names another folder)")
     return SHARED
+
+
+@pytest.fixture
+def memory_store(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An object store in memory, for all that this process opens at `helpers_objects.LOCATION`."""
+    from helpers_objects import stores_in_memory
+
+    return stores_in_memory(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A real S3 server on loopback; the test is skipped where it is not installed."""
+    from helpers_objects import S3Server
+
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")
