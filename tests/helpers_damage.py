@@ -86,7 +86,7 @@ DAMAGES: tuple[Callable[[bytearray, Random], bytearray], ...] = (
 def encode_sources(folder: Path) -> list[Path]:
     """A healthy video of each kind."""
     folder.mkdir(parents=True, exist_ok=True)
-    return [encode(folder / f"healthy.{suffix}", 60, codec=codec) for suffix, codec in SOURCES.items()]
+    return [encode(folder / f"healthy.{suffix}", 24, codec=codec) for suffix, codec in SOURCES.items()]
 
 
 def damage(source: Path, seed: int, folder: Path) -> Path:
