@@ -12,7 +12,8 @@ quoted = '$(subst ','\'',$(1))'
 option = $(if $($(2)),$(1) $(call quoted,$($(2))))
 COMMON = --work $(call quoted,$(WORK)) $(call option,--dataset,DATASET) $(call option,--device,DEVICE)
 EXTRACT = $(call option,--data,DATA) $(if $(filter-out 0 no false,$(SUBSET)),--subset) $(call option,--weights,WEIGHTS) \
-	$(call option,--views,VIEWS) $(call option,--format,FORMAT) $(call option,--jobs,JOBS)
+	$(call option,--views,VIEWS) $(call option,--format,FORMAT) $(call option,--jobs,JOBS) \
+	$(call option,--engine,ENGINE) $(call option,--workers,WORKERS)
 TRAIN = $(call option,--pool,POOL) $(call option,--split,SPLIT) $(call option,--seed,SEED) $(call option,--recipe,RECIPE) \
 	$(if $(filter-out 0 no false,$(FRESH)),--fresh)
 FUSE = --work $(call quoted,$(WORK)) $(call option,--dataset,DATASET) $(call option,--pool,POOL) $(call option,--split,SPLIT) \

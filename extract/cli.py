@@ -94,6 +94,18 @@ def _location(_context: click.Context, _parameter: click.Parameter, text: str | 
     help="Keep the cache in an object store; below --work is a working copy, which remembers it (docs/scale.md).",
 )
 @click.option("--strict", is_flag=True, default=None, help="Leave out videos that decode suspiciously.")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="ray: on the cluster at $RAY_ADDRESS, else with Ray on this machine (docs/scale.md).",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="With --engine ray: GPUs, or cores, to use. [default: all that the cluster has now]",
+)
 @click.option("--retry-failed", is_flag=True, help="Try the failed videos once more.")
 @click.option("--allow-drift", is_flag=True, help="Go on although versions or device differ; shards record it.")
 @click.option("--worker", is_flag=True, hidden=True)  # one of several processes that `extract.many` starts

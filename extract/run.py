@@ -1,6 +1,6 @@
 """One extraction from the command line: look what is there, say what will be done, do it, say what came of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -94,6 +94,8 @@ def _some(names: tuple[str, ...]) -> str:
 
 def _extract(workspace: Workspace, request: Request, options: Mapping[str, Any], dataset: Dataset, root: Path) -> int:
     """Open or make the cache, then work until no video is left."""
+    if options["engine"] == "ray":
+        return _extract_on_cluster(workspace, request, options, dataset, root)
     from extract.device import find_devices, resolve
     from extract.weights import load_weights
 
@@ -101,15 +103,10 @@ def _extract(workspace: Workspace, request: Request, options: Mapping[str, Any],
     settings = resolve(request, devices[0], options["jobs"])
     weights = load_weights(settings.weights, settings.backbone)
     made_with = fingerprint(settings, weights_text=weights.text, weights_sha256=weights.sha256)
-    path = workspace.cache(dataset.name)
-    if not path.exists():
-        backend: Backend = options["backend"] or ("zarr" if options["location"] else "h5")
-        _create(path, dataset, made_with, request.record(settings), backend, options["location"])
-    with FeatureCache.open_for_extraction(path, made_with, options["allow_drift"]) as cache:
-        workspace.remember_dataset(dataset.name)
+    with _opened(workspace, request, options, dataset, settings, made_with) as cache:
         if pending := cache.ledger.counts()["pending"]:
             if not options["worker"]:
-                _announce(cache, dataset, root, settings, weights, pending, devices)
+                _announce(cache, dataset, root, settings, weights, pending, " and ".join(devices))
             if len(devices) > 1:
                 work_on(
                     devices, cache, workspace, settings.limits, jobs=options["jobs"], allow_drift=options["allow_drift"]
@@ -119,6 +116,53 @@ def _extract(workspace: Workspace, request: Request, options: Mapping[str, Any],
                 strict = request.values["strict"]
                 _work(cache, where, settings, weights, made_with, strict=strict, quiet=options["worker"])
         return _finish(cache, quiet=options["worker"])
+
+
+def _extract_on_cluster(
+    workspace: Workspace, request: Request, options: Mapping[str, Any], dataset: Dataset, root: Path
+) -> int:
+    """The same on the machines of a Ray cluster."""
+    from extract.cluster.connect import connected, device_of, settings_there, slots
+    from extract.weights import load_weights
+
+    weights = load_weights(request.values["weights"], request.values["backbone"])
+    with connected():
+        from extract.cluster.job import Assignment, extract_on
+
+        device = device_of(request.values["device"])
+        place = slots(device, workers=options["workers"], jobs=options["jobs"])
+        settings, made_with = settings_there(request, device, place, weights)
+        with _opened(workspace, request, options, dataset, settings, made_with) as cache:
+            if pending := cache.ledger.counts()["pending"]:
+                where = f"{place.workers} workers ({device}), {place.num_cpus} cores each,"
+                _announce(cache, dataset, root, settings, weights, pending, where)
+                strict, drift = bool(request.values["strict"]), options["allow_drift"]
+                # Workers have other working folders.
+                reopen, there = FeatureCache.open(cache.path.absolute()).__reduce__()
+                assignment = Assignment(partial(reopen, *there), settings, strict=strict, allow_drift=drift)
+                tally = extract_on(place, cache, plan.paths(dataset, root), made_with, assignment, weights)
+                click.echo(tally.summary())
+            return _finish(cache)
+
+
+def _opened(
+    workspace: Workspace,
+    request: Request,
+    options: Mapping[str, Any],
+    dataset: Dataset,
+    settings: ExtractSettings,
+    made_with: Fingerprint,
+) -> FeatureCache:
+    """The cache to add to, made where there is none; says where others add to it as well."""
+    path = workspace.cache(dataset.name)
+    if not path.exists():
+        backend: Backend = options["backend"] or ("zarr" if options["location"] else "h5")
+        _create(path, dataset, made_with, request.record(settings), backend, options["location"])
+    cache = FeatureCache.open_for_extraction(path, made_with, options["allow_drift"])
+    workspace.remember_dataset(dataset.name)
+    if cache.ledger.next_expiry() is not None and not options["worker"]:
+        click.echo(f"another extractor is at work on {path}; the videos are shared, none is extracted twice")
+    return cache
 
 
 def _create(
@@ -146,7 +190,7 @@ def _announce(
     settings: ExtractSettings,
     weights: Weights,
     pending: int,
-    devices: Sequence[str],
+    where: str,
 ) -> None:
     """Say what is about to be done, before the long part."""
     which = "untrained" if weights.text.startswith("random:") else f"sha256 {weights.sha256[:12]}"
@@ -157,7 +201,7 @@ def _announce(
     click.echo(f"  {settings.backbone} with {weights.text} ({which}), levels {', '.join(settings.levels)}")
     click.echo(f"  views {', '.join(settings.views)}{''.join(f', {limit}' for limit in limits)}")
     click.echo(
-        f"  on {' and '.join(devices)} in {settings.precision}, batches of {settings.batch_frames}; "
+        f"  on {where} in {settings.precision}, batches of {settings.batch_frames}; "
         f"{settings.jobs} decoding ({settings.decoder})"
     )
     frames = plan.frames_per_video(cache, plan.paths(dataset, root), settings)

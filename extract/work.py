@@ -91,6 +91,10 @@ class Work:
 
         self.submit(commit, shard.claim, last=shard.last)
 
+    def held(self, token: int) -> Claim:
+        """The claim with this token, which is not finished."""
+        return self._held[token]
+
     def submit(self, commit: Callable[[], None], claim: Claim, *, last: bool) -> None:
         """Have `commit`, which is for `claim`, done in the background; with the `last` one the claim is finished."""
         self._wait_for_commits(COMMITS_AHEAD - 1)
@@ -116,7 +120,7 @@ class Work:
             self._held.pop(claim.token, None)
 
     def _renew(self) -> None:
-        """Put off the end of all leases, until told to stop. A lost one, and a disk that refuses, its commit finds out."""
+        """Put off the end of all leases, until told to stop. What goes wrong, also on the disk, the commits say."""
         while not self._stop.wait(LEASE_SECONDS / 4):
             for claim in list(self._held.values()):
                 with suppress(CacheError):
