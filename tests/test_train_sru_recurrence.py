@@ -73,6 +73,13 @@ def test_cpu_takes_a_gradient_of_one_output_alone(used):
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize(("of_u", "of_x"), [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)])
+def test_cpu_takes_an_input_of_another_dtype_than_its_transformation(of_u, of_x):
+    """As under autocast, where features stay float32."""
+    u, x, *rest = draw((9, 5, 8), False, torch.float32)
+    assert_equals_reference(cpu.recurrence, [u.to(of_u), x.to(of_x), *rest[:2], rest[2].to(of_u), rest[3]])
+
+
 def test_cpu_holds_for_large_values():
     inputs = draw((20, 3, 16), False, torch.float32)
     assert_equals_reference(cpu.recurrence, [tensor * 100 for tensor in inputs if tensor is not None])

@@ -4,6 +4,7 @@ The outputs are allocated here; a kernel fills them and returns nothing. Letters
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,20 +14,59 @@ from torch.library import custom_op
 Recurrence = Callable[[Tensor, Tensor | None, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(u [T, B, G, D], x [T, B, D] or None, biases [2, D], c0 [B, D]) -> (h [T, B, D], last state [B, D])."""
 
-ForwardKernel = Callable[[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor], None]
-"""(u, x, biases, c0; to be filled: h, last state, states with c0 in front [S, B, D])."""
 
-BackwardKernel = Callable[..., None]
-"""(dh, gradient of the last state, u, x, biases, states; to be filled: du, dx or None, dbias, dc0)."""
+@dataclass(frozen=True)
+class Forward:
+    """What a forward kernel is given, and what it has to fill. Inputs may have any strides; outputs are contiguous."""
+
+    u_TBGD: Tensor
+    """The transformed input, G of them: x~, f and r before bias and sigmoid, and the highway term where G is 4."""
+    x_TBD: Tensor | None
+    """The input itself for the highway term, where G is 3."""
+    bias_2D: Tensor
+    """Biases of f and r."""
+    c0_BD: Tensor
+    """The state before the first step; its dtype is that of all states."""
+    h_TBD: Tensor
+    """To be filled: hidden states."""
+    last_BD: Tensor
+    """To be filled: the last state."""
+    states_SBD: Tensor
+    """To be filled: all states, the initial one in front, for the backward pass."""
 
 
-def make_operator(name: str, forward_kernel: ForwardKernel, backward_kernel: BackwardKernel) -> Recurrence:
+@dataclass(frozen=True)
+class Backward:
+    """What a backward kernel is given, and the gradients that it has to fill; as `Forward`."""
+
+    dh_TBD: Tensor
+    """Gradient of the hidden states."""
+    dlast_BD: Tensor
+    """Gradient of the last state."""
+    u_TBGD: Tensor
+    x_TBD: Tensor | None
+    bias_2D: Tensor
+    states_SBD: Tensor
+    """What the forward kernel left there."""
+    du_TBGD: Tensor
+    """To be filled."""
+    dx_TBD: Tensor | None
+    """To be filled where there is an x."""
+    dbias_2D: Tensor
+    """To be filled."""
+    dc0_BD: Tensor
+    """To be filled: gradient of the initial state."""
+
+
+def make_operator(
+    name: str, forward_kernel: Callable[[Forward], None], backward_kernel: Callable[[Backward], None]
+) -> Recurrence:
     """Register `mrrn::sru_<name>` and its backward; what is returned has the contract of `reference.recurrence`."""
 
     @custom_op(f"mrrn::sru_{name}", mutates_args=())
     def forward(u_TBGD: Tensor, x_TBD: Tensor | None, bias_2D: Tensor, c0_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         outputs = _outputs(u_TBGD, x_TBD, bias_2D, c0_BD)
-        forward_kernel(u_TBGD, x_TBD, bias_2D, c0_BD, *outputs)
+        forward_kernel(Forward(u_TBGD, x_TBD, bias_2D, c0_BD, *outputs))
         return outputs
 
     @custom_op(f"mrrn::sru_{name}_backward", mutates_args=())
@@ -35,7 +75,7 @@ def make_operator(name: str, forward_kernel: ForwardKernel, backward_kernel: Bac
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         du, dx, dbias, dc0 = _gradients(dh_TBD, dc_BD, u_TBGD, x_TBD, bias_2D, states_SBD)
         outputs = (du, None if x_TBD is None else dx, dbias, dc0)
-        backward_kernel(dh_TBD, dc_BD, u_TBGD, x_TBD, bias_2D, states_SBD, *outputs)
+        backward_kernel(Backward(dh_TBD, dc_BD, u_TBGD, x_TBD, bias_2D, states_SBD, *outputs))
         return du, dx, dbias, dc0
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

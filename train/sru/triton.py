@@ -10,9 +10,8 @@ and from the states. Nothing is summed with atomics, so the same input gives the
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from train.sru.operator import make_operator
+from train.sru.operator import Backward, Forward, make_operator
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 """Whether kernels run in Triton's interpreter, on a processor."""
@@ -101,48 +100,31 @@ def _backward(dh, dlast, u, x, bias, states, du, dx, dbias, dc0, T, B, D, PROJEC
     tl.store(dbias + b * 2 * D + D + d, dbias_r, mask=inside)
 
 
-def forward(
-    u_TBGD: Tensor,
-    x_TBD: Tensor | None,
-    bias_2D: Tensor,
-    c0_BD: Tensor,
-    h_TBD: Tensor,
-    c_BD: Tensor,
-    states_SBD: Tensor,
-) -> None:
-    """Equations 3 to 6 into `h_TBD`, `c_BD` (the last state) and `states_SBD`."""
-    steps, batch, _, hidden = u_TBGD.shape
-    u, bias, c0 = u_TBGD.contiguous(), bias_2D.contiguous(), c0_BD.contiguous()
-    x = u if x_TBD is None else x_TBD.contiguous()
+def forward(to: Forward) -> None:
+    """Equations 3 to 6."""
+    steps, batch, _, hidden = to.u_TBGD.shape
+    u, bias, c0 = to.u_TBGD.contiguous(), to.bias_2D.contiguous(), to.c0_BD.contiguous()
+    x = u if to.x_TBD is None else to.x_TBD.contiguous()
     with torch.cuda.device_of(u):
         _forward[_grid(batch, hidden)](
-            u, x, bias, c0, h_TBD, c_BD, states_SBD, steps, batch, hidden, x_TBD is None, BLOCK, **LAUNCH
-        )
+            u, x, bias, c0, to.h_TBD, to.last_BD, to.states_SBD,
+            steps, batch, hidden, to.x_TBD is None, BLOCK, **LAUNCH,
+        )  # fmt: skip
 
 
-def backward(
-    dh_TBD: Tensor,
-    dc_BD: Tensor,
-    u_TBGD: Tensor,
-    x_TBD: Tensor | None,
-    bias_2D: Tensor,
-    states_SBD: Tensor,
-    du_TBGD: Tensor,
-    dx_TBD: Tensor | None,
-    dbias_2D: Tensor,
-    dc0_BD: Tensor,
-) -> None:
-    """The gradients into the last four, from those of `h` and of the last state."""
-    steps, batch, _, hidden = u_TBGD.shape
-    dh, dlast, u, bias = dh_TBD.contiguous(), dc_BD.contiguous(), u_TBGD.contiguous(), bias_2D.contiguous()
-    x, dx = (u, du_TBGD) if x_TBD is None else (x_TBD.contiguous(), dx_TBD)
-    dbias_B2D = states_SBD.new_empty(batch, 2, hidden)
+def backward(to: Backward) -> None:
+    """The gradients; those of the biases are added up over sequences afterwards, always in the same order."""
+    steps, batch, _, hidden = to.u_TBGD.shape
+    dh, dlast = to.dh_TBD.contiguous(), to.dlast_BD.contiguous()
+    u, bias = to.u_TBGD.contiguous(), to.bias_2D.contiguous()
+    x, dx = (u, to.du_TBGD) if to.x_TBD is None else (to.x_TBD.contiguous(), to.dx_TBD)
+    dbias_B2D = to.states_SBD.new_empty(batch, 2, hidden)
     with torch.cuda.device_of(u):
         _backward[_grid(batch, hidden)](
-            dh, dlast, u, x, bias, states_SBD, du_TBGD, dx, dbias_B2D, dc0_BD,
-            steps, batch, hidden, x_TBD is None, BLOCK, **LAUNCH,
+            dh, dlast, u, x, bias, to.states_SBD, to.du_TBGD, dx, dbias_B2D, to.dc0_BD,
+            steps, batch, hidden, to.x_TBD is None, BLOCK, **LAUNCH,
         )  # fmt: skip
-    dbias_2D.copy_(dbias_B2D.sum(0))
+    to.dbias_2D.copy_(dbias_B2D.sum(0))
 
 
 def _grid(batch: int, hidden: int) -> tuple[int, int]:
