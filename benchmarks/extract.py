@@ -21,7 +21,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -223,7 +223,7 @@ def report(
         click.echo(f"{counts.name}: {frames:,} frames would take {hours:.2f} hours at this rate (not measured)")
     if out:
         write_json_durably(out, {
-            "time": datetime.now(UTC).isoformat(), "settings": {**vars(settings), "weights": weights.text},
+            "time": datetime.now(UTC).isoformat(), "settings": {**asdict(settings), "weights": weights.text},
             "torch": torch.__version__, "cosine": cosine, "ratio": ratio, "median": median, "turns": turns,
         })  # fmt: skip
 
