@@ -86,13 +86,13 @@ def workers() -> Mapping[int, str]:
 
 
 def worker_with_open(path: Path) -> int | None:
-    """The pool's actor whose decoder has `path` open."""
+    """The pool's actor whose decoder has `path`, or a file below it, open."""
     target = str(path.resolve())
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if b"extract.worker" not in (folder / "cmdline").read_bytes():
                 continue
-            if any(os.readlink(link) == target for link in (folder / "fd").iterdir()):
+            if any(f"{link.readlink()}/".startswith(f"{target}/") for link in (folder / "fd").iterdir()):
                 return int((folder / "cmdline").read_bytes().split(b"\0")[-2])
         except OSError:
             continue

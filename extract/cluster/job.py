@@ -39,8 +39,8 @@ QUARANTINED_AT_MOST: Final = 10
 class Job:
     """One extraction on a cluster."""
 
-    def __init__(self, cache: FeatureCache, work: Work, place: Slots) -> None:
-        self._cache, self._work, self._place = cache, work, place
+    def __init__(self, cache: FeatureCache, work: Work, place: Slots, worker: type[Extractor]) -> None:
+        self._cache, self._work, self._place, self._worker = cache, work, place, worker
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._here: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": here}
         self._queue = Queue(actor_options=self._here)
@@ -71,9 +71,9 @@ class Job:
             min_size=1, max_size=self._place.workers, initial_size=self._place.workers, max_tasks_in_flight_per_actor=2
         )
         configure(DataContext.get_current())
-        tasks = ray.data.read_datasource(QueueSource(self._queue), override_num_blocks=1, **self._here)
+        tasks = ray.data.read_datasource(QueueSource(self._queue, deaths), override_num_blocks=1, num_cpus=0)
         reports = tasks.map(
-            Extractor,
+            self._worker,
             fn_constructor_args=(assignment, ray.put(weights), deaths),
             compute=pool,
             num_cpus=self._place.num_cpus,
@@ -140,6 +140,7 @@ def extract_on(
     made_with: Fingerprint,
     assignment: Assignment,
     weights: Weights,
+    worker: type[Extractor] = Extractor,
 ) -> Tally:
     """Extract what is pending in `cache` on the workers of `place`; what was counted on the way."""
     pending = cache.ledger.counts()["pending"]
@@ -147,7 +148,7 @@ def extract_on(
         progress("extract", pending, "videos") as bar,
         Work(cache, paths, made_with, device=assignment.settings.device, say=click.echo) as work,
     ):
-        job = Job(cache, work, place)
+        job = Job(cache, work, place, worker)
         with ticking(1.0, lambda: bar.update(job.tally.finished, job.tally.text())):
             job.run(assignment, weights)
     return job.tally

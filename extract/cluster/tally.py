@@ -24,11 +24,15 @@ class Tally:
         """By reason, without what is particular to a video."""
         self.seconds: defaultdict[str, float] = defaultdict(float)
         """Of all workers, see `Report.seconds`, and "idle"."""
+        self.first_seconds: float | None = None
+        """From the beginning to the first report: workers starting."""
         self._recent: deque[tuple[float, str, int]] = deque()
         self._started = time.monotonic()
 
     def add(self, report: Report) -> None:
         """Take a report in."""
+        if self.first_seconds is None:
+            self.first_seconds = time.monotonic() - self._started
         for aside in report.asides:
             self.finished += len(aside.outcomes)
             self.failures.update(kind_of(each.reason) for each in aside.outcomes if each.status == "failed")

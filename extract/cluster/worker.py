@@ -88,8 +88,15 @@ class Extractor:
         where = f"the cache {self._cache.path}"
         check_fingerprint(self._cache.fingerprint, ours, allow_drift=self._assignment.allow_drift, where=where)
         self._environment = ours.environment
-        self._engine = open_engine(settings, weights)
-        self._pool = DecodePool(decode_settings(settings)).__enter__()  # lives as long as the actor's process
+        self._open(weights)
+
+    def _open(self, weights: Weights) -> None:
+        """The device and the decoders, for as long as this process lives."""
+        self._engine = open_engine(self._assignment.settings, weights)
+        self._pool = DecodePool(decode_settings(self._assignment.settings)).__enter__()
+
+    def _extract(self, videos: Iterable[tuple[str, Path]], meter: Meter) -> Iterator[VideoFeatures]:
+        return features_of_frames(self._pool.decode(videos), self._assignment.settings, self._engine, meter)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """A task in, its report out."""
@@ -124,7 +131,7 @@ class Extractor:
         def extract(videos: Iterable[tuple[str, Path]]) -> Iterator[VideoFeatures]:
             if careful:
                 return self._one_by_one(videos, meter)
-            return features_of_frames(self._pool.decode(videos), settings, self._engine, meter)
+            return self._extract(videos, meter)
 
         for shard in shards_of([task], extract, shard_rows=shard_rows(settings.device), strict=strict, meter=meter):
             with meter.during("write"):
@@ -141,8 +148,7 @@ class Extractor:
                     Outcome(video_id=video_id, status="failed"), f"its worker died {DEATHS} times; quarantined"
                 )
             else:
-                decoded = self._pool.decode([(video_id, path)])
-                yield from features_of_frames(decoded, self._assignment.settings, self._engine, meter)
+                yield from self._extract([(video_id, path)], meter)
             ray.get(self._deaths.end.remote(work))
 
     def _write(self, shard: FinishedShard) -> Any:

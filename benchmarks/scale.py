@@ -1,0 +1,135 @@
+"""What a job on a cluster costs besides decoding and the network. `python -m benchmarks.scale`.
+
+Runs the real driver, ledger, Ray Data, shards and commits with 1,000, 10,000 and 100,000 videos, each number in a
+process of its own on one machine, but **extraction is stubbed**: a video's features are random numbers, five frames
+each, made in no time, in claims of 16 as on CPUs, where a claim costs most. Flat is: a video costs the same, and the
+driver's memory does not grow but for the list of videos itself, which is measured before the job begins.
+
+Prints one JSON object.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+import click
+import numpy as np
+
+from cache.dataset import Dataset, Video
+from cache.ledger import Outcome
+from cache.schema import CHANNELS, LEVELS
+from cache.store import FeatureCache
+from extract.cluster.connect import Slots, connected
+from extract.meter import Meter
+from extract.pipeline import VideoFeatures
+from extract.settings import ExtractSettings, fingerprint
+from extract.weights import Weights
+
+FRAMES = 5
+COUNTS = (1_000, 10_000, 100_000)
+WORKERS = 2
+
+
+def made_up(videos: Iterable[tuple[str, Path]], meter: Meter) -> Iterator[VideoFeatures]:
+    """Random features, whatever the file: there is none."""
+    rng = np.random.default_rng(0)
+    for video_id, _ in videos:
+        meter.frames += FRAMES
+        yield VideoFeatures(
+            outcome=Outcome(video_id=video_id, status="done", num_frames=FRAMES),
+            features={
+                level: rng.standard_normal((1, FRAMES, CHANNELS[level]), np.float32).astype(np.float16)
+                for level in LEVELS
+            },
+            pts_seconds=np.arange(FRAMES) / 25,
+        )
+
+
+def own_mib() -> float:
+    """Memory of this process that it shares with nobody."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+
+
+class Watch:
+    """The largest `own_mib` while it is open."""
+
+    def __enter__(self) -> "Watch":
+        self.peak_mib, self._stop = 0.0, threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+        return self
+
+    def _look(self) -> None:
+        while not self._stop.wait(0.1):
+            self.peak_mib = max(self.peak_mib, own_mib())
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def one_job(count: int) -> dict[str, float]:
+    """A job of `count` videos, its figures."""
+    with tempfile.TemporaryDirectory() as folder, connected():
+        from extract.cluster.job import extract_on
+        from extract.cluster.worker import Assignment, Extractor
+
+        class Stubbed(Extractor):
+            def _open(self, weights: Weights) -> None:
+                pass
+
+            def _extract(self, videos: Iterable[tuple[str, Path]], meter: Meter) -> Iterator[VideoFeatures]:
+                return made_up(videos, meter)
+
+        made_with = fingerprint(ExtractSettings(), weights_text="made up", weights_sha256="made up")
+        videos = tuple(Video(id=f"class/v{i:09d}", path=f"class/v{i:09d}.mp4", label=0) for i in range(count))
+        dataset = Dataset(name="scale", source="folder", classes=("class",), videos=videos)
+        path = Path(folder) / "cache"
+        with FeatureCache.create(path, dataset=dataset, fingerprint=made_with, settings={}) as cache:
+            paths = {video.id: Path("/nowhere") / video.path for video in videos}
+            reopen, there = cache.__reduce__()
+            assignment = Assignment(partial(reopen, *there), ExtractSettings(), strict=False, allow_drift=False)
+            weights = Weights(text="made up", backbone="resnet34", tensors={}, sha256="made up")
+            before, started = own_mib(), time.perf_counter()
+            with Watch() as watch:
+                tally = extract_on(Slots(WORKERS, 0, 1), cache, paths, made_with, assignment, weights, Stubbed)
+            seconds, starting = time.perf_counter() - started, tally.first_seconds or 0.0
+            if cache.ledger.counts()["done"] != count or tally.finished != count:
+                raise SystemExit(f"not every video was extracted once: {cache.ledger.counts()}")
+            shards = len(cache.ledger.shards())
+    return {
+        "videos": count,
+        "seconds": round(seconds, 1),
+        "first_report_seconds": round(starting, 1),
+        "ms_per_video": round(1e3 * (seconds - starting) / count, 3),
+        "shards": shards,
+        "driver_mib_before": round(before),
+        "driver_mib_peak": round(watch.peak_mib),
+    }
+
+
+@click.command()
+@click.option("--videos", type=int, help="Only this many, in this process.")
+def main(videos: int | None) -> None:
+    """Measure jobs of 1,000, 10,000 and 100,000 videos."""
+    if videos is not None:
+        click.echo(json.dumps(one_job(videos)))
+        return
+    results = []
+    for count in COUNTS:
+        command = [sys.executable, "-m", "benchmarks.scale", "--videos", str(count)]
+        said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ).stdout
+        results.append(json.loads(said.splitlines()[-1]))
+    click.echo(json.dumps({"extraction": "stubbed by random numbers", "workers": WORKERS, "jobs": results}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
