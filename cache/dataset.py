@@ -16,6 +16,12 @@ SPLITS = (1, 2, 3)
 
 _UNSAFE_CHARACTERS = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_HOST = r"https://[A-Za-z0-9][A-Za-z0-9.-]*(?::\d{1,5})?"
+_BUCKET = r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
+_PART = r"/(?!\.{1,2}(?:/|$))[^/\\?#\x00-\x1f\x7f\u2028\u2029]+"
+ADDRESS = re.compile(f"(?:{_HOST}|{_BUCKET})(?:{_PART})+")
+"""A video that is elsewhere. Without a name, a password or a query: those may be secret, and this is written down."""
+
 _DATASET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -28,13 +34,21 @@ def check_relative_path(path: str) -> str:
     if "\\" in path:
         raise UnsafePathError(f"path {path!r} has a backslash; separate folders by '/'")
     if _SCHEME.match(path) or "::" in path:
-        raise UnsafePathError(f"path {path!r} looks like a URL; only files below the dataset's root are read")
+        raise UnsafePathError(
+            f"path {path!r} looks like a URL; only files below the dataset's root are read (with --allow-remote a "
+            "manifest may name others, https:// and s3://, without a password or a query)"
+        )
     parts = path.split("/")
     if path.startswith("/") or any(part in ("", ".", "..") for part in parts):
         raise UnsafePathError(
             f"path {path!r} is not a plain path below the dataset's root (no '/' first, no '.', '..')"
         )
     return path
+
+
+def check_video_path(path: str) -> str:
+    """Return `path` if it is a plain relative path or an `ADDRESS`; UnsafePathError otherwise."""
+    return path if ADDRESS.fullmatch(path) else check_relative_path(path)
 
 
 def check_dataset_name(name: str) -> str:
@@ -48,8 +62,11 @@ def check_dataset_name(name: str) -> str:
 
 
 def video_id(path: str) -> str:
-    """Id of the video at `path`: the path without its suffix. `a/b.c.avi` -> `a/b.c`."""
-    return str(PurePosixPath(path).with_suffix(""))
+    """Id of the video at `path`: the path without its suffix. `a/b.c.avi` -> `a/b.c`.
+
+    Of one that is elsewhere, host or bucket come first: `s3://bucket/a/b.avi` -> `bucket/a/b`.
+    """
+    return str(PurePosixPath(_SCHEME.sub("", path)).with_suffix(""))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +76,7 @@ class Video:
     id: str
     """Its path relative to the dataset's root, without suffix, '/'-separated."""
     path: str
-    """The same with its suffix."""
+    """The same with its suffix; or its address, https:// or s3://, where the user allowed that."""
     label: int | None
     """Index of its class; None where it is not known."""
     splits: Mapping[int, Half] = field(default_factory=dict)
@@ -67,7 +84,7 @@ class Video:
 
     def __post_init__(self) -> None:
         check_relative_path(self.id)
-        check_relative_path(self.path)
+        check_video_path(self.path)
         for split, half in self.splits.items():
             if split not in SPLITS or half not in get_args(Half):
                 raise DatasetError(

@@ -50,6 +50,7 @@ def _location(_context: click.Context, _parameter: click.Parameter, text: str | 
 @work_option
 @dataset_option
 @click.option("--data", metavar="PATH", help="Folder of the videos, or a .csv manifest. [default: data/NAME]")
+@click.option("--allow-remote", is_flag=True, help="A manifest's videos may be https:// and s3:// addresses.")
 @click.option("--subset", is_flag=True, default=None, help="Allow that listed videos are missing; reports say so.")
 @click.option(
     "--weights",

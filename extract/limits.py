@@ -19,6 +19,8 @@ class Limits:
     """Frames decoded: nine hours at sixty a second."""
     file_bytes: int = 64 * GIBIBYTE
     """Size of the file."""
+    fetch_seconds: float = 600.0
+    """For a video that is elsewhere to come here."""
     stall_seconds: float = 60.0
     """Without a new frame (opening the file counts as one) while there was room for it."""
     video_seconds: float = 4 * 3600.0

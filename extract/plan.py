@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from cache.dataset import Dataset, Video
+from cache.dataset import ADDRESS, Dataset, Video
 from cache.errors import CacheError, DatasetError
 from cache.schema import CHANNELS
 from cache.store import FeatureCache
@@ -57,8 +57,10 @@ def merged(cached: Dataset, found: Dataset) -> Dataset:
 
 
 def paths(dataset: Dataset, root: Path) -> Mapping[str, Path]:
-    """The file of each video."""
-    return {video.id: root / video.path for video in dataset.videos}
+    """The file of each video, or where it is to be fetched from (see `extract.fetch.videos`)."""
+    return {
+        video.id: Path(video.path) if ADDRESS.fullmatch(video.path) else root / video.path for video in dataset.videos
+    }
 
 
 def bytes_per_frame(settings: ExtractSettings) -> int:
@@ -96,7 +98,8 @@ def frames_per_video(cache: FeatureCache, videos: Mapping[str, Path], settings: 
 
 def _declared_frames(videos: Mapping[str, Path], settings: ExtractSettings) -> list[float]:
     """Frames to keep of a few videos, by their headers, which are read where videos are decoded: in a child."""
-    some = list(videos.items())[:: len(videos) // SAMPLED + 1]
+    here = [(video_id, path) for video_id, path in videos.items() if path.is_absolute()]
+    some = here[:: len(here) // SAMPLED + 1]
     declared = []
     one_frame = DecodeSettings(decoder=settings.decoder, workers=1, limits=settings.limits, max_frames=1)
     with DecodePool(one_frame) as pool:

@@ -37,7 +37,7 @@ def run(options: Mapping[str, Any]) -> int:
     cache = FeatureCache.find(path, options["location"])
     request = Request.of(name, options, cache.settings if cache else None)
     if cache is None:
-        found = _find(request, name, workspace)
+        found = _find(request, options, name, workspace)
         return _extract(workspace, request, options, *found)
     with cache:
         check_against(request, cache.fingerprint, allow_drift=options["allow_drift"], where=f"the cache {path}")
@@ -48,7 +48,7 @@ def run(options: Mapping[str, Any]) -> int:
             click.echo(f"the videos are not at hand, and not needed: all {len(cache.dataset.videos)} are extracted")
             dataset, root = cache.dataset, Path()
         else:
-            dataset, root = _find(request, name, workspace)
+            dataset, root = _find(request, options, name, workspace)
             _follow(cache, dataset)
         if not cache.ledger.counts()["pending"] and request.same_weights(cache.settings):
             workspace.remember_dataset(name)
@@ -57,9 +57,11 @@ def run(options: Mapping[str, Any]) -> int:
     return _extract(workspace, request, options, dataset, root)
 
 
-def _find(request: Request, name: str, workspace: Workspace) -> tuple[Dataset, Path]:
-    data = request.values["data"]
-    return load_dataset(name, data and Path(data), subset=request.values["subset"], work=workspace.root)
+def _find(request: Request, options: Mapping[str, Any], name: str, workspace: Workspace) -> tuple[Dataset, Path]:
+    data, subset = request.values["data"], request.values["subset"]
+    # Not what the cache remembers: a cache that came from elsewhere shall not open connections by itself.
+    remote = options["allow_remote"]
+    return load_dataset(name, data and Path(data), subset=subset, work=workspace.root, remote=remote)
 
 
 def _videos_are_away(request: Request, name: str) -> bool:

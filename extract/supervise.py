@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Final
 
 from extract.blocks import Cancelled, DecodeSettings, FrameBlock, Result, VideoEnd, Wanted
+from extract.fetch.videos import with_fetching
 from extract.limits import Limits
 from extract.supervisor import Supervisor
 
@@ -52,8 +53,12 @@ class DecodePool:
         """Decode `videos`, pairs of id and absolute path, taken one by one as there is room, in the caller's thread.
 
         Leaving the loop early gives up what is under way. One `decode` at a time. Raises MissingDecoderError or
-        DecodeError where workers do not start; what is wrong with a video never raises.
+        DecodeError where workers do not start; what is wrong with a video never raises. Videos that are elsewhere are
+        fetched first, see `extract.fetch.videos`.
         """
+        return with_fetching(self._decode, videos, self.settings.limits, self.settings.workers)
+
+    def _decode(self, videos: Iterable[tuple[str, Path]]) -> Generator[FrameBlock | VideoEnd, None, None]:
         assert not self._decoding, "one decode at a time"
         if self._broken is not None:
             raise self._broken

@@ -6,6 +6,7 @@ send beside that may quote the request, signature and all.
 """
 
 import contextlib
+import math
 import os
 import random
 import re
@@ -85,24 +86,35 @@ class Objects:
 
     def download(self, name: str, path: Path, num_bytes: int) -> None:
         """Put an object into a new file; DamageError where it is missing or has another size than `num_bytes`."""
+
+        def check(found_bytes: int) -> None:
+            if found_bytes != num_bytes:
+                raise DamageError(f"{self.location}/{name} has {found_bytes:,} bytes; {num_bytes:,} were written")
+
+        self.fetch(name, path, check)
+        if path.stat().st_size != num_bytes:
+            raise DamageError(f"{self.location}/{name} came with {path.stat().st_size:,} of {num_bytes:,} bytes")
+
+    def fetch(self, name: str, path: Path, check: Callable[[int], None], deadline: float = math.inf) -> None:
+        """Put an object into a new file, after `check` has seen its size; DamageError where there is none.
+
+        CacheError where it is not here by `deadline`, a time of `time.monotonic`.
+        """
         import obstore
 
-        def download() -> None:
+        def fetch() -> None:
             found = obstore.get(self._bulk, name)
-            if found.meta["size"] != num_bytes:
-                raise DamageError(
-                    f"{self.location}/{name} has {found.meta['size']:,} bytes; {num_bytes:,} were written"
-                )
+            check(int(found.meta["size"]))
             with path.open("wb") as file:
                 for block in found.stream(min_chunk_size=1 << 20):
                     file.write(block)
+                    if time.monotonic() > deadline:
+                        raise CacheError(f"{self.location}/{name} did not come in time")
 
         try:
-            self._patiently("get", name, download)
+            self._patiently("get", name, fetch)
         except FileNotFoundError:
-            raise DamageError(f"{self.location}/{name} is missing: it was removed after it was written") from None
-        if path.stat().st_size != num_bytes:
-            raise DamageError(f"{self.location}/{name} came with {path.stat().st_size:,} of {num_bytes:,} bytes")
+            raise DamageError(f"{self.location}/{name} is not there, or not any more") from None
 
     def write(self, name: str, content: bytes | Path) -> None:
         """Write an object, whatever is there."""
@@ -200,7 +212,7 @@ def open_store(location: Location, seconds: int) -> "Store":
     try:
         return S3Store(
             location.bucket,
-            prefix=location.prefix,
+            prefix=location.prefix or None,
             client_options={
                 "allow_http": any(endpoint.startswith("http://") for endpoint in endpoints),
                 "timeout": timedelta(seconds=seconds),

@@ -89,13 +89,13 @@ def _fill(archive: Archive, part: Path, file: Path, patience: Patience) -> None:
         except (OSError, http.client.HTTPException) as error:
             came = part.stat().st_size - before
             failures = 0 if came > 0 else failures + 1
-            if failures >= patience.attempts or _is_final(error):
+            if failures >= patience.attempts or is_final(error):
                 raise DatasetError(_advice(archive, part, file, error)) from error
         time.sleep(pause if failures else 0)
         pause = pause * 2 if failures else patience.pause_seconds
 
 
-def _is_final(error: Exception) -> bool:
+def is_final(error: Exception) -> bool:
     """Whether trying again cannot help: the server answered that it does not have it, or is not who it says."""
     if isinstance(error, HTTPError):
         return 400 <= error.code < 500 and error.code not in (408, 429)

@@ -9,13 +9,14 @@ SOURCES = ("ucf101", "hmdb51", "manifest", "folder", "demo")
 
 
 def load_dataset(
-    name: str, data: Path | None, *, subset: bool, work: Path, source: str | None = None
+    name: str, data: Path | None, *, subset: bool, work: Path, source: str | None = None, remote: bool = False
 ) -> tuple[Dataset, Path]:
     """The dataset called `name`, and the folder that its videos' paths start from (absolute, links resolved).
 
     `data` is where it lies, `data/<name>` by default. `source` says by which rules it is read; by default that follows
     from the name (ucf101, hmdb51, demo), else from what `data` is: a .csv file is a manifest, a folder holds
-    `<class>/<video>`. With `subset` listed videos may be absent. `work` is where the demo is made.
+    `<class>/<video>`. With `subset` listed videos may be absent; with `remote` those of a manifest may be elsewhere
+    (https://, s3://). `work` is where the demo is made.
     """
     check_dataset_name(name)
     rules = source or (name if name in ("ucf101", "hmdb51", "demo") else None)
@@ -30,7 +31,7 @@ def load_dataset(
         case "hmdb51":
             return hmdb51.load(name, where, subset=subset)
         case "manifest":
-            return manifest.load(name, where, subset=subset)
+            return manifest.load(name, where, subset=subset, remote=remote)
         case "folder":
             return folder.load(name, where)
         case unknown:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.dataset import Half, Video, video_id
+from cache.dataset import ADDRESS, Half, Video, video_id
 from cache.errors import DatasetError
 from extract.sources.paths import check_path, is_video_name
 
@@ -59,7 +59,9 @@ class _Listed:
 class SplitLists:
     """Collects what the lists of a dataset say of each video, and refuses what contradicts itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, remote: bool = False) -> None:
+        """`remote`: addresses, https:// and s3://, are allowed for paths."""
+        self._remote = remote
         self._listed: dict[str, _Listed] = {}
         self._path_of_id: dict[str, str] = {}
 
@@ -70,7 +72,8 @@ class SplitLists:
             raise DatasetError(f"{where}: video {path!r} has another class than on {known.where}")
 
     def _take(self, path: str, label: int | None, where: str) -> _Listed:
-        check_path(path, where)
+        if not (self._remote and ADDRESS.fullmatch(path)):
+            check_path(path, where)
         if not is_video_name(path):
             raise DatasetError(f"{where}: {path!r} does not end as a video file's name does, such as .avi or .mp4")
         id_ = video_id(path)

@@ -1,7 +1,8 @@
 """A CSV file that lists videos: columns `video,label,split1[,split2,split3]`, in any order, the first line naming them.
 
 `video` is a path relative to the CSV's folder. `label` is a class name; empty where the class is not known, and then
-the video can be in no half. A split's column says train, test or none; empty means none.
+the video can be in no half. A split's column says train, test or none; empty means none. Where the user allows it,
+`video` may also be an address, https:// or s3://.
 """
 
 import csv
@@ -9,7 +10,7 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from cache.dataset import SPLITS, Dataset, Half
+from cache.dataset import ADDRESS, SPLITS, Dataset, Half
 from cache.errors import DatasetError
 from extract.sources.lists import SplitLists, read_text
 from extract.sources.paths import check_link
@@ -23,24 +24,28 @@ Row = tuple[str, dict[str, str]]
 """File and line number, and the value of each column."""
 
 
-def load(name: str, file: Path, *, subset: bool) -> tuple[Dataset, Path]:
-    """The dataset that the CSV lists, its files checked, and the CSV's folder, from which its paths start."""
-    listed = read_manifest(name, file)
+def load(name: str, file: Path, *, subset: bool, remote: bool = False) -> tuple[Dataset, Path]:
+    """The dataset that the CSV lists, its files checked, and the CSV's folder, from which its paths start.
+
+    With `remote` videos may be elsewhere; whether they are there is seen when they are fetched.
+    """
+    listed = read_manifest(name, file, remote=remote)
     root = file.parent.resolve()
-    found = [video.path for video in listed.videos if (root / video.path).is_file()]
+    found = [video.path for video in listed.videos if ADDRESS.fullmatch(video.path) or (root / video.path).is_file()]
     return match_files(listed, found, root, None, subset=subset), root
 
 
-def read_manifest(name: str, file: Path) -> Dataset:
+def read_manifest(name: str, file: Path, *, remote: bool = False) -> Dataset:
     """All videos that the CSV lists, whether or not their files exist. Classes are numbered in order of their names."""
     splits, rows = _read_rows(file)
     classes = tuple(sorted({row["label"] for _, row in rows if row["label"]}))
     labels = {class_name: label for label, class_name in enumerate(classes)}
-    lists = SplitLists()
+    lists = SplitLists(remote=remote)
     root = file.parent.resolve()
     for where, row in rows:
         lists.add(row["video"], labels.get(row["label"]), where)
-        check_link(root, row["video"], where)
+        if not ADDRESS.fullmatch(row["video"]):
+            check_link(root, row["video"], where)
         for split in splits:
             half = _parse_half(row[f"split{split}"], where)
             if half != "none" and not row["label"]:
