@@ -8,6 +8,7 @@ Memory is bounded by the decoders' ring of blocks, a few batches, and the featur
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -44,15 +45,16 @@ def extract_features(
     *,
     engine: Engine | None = None,
     meter: Meter | None = None,
+    pool: DecodePool | None = None,
 ) -> Iterator[VideoFeatures]:
     """Features of `videos` (id, path), each once, in the order in which they are finished.
 
     A video that cannot be decoded comes out as failed with the reason; the others are not touched by it. `videos` is
-    drawn from as decoders become free, so it may be endless or wait. Without an `engine` one is opened for `settings`.
+    drawn from as decoders become free, so it may be endless or wait. Without an `engine` or a `pool` one is opened for `settings`.
     """
     engine = engine or open_engine(settings, load_weights(settings.weights, settings.backbone))
-    with DecodePool(decode_settings(settings)) as pool:
-        yield from features_of_frames(pool.decode(videos), settings, engine, meter or Meter())
+    with DecodePool(decode_settings(settings)) if pool is None else nullcontext(pool) as decoders:
+        yield from features_of_frames(decoders.decode(videos), settings, engine, meter or Meter())
 
 
 def decode_settings(settings: ExtractSettings) -> DecodeSettings:

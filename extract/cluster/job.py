@@ -10,6 +10,7 @@ from typing import Any, Final
 import click
 import ray
 from ray.data import ActorPoolStrategy, DataContext
+from ray.data.exceptions import ExecutionTimeoutError, SystemException
 from ray.exceptions import RayError
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -57,7 +58,7 @@ class Job:
             for row in self._rows(assignment, weights):
                 self._take(report_of(row))
             self._work.drain()
-        except RayError as error:
+        except (RayError, SystemException, ExecutionTimeoutError) as error:
             raise MrrnError(f"Ray gave up: {error}. What was committed is safe; the same command goes on") from error
         finally:
             self._over.set()
@@ -95,8 +96,9 @@ class Job:
             if not self._over.is_set():
                 self._feeding_failed = error
         finally:
-            with suppress(RayError):
-                self._queue.put(None)
+            if not self._over.is_set():
+                with suppress(RayError):
+                    self._queue.put(None)
 
     def _wait_for_all(self) -> None:
         """Until everything handed out came back and is committed."""

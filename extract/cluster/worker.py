@@ -21,7 +21,7 @@ from extract.cluster.messages import Report, report_row, task_of
 from extract.device import shard_rows
 from extract.engine import open_engine
 from extract.meter import Meter
-from extract.pipeline import VideoFeatures, decode_settings, failed, features_of_frames
+from extract.pipeline import VideoFeatures, decode_settings, extract_features, failed
 from extract.settings import ExtractSettings, fingerprint
 from extract.shards import shard_data
 from extract.supervise import DecodePool
@@ -96,7 +96,7 @@ class Extractor:
         self._pool = DecodePool(decode_settings(self._assignment.settings)).__enter__()
 
     def _extract(self, videos: Iterable[tuple[str, Path]], meter: Meter) -> Iterator[VideoFeatures]:
-        return features_of_frames(self._pool.decode(videos), self._assignment.settings, self._engine, meter)
+        return extract_features(videos, self._assignment.settings, engine=self._engine, meter=meter, pool=self._pool)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """A task in, its report out."""
