@@ -50,7 +50,8 @@ def extract_features(
     """Features of `videos` (id, path), each once, in the order in which they are finished.
 
     A video that cannot be decoded comes out as failed with the reason; the others are not touched by it. `videos` is
-    drawn from as decoders become free, so it may be endless or wait. Without an `engine` or a `pool` one is opened for `settings`.
+    drawn from as decoders become free, so it may be endless or wait. Without an `engine` or a `pool` one is opened for
+    `settings`.
     """
     engine = engine or open_engine(settings, load_weights(settings.weights, settings.backbone))
     with DecodePool(decode_settings(settings)) if pool is None else nullcontext(pool) as decoders:
