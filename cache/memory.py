@@ -1,8 +1,29 @@
-"""How much memory there is to use."""
+"""How much memory there is to use, and keeping what was used once."""
 
+import ctypes
+import platform
 from pathlib import Path
 
 _CONTAINER = Path("/sys/fs/cgroup")
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+"""Parameters of glibc's mallopt (malloc.h)."""
+
+_KEPT_BYTES = 1 << 30
+"""Freed memory that a process keeps for later, at most."""
+
+
+def keep_freed_memory() -> None:
+    """Have malloc keep what is freed for what comes next, so that nobody asks the kernel for it page by page again.
+
+    By default glibc gives freed memory back beyond some ten megabytes, and takes each large block anew. That is 37,000
+    page faults for a batch of the extraction's network on a processor, a tenth of its time; and a twentieth of a
+    training step's. Other C libraries are left as they are.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def available_bytes() -> int:

@@ -3,15 +3,15 @@
 Shapes: F frames of a block, V views, B rows of a batch (a row is one view of one frame), C channels of all levels.
 """
 
-import ctypes
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache.device import find_device
+from cache.memory import keep_freed_memory
 from extract.settings import ExtractSettings
 from extract.transform import CROP, crop_views, resize
 from extract.views import Crop
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FeaturesBC = NDArray[np.float16]
-
-_M_TRIM_THRESHOLD: Final = -1
-_M_MMAP_MAX: Final = -4
-_NEVER: Final = 2**31 - 1
 
 
 class Engine(Protocol):
@@ -87,15 +83,3 @@ class CpuEngine:
 
     def fetch(self) -> FeaturesBC:
         return self._done.popleft()
-
-
-def keep_freed_memory() -> None:
-    """Have this process use freed memory again instead of giving it back to the kernel after every layer.
-
-    By default glibc takes each large block anew: 37,000 page faults a batch, 6 to 9 % of the network's time. Memory
-    stays at its peak, which a batch reaches anyway. Where the C library is another one, nothing changes.
-    """
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt"):
-        library.mallopt(_M_MMAP_MAX, 0)
-        library.mallopt(_M_TRIM_THRESHOLD, _NEVER)
