@@ -5,14 +5,14 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 # The variables of the three stages; each may be given on the command line or in the environment.
-# DATASET DATA SUBSET WEIGHTS LEVEL POOL SPLIT SEED RECIPE VIEWS FORMAT DEVICE JOBS FRESH WORK
+# DATASET DATA SUBSET WEIGHTS LEVEL POOL SPLIT SEED RECIPE VIEWS FORMAT DEVICE JOBS FRESH CACHE WORK
 WORK ?= work
 
 quoted = '$(subst ','\'',$(1))'
 option = $(if $($(2)),$(1) $(call quoted,$($(2))))
 COMMON = --work $(call quoted,$(WORK)) $(call option,--dataset,DATASET) $(call option,--device,DEVICE)
 EXTRACT = $(call option,--data,DATA) $(if $(filter-out 0 no false,$(SUBSET)),--subset) $(call option,--weights,WEIGHTS) \
-	$(call option,--views,VIEWS) $(call option,--format,FORMAT) $(call option,--jobs,JOBS) \
+	$(call option,--views,VIEWS) $(call option,--format,FORMAT) $(call option,--cache,CACHE) $(call option,--jobs,JOBS) \
 	$(call option,--engine,ENGINE) $(call option,--workers,WORKERS)
 TRAIN = $(call option,--pool,POOL) $(call option,--split,SPLIT) $(call option,--seed,SEED) $(call option,--recipe,RECIPE) \
 	$(if $(filter-out 0 no false,$(FRESH)),--fresh)
@@ -24,7 +24,7 @@ FUSE = --work $(call quoted,$(WORK)) $(call option,--dataset,DATASET) $(call opt
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@echo; echo "  Variables: DATASET DATA SUBSET WEIGHTS LEVEL POOL SPLIT SEED RECIPE VIEWS FORMAT DEVICE JOBS FRESH WORK (see README.md)"
+	@echo; echo "  Variables: DATASET DATA SUBSET WEIGHTS LEVEL POOL SPLIT SEED RECIPE VIEWS FORMAT DEVICE JOBS FRESH CACHE WORK (see README.md)"
 
 install: $(READY) ## set up .venv (the other targets do it when needed)
 
