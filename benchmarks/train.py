@@ -103,6 +103,8 @@ class PlainClips(Dataset):  # type: ignore[type-arg]
 
     def __init__(self, path: Path, bank: Bank) -> None:
         self.path, self.clips = path, bank.clips
+        firsts = np.searchsorted(bank.clips.video_N, np.arange(len(bank.clips.video_ids)))
+        self.first_frame = bank.clips.frames_NT[firsts, 0]
         self.file: h5py.File | None = None
 
     def __len__(self) -> int:
@@ -112,12 +114,10 @@ class PlainClips(Dataset):  # type: ignore[type-arg]
         """Features `[T, C]` float32 and label of one clip."""
         self.file = self.file or h5py.File(self.path)
         video = int(self.clips.video_N[clip])
-        whole_FC = self.file[str(video)]
-        start, stop = self.clips.spans_N2[clip]
-        last = min(int(stop), len(whole_FC))
-        span_FC = whole_FC[start:last]
-        looped = span_FC[np.arange(stop - start) % len(span_FC)]
-        return torch.from_numpy(looped.astype(np.float32)), int(self.clips.label_N[clip])
+        frames_T = self.clips.frames_NT[clip] - self.first_frame[video]
+        start, stop = frames_T.min(), frames_T.max() + 1
+        clip_TC = self.file[str(video)][start:stop][frames_T - start]
+        return torch.from_numpy(clip_TC.astype(np.float32)), int(self.clips.label_N[clip])
 
 
 def write_plain_file(path: Path, split: Split, level: Level) -> None:
@@ -232,8 +232,7 @@ def measure(
     plain_file = scratch / f"plain-{config.level}.h5"
     write_plain_file(plain_file, split, config.level)
     clips = PlainClips(plain_file, bank)
-    if config.clips.fps is None:
-        check(bank, clips)
+    check(bank, clips)
     torch.manual_seed(0)
     batch, settings = config.recipe.batch, head_settings(config)
     trainer = Trainer(Head(settings).to(device), bank, config.recipe, config.level, 0)

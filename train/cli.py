@@ -2,11 +2,13 @@
 
 import os
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import click
 
 from cache.console import StageGroup, choose_dataset, dataset_option, work_option
+from cache.files import write_bytes_durably
 from cache.schema import LEVELS, Level
 from cache.workspace import Workspace
 from train.recipes import CELLS, POOLS, PRECISIONS, RECIPES, Pool, with_overrides
@@ -100,6 +102,28 @@ def recipes() -> None:
     """List the recipes and what each changes."""
     for recipe in RECIPES.values():
         click.echo(f"{recipe.name}\n    {recipe.summary}")
+
+
+@main.command()
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--to", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path), help="[default: RUN/head.onnx]")
+def export(run: Path, to: Path | None) -> None:
+    """Write the head of a finished run as an ONNX file.
+
+    RUN is the run's folder. The file takes `features`, float32 [steps of a clip, clips, channels], and gives `logits`
+    [clips, classes]; its metadata names level, classes, clips and what the features have to be made with.
+
+    \b
+    Example:
+      python -m train export work/runs/ucf101/split1/high-mean-seed0
+    """
+    from train.checkpoint import load_head
+    from train.export import to_onnx
+
+    head, config = load_head(run)
+    path = to or run / "head.onnx"
+    write_bytes_durably(path, to_onnx(head, config))
+    click.echo(f"{config.level}-{config.pool} of {config.dataset}, {len(config.classes)} classes: {path}")
 
 
 def _train(
