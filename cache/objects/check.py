@@ -32,7 +32,7 @@ class Orphan:
 def log_problems(cache: "FeatureCache") -> Iterator[str]:
     """Where the working copy's ledger and dataset are not those that the log leads to, in words."""
     assert cache.remote is not None
-    with tempfile.TemporaryDirectory(prefix="mrrn-log-", dir=cache.path) as folder:
+    with tempfile.TemporaryDirectory(prefix="mrrn-log-") as folder:
         found = find(cache.remote.objects)
         if found is None:
             yield f"{cache.remote.location} holds no cache any more: its cache.json is missing"

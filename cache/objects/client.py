@@ -31,6 +31,7 @@ _CODE = re.compile(r"<Code>(?P<code>[A-Za-z0-9.]{1,60})</Code>")
 _KIND = re.compile(r"kind: (?P<kind>[A-Z][A-Za-z]{1,30})")
 _KINDS = {"Connect": "no connection", "Timeout": "no answer in time", "Interrupted": "the connection was cut"}
 _PAGE = 1000
+_CONFLICTS = 8
 _AGAIN = frozenset({"408", "425", "429"})
 """Client errors that pass."""
 
@@ -127,22 +128,27 @@ class Objects:
         import obstore
         from obstore.exceptions import AlreadyExistsError
 
-        try:
-            self._patiently("put", name, lambda: obstore.put(self._small, name, content, mode="create"))
-        except AlreadyExistsError:
-            # The answer to an earlier attempt may have been lost on its way: then what is there is ours.
-            there = self.read(name, max(len(content), 1 << 20))
-            return there is not None and there[0] == content
-        return True
+        for _ in range(_CONFLICTS):
+            try:
+                self._patiently("put", name, lambda: obstore.put(self._small, name, content, mode="create"))
+                return True
+            except AlreadyExistsError:
+                # The answer to an earlier attempt may have been lost on its way: then what is there is ours.
+                there = self.read(name, max(len(content), 1 << 20))
+            if there is not None:
+                return there[0] == content
+            # Two wrote at the same time, and the server let neither in (409).
+            time.sleep(random.uniform(0.0, self._patience.pause_seconds))
+        raise CacheError(f"{self.location}/{name}: others write it all the time; run the same command again")
 
     def replace(self, name: str, content: bytes, tag: str) -> bool:
         """Write an object in the place of the one with this tag (If-Match); False where that is no longer there."""
         import obstore
-        from obstore.exceptions import PreconditionError
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
 
         try:
             self._patiently("put", name, lambda: obstore.put(self._small, name, content, mode={"e_tag": tag}))
-        except (PreconditionError, FileNotFoundError):
+        except (AlreadyExistsError, PreconditionError, FileNotFoundError):
             return False
         return True
 
@@ -244,7 +250,9 @@ def _is_final(error: Exception) -> bool:
     if not isinstance(error, GenericError):
         return True
     text = str(error)
-    status = _STATUS.search(text)
+    status, code = _STATUS.search(text), _CODE.search(text)
     if "/latest/api/token" in text:
         return True
+    if code and code["code"] == "RequestTimeout":
+        return False
     return status is not None and status["status"][0] in "34" and status["status"] not in _AGAIN

@@ -70,8 +70,10 @@ class DriverLease:
             self._stop.set()
             self._renewer.join()
             self._renewer = None
-            if for_all and not self._lost and (found := self._read()) and found[0].driver == self._driver:
-                self._objects.delete([NAME])
+            # Where the store does not answer, the lease lapses by itself.
+            with contextlib.suppress(CacheError):
+                if for_all and not self._lost and (found := self._read()) and found[0].driver == self._driver:
+                    self._objects.delete([NAME])
 
     def _take(self) -> None:
         for _ in range(_ATTEMPTS):
