@@ -1,6 +1,9 @@
 """A cache in an object store behaves like any other: created, extended, read, continued, from any working copy."""
 
+import contextlib
+import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -190,3 +193,24 @@ def test_odd_addresses_are_refused_and_secrets_not_repeated(address: str, compla
     with pytest.raises(CacheError, match=complaint) as caught:
         Location.parse(address)
     assert "geheim" not in str(caught.value)
+
+
+def test_after_a_fork_what_is_here_is_read_and_the_store_is_not_waited_for(tmp_path: Path) -> None:
+    with create(tmp_path / "one") as one:
+        fill(one)
+        assert_complete(one)
+        kept, gone = one.ledger.shards()[:2]
+        shutil.rmtree(tmp_path / "one" / "shards" / gone.name)
+        one.__dict__.pop("pool")
+        video = {place.shard: place.video_id for place in one.places}
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            with contextlib.suppress(BaseException):
+                one.features(video[kept.number], "low")
+                try:
+                    one.features(video[gone.number], "low")
+                except CacheError as error:
+                    code = 0 if "fork" in str(error) else 2
+            os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

@@ -58,11 +58,11 @@ class Entry(NamedTuple):
 
 
 class Objects:
-    """The objects below one location. Names are relative to it. Thread-safe; not for a child after a fork."""
+    """The objects below one location. Names are relative to it. Thread-safe; a forked child opens its own."""
 
     def __init__(self, location: Location, patience: Patience = Patience()) -> None:
         """CacheError where obstore is not installed or the environment cannot be understood."""
-        self.location, self._patience = location, patience
+        self.location, self._patience, self._process = location, patience, os.getpid()
         self.requests: Counter[str] = Counter()
         """Attempts so far, by kind: put, get, list (a page of 1,000 names), delete."""
         self._small, self._bulk = (open_store(location, seconds) for seconds in (SMALL_SECONDS, BULK_SECONDS))
@@ -181,6 +181,9 @@ class Objects:
         """The request's answer, however often it has to be asked; CacheError where patience or hope run out."""
         from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
+        if os.getpid() != self._process:
+            # obstore's threads are not in the child, and it would wait for them for ever.
+            raise CacheError(f"{self.location} was opened before a fork: open the cache in the child, or use spawn")
         pause, deadline = self._patience.pause_seconds, None
         while True:
             self.requests[kind] += 1
