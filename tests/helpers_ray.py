@@ -60,7 +60,7 @@ class FourNodes:
             process.kill()
             process.communicate()
 
-    def extract(self, work: Path, *options: str, seconds: float = 600.0) -> tuple[int, str]:
+    def extract(self, work: Path, *options: str, seconds: float = 1200.0) -> tuple[int, str]:
         """The same to its end: exit code and what it said."""
         with self.extracting(work, *options) as process:
             said, _ = process.communicate(timeout=seconds)
@@ -87,19 +87,21 @@ def workers() -> Mapping[int, str]:
 
 def worker_with_open(path: Path) -> int | None:
     """The pool's actor whose decoder has `path`, or a file below it, open."""
-    target = str(path.resolve())
+    target, pool = str(path.resolve()), workers()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if b"extract.worker" not in (folder / "cmdline").read_bytes():
                 continue
             if any(f"{link.readlink()}/".startswith(f"{target}/") for link in (folder / "fd").iterdir()):
-                return int((folder / "cmdline").read_bytes().split(b"\0")[-2])
+                parent = int((folder / "cmdline").read_bytes().split(b"\0")[-2])
+                # The driver also opens some, to see how long videos are.
+                return parent if parent in pool else None
         except OSError:
             continue
     return None
 
 
-def wait_for(found: Any, seconds: float = 120.0) -> Any:
+def wait_for(found: Any, seconds: float = 300.0) -> Any:
     """The first true value of `found()`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -100,7 +100,7 @@ def test_whatever_is_killed_the_job_ends_complete(cluster, videos, expected, tmp
         elif fault == "worker" and (parent := wait_for(lambda: worker_with_open(videos) or -1, 30.0)) > 0:
             kill(parent, signal.SIGKILL)
         done_before = committed(work)
-        said, _ = driver.communicate(timeout=400)
+        said, _ = driver.communicate(timeout=900)
         print(f"run {number}: {fault} with {done_before} of {VIDEOS} committed")
     cluster.restore()
     assert driver.returncode == 0, said
@@ -129,9 +129,9 @@ def test_a_second_driver_is_told_and_nothing_is_done_twice(cluster, videos, expe
         wait_for(lambda: (work / "cache/toy/cache.json").exists() and workers(), 300.0)
         command = ["--work", str(work), "--dataset", "toy", "--retry-failed"]
         second = subprocess.run(
-            [sys.executable, "-m", "extract", *command], capture_output=True, text=True, timeout=400, check=False
+            [sys.executable, "-m", "extract", *command], capture_output=True, text=True, timeout=900, check=False
         )
-        said, _ = first.communicate(timeout=400)
+        said, _ = first.communicate(timeout=900)
     assert (first.returncode, second.returncode) == (0, 0), said + second.stdout + second.stderr
     assert "another extractor is at work" in second.stdout
     assert_sound(work, expected, said)
