@@ -25,7 +25,19 @@ MAY_IMPORT = {
 }
 """Design §3: imports go one way; the folder's line holds for every file that has none of its own."""
 
-HEAVY = ("torch", "torchvision", "decord", "av", "matplotlib", "zarr", "h5py", "tensorboard", "triton", "ray", "pyarrow")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "decord",
+    "av",
+    "matplotlib",
+    "zarr",
+    "h5py",
+    "tensorboard",
+    "triton",
+    "ray",
+    "pyarrow",
+)
 """What takes a second or more to import, or opens devices; a help text needs none of it."""
 
 SHOW_HELP = """
