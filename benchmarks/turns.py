@@ -1,4 +1,8 @@
-"""Timing in turns: contestants take one step each, round after round, so that what else the machine does hits all."""
+"""Timing in turns: contestants take one step each, round after round, so that what else the machine does hits all.
+
+On a processor with one thread (OMP_NUM_THREADS=1) the clock is the process's own processor time, which a busy machine
+distorts far less than the time on the wall; what child processes do is not in it.
+"""
 
 import platform
 import time
@@ -24,22 +28,30 @@ def take_turns(
     After `fewest` turns a contestant that has used up `seconds` sits the others out, except the one called `steady`,
     which the others are compared with turn by turn.
     """
+    clock = time.process_time if by_processor_time(device) else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(-warm_up, turns):
         for name, step in steps.items():
             if turn >= fewest and name != steady and sum(times[name]) > seconds:
                 continue
-            started = time.perf_counter()
+            started = clock()
             step()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             if turn >= 0:
-                times[name].append(time.perf_counter() - started)
+                times[name].append(clock() - started)
     return times
+
+
+def by_processor_time(device: torch.device) -> bool:
+    """Whether the clock is the process's own processor time."""
+    return device.type == "cpu" and torch.get_num_threads() == 1
 
 
 def machine(device: torch.device) -> str:
     """What a table says that it was measured on."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    return f"{platform.machine()} CPU, " + (
+        "1 thread, processor time" if by_processor_time(device) else f"{torch.get_num_threads()} threads"
+    )
