@@ -27,6 +27,7 @@ def location(name: str) -> Location:
     return Location("bucket", f"caches/{name}")
 
 
+@pytest.mark.slow
 def test_creating_and_replacing_are_conditional_and_errors_are_without_secrets(
     s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
