@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 # The variables of the three stages; each may be given on the command line or in the environment.
-# DATASET DATA SUBSET WEIGHTS LEVEL POOL SPLIT SEED RECIPE VIEWS FORMAT DEVICE JOBS FRESH CACHE WORK
+# DATASET DATA SUBSET WEIGHTS LEVEL POOL SPLIT SEED RECIPE VIEWS FORMAT DEVICE JOBS ENGINE WORKERS FRESH CACHE WORK
 WORK ?= work
 
 quoted = '$(subst ','\'',$(1))'
@@ -24,7 +24,7 @@ FUSE = --work $(call quoted,$(WORK)) $(call option,--dataset,DATASET) $(call opt
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@echo; echo "  Variables: DATASET DATA SUBSET WEIGHTS LEVEL POOL SPLIT SEED RECIPE VIEWS FORMAT DEVICE JOBS FRESH CACHE WORK (see README.md)"
+	@echo; echo "  Variables: DATASET DATA SUBSET WEIGHTS LEVEL POOL SPLIT SEED RECIPE VIEWS FORMAT DEVICE JOBS ENGINE WORKERS FRESH CACHE WORK (see README.md)"
 
 install: $(READY) ## set up .venv (the other targets do it when needed)
 
