@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from helpers_cache import done, fill, make_dataset, make_fingerprint, make_shard, num_frames_of, video_features
 from helpers_objects import LOCATION
 
+from cache.cli import main
 from cache.errors import CacheError
 from cache.ledger import Outcome
 from cache.objects.lease import DriverLease
@@ -193,6 +195,21 @@ def test_odd_addresses_are_refused_and_secrets_not_repeated(address: str, compla
     with pytest.raises(CacheError, match=complaint) as caught:
         Location.parse(address)
     assert "geheim" not in str(caught.value)
+
+
+def test_the_command_line_attaches_verifies_and_tells_where_it_is(tmp_path: Path) -> None:
+    with create(tmp_path / "one") as one:
+        fill(one)
+
+    def run(*arguments: str) -> str:
+        result = CliRunner().invoke(main, [*arguments, "--work", str(tmp_path / "work")], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    assert f"a working copy of {LOCATION} (0 pending, 10 done" in run("attach", str(LOCATION))
+    assert f"a working copy of {LOCATION}" in run("info")
+    assert "everything is as it was written" in run("verify", "--dataset", "toy")
+    assert "there was nothing to repair" in run("repair")
 
 
 def test_after_a_fork_what_is_here_is_read_and_the_store_is_not_waited_for(tmp_path: Path) -> None:
