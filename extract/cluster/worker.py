@@ -134,8 +134,7 @@ class Extractor:
             return self._extract(videos, meter)
 
         for shard in shards_of([task], extract, shard_rows=shard_rows(settings.device), strict=strict, meter=meter):
-            with meter.during("write"):
-                yield self._write(shard)
+            yield self._write(shard)  # which `extract_features` counts as writing
         ray.get(self._deaths.end.remote(work))
 
     def _one_by_one(self, videos: Iterable[tuple[str, Path]], meter: Meter) -> Iterator[VideoFeatures]:
