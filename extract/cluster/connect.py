@@ -46,7 +46,7 @@ def connected() -> Iterator[None]:
             "there, or send the command to the cluster with `ray job submit` (docs/scale.md)"
         )
     try:
-        context = ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        context = ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, TimeoutError) as error:
         raise MrrnError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from error
     try:
