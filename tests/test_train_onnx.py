@@ -1,6 +1,7 @@
 """`python -m train export`: the ONNX file computes in onnxruntime what the head computes, for any number of clips."""
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -45,9 +46,11 @@ def export(*arguments: object) -> Result:
 def test_exported_head_gives_the_same_logits_in_onnxruntime(cell, pool, tmp_path):
     config = replace(SHORT, pool=pool, recipe=replace(SHORT.recipe, cell=cell))
     run = finished_run(tmp_path, config)
-    result = export(run)
-    assert result.exit_code == 0, result.output
-    assert str(run / "head.onnx") in result.output
+    # In a process of its own: torch's exporter fails for nn.LSTM and nn.GRU where warnings are errors, as they are here.
+    command = [sys.executable, "-m", "train", "export", str(run)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert str(run / "head.onnx") in done.stdout
     head, _ = load_head(run)
     session = onnxruntime.InferenceSession(run / "head.onnx", providers=["CPUExecutionProvider"])
     for clips in (1, 2, 7):

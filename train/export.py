@@ -1,6 +1,7 @@
 """A finished run's head as an ONNX file, for programs that have neither this project nor torch."""
 
 import json
+import warnings
 from importlib import import_module
 
 import torch
@@ -22,15 +23,19 @@ def to_onnx(head: Head, config: RunConfig) -> bytes:
     TrainingError where the packages that write ONNX are missing.
     """
     _require("onnx", "onnxscript")
-    program = torch.onnx.export(
-        head.eval(),
-        (torch.zeros(config.clips.length, 2, CHANNELS[config.level]),),
-        dynamo=True,
-        verbose=False,
-        input_names=[INPUT],
-        output_names=[OUTPUT],
-        dynamic_shapes=({1: torch.export.Dim("clips")},),
-    )
+    with warnings.catch_warnings():
+        # nn.LSTM and nn.GRU hold their parameters a second time in a list, which the exporter takes for lost state.
+        warnings.filterwarnings("ignore", message=r"The tensor attributes? .*_flat_weights")
+        warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, about its own exporter
+        program = torch.onnx.export(
+            head.eval(),
+            (torch.zeros(config.clips.length, 2, CHANNELS[config.level]),),
+            dynamo=True,
+            verbose=False,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({1: torch.export.Dim("clips")},),
+        )
     assert program is not None
     model = program.model_proto
     for name, value in _metadata(config).items():
