@@ -46,7 +46,7 @@ def export(*arguments: object) -> Result:
 def test_exported_head_gives_the_same_logits_in_onnxruntime(cell, pool, tmp_path):
     config = replace(SHORT, pool=pool, recipe=replace(SHORT.recipe, cell=cell))
     run = finished_run(tmp_path, config)
-    # In a process of its own: torch's exporter fails for nn.LSTM and nn.GRU where warnings are errors, as they are here.
+    # In a process of its own: torch's exporter fails for nn.LSTM and nn.GRU where warnings are errors, as here.
     command = [sys.executable, "-m", "train", "export", str(run)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
