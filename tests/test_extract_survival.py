@@ -107,7 +107,8 @@ def check_many_videos(folder: Path, count: int, videos_per_worker: int) -> None:
             if ended % (count // 100) == 0:
                 held.append(Held.now())
     early, late = held[10:50], held[75:]
-    assert max(each.descriptors for each in late) <= max(each.descriptors for each in early) + 4
+    # While a worker takes another's place there are the descriptors of both; what leaks is never given back.
+    assert min(each.descriptors for each in late) <= max(each.descriptors for each in early)
     assert max(each.workers for each in late) <= 2 + 1
     for which in ("supervisor_bytes", "worker_bytes"):
         growth = max(getattr(each, which) for each in late) - max(getattr(each, which) for each in early)
