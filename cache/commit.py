@@ -29,7 +29,7 @@ from cache.fingerprint import JSON, canonical_json
 from cache.ledger import Ledger
 from cache.rows import SHARD_NAME, WITH_FEATURES, Claim, Outcome, ShardRow
 from cache.shards import SUFFIXES, Backend, open_shard
-from cache.shards.protocol import ShardData
+from cache.shards.protocol import ShardData, ShardIndex
 from cache.shards.writing import ShardWriter, Written, hash_files
 
 if TYPE_CHECKING:
@@ -74,6 +74,28 @@ class Aside:
     files: Mapping[str, int] = field(default_factory=dict)
     """Where the cache is in an object store, and has the shard already: its files' sizes, see `Record.files`."""
 
+    @classmethod
+    def of(
+        cls,
+        path: Path,
+        outcomes: tuple[Outcome, ...],
+        written: Written,
+        index: ShardIndex,
+        environment: str,
+        files: Mapping[str, int] | None = None,
+    ) -> "Aside":
+        """The shard at `path`, whose arrays `index` describes; the fields say what the others are."""
+        return cls(
+            name=path.name,
+            outcomes=outcomes,
+            written=written,
+            content=index.content,
+            num_videos=index.num_videos,
+            num_frames=index.num_frames,
+            environment=environment,
+            files=files or {},
+        )
+
 
 def write_aside(
     destination: Destination,
@@ -104,16 +126,7 @@ def write_aside(
             files = destination.remote.upload(temporary, written.digest, destination.backend)
             if not keep:
                 discard(temporary)
-        return Aside(
-            name=temporary.name,
-            outcomes=ordered,
-            written=written,
-            content=data.index.content,
-            num_videos=data.index.num_videos,
-            num_frames=data.index.num_frames,
-            environment=surroundings,
-            files=files,
-        )
+        return Aside.of(temporary, ordered, written, data.index, surroundings, files)
     except BaseException as error:
         discard(temporary)
         if isinstance(error, OSError):
@@ -305,15 +318,7 @@ def adopt(
         same_videos = tuple(outcome.video_id for outcome in outcomes) == index.video_ids
         if not (same_bytes and same_videos and notes["fingerprint"] == destination.fingerprint):
             return None
-        aside = Aside(
-            name=path.name,
-            outcomes=outcomes,
-            written=written,
-            content=index.content,
-            num_videos=index.num_videos,
-            num_frames=index.num_frames,
-            environment=notes["environment"],
-        )
+        aside = Aside.of(path, outcomes, written, index, notes["environment"])
         shard = _shard_row(connection, destination, aside)
         assert shard is not None
         destination.ledger.record(connection, None, outcomes, shard)
