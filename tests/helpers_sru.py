@@ -63,3 +63,15 @@ def assert_equals_reference(recurrence: Callable, inputs: list[Tensor | None], t
         if like is not None:
             assert ours[name].dtype == like.dtype, name
             assert error(ours[name], theirs[name]) <= tolerances[like.dtype], name
+
+
+def assert_nan_and_infinities_come_out(recurrence: Callable, inputs: list[Tensor | None]) -> None:
+    """A NaN stays in its own unit and is seen there; infinite gates are 0 and 1. `inputs` are of 2 steps, 4 units."""
+    u, x, bias, c0, *_ = inputs
+    u[0, 0, :, 0], u[0, 0, 1, 1], u[0, 0, 2, 2] = float("nan"), float("inf"), float("-inf")
+    h, c = recurrence(u, x, bias, c0)
+    assert torch.isnan(h[:, 0, 0]).all()
+    assert torch.isnan(c[0, 0])
+    assert torch.isfinite(h[:, 0, 1:]).all()
+    assert torch.isfinite(c[0, 1:]).all()
+    assert torch.allclose(h[0, 0, 2], x[0, 0, 2])

@@ -35,6 +35,7 @@ HEAVY = (
     "h5py",
     "tensorboard",
     "triton",
+    "llvmlite",
     "ray",
     "pyarrow",
 )

@@ -1,12 +1,28 @@
 """The SRU's recurrence: the reference against finite differences, the CPU path against the reference."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
-from helpers_sru import ODD_SHAPES, assert_equals_reference, draw, results
+from helpers_sru import ODD_SHAPES, assert_equals_reference, assert_nan_and_infinities_come_out, draw, results
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.sru import cpu, reference
+from train.sru import compiled, cpu, reference
+
+
+@contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    """Kernels run on so many threads, however small the work."""
+    before = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "GRAIN", 1)
+        torch.set_num_threads(count)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("projected", [False, True], ids=["input as highway", "projected highway"])
@@ -37,17 +53,26 @@ def test_cpu_equals_reference(shape, projected, dtype):
 
 
 @given(
-    shape=st.tuples(st.integers(1, 40), st.integers(1, 9), st.integers(1, 70)),
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 9), st.integers(1, 300)),
     projected=st.booleans(),
     dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
-    block=st.sampled_from([1, 100, 1000, 100_000]),
+    threads=st.integers(1, 5),
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=60, deadline=None)
-def test_cpu_equals_reference_at_any_shape_and_block_size(shape, projected, dtype, block, seed):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu, "BLOCK_ELEMENTS", block)
+def test_cpu_equals_reference_at_any_shape_and_number_of_threads(shape, projected, dtype, threads, seed):
+    with on_threads(threads):
         assert_equals_reference(cpu.recurrence, draw(shape, projected, dtype, seed))
+
+
+def test_cpu_gives_the_same_bits_on_any_number_of_threads():
+    inputs = draw((9, 3, 333), False, torch.bfloat16)
+    with on_threads(1):
+        alone = results(cpu.recurrence, inputs)
+    for threads in (2, 3, 8):
+        with on_threads(threads):
+            together = results(cpu.recurrence, inputs)
+        assert all(torch.equal(alone[name], together[name]) for name in alone)
 
 
 def test_cpu_takes_non_contiguous_tensors():
@@ -83,6 +108,10 @@ def test_cpu_takes_an_input_of_another_dtype_than_its_transformation(of_u, of_x)
 def test_cpu_holds_for_large_values():
     inputs = draw((20, 3, 16), False, torch.float32)
     assert_equals_reference(cpu.recurrence, [tensor * 100 for tensor in inputs if tensor is not None])
+
+
+def test_no_kernel_hides_what_is_not_finite():
+    assert_nan_and_infinities_come_out(cpu.recurrence, draw((2, 1, 4), False, torch.float32))
 
 
 def test_cpu_gives_the_same_bits_each_time():

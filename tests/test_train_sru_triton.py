@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from helpers_sru import ODD_SHAPES, assert_equals_reference, draw, results
+from helpers_sru import ODD_SHAPES, assert_equals_reference, assert_nan_and_infinities_come_out, draw, results
 
 from train.sru import SRU
 from train.sru.tolerances import INTERPRETER_TOLERANCES, TOLERANCES
@@ -61,11 +61,15 @@ def test_kernels_take_a_gradient_that_is_expanded():
 
 
 @runs_kernels
-@pytest.mark.filterwarnings(
-    "ignore:overflow encountered in exp"
-)  # the interpreter's; 1 / (1 + inf) is the 0 that is meant
 def test_kernels_hold_for_large_values():
-    assert_kernels_equal_reference([tensor * 100 for tensor in draw((4, 2, 16), False, torch.float32)])
+    assert_kernels_equal_reference([tensor * 100 for tensor in draw((20, 3, 16), False, torch.float32)])
+
+
+@runs_kernels
+def test_no_kernel_hides_what_is_not_finite():
+    from train.sru import triton
+
+    assert_nan_and_infinities_come_out(triton.recurrence, on_device(draw((2, 1, 4), False, torch.float32)))
 
 
 @runs_kernels

@@ -28,12 +28,17 @@ LAUNCH = {"num_warps": 1, "enable_fp_fusion": True}
 
 @triton.jit
 def _sigmoid(x):
-    return 1 / (1 + tl.exp(-x))
+    """1 / (1 + exp(-x)), and 1 minus that, which where it is near 0 has no fewer digits."""
+    power = tl.exp(tl.where(x < -80, 80.0, -x))  # beyond, infinity times 0 would be no number
+    share = 1 / (1 + power)
+    return share, power * share
 
 
 @triton.jit
 def _tanh(x):
-    return 2 * _sigmoid(2 * x) - 1
+    """tanh(x) and its derivative, 1 - tanh(x)^2 = 4 s (1 - s)."""
+    share, rest = _sigmoid(2 * x)
+    return share - rest, 4 * share * rest
 
 
 @triton.jit
@@ -51,12 +56,13 @@ def _forward(u, x, bias, c0, h, last, states, T, B, D, PROJECTED: tl.constexpr, 
         row = t * B + b
         u_t = u + row * G * D + d
         x_tilde = tl.load(u_t, mask=inside, other=0).to(state)
-        f = _sigmoid(tl.load(u_t + D, mask=inside, other=0).to(state) + bias_f)
-        r = _sigmoid(tl.load(u_t + 2 * D, mask=inside, other=0).to(state) + bias_r)
+        f, f_rest = _sigmoid(tl.load(u_t + D, mask=inside, other=0).to(state) + bias_f)
+        r, r_rest = _sigmoid(tl.load(u_t + 2 * D, mask=inside, other=0).to(state) + bias_r)
         highway = tl.load(u_t + 3 * D if PROJECTED else x + row * D + d, mask=inside, other=0).to(state)
-        c = x_tilde + f * (c - x_tilde)
+        c = f * c + f_rest * x_tilde
+        g, _ = _tanh(c)
         tl.store(states + (row + B) * D + d, c, mask=inside)
-        tl.store(h + row * D + d, highway + r * (_tanh(c) - highway), mask=inside)
+        tl.store(h + row * D + d, r * g + r_rest * highway, mask=inside)
     tl.store(last + b * D + d, c, mask=inside)
 
 
@@ -77,19 +83,21 @@ def _backward(dh, dlast, u, x, bias, states, du, dx, dbias, dc0, T, B, D, PROJEC
         row = (T - 1 - i) * B + b
         u_t, du_t = u + row * G * D + d, du + row * G * D + d
         x_tilde = tl.load(u_t, mask=inside, other=0).to(state)
-        f = _sigmoid(tl.load(u_t + D, mask=inside, other=0).to(state) + bias_f)
-        r = _sigmoid(tl.load(u_t + 2 * D, mask=inside, other=0).to(state) + bias_r)
+        f, f_rest = _sigmoid(tl.load(u_t + D, mask=inside, other=0).to(state) + bias_f)
+        r, r_rest = _sigmoid(tl.load(u_t + 2 * D, mask=inside, other=0).to(state) + bias_r)
         highway = tl.load(u_t + 3 * D if PROJECTED else x + row * D + d, mask=inside, other=0).to(state)
         dh_t = tl.load(dh + row * D + d, mask=inside, other=0).to(state)
         before = tl.load(states + row * D + d, mask=inside, other=0)
-        g = _tanh(c)
+        g, g_slope = _tanh(c)
 
-        tl.store(du_t + 3 * D if PROJECTED else dx + row * D + d, dh_t * (1 - r), mask=inside)
-        dr = dh_t * (g - highway) * r * (1 - r)
-        dc = dh_t * r * (1 - g * g) + carry
-        df = dc * (before - x_tilde) * f * (1 - f)
+        dhighway = dh_t * r_rest
+        tl.store(du_t + 3 * D if PROJECTED else dx + row * D + d, dhighway, mask=inside)
+        dr = dhighway * r * (g - highway)
+        dc = dh_t * r * g_slope + carry
         carry = dc * f
-        tl.store(du_t, dc - carry, mask=inside)
+        dx_tilde = dc * f_rest
+        df = dx_tilde * f * (before - x_tilde)
+        tl.store(du_t, dx_tilde, mask=inside)
         tl.store(du_t + D, df, mask=inside)
         tl.store(du_t + 2 * D, dr, mask=inside)
         dbias_f += df

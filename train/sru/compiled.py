@@ -1,0 +1,219 @@
+"""Kernels over steps, sequences and hidden units, compiled for this processor and run on torch's own threads.
+
+A kernel is a Python function that writes down what happens to some neighbouring hidden units of one sequence at one
+step (`At`); around it come the loops. LLVM, which is part of the package llvmlite, makes machine code of it when it is
+first needed for certain dtypes, in about a tenth of a second and without any other compiler. Letters as in
+`reference.py`.
+"""
+
+import ctypes
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import llvmlite.binding as llvm
+import llvmlite.ir as ir
+import torch
+from torch import Tensor
+
+from train.sru.lanes import VECTOR_BYTES, Lanes, Vector
+
+GRAIN = 8192
+"""Elements for which another thread is worth the trouble; some ten microseconds of work."""
+
+PIECES_PER_THREAD = 4
+"""Pieces for each thread at least, so that none waits long for the last one."""
+
+_NAME = "kernel"
+_INT64 = ir.IntType(64)
+_POINTER = ir.PointerType()
+
+Row = Literal["step", "sequence", "shared"]
+
+
+@dataclass(frozen=True)
+class Array:
+    """How an array lies in memory, `[rows, parts, D]`: which row belongs to a step of a sequence, and its dtype."""
+
+    rows: Row
+    """`step`: rows are `[T, B]`; `sequence`: `[B]`; `shared`: one row for all."""
+    parts: int
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class At:
+    """Some hidden units of one sequence at one step; `at[name, part]` loads theirs from an array, or stores there."""
+
+    lanes: Lanes
+    arrays: Mapping[str, Array]
+    addresses: Mapping[str, Any]
+    rows: Mapping[Row, Any]
+    hidden: Any
+    unit: Any
+
+    def __getitem__(self, key: tuple[str, int]) -> Vector:
+        name, part = key
+        return self.lanes.load(self.addresses[name], self._index(name, part), self.arrays[name].dtype)
+
+    def __setitem__(self, key: tuple[str, int], value: Vector) -> None:
+        name, part = key
+        self.lanes.store(value, self.addresses[name], self._index(name, part), self.arrays[name].dtype)
+
+    def _index(self, name: str, part: int) -> Any:
+        b, array = self.lanes.builder, self.arrays[name]
+        row = b.add(b.mul(self.rows[array.rows], _INT64(array.parts)), _INT64(part))
+        return b.add(b.mul(row, self.hidden), self.unit)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A loop over steps with sequences and hidden units side by side."""
+
+    body: Callable[[At], None]
+    """Writes down what happens at a step."""
+    last_first: bool = False
+    """Whether steps come from the last to the first."""
+
+    def __call__(self, size: tuple[int, int, int], given: Mapping[Row, Mapping[str, Tensor]]) -> None:
+        """Run on the arrays `given`, by kind of rows and name, contiguous; `size` is T, B, D.
+
+        A sequence's steps come one after the other, and each of its hidden units belongs to one thread at a time, so
+        the result does not depend on the number of threads.
+        """
+        steps, batch, hidden = size
+        rows: Mapping[Row, int] = {"step": steps * batch, "sequence": batch, "shared": 1}
+        tensors = {name: (kind, each) for kind, group in given.items() for name, each in group.items()}
+        assert all(each.is_contiguous() for _, each in tensors.values())
+        arrays = tuple(
+            (name, Array(kind, each.numel() // (rows[kind] * hidden), each.dtype))
+            for name, (kind, each) in tensors.items()
+        )
+        threads = max(1, min(torch.get_num_threads(), steps * batch * hidden // GRAIN))
+        # Of many units, so that two threads never write to one cache line.
+        pieces_of_sequence = -(-PIECES_PER_THREAD * threads // batch)
+        units = -(-hidden // pieces_of_sequence // VECTOR_BYTES) * VECTOR_BYTES
+        sizes = (steps, batch, hidden, units, -(-hidden // units))
+        addresses = [each.data_ptr() for _, each in tensors.values()]
+        words = (ctypes.c_int64 * (1 + len(sizes) + len(addresses)))(0, *sizes, *addresses)
+        _compiled(self, arrays).run(words, threads)
+
+
+class _Compiled:
+    """Machine code, kept in memory as long as this object lives."""
+
+    def __init__(self, module: ir.Module) -> None:
+        _start_llvm()
+        target = llvm.Target.from_default_triple().create_target_machine(
+            cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3, jit=True
+        )
+        parsed = llvm.parse_assembly(str(module))
+        parsed.verify()
+        passes = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=2))
+        passes.getModulePassManager().run(parsed, passes)
+        self._engine = llvm.create_mcjit_compiler(parsed, target)
+        self._engine.finalize_object()
+        self._address = self._engine.get_function_address(_NAME)
+        self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._address)
+
+    def run(self, words: Any, threads: int) -> None:
+        """Call it, on torch's threads where there is more than one; returns when all are through."""
+        team = _team() if threads > 1 else None
+        if team is None:
+            self._alone(ctypes.addressof(words))
+        else:
+            team(self._address, ctypes.addressof(words), threads, 0)
+
+
+@functools.cache
+def _start_llvm() -> None:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+
+
+@functools.cache
+def _team() -> Callable[..., None] | None:
+    """GOMP_parallel of the OpenMP runtime that torch has loaded: its threads are awake, and not more than the cores.
+
+    None where torch brings no such library: kernels then run on one thread.
+    """
+    home = Path(torch.__file__).parent
+    names = [str(path) for folder in ("lib", "../torch.libs") for path in sorted((home / folder).glob("lib*omp*"))]
+    for name in (*names, "libgomp.so.1", "libomp.so"):
+        with suppress(OSError, AttributeError):
+            function = ctypes.CDLL(name, mode=os.RTLD_NOW | os.RTLD_NOLOAD).GOMP_parallel
+            function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+            function.restype = None
+            return function
+    return None
+
+
+@functools.cache
+def _compiled(kernel: Kernel, arrays: tuple[tuple[str, Array], ...]) -> _Compiled:
+    return _Compiled(_written(kernel, dict(arrays)))
+
+
+def _written(kernel: Kernel, arrays: Mapping[str, Array]) -> ir.Module:
+    """The function as LLVM code: takes the address of words, which are a counter, sizes, and the arrays' addresses.
+
+    Each thread takes the next piece, some units of one sequence, by the counter until there are none.
+    """
+    module = ir.Module()
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [_POINTER]), _NAME)
+    b = ir.IRBuilder(function.append_basic_block("start"))
+    words = function.args[0]
+
+    def word(number: int, kind: Any) -> Any:
+        return b.load(b.gep(words, [_INT64(number)], source_etype=_INT64), typ=kind)
+
+    steps, batch, hidden, units, pieces = (word(number, _INT64) for number in range(1, 6))
+    addresses = {name: word(number, _POINTER) for number, name in enumerate(arrays, 6)}
+    state = torch.float64 if any(array.dtype == torch.float64 for array in arrays.values()) else torch.float32
+    whole = Lanes(b, VECTOR_BYTES // state.itemsize, state)
+    single = Lanes(b, 1, state)
+
+    take, work, end = (b.append_basic_block(name) for name in ("take", "work", "end"))
+    b.branch(take)
+    b.position_at_end(take)
+    piece = b.atomic_rmw("add", words, _INT64(1), "monotonic")
+    b.cbranch(b.icmp_signed("<", piece, b.mul(batch, pieces)), work, end)
+    b.position_at_end(work)
+    sequence, first = b.sdiv(piece, pieces), b.mul(b.srem(piece, pieces), units)
+    beyond = b.add(first, units)
+    beyond = b.select(b.icmp_signed("<", beyond, hidden), beyond, hidden)
+    after_whole = b.sub(beyond, b.srem(b.sub(beyond, first), _INT64(whole.width)))
+    with _loop(b, _INT64(0), steps, 1) as number:
+        step = b.sub(b.sub(steps, _INT64(1)), number) if kernel.last_first else number
+        rows: Mapping[Row, Any] = {
+            "step": b.add(b.mul(step, batch), sequence),
+            "sequence": sequence,
+            "shared": _INT64(0),
+        }
+        for lanes, start, stop in ((whole, first, after_whole), (single, after_whole, beyond)):
+            with _loop(b, start, stop, lanes.width) as unit:
+                kernel.body(At(lanes, arrays, addresses, rows, hidden, unit))
+    b.branch(take)
+    b.position_at_end(end)
+    b.ret_void()
+    return module
+
+
+@contextmanager
+def _loop(b: Any, start: Any, stop: Any, by: int) -> Iterator[Any]:
+    """for index in range(start, stop, by)"""
+    before, head = b.block, b.append_basic_block("head")
+    body, end = b.append_basic_block("body"), b.append_basic_block("next")
+    b.branch(head)
+    b.position_at_end(head)
+    index = b.phi(_INT64)
+    index.add_incoming(start, before)
+    b.cbranch(b.icmp_signed("<", index, stop), body, end)
+    b.position_at_end(body)
+    yield index
+    index.add_incoming(b.add(index, _INT64(by)), b.block)
+    b.branch(head)
+    b.position_at_end(end)

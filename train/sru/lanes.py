@@ -1,0 +1,166 @@
+"""Vectors of floats as LLVM code: a kernel's arithmetic, written down with Python's operators.
+
+Nothing is computed here. Each operation appends instructions to the function that a builder is at, for so many
+neighbouring elements at once. Memory holds any float dtype; arithmetic is float32, or float64 for float64 states.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import llvmlite.ir as ir
+import torch
+
+VECTOR_BYTES = 64
+"""The widest registers there are (AVX-512); LLVM cuts a vector to pieces for narrower ones."""
+
+_ELEMENTS: dict[torch.dtype, Any] = {
+    torch.float64: ir.DoubleType(),
+    torch.float32: ir.FloatType(),
+    torch.float16: ir.HalfType(),
+    torch.bfloat16: ir.IntType(16),  # the upper half of a float32, which llvmlite has no type for
+}
+
+_INT32 = ir.IntType(32)
+
+_EXP2 = (1.535336188319500e-4, 1.339887440266574e-3, 9.618437357674640e-3, 5.550332471162809e-2,
+         2.402264791363012e-1, 6.931472028550421e-1, 1.0)  # fmt: skip
+"""2^z for |z| <= 1/2 as a polynomial, highest power first, off by 2e-7 of the value at most (Cephes, exp2f)."""
+
+_ROUNDER = 1.5 * 2**23
+"""Added to a float32 below 2^22, it leaves the nearest integer in the sum's last bits."""
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """So many elements side by side: `width` floats of `state`, float32 or float64."""
+
+    builder: Any
+    width: int
+    state: torch.dtype
+
+    @property
+    def type(self) -> Any:
+        """What LLVM calls such a vector."""
+        return ir.VectorType(_ELEMENTS[self.state], self.width)
+
+    def constant(self, value: float) -> "Vector":
+        """`value` in every lane, rounded to the state's dtype."""
+        rounded = torch.tensor(value, dtype=self.state).item()
+        return Vector(self, ir.Constant(self.type, [rounded] * self.width))
+
+    def load(self, array: Any, index: Any, stored: torch.dtype) -> "Vector":
+        """Elements of the array at the address `array`, which holds `stored`, from `index` on."""
+        b, element = self.builder, _ELEMENTS[stored]
+        address = b.gep(array, [index], source_etype=element)
+        value = b.load(address, align=stored.itemsize, typ=ir.VectorType(element, self.width))
+        if stored == torch.bfloat16:
+            bits = b.shl(b.zext(value, self._integers()), self._integers(16))
+            value, stored = b.bitcast(bits, ir.VectorType(_ELEMENTS[torch.float32], self.width)), torch.float32
+        if stored.itemsize < self.state.itemsize:
+            value = b.fpext(value, self.type)
+        return Vector(self, value)
+
+    def store(self, vector: "Vector", array: Any, index: Any, stored: torch.dtype) -> None:
+        """Put `vector` there, each element rounded to the nearest number that `stored` has."""
+        b, element, value = self.builder, _ELEMENTS[stored], vector.value
+        through = torch.float32 if stored == torch.bfloat16 else stored
+        if through.itemsize < self.state.itemsize:
+            value = b.fptrunc(value, ir.VectorType(_ELEMENTS[through], self.width))
+        if stored == torch.bfloat16:
+            value = self._upper_half(value)
+        b.store(value, b.gep(array, [index], source_etype=element), align=stored.itemsize)
+
+    def _upper_half(self, value: Any) -> Any:
+        """float32 to bfloat16, ties to even; a NaN stays one."""
+        b, number = self.builder, self._integers
+        bits = b.bitcast(value, number())
+        last_kept = b.and_(b.lshr(bits, number(16)), number(1))
+        rounded = b.add(bits, b.add(last_kept, number(0x7FFF)))
+        rounded = b.select(b.fcmp_unordered("uno", value, value), b.or_(bits, number(0x400000)), rounded)
+        return b.trunc(b.lshr(rounded, number(16)), ir.VectorType(_ELEMENTS[torch.bfloat16], self.width))
+
+    def _integers(self, value: int | None = None) -> Any:
+        """The type of as many 32-bit integers; or `value` in all of them."""
+        kind = ir.VectorType(_INT32, self.width)
+        return kind if value is None else ir.Constant(kind, [value] * self.width)
+
+    def intrinsic(self, name: str, *operands: "Vector") -> "Vector":
+        """One of LLVM's own functions, lane by lane."""
+        full = f"llvm.{name}.v{self.width}f{8 * self.state.itemsize}"
+        module = self.builder.module
+        kind = ir.FunctionType(self.type, [self.type] * len(operands))
+        function = module.globals.get(full) or ir.Function(module, kind, full)
+        return Vector(self, self.builder.call(function, [each.value for each in operands]))
+
+
+@dataclass(frozen=True)
+class Vector:
+    """A value of a kernel under construction; numbers beside it stand for themselves in every lane."""
+
+    lanes: Lanes
+    value: Any
+
+    def __add__(self, other: "Vector | float") -> "Vector":
+        return self._with("fadd", self, other)
+
+    def __sub__(self, other: "Vector | float") -> "Vector":
+        return self._with("fsub", self, other)
+
+    def __rsub__(self, other: float) -> "Vector":
+        return self._with("fsub", other, self)
+
+    def __mul__(self, other: "Vector | float") -> "Vector":
+        return self._with("fmul", self, other)
+
+    def __rtruediv__(self, other: float) -> "Vector":
+        return self._with("fdiv", other, self)
+
+    def times_plus(self, factor: "Vector", addend: "Vector | float") -> "Vector":
+        """`self * factor + addend`, rounded once."""
+        return self.lanes.intrinsic("fma", self, factor, self._vector(addend))
+
+    def clamp(self, low: float, high: float) -> "Vector":
+        """NaN stays NaN."""
+        return self._choose("<", low)._choose(">", high)
+
+    def sigmoid(self) -> tuple["Vector", "Vector"]:
+        """1 / (1 + exp(-self)), and 1 minus that, which where it is near 0 has no fewer digits.
+
+        In float32 some 2e-7 of the value off near 0, and the same on every processor.
+        """
+        if self.lanes.state == torch.float64:
+            power = self.lanes.intrinsic("exp", (self * -1.0).clamp(-700.0, 700.0))
+        else:
+            power = (self * -1.4426950408889634)._exp2()
+        share = 1 / (power + 1)
+        return share, power * share
+
+    def tanh(self) -> tuple["Vector", "Vector"]:
+        """tanh(self), off by roundings of numbers near 1, and its derivative 1 - tanh(self)^2 = 4 s (1 - s)."""
+        share, rest = (self * 2.0).sigmoid()
+        return share - rest, share * rest * 4.0
+
+    def _exp2(self) -> "Vector":
+        """2^self in float32, for numbers of at most 126; beyond, 2^126 and 2^-126."""
+        lanes, b = self.lanes, self.lanes.builder
+        exponent = self.clamp(-126.0, 126.0)
+        rounder = exponent + _ROUNDER
+        rest = exponent - (rounder - _ROUNDER)
+        power = lanes.constant(_EXP2[0])
+        for coefficient in _EXP2[1:]:
+            power = power.times_plus(rest, coefficient)
+        integer = b.shl(b.bitcast(rounder.value, lanes._integers()), lanes._integers(23))
+        scale = b.add(integer, lanes._integers(127 << 23))  # the bits of 2^integer
+        return power * Vector(lanes, b.bitcast(scale, lanes.type))
+
+    def _choose(self, worse: str, bound: float) -> "Vector":
+        limit = self.lanes.constant(bound)
+        b = self.lanes.builder
+        return Vector(self.lanes, b.select(b.fcmp_ordered(worse, self.value, limit.value), limit.value, self.value))
+
+    def _vector(self, other: "Vector | float") -> "Vector":
+        return other if isinstance(other, Vector) else self.lanes.constant(other)
+
+    def _with(self, operation: str, left: "Vector | float", right: "Vector | float") -> "Vector":
+        apply = getattr(self.lanes.builder, operation)
+        return Vector(self.lanes, apply(self._vector(left).value, self._vector(right).value))
