@@ -12,9 +12,13 @@ from helpers_cache import make_fingerprint
 from helpers_train import grouped_dataset, separable, trainable_cache
 
 from cache.dataset import Dataset, Video
+from cache.errors import TrainingError
 from cache.scores import read_scores
+from cache.workspace import Workspace
 from train.cli import main
 from train.holdout import group
+from train.recipes import RECIPES, with_overrides
+from train.split import open_split
 
 FAST = ["--hidden", "8", "--layers", "1", "--epochs", "2"]
 
@@ -193,6 +197,37 @@ def test_poisoned_test_videos_leave_training_the_same_to_the_bit(tmp_path):
         assert train(work).exit_code == 0
         results.append({level: learned(run_folder(work, level)) for level in ("low", "mid", "high")})
     assert results[0] == results[1]
+
+
+def test_training_draws_from_the_first_views_where_the_recipe_says_how_many(tmp_path):
+    def second_view_huge(video: Video, level, frames: int, generator: np.random.Generator):
+        features = separable(video, level, frames, generator)
+        features[1] = 6e4
+        return features
+
+    results = {}
+    for name, features in (("clean", separable), ("poisoned", second_view_huge)):
+        trainable_cache(tmp_path / name, features=features)
+        for views in (1, 2):
+            results[name, views] = learned(run_with_views(tmp_path / name, views))
+    assert results["clean", 1] == results["poisoned", 1]
+    assert results["clean", 2] != results["poisoned", 2]
+    with pytest.raises(TrainingError, match=r"draws from 3 views .* has 2 \(center, center_flip\)"):
+        run_with_views(tmp_path / "clean", 3)
+
+
+def run_with_views(work: Path, views: int) -> Path:
+    """Train a head on so many views; the run's folder."""
+    import torch
+
+    from train.engine import run
+
+    workspace = Workspace(work)
+    split = open_split(workspace, "tiny", 1)
+    recipe = with_overrides(RECIPES["small"], hidden=8, layers=1, epochs=2, views=views)
+    config = split.config(level="low", pool="mean", seed=0, recipe=recipe, usual=RECIPES["small"], holdout=False)
+    run(split, config, workspace, torch.device("cpu"))
+    return config.folder(workspace)
 
 
 def learned(folder: Path) -> tuple[dict[str, bytes], list[tuple[float, float]]]:

@@ -44,6 +44,7 @@ def test_one_value_is_held_fixed_and_does_not_name_rows():
     [
         ("hidden=256,512", ("hidden", (256, 512))),
         ("lr=1e-4,0.001", ("lr", (1e-4, 1e-3))),
+        ("views=1,3", ("views", (1, 3))),
         ("cell=sru,lstm", ("cell", ("sru", "lstm"))),
     ],
 )

@@ -66,6 +66,10 @@ class TestThePapersWords:
         """5.1: "we fix the number of hidden units as 1024 and layers as 3"."""
         assert (PAPER.cell, PAPER.layers, PAPER.hidden) == ("sru", 3, 1024)
 
+    def test_a_random_one_of_all_views_the_centre_among_them(self):
+        """4.2: "randomly cropped ... or its horizon flip"; here by drawing from the views that the cache has."""
+        assert PAPER.views == 0
+
     def test_orthogonal_weight_initialization(self):
         """4.2: "orthogonal weight initialization ... is used to initialize SRU"."""
         import torch
@@ -136,6 +140,7 @@ def test_every_recipe_survives_json(name):
         ({"schedule": "linear"}, "schedule"),
         ({"feature_noise": -0.1}, "feature_noise"),
         ({"precision": "fp16"}, "precision"),
+        ({"views": -1}, "views"),
     ],
 )
 def test_unusable_values_are_refused_by_name(changes, named):

@@ -139,7 +139,8 @@ def _train(split: Split, config: RunConfig, folder: Path, device: torch.device, 
         if before.position is None:
             return head_from(before, path).to(device)
     learned, _ = split.learned_and_scored(holdout=config.holdout, seed=config.seed)
-    bank = load_bank(split.cache, config.level, learned, config.clips, device)
+    views = _views(split, config)
+    bank = load_bank(split.cache, config.level, learned, config.clips, device, views=views)
     torch.manual_seed(config.seed)
     trainer = Trainer(Head(head_settings(config)).to(device), bank, config.recipe, config.level, config.seed, group)
     if before is not None and before.position is not None:
@@ -153,6 +154,17 @@ def _train(split: Split, config: RunConfig, folder: Path, device: torch.device, 
         weights = {f"head.{name}": each for name, each in trainer.head.state_dict().items()}
         save_checkpoint(path, Checkpoint(tensors=weights, config=config, position=None))
     return trainer.head
+
+
+def _views(split: Split, config: RunConfig) -> list[int]:
+    """The views that training draws from, as the recipe has it."""
+    have, wanted = len(split.cache.views), config.recipe.views
+    if wanted > have:
+        raise TrainingError(
+            f"recipe {config.recipe.name!r} draws from {wanted} views of each video, the cache of {config.dataset!r} "
+            f"has {have} ({', '.join(split.cache.views)}): extract with more VIEWS=, or ask for fewer"
+        )
+    return list(range(wanted or have))
 
 
 def _run_logged(trainer: Trainer, config: RunConfig, folder: Path, pace: _Pace) -> None:

@@ -21,6 +21,7 @@ FIELDS: dict[str, tuple[str, Any]] = {
     "smoothing": ("label_smoothing", float),
     "noise": ("feature_noise", float),
     "mixup": ("mixup", float),
+    "views": ("views", int),
     "precision": ("precision", PRECISIONS),
 }
 """Axes that change one field of a recipe: the field, and what it can hold (see AXES)."""

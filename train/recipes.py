@@ -62,6 +62,8 @@ class Recipe:
     """Share of the target spread evenly over all classes."""
     feature_noise: float = 0.0
     """Standard deviation of the noise around 1 that each feature is multiplied by (`train/augment.py`)."""
+    views: int = 0
+    """Views of each video that training clips are drawn from, the cache's first ones; 0 for all of them."""
     mixup: float = 0.0
     """Largest share of another clip that is blended into each clip, features and target alike; at most 0.5."""
     precision: Precision = "fp32"
@@ -74,7 +76,7 @@ class Recipe:
         _check(self, "schedule", self.schedule in SCHEDULES, "must be step or cosine")
         for name in ("hidden", "layers", "epochs", "batch"):
             _check(self, name, getattr(self, name) >= 1, "must be at least 1")
-        for name in ("min_steps", "drop_after_epochs", "weight_decay", "feature_noise"):
+        for name in ("min_steps", "drop_after_epochs", "weight_decay", "feature_noise", "views"):
             _check(self, name, getattr(self, name) >= 0, "must be at least 0")
         for name in ("variational_dropout", "dropout", "label_smoothing"):
             _check(self, name, 0 <= getattr(self, name) < 1, "must be in [0, 1)")

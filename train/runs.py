@@ -111,6 +111,7 @@ _WORDS = (
     ("smoothing", "label_smoothing"),
     ("noise", "feature_noise"),
     ("mixup", "mixup"),
+    ("views", "views"),
     ("", "precision"),
 )
 """The fields that the command line can change, and what stands before their values in a variant's name."""
