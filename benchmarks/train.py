@@ -16,32 +16,23 @@ alike, and on a processor an epoch of the paper's takes minutes. Before anything
 the same clips, bit for bit, as the bank.
 """
 
-import csv
 import resource
 import statistics
 import time
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
-import h5py
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch import nn
 
+from benchmarks.plain import PlainClips, PlainLSTM, TakeSteps, batches, plain_loop, write_plain_file
+from benchmarks.random_features import NAME, make_cache
 from benchmarks.turns import machine, take_turns
-from cache.dataset import Dataset as VideoDataset
-from cache.dataset import Video
 from cache.files import write_json_durably
-from cache.fingerprint import Fingerprint
-from cache.ledger import Outcome
-from cache.schema import CHANNELS, LEVELS, Level
-from cache.shards.protocol import ShardData
-from cache.store import FeatureCache
+from cache.schema import LEVELS, Level
 from cache.workspace import Workspace
 from train.bank import Bank, load_bank
 from train.checkpoint import head_settings
@@ -54,119 +45,7 @@ from train.split import Split, open_split
 
 PRODUCTS = "matrix products"
 OURS = "ours"
-NAME = "random-features"
-WORKERS = 2
 WARM_UP_TURNS = 1
-
-TakeSteps = Callable[[int], None]
-"""Takes so many steps."""
-
-
-def make_cache(counts: Path, workspace: Workspace, limit: int | None) -> None:
-    """A cache with random features for every video of the CSV, unless it is there already."""
-    if (workspace.cache(NAME) / "cache.json").exists():
-        return
-    with counts.open() as file:
-        used = [row for row in csv.DictReader(file) if row["split1"] in ("train", "test")]
-    rows = sorted(used, key=lambda row: row["class"] + "/" + row["video"])[:: limit or 1]
-    classes = sorted({row["class"] for row in rows})
-    frames = {f"{row['class']}/{row['video']}": int(row["frames_decoded_estimate"]) for row in rows}
-    videos = [
-        Video(id=name, path=f"{name}.avi", label=classes.index(row["class"]), splits={1: row["split1"]})
-        for row, name in zip(rows, frames, strict=True)
-    ]
-    dataset = VideoDataset(name=NAME, source="benchmark", classes=tuple(classes), videos=tuple(videos))
-    identity = {"weights": "random numbers", "levels": list(LEVELS), "views": ["center"]}
-    fingerprint = Fingerprint(identity=identity, environment={})
-    generator = np.random.default_rng(0)
-    with FeatureCache.create(
-        workspace.cache(NAME), dataset=dataset, fingerprint=fingerprint, settings={}, backend="h5"
-    ) as cache:
-        while claim := cache.ledger.claim("benchmark", 256, 3600.0):
-            ids = [video.id for video in claim.videos]
-            lengths = [frames[video] for video in ids]
-            data = ShardData(
-                video_ids=tuple(ids),
-                offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-                pts_seconds=np.concatenate([np.arange(length) / 30 for length in lengths]),
-                features={
-                    level: generator.standard_normal((1, sum(lengths), CHANNELS[level]), np.float32).astype(np.float16)
-                    for level in LEVELS
-                },
-            )
-            done = [Outcome(video_id=name, status="done", num_frames=n) for name, n in zip(ids, lengths, strict=True)]
-            cache.commit(claim, data, done, {})
-
-
-class PlainClips(Dataset):  # type: ignore[type-arg]
-    """Clips as they are usually read: an HDF5 file with a dataset for each video, opened by each worker."""
-
-    def __init__(self, path: Path, bank: Bank) -> None:
-        self.path, self.clips = path, bank.clips
-        firsts = np.searchsorted(bank.clips.video_N, np.arange(len(bank.clips.video_ids)))
-        self.first_frame = bank.clips.frames_NT[firsts, 0]
-        self.file: h5py.File | None = None
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def __getitem__(self, clip: int) -> tuple[Tensor, int]:
-        """Features `[T, C]` float32 and label of one clip."""
-        self.file = self.file or h5py.File(self.path)
-        video = int(self.clips.video_N[clip])
-        frames_T = self.clips.frames_NT[clip] - self.first_frame[video]
-        start, stop = frames_T.min(), frames_T.max() + 1
-        clip_TC = self.file[str(video)][start:stop][frames_T - start]
-        return torch.from_numpy(clip_TC.astype(np.float32)), int(self.clips.label_N[clip])
-
-
-def write_plain_file(path: Path, split: Split, level: Level) -> None:
-    """The training videos' features, a dataset each."""
-    with h5py.File(path, "w") as file:
-        for index, video in enumerate(split.training):
-            file[str(index)] = split.cache.features(video.id, level)
-
-
-def batches(clips: PlainClips, batch: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Shuffled batches without end: `[T, B, C]` and labels on the device."""
-    loader = DataLoader(
-        clips, batch, shuffle=True, num_workers=WORKERS, pin_memory=device.type == "cuda", drop_last=True
-    )
-    while True:
-        for x_BTC, label_B in loader:
-            yield x_BTC.to(device).transpose(0, 1), label_B.to(device)
-
-
-class PlainLSTM(nn.Module):
-    """nn.LSTM, tanh, linear at each step, mean over time."""
-
-    def __init__(self, config: RunConfig) -> None:
-        super().__init__()
-        recipe = config.recipe
-        self.lstm = nn.LSTM(CHANNELS[config.level], recipe.hidden, recipe.layers)
-        self.linear = nn.Linear(recipe.hidden, len(config.classes))
-
-    def forward(self, x_TBC: Tensor) -> Tensor:
-        """Logits `[B, K]`."""
-        logits: Tensor = self.linear(torch.tanh(self.lstm(x_TBC)[0])).mean(dim=0)
-        return logits
-
-
-def plain_loop(head: nn.Module, source: Iterator[tuple[Tensor, Tensor]], fused: bool) -> TakeSteps:
-    """The loop that everybody writes first."""
-    optimizer = torch.optim.Adam(head.parameters(), lr=1e-5, fused=fused)
-    head.train()
-
-    def take(steps: int) -> None:
-        for _ in range(steps):
-            x_TBC, label_B = next(source)
-            loss = nn.functional.cross_entropy(head(x_TBC), label_B)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            loss.item()
-
-    return take
 
 
 def our_loop(trainer: Trainer) -> TakeSteps:

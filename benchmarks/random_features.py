@@ -1,0 +1,52 @@
+"""A cache as large as a real data set's, with random numbers for features."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from cache.dataset import Dataset, Video
+from cache.fingerprint import Fingerprint
+from cache.ledger import Outcome
+from cache.schema import CHANNELS, LEVELS
+from cache.shards.protocol import ShardData
+from cache.store import FeatureCache
+from cache.workspace import Workspace
+
+NAME = "random-features"
+
+
+def make_cache(counts: Path, workspace: Workspace, limit: int | None) -> None:
+    """A cache with random features for every video of the CSV, unless it is there already."""
+    if (workspace.cache(NAME) / "cache.json").exists():
+        return
+    with counts.open() as file:
+        used = [row for row in csv.DictReader(file) if row["split1"] in ("train", "test")]
+    rows = sorted(used, key=lambda row: row["class"] + "/" + row["video"])[:: limit or 1]
+    classes = sorted({row["class"] for row in rows})
+    frames = {f"{row['class']}/{row['video']}": int(row["frames_decoded_estimate"]) for row in rows}
+    videos = [
+        Video(id=name, path=f"{name}.avi", label=classes.index(row["class"]), splits={1: row["split1"]})
+        for row, name in zip(rows, frames, strict=True)
+    ]
+    dataset = Dataset(name=NAME, source="benchmark", classes=tuple(classes), videos=tuple(videos))
+    identity = {"weights": "random numbers", "levels": list(LEVELS), "views": ["center"]}
+    fingerprint = Fingerprint(identity=identity, environment={})
+    generator = np.random.default_rng(0)
+    with FeatureCache.create(
+        workspace.cache(NAME), dataset=dataset, fingerprint=fingerprint, settings={}, backend="h5"
+    ) as cache:
+        while claim := cache.ledger.claim("benchmark", 256, 3600.0):
+            ids = [video.id for video in claim.videos]
+            lengths = [frames[video] for video in ids]
+            data = ShardData(
+                video_ids=tuple(ids),
+                offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+                pts_seconds=np.concatenate([np.arange(length) / 30 for length in lengths]),
+                features={
+                    level: generator.standard_normal((1, sum(lengths), CHANNELS[level]), np.float32).astype(np.float16)
+                    for level in LEVELS
+                },
+            )
+            done = [Outcome(video_id=name, status="done", num_frames=n) for name, n in zip(ids, lengths, strict=True)]
+            cache.commit(claim, data, done, {})
