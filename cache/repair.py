@@ -4,7 +4,7 @@ import os
 from itertools import chain, count
 from pathlib import Path
 
-from cache.commit import discard, recover
+from cache.aside import discard
 from cache.consistency import broken_structure
 from cache.dataset import Dataset, read_dataset
 from cache.description import read_description
@@ -13,6 +13,7 @@ from cache.files import fsync_folder, make_folder_durably
 from cache.ledger import Ledger
 from cache.objects.check import log_problems, settle
 from cache.objects.remote import Remote
+from cache.recovery import recover
 from cache.store import FeatureCache
 from cache.verify import Finding, verify
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cache.aside import Aside, Destination, write_aside
 from cache.bank import FeatureBank, load_bank
-from cache.commit import Aside, Destination, commit_aside, recover, write_aside
+from cache.commit import commit_aside
 from cache.dataset import Dataset, read_dataset, write_dataset
 from cache.description import Description, create_cache, read_description
 from cache.errors import CacheError
@@ -22,6 +23,7 @@ from cache.objects.client import Objects
 from cache.objects.location import Location
 from cache.objects.remote import COPY_BYTES, Attachment, Remote, find, publish, read_dataset_object, required
 from cache.reading import ShardPool
+from cache.recovery import recover
 from cache.rows import Claim, Outcome, Place, Status
 from cache.schema import Level
 from cache.shards import Backend

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.commit import is_temporary
+from cache.aside import is_temporary
 from cache.consistency import broken_structure, odd_rows
 from cache.console import progress
 from cache.errors import DamageError, MrrnError

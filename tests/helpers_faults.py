@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from helpers_cache import make_fingerprint, num_frames_of, video_features
 
-from cache.commit import is_temporary
+from cache.aside import is_temporary
 from cache.schema import LEVELS
 from cache.store import FeatureCache
 

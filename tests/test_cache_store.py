@@ -24,9 +24,9 @@ from helpers_cache import (
 )
 
 from cache import bank
-from cache.commit import recover
 from cache.errors import CacheError, DamageError, FingerprintError, LeaseLostError
 from cache.ledger import Outcome
+from cache.recovery import recover
 from cache.schema import LEVELS
 from cache.shards import BACKENDS, Backend
 from cache.store import FeatureCache

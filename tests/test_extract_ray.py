@@ -18,8 +18,8 @@ from helpers_extract import QUICK, assert_same, cache_of, everything, extract
 from helpers_ray import FourNodes, needs_ray, wait_for, worker_with_open, workers
 from helpers_video import encode
 
+from cache.aside import is_temporary
 from cache.cli import main as cache_main
-from cache.commit import is_temporary
 
 pytestmark = pytest.mark.slow
 needs_ray()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from cache.commit import Aside
+from cache.aside import Aside
 from cache.ledger import Claim, ClaimedVideo, Outcome
 from cache.shards.writing import Written
 from extract.cli import main

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from cache.commit import adopt, discard
+from cache.aside import discard
 from cache.dataset import check_relative_path, read_dataset
 from cache.errors import UnsafePathError
 from cache.ledger import Ledger
 from cache.objects.records import MAX_FILES, is_hash, object_of, shard_object
 from cache.objects.remote import find, read_dataset_object
+from cache.recovery import adopt
 from cache.rows import ShardRow
 from cache.shards import SUFFIXES
 from cache.shards.writing import hash_files

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from cache.commit import discard
+from cache.aside import discard
 from cache.errors import CacheError, DamageError
 from cache.objects.client import Objects
 from cache.objects.log import RecordLog

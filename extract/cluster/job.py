@@ -15,10 +15,10 @@ from ray.exceptions import RayError
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cache.commit import recover
 from cache.console import progress
 from cache.errors import MrrnError
 from cache.fingerprint import Fingerprint
+from cache.recovery import recover
 from cache.store import FeatureCache
 from extract.cluster.connect import Slots
 from extract.cluster.messages import Report, report_of, task_row

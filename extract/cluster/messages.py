@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cache.commit import Aside
+from cache.aside import Aside
 from cache.ledger import Claim, ClaimedVideo, Outcome
 from cache.shards.writing import Written
 from extract.task import Task
