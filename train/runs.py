@@ -103,6 +103,7 @@ _WORDS = (
     ("", "cell"),
     ("h", "hidden"),
     ("l", "layers"),
+    ("vdropout", "variational_dropout"),
     ("e", "epochs"),
     ("b", "batch"),
     ("lr", "learning_rate"),
