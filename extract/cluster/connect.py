@@ -48,7 +48,10 @@ def connected() -> Iterator[None]:
     try:
         context = ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, TimeoutError) as error:
-        raise MrrnError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from error
+        raise MrrnError(
+            f"no Ray cluster answers at RAY_ADDRESS={address}: {error}. Where it is there and asks for a token, set "
+            "RAY_AUTH_MODE=token (docs/scale.md)"
+        ) from error
     try:
         click.echo(f"Ray {ray.__version__} at {address or 'this machine'}, dashboard {_dashboard(context)}")
         yield
