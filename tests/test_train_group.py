@@ -41,8 +41,6 @@ if stop_after:
 run(split, config, workspace, device, tick_seconds=0, checkpoint_seconds=0, group=group)
 """
 
-FOLDER = Path("runs/tiny/split1/low-mean-seed3-h16-e4-b9")
-
 
 def train(work: Path, processes: int, *, dropout: float = 0.0, stop_after: int = 0) -> int:
     script = work / "train_together.py"
@@ -62,8 +60,14 @@ def train(work: Path, processes: int, *, dropout: float = 0.0, stop_after: int =
     return result.returncode
 
 
+def run_folder(work: Path) -> Path:
+    """The one run below `work`."""
+    (folder,) = (work / "runs/tiny/split1").iterdir()
+    return folder
+
+
 def weights(work: Path) -> dict[str, torch.Tensor]:
-    return read_checkpoint(work / FOLDER / "checkpoint.safetensors").tensors
+    return read_checkpoint(run_folder(work) / "checkpoint.safetensors").tensors
 
 
 @pytest.mark.slow
@@ -78,9 +82,9 @@ def test_together_is_as_alone(tmp_path, processes):
     assert left.keys() == right.keys()
     for name, tensor in left.items():
         torch.testing.assert_close(tensor, right[name], rtol=1e-3, atol=1e-5)
-    rows = [(work / FOLDER / "metrics.jsonl").read_text().splitlines() for work in (alone, together)]
+    rows = [(run_folder(work) / "metrics.jsonl").read_text().splitlines() for work in (alone, together)]
     assert len(rows[0]) == len(rows[1]) == 4
-    tables = [read_scores(work / FOLDER / "scores.npz") for work in (alone, together)]
+    tables = [read_scores(run_folder(work) / "scores.npz") for work in (alone, together)]
     torch.testing.assert_close(*(torch.from_numpy(table.softmax) for table in tables), rtol=1e-3, atol=1e-5)
 
 
