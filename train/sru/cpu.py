@@ -41,9 +41,17 @@ def _backward(at: At) -> None:
     else:
         at["du", 3] = dhighway
     at["du", 0], at["du", 1], at["du", 2] = dx_tilde, df, dr
-    at["dbias", 0] += df
-    at["dbias", 1] += dr
+    _add_up(at, 0, df)
+    _add_up(at, 1, dr)
     at["carry", 0] = carry
+
+
+def _add_up(at: At, part: int, term: Vector) -> None:
+    """Add to a bias's gradient, which is a sum over many steps of terms that may cancel: Kahan's compensated sum."""
+    before = at["dbias", part]
+    wanted = term - at["dbias", part + 2]
+    after = before + wanted
+    at["dbias", part], at["dbias", part + 2] = after, (after - before) - wanted
 
 
 def _highway(at: At) -> Vector:
@@ -70,7 +78,8 @@ def backward(to: Backward) -> None:
     """The gradients; those of the biases are added up over sequences afterwards, always in the same order."""
     steps, batch, _, hidden = to.u_TBGD.shape
     to.dc0_BD.copy_(to.dlast_BD)
-    dbias_B2D = torch.zeros(batch, 2, hidden, dtype=to.states_SBD.dtype)
+    # For each sequence the sums of both gates, and what their last roundings added to them.
+    dbias_B4D = torch.zeros(batch, 4, hidden, dtype=to.states_SBD.dtype)
     each_step = {
         "dh": to.dh_TBD.contiguous(),
         "u": to.u_TBGD.contiguous(),
@@ -80,10 +89,11 @@ def backward(to: Backward) -> None:
     }
     if to.x_TBD is not None and to.dx_TBD is not None:
         each_step |= {"x": to.x_TBD.contiguous(), "dx": to.dx_TBD}
-    each_sequence = {"carry": to.dc0_BD, "dbias": dbias_B2D}
+    each_sequence = {"carry": to.dc0_BD, "dbias": dbias_B4D}
     shared = {"bias": to.bias_2D.contiguous()}
     _BACKWARD((steps, batch, hidden), {"step": each_step, "sequence": each_sequence, "shared": shared})
-    to.dbias_2D.copy_(dbias_B2D.sum(0))
+    sums_B2D, added_B2D = dbias_B4D.double().split(2, dim=1)
+    to.dbias_2D.copy_((sums_B2D - added_B2D).sum(0))
 
 
 recurrence = make_operator("cpu", forward, backward)

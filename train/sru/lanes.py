@@ -26,6 +26,10 @@ _EXP2 = (1.535336188319500e-4, 1.339887440266574e-3, 9.618437357674640e-3, 5.550
          2.402264791363012e-1, 6.931472028550421e-1, 1.0)  # fmt: skip
 """2^z for |z| <= 1/2 as a polynomial, highest power first, off by 2e-7 of the value at most (Cephes, exp2f)."""
 
+_LOG2E = 1.44269502162933349609375
+_LOG2E_REST = 1.925962991126617e-8
+"""log2(e) as float32, and what that leaves out."""
+
 _ROUNDER = 1.5 * 2**23
 """Added to a float32 below 2^22, it leaves the nearest integer in the sum's last bits."""
 
@@ -131,7 +135,7 @@ class Vector:
         if self.lanes.state == torch.float64:
             power = self.lanes.intrinsic("exp", (self * -1.0).clamp(-700.0, 700.0))
         else:
-            power = (self * -1.4426950408889634)._exp2()
+            power = (self * -1.0)._exp()
         share = 1 / (power + 1)
         return share, power * share
 
@@ -140,12 +144,14 @@ class Vector:
         share, rest = (self * 2.0).sigmoid()
         return share - rest, share * rest * 4.0
 
-    def _exp2(self) -> "Vector":
-        """2^self in float32, for numbers of at most 126; beyond, 2^126 and 2^-126."""
+    def _exp(self) -> "Vector":
+        """e^self in float32, for numbers of at most 87; beyond, e^87 and e^-87."""
         lanes, b = self.lanes, self.lanes.builder
-        exponent = self.clamp(-126.0, 126.0)
-        rounder = exponent + _ROUNDER
-        rest = exponent - (rounder - _ROUNDER)
+        exponent = self.clamp(-87.0, 87.0)
+        rounder = exponent.times_plus(lanes.constant(_LOG2E), _ROUNDER)
+        # In two parts, so that the product with log2(e) loses nothing that matters of what is left of it.
+        rest = exponent.times_plus(lanes.constant(_LOG2E), _ROUNDER - rounder)
+        rest = exponent.times_plus(lanes.constant(_LOG2E_REST), rest)
         power = lanes.constant(_EXP2[0])
         for coefficient in _EXP2[1:]:
             power = power.times_plus(rest, coefficient)
