@@ -3,11 +3,11 @@
 import signal
 from collections.abc import Iterator
 from contextlib import suppress
-from os import environ, kill
+from os import kill
 
 import pytest
 from helpers_extract import QUICK, assert_same, cache_of, everything, extract, make_videos
-from helpers_objects import FaultyProxy, S3Server, environment, faulty
+from helpers_objects import FaultyProxy, S3Server, environment, faulty, use
 from helpers_ray import FourNodes, needs_ray, wait_for, workers
 
 from cache.objects.location import Location
@@ -32,8 +32,7 @@ def proxy(s3_server: S3Server) -> Iterator[FaultyProxy]:
 def cluster(proxy: FaultyProxy) -> Iterator[FourNodes]:
     """Nodes take credentials and the server's address from the environment in which Ray is started on them."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment(proxy.endpoint).items():
-            patch.setitem(environ, name, value)
+        use(patch, proxy.endpoint)
         nodes = FourNodes()
         yield nodes
         nodes.close()

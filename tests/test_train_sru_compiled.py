@@ -64,7 +64,7 @@ def test_sigmoid_and_the_rest_to_1_keep_their_digits_where_they_are_small(dtype)
     epsilon = torch.finfo(dtype).eps
     for ours, theirs in zip(applied(SIGMOID, x), (x.double().sigmoid(), (-x.double()).sigmoid()), strict=True):
         relative = ((ours.double() - theirs) / theirs).abs()
-        assert bool((relative <= epsilon * (4 + x.double().abs())).all())  # exp doubles the roundings of what it gets
+        assert relative.max() <= 4 * epsilon
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -2,7 +2,7 @@
 
 A kernel is a Python function that writes down what happens to some neighbouring hidden units of one sequence at one
 step (`At`); around it come the loops. LLVM, which is part of the package llvmlite, makes machine code of it when it is
-first needed for certain dtypes, in about a tenth of a second and without any other compiler. Letters as in
+first needed for certain dtypes, in a twentieth of a second and without any other compiler. Letters as in
 `reference.py`.
 """
 
@@ -27,6 +27,9 @@ GRAIN = 8192
 
 PIECES_PER_THREAD = 4
 """Pieces for each thread at least, so that none waits long for the last one."""
+
+LINE_UNITS = 64
+"""Hidden units that fill whole lines of the processor's cache in any dtype: pieces are multiples of it."""
 
 _NAME = "kernel"
 _INT64 = ir.IntType(64)
@@ -94,9 +97,9 @@ class Kernel:
             for name, (kind, each) in tensors.items()
         )
         threads = max(1, min(torch.get_num_threads(), steps * batch * hidden // GRAIN))
-        # Of many units, so that two threads never write to one cache line.
+        # Two threads never write to one cache line.
         pieces_of_sequence = -(-PIECES_PER_THREAD * threads // batch)
-        units = -(-hidden // pieces_of_sequence // VECTOR_BYTES) * VECTOR_BYTES
+        units = -(-hidden // pieces_of_sequence // LINE_UNITS) * LINE_UNITS
         sizes = (steps, batch, hidden, units, -(-hidden // units))
         addresses = [each.data_ptr() for _, each in tensors.values()]
         words = (ctypes.c_int64 * (1 + len(sizes) + len(addresses)))(0, *sizes, *addresses)
