@@ -20,9 +20,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cache.dataset import Dataset, Video
-from cache.fingerprint import Fingerprint
+from cache.fingerprint import CHANNELS, LEVELS, Fingerprint
 from cache.ledger import Outcome
-from cache.schema import CHANNELS, LEVELS
 from cache.shards import BACKENDS
 from cache.shards.protocol import ShardData
 from cache.store import FeatureCache

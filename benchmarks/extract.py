@@ -30,21 +30,21 @@ import click
 import torch
 from torchvision.transforms import v2
 
+from cache.common.device import find_device
+from cache.common.files import write_json_durably
 from cache.dataset import Dataset, Video
-from cache.device import find_device
-from cache.files import write_json_durably
 from cache.store import FeatureCache
-from extract.backbone import folded_trunk, level_means, torch_dtype
+from extract.claims import Work
+from extract.decode.pool import DecodePool, FrameBlock
 from extract.device import CPU_BATCH, GPU_BATCH, default_jobs, default_precision, shard_rows
-from extract.engine import Engine, open_engine
 from extract.meter import Meter, ticking
+from extract.network.backbones import folded_trunk, level_means, torch_dtype
+from extract.network.engine import Engine, open_engine
+from extract.network.preprocess import CROP, MEAN, RESIZED_SHORTER_SIDE, STD
+from extract.network.weights import Weights, load_weights
 from extract.pipeline import decode_settings, extract_features
 from extract.settings import ExtractSettings, fingerprint
-from extract.supervise import DecodePool, FrameBlock
-from extract.task import shards_of
-from extract.transform import CROP, MEAN, RESIZED_SHORTER_SIDE, STD
-from extract.weights import Weights, load_weights
-from extract.work import Work
+from extract.shards import shards_of
 
 SUFFIXES = (".avi", ".mp4", ".mkv", ".webm", ".mov")
 CHECKED_FRAMES = 8

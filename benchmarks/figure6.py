@@ -28,13 +28,13 @@ from torch import Tensor, nn
 from torchvision import models
 
 from benchmarks.turns import machine, take_turns
-from cache.files import write_json_durably
-from cache.memory import available_bytes
-from cache.schema import CHANNELS, LEVELS, Level
-from extract.backbone import build_forward, split_levels
-from extract.weights import load_weights
-from fuse.timing import FILE, Timed
-from train.devices import choose_device
+from cache.common.device import available_bytes
+from cache.common.files import write_json_durably
+from cache.fingerprint import CHANNELS, LEVELS, Level
+from extract.network.backbones import build_forward, split_levels
+from extract.network.weights import load_weights
+from fuse.report.timing import FILE, Timed
+from train.distributed import choose_device
 from train.heads import Head, HeadSettings
 
 CLASSES = 101

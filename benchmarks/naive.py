@@ -24,10 +24,10 @@ from torchvision.transforms import v2
 from benchmarks.extract import choose_videos, end_to_end
 from cache.store import FeatureCache
 from extract.device import CPU_BATCH, default_jobs, default_precision
-from extract.engine import open_engine
+from extract.network.engine import open_engine
+from extract.network.preprocess import MEAN, STD
+from extract.network.weights import Weights, load_weights
 from extract.settings import ExtractSettings
-from extract.transform import MEAN, STD
-from extract.weights import Weights, load_weights
 
 BATCH = 32
 

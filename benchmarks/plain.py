@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from cache.schema import CHANNELS, Level
-from train.bank import Bank
-from train.runs import RunConfig
+from cache.fingerprint import CHANNELS, Level
+from train.clips import Bank
+from train.config import RunConfig
 from train.split import Split
 
 WORKERS = 2

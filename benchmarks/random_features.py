@@ -5,13 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
+from cache.common.workspace import Workspace
 from cache.dataset import Dataset, Video
-from cache.fingerprint import Fingerprint
+from cache.fingerprint import CHANNELS, LEVELS, Fingerprint
 from cache.ledger import Outcome
-from cache.schema import CHANNELS, LEVELS
 from cache.shards.protocol import ShardData
 from cache.store import FeatureCache
-from cache.workspace import Workspace
 
 NAME = "random-features"
 

@@ -23,14 +23,14 @@ import click
 import numpy as np
 
 from cache.dataset import Dataset, Video
+from cache.fingerprint import CHANNELS, LEVELS
 from cache.ledger import Outcome
-from cache.schema import CHANNELS, LEVELS
 from cache.store import FeatureCache
 from extract.cluster.connect import Slots, connected
 from extract.meter import Meter
+from extract.network.weights import Weights
 from extract.pipeline import VideoFeatures
 from extract.settings import ExtractSettings, fingerprint
-from extract.weights import Weights
 
 FRAMES = 5
 COUNTS = (1_000, 10_000, 100_000)

@@ -27,10 +27,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.turns import Step, machine, take_turns
-from cache.files import write_json_durably
-from train.devices import choose_device
+from cache.common.files import write_json_durably
+from train.distributed import choose_device
 from train.sru import SRU, backends, reference
-from train.sru.tolerances import TOLERANCES, error
+from train.sru.reference import TOLERANCES, error
 
 BASELINE = "matrix products"
 WARM_UP = 3

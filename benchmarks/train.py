@@ -31,17 +31,17 @@ from torch import nn
 from benchmarks.plain import PlainClips, PlainLSTM, TakeSteps, batches, plain_loop, write_plain_file
 from benchmarks.random_features import NAME, make_cache
 from benchmarks.turns import machine, take_turns
-from cache.files import write_json_durably
-from cache.schema import LEVELS, Level
-from cache.workspace import Workspace
-from train.bank import Bank, load_bank
+from cache.common.files import write_json_durably
+from cache.common.workspace import Workspace
+from cache.fingerprint import LEVELS, Level
 from train.checkpoint import head_settings
-from train.devices import choose_device
+from train.clips import Bank, load_bank
+from train.config import RunConfig
+from train.distributed import choose_device
 from train.heads import Head
-from train.loop import Trainer
 from train.recipes import RECIPES
-from train.runs import RunConfig
 from train.split import Split, open_split
+from train.trainer import Trainer
 
 PRODUCTS = "matrix products"
 OURS = "ours"

@@ -10,8 +10,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cache.errors import ScoreError
-from cache.schema import LEVELS, Level
+from cache.common.errors import ScoreError
+from cache.fingerprint import LEVELS, Level
 
 PAPER_WEIGHTS: Final[dict[Level, float]] = {"high": 0.7, "mid": 0.2, "low": 0.1}
 """a, b and c of equation 10."""

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cache.console import StageGroup, choose_dataset, dataset_option, work_option
-from cache.workspace import Workspace
+from cache.common.console import StageGroup, choose_dataset, dataset_option, work_option
+from cache.common.workspace import Workspace
 
 if TYPE_CHECKING:
     from cache.export import Container, Grouping
@@ -64,7 +64,7 @@ def verify_command(path: Path) -> None:
 
     Writes nothing. Exit code 1 where anything is damaged, 0 where all is well.
     """
-    from cache.errors import DamageError
+    from cache.common.errors import DamageError
     from cache.verify import verify
 
     findings = verify(path)
@@ -124,9 +124,8 @@ def attach_command(location: str, workspace: Workspace, dataset: str | None, cop
     It lies below --work, under the dataset's name, and serves every command as a cache of this machine does: shards
     are fetched when they are first read, and kept while there is room. Credentials come from the environment (AWS_*).
     """
-    from cache.objects.client import Objects
-    from cache.objects.location import Location
-    from cache.objects.remote import name_of
+    from cache.remote.client import Location, Objects
+    from cache.remote.storage import name_of
     from cache.store import FeatureCache
 
     where = Location.parse(location)

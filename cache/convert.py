@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.console import progress
-from cache.errors import CacheError, DamageError
-from cache.owner import this_process
-from cache.rows import Claim, Outcome, Place
-from cache.schema import Level
+from cache.common.console import progress
+from cache.common.errors import CacheError, DamageError
+from cache.fingerprint import Level
+from cache.ledger import Claim, Outcome, Place
+from cache.processes import this_process
 from cache.shards import Backend
 from cache.shards.protocol import ShardData, ShardReader, read_shard
 from cache.store import FeatureCache

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
-from cache.errors import DamageError, DatasetError, UnsafePathError
-from cache.files import read_plain, sealed_json, unsealed_json, write_bytes_durably
+from cache.common.errors import DamageError, DatasetError, UnsafePathError
+from cache.common.files import read_plain, sealed_json, unsealed_json, write_bytes_durably
 
 Half = Literal["train", "test", "none"]
 """What a split says of a video; `none` leaves it out of that split."""

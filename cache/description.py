@@ -9,12 +9,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cache.common.errors import CacheError
+from cache.common.files import (
+    fsync_folder,
+    make_folder_durably,
+    read_sealed_json,
+    write_bytes_durably,
+    write_sealed_json,
+)
 from cache.dataset import Dataset, write_dataset
-from cache.errors import CacheError
-from cache.files import fsync_folder, make_folder_durably, read_sealed_json, write_bytes_durably, write_sealed_json
-from cache.fingerprint import JSON, Fingerprint
+from cache.fingerprint import DTYPE, FORMAT_VERSION, JSON, LEVELS, Fingerprint, Level
 from cache.ledger import Ledger
-from cache.schema import DTYPE, FORMAT_VERSION, LEVELS, Level
 from cache.shards import BACKENDS, Backend
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")

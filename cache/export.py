@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cache.bank import allocate, offsets_of, read_features
-from cache.console import progress
-from cache.errors import CacheError
-from cache.files import make_folder_durably
-from cache.schema import CHANNELS
+from cache.common.console import progress
+from cache.common.errors import CacheError
+from cache.common.files import make_folder_durably
+from cache.fingerprint import CHANNELS
+from cache.reading import allocate, offsets_of, read_features
 from cache.store import FeatureCache
 
 Container = Literal["npz", "safetensors"]

@@ -4,7 +4,7 @@ from collections import Counter
 from itertools import islice
 from typing import Any
 
-from cache.rows import Status
+from cache.ledger import Status
 from cache.store import FeatureCache
 
 _LISTED = 20

@@ -1,19 +1,112 @@
-"""The record of what happened to each video: SQLite, one row per video, work shared by leases with a fencing token.
+"""What the ledger's rows say, as values: outcomes of videos, claims on them, shards and places in them.
+
+The record of what happened to each video: SQLite, one row per video, work shared by leases with a fencing token.
 
 Every change is one transaction, on disk when it returns (WAL, synchronous=FULL). Claims and commits touch only their
 own rows through indexes, so their cost does not depend on how many videos there are.
+
+Whether a ledger's rows make sense: questions in SQL, each answered by the ids of the videos that do not.
 """
 
+import re
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, Literal, NamedTuple, get_args
 
-from cache.database import Database
-from cache.errors import DamageError, LeaseLostError
-from cache.owner import is_dead
-from cache.rows import STATUSES, WITH_FEATURES, Claim, ClaimedVideo, Outcome, Place, ShardRow, Status
+from cache.common.errors import DamageError, LeaseLostError
+from cache.processes import is_dead
+from cache.sqlite import Database
+
+Status = Literal["pending", "done", "suspect", "failed"]
+
+STATUSES: Final[tuple[Status, ...]] = get_args(Status)
+
+SHARD_NAME: Final = re.compile(r"\d{6,}-(?P<digest>[0-9a-f]{16})\.(h5|zarr)")
+"""Number, beginning of the hash over its bytes, format."""
+
+WITH_FEATURES: Final[tuple[Status, ...]] = ("done", "suspect")
+"""Statuses of videos whose features are in a shard."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of one video."""
+
+    video_id: str
+    status: Status
+    reason: str = ""
+    """Why it failed or is suspect."""
+    num_frames: int = 0
+    """Frames decoded and cached."""
+    declared_frames: int | None = None
+    """Frames the file's header promises; None where it does not say."""
+    decoder_errors: int = 0
+    """Errors the decoder reported on the way."""
+    seconds: float = 0.0
+    """Time spent decoding."""
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise ValueError(f"status of video {self.video_id!r} is {self.status!r}; expected one of {STATUSES}")
+
+
+class ClaimedVideo(NamedTuple):
+    """One video to work on."""
+
+    id: str
+    path: str
+    """Relative to the dataset's root."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to commit some videos, until somebody else takes them after `expires`."""
+
+    owner: str
+    token: int
+    """Fencing token: later claims have larger ones, and a token that was taken away never comes back."""
+    videos: tuple[ClaimedVideo, ...]
+    expires: float
+    """Unix time in seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRow:
+    """What the ledger knows of one shard."""
+
+    number: int
+    name: str
+    """Of the file or folder in `shards/`."""
+    digest: str
+    """Over its bytes; see `cache.shards.writer.hash_files`."""
+    content: str
+    """Over what it says; see `ShardIndex.content`."""
+    num_videos: int
+    num_frames: int
+    num_bytes: int
+    environment: str
+    """JSON: the fingerprint's environment fields as they were when this shard was made."""
+
+    def __post_init__(self) -> None:
+        numbers = (self.number, self.num_videos, self.num_frames, self.num_bytes)
+        texts = (self.name, self.digest, self.content, self.environment)
+        plain = all(isinstance(n, int) and n >= 0 for n in numbers) and all(isinstance(t, str) for t in texts)
+        if not plain or not SHARD_NAME.fullmatch(self.name):
+            raise DamageError(f"the ledger lists shard {self.name!r}, which no ledger of ours does; it is damaged")
+
+
+class Place(NamedTuple):
+    """Where a video's features are."""
+
+    video_id: str
+    shard: int
+    position: int
+    num_frames: int
+
 
 __all__ = ["STATUSES", "WITH_FEATURES", "Claim", "ClaimedVideo", "Ledger", "Outcome", "Place", "ShardRow", "Status"]
 
@@ -310,3 +403,47 @@ def _details(outcome: Outcome) -> tuple[str, int, int | None, int, float]:
         outcome.decoder_errors,
         outcome.seconds,
     )
+
+
+_ALL = ", ".join(f"'{status}'" for status in STATUSES)
+_WITH_FEATURES = ", ".join(f"'{status}'" for status in WITH_FEATURES)
+
+_QUESTIONS = {
+    "its status is unknown": f"status NOT IN ({_ALL})",
+    "its row holds text where a number belongs, or the other way round": (
+        "typeof(id) != 'text' OR typeof(path) != 'text' OR typeof(reason) != 'text'"
+        " OR typeof(num_frames) != 'integer' OR typeof(decoder_errors) != 'integer' OR typeof(seconds) != 'real'"
+        " OR typeof(shard) NOT IN ('integer', 'null') OR typeof(position) NOT IN ('integer', 'null')"
+        " OR typeof(declared_frames) NOT IN ('integer', 'null') OR typeof(claim) NOT IN ('integer', 'null')"
+    ),
+    "it counts as extracted, but the ledger does not say where its features are": (
+        f"status IN ({_WITH_FEATURES}) AND (shard IS NULL OR position IS NULL OR position < 0 OR num_frames < 1)"
+    ),
+    "it counts as not extracted, but the ledger says where its features are": (
+        f"status NOT IN ({_WITH_FEATURES}) AND (shard IS NOT NULL OR position IS NOT NULL OR num_frames != 0)"
+    ),
+    "its features are in a shard that the ledger does not list": (
+        "shard IS NOT NULL AND shard NOT IN (SELECT number FROM shards)"
+    ),
+    "another video has the same place in the same shard": (
+        "shard IS NOT NULL AND (shard, position) IN"
+        " (SELECT shard, position FROM videos WHERE shard IS NOT NULL GROUP BY shard, position HAVING count(*) > 1)"
+    ),
+    "it is claimed by a worker that the ledger does not list": (
+        "claim IS NOT NULL AND claim NOT IN (SELECT token FROM claims)"
+    ),
+    "it is claimed, but not pending": "claim IS NOT NULL AND status != 'pending'",
+}
+
+
+def odd_rows(connection: sqlite3.Connection) -> Iterator[tuple[str, list[str]]]:
+    """What is wrong, and the ids of the videos whose rows are so."""
+    for what, where in _QUESTIONS.items():
+        ids = [str(row[0]) for row in connection.execute(f"SELECT id FROM videos WHERE {where} ORDER BY id")]
+        if ids:
+            yield what, ids
+
+
+def broken_structure(connection: sqlite3.Connection) -> list[str]:
+    """What SQLite itself finds wrong with the file, in its words."""
+    return [row[0] for row in connection.execute("PRAGMA integrity_check(20)") if row[0] != "ok"]

@@ -1,21 +1,38 @@
-"""The shards of a cache, opened when first read and kept open, a limited number at a time."""
+"""The shards of a cache, opened when first read and kept open, a limited number at a time.
 
+Features of many videos in one array: what training, scoring and exporting read from the cache.
+
+Shapes: N videos, V views, F frames of all videos together, C channels.
+"""
+
+import mmap
 import os
+import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.errors import CacheError, DamageError
-from cache.rows import Place, ShardRow
-from cache.schema import Level
+from cache.common.console import progress
+from cache.common.device import available_bytes
+from cache.common.errors import CacheError, DamageError
+from cache.fingerprint import CHANNELS, Level
+from cache.ledger import Place, ShardRow
 from cache.shards import Backend, open_shard
 from cache.shards.protocol import ShardReader, check_span, features
+
+if TYPE_CHECKING:
+    import torch
+
 
 _FETCHES = 3
 """How often a shard is fetched that disappears before it is open."""
@@ -115,3 +132,129 @@ class ShardPool:
             if path.exists():
                 break
         return open_shard(path, self._backend)
+
+
+_MIB = 1 << 20
+_TASK_BYTES = 16 * _MIB
+"""What one thread reads at a time: large enough to be fast, small enough to be shared out evenly."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureBank:
+    """One level's features of some videos, one video after the other."""
+
+    level: Level
+    video_ids: tuple[str, ...]
+    features: "torch.Tensor"
+    """`[V, F, C]` float16 on the device asked for; backed by a file where it would not fit into memory."""
+    offsets: NDArray[np.int64]
+    """`[N + 1]`: video i has frames `[offsets[i], offsets[i + 1])`."""
+    pts_seconds: NDArray[np.float64]
+    """`[F]`: time of each frame within its video."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Videos that follow one another both in a shard and in the bank: one read a view."""
+
+    places: Sequence[Place]
+    start: int
+    """First frame in the bank."""
+
+
+def offsets_of(places: Sequence[Place]) -> NDArray[np.int64]:
+    """`[N + 1]`: where each video begins when they are put one after the other."""
+    return np.concatenate([[0], np.cumsum([place.num_frames for place in places])]).astype(np.int64)
+
+
+def load_bank(pool: ShardPool, level: Level, places: Sequence[Place], device: str, views: Sequence[int]) -> FeatureBank:
+    """Read whole videos into one tensor, shards in parallel, every checksum verified."""
+    import torch
+
+    offsets = offsets_of(places)
+    shape = (len(views), int(offsets[-1]), CHANNELS[level])
+    if torch.device(device).type == "cuda":
+        # Page-locked memory moves to the GPU at full speed.
+        tensor_VFC = torch.empty(shape, dtype=torch.float16, pin_memory=True)
+    else:
+        tensor_VFC = torch.from_numpy(allocate(shape, pool.folder))
+    return FeatureBank(
+        level=level,
+        video_ids=tuple(place.video_id for place in places),
+        pts_seconds=read_features(pool, level, places, views, tensor_VFC.numpy()),
+        features=tensor_VFC.to(device, non_blocking=True),
+        offsets=offsets,
+    )
+
+
+def allocate(shape: tuple[int, ...], folder: Path) -> NDArray[np.float16]:
+    """Room for features: memory, or a nameless file below `folder` that is mapped, where memory would not hold them.
+
+    The file is gone when the array is.
+    """
+    num_bytes = prod(shape) * 2
+    if num_bytes <= available_bytes() // 2:
+        return np.empty(shape, dtype=np.float16)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        # Takes the space now: a full disk is an error here, and not a crash when a page is first written.
+        os.posix_fallocate(file.fileno(), 0, num_bytes)
+        return np.frombuffer(mmap.mmap(file.fileno(), num_bytes), dtype=np.float16).reshape(shape)
+
+
+def read_features(
+    pool: ShardPool, level: Level, places: Sequence[Place], views: Sequence[int], out_VFC: NDArray[np.float16]
+) -> NDArray[np.float64]:
+    """Fill `out_VFC` with the given views of whole videos, and return their frames' times `[F]`.
+
+    Shards are read in parallel; every checksum is verified, and DamageError names the first video that is not as it was
+    committed.
+    """
+    offsets = offsets_of(places)
+    pts_F = np.empty(int(offsets[-1]), dtype=np.float64)
+
+    def read(run: _Run) -> int:
+        return _read_run(pool.shard(run.places[0].shard), run, level, views, out_VFC, pts_F)
+
+    total = round(out_VFC.nbytes / _MIB)
+    threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="cache-read")
+    with progress(f"reading {level} features", total, "MiB") as shown, threads:
+        done = 0
+        for num_bytes in threads.map(read, _runs(places, offsets, out_VFC[:, :1].nbytes)):
+            done += num_bytes
+            shown.update(round(done / _MIB))
+    return pts_F
+
+
+def _runs(places: Sequence[Place], offsets: NDArray[np.int64], frame_bytes: int) -> Iterator[_Run]:
+    starts, run_start = [0], 0
+    for i in range(1, len(places)):
+        follows = (places[i].shard, places[i].position) == (places[i - 1].shard, places[i - 1].position + 1)
+        if not follows or (offsets[i] - run_start) * frame_bytes >= _TASK_BYTES:
+            starts.append(i)
+            run_start = offsets[i]
+    for start, stop in pairwise([*starts, len(places)]):
+        if start < stop:
+            yield _Run(places[start:stop], int(offsets[start]))
+
+
+def _read_run(
+    shard: OpenShard,
+    run: _Run,
+    level: Level,
+    views: Sequence[int],
+    out_VFC: NDArray[np.float16],
+    pts_F: NDArray[np.float64],
+) -> int:
+    for place in run.places:
+        shard.check_place(place)
+    index = shard.reader.index
+    first, last = run.places[0].position, run.places[-1].position + 1
+    start, stop = int(index.offsets[first]), int(index.offsets[last])
+    frames = slice(run.start, run.start + stop - start)
+    pts_F[frames] = index.pts_seconds[start:stop]
+    for row, view in enumerate(views):
+        span_FC = out_VFC[row, frames]
+        shard.reader.read_into(level, view, start, span_FC)
+        for i in range(first, last):
+            check_span(shard.reader, i, level, view, span_FC[index.offsets[i] - start : index.offsets[i + 1] - start])
+    return out_VFC[:, frames].nbytes

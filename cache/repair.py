@@ -4,16 +4,13 @@ import os
 from itertools import chain, count
 from pathlib import Path
 
-from cache.aside import discard
-from cache.consistency import broken_structure
+from cache.commit import discard, recover
+from cache.common.errors import CacheError, DamageError, MrrnError
+from cache.common.files import fsync_folder, make_folder_durably
 from cache.dataset import Dataset, read_dataset
 from cache.description import read_description
-from cache.errors import CacheError, DamageError, MrrnError
-from cache.files import fsync_folder, make_folder_durably
-from cache.ledger import Ledger
-from cache.objects.check import log_problems, settle
-from cache.objects.remote import Remote
-from cache.recovery import recover
+from cache.ledger import Ledger, broken_structure
+from cache.remote.storage import Remote, log_problems, settle
 from cache.store import FeatureCache
 from cache.verify import Finding, verify
 

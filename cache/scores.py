@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.errors import ScoreError
-from cache.files import write_bytes_durably
+from cache.common.errors import ScoreError
+from cache.common.files import write_bytes_durably
 
 _ARRAYS = ("video_ids", "spans", "labels", "softmax", "classes", "run")
 

@@ -11,24 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.aside import Aside, Destination, write_aside
-from cache.bank import FeatureBank, load_bank
-from cache.commit import commit_aside
+from cache.commit import Aside, Destination, commit_aside, recover, write_aside
+from cache.common.errors import CacheError
 from cache.dataset import Dataset, read_dataset, write_dataset
 from cache.description import Description, create_cache, read_description
-from cache.errors import CacheError
-from cache.fingerprint import JSON, Fingerprint, check_fingerprint
-from cache.ledger import Ledger
-from cache.objects.client import Objects
-from cache.objects.location import Location
-from cache.objects.remote import COPY_BYTES, Attachment, Remote, find, publish, read_dataset_object, required
-from cache.reading import ShardPool
-from cache.recovery import recover
-from cache.rows import Claim, Outcome, Place, Status
-from cache.schema import Level
+from cache.fingerprint import JSON, Fingerprint, Level, check_fingerprint
+from cache.ledger import Claim, Ledger, Outcome, Place, Status
+from cache.reading import FeatureBank, ShardPool, load_bank
+from cache.remote.client import Location, Objects
+from cache.remote.storage import COPY_BYTES, Attachment, Remote, find, publish, read_dataset_object, required
 from cache.shards import Backend
 from cache.shards.protocol import ShardData
-from cache.shards.writing import ShardWriter
+from cache.shards.writer import ShardWriter
 
 
 class FeatureCache:

@@ -6,16 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.aside import is_temporary
-from cache.consistency import broken_structure, odd_rows
-from cache.console import progress
-from cache.errors import DamageError, MrrnError
-from cache.objects.check import damaged_copies, log_problems, orphans
-from cache.objects.copy import is_coming
-from cache.rows import Outcome, Place, ShardRow
+from cache.commit import is_temporary
+from cache.common.console import progress
+from cache.common.errors import DamageError, MrrnError
+from cache.ledger import Outcome, Place, ShardRow, broken_structure, odd_rows
+from cache.remote.storage import damaged_copies, log_problems, orphans
+from cache.remote.working_copy import is_coming
 from cache.shards import SUFFIXES, open_shard
 from cache.shards.protocol import ShardIndex, damaged_videos
-from cache.shards.writing import hash_files
+from cache.shards.writer import hash_files
 from cache.store import FeatureCache
 
 _THREADS = 4

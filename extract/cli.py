@@ -4,16 +4,16 @@ from typing import Any
 
 import click
 
-from cache.console import StageGroup, dataset_option, work_option
-from cache.errors import CacheError
-from cache.objects.location import Location
-from cache.schema import LEVELS
+from cache.common.console import StageGroup, dataset_option, work_option
+from cache.common.errors import CacheError
+from cache.fingerprint import LEVELS
+from cache.remote.client import Location
 from extract.data_cli import data_command
-from extract.decoders import DECODER_NAMES, DEFAULT_DECODER
-from extract.limits import parse_limits
+from extract.decode.backends import DECODER_NAMES, DEFAULT_DECODER
+from extract.decode.types import parse_limits
+from extract.network.preprocess import parse_views
 from extract.probe_cli import probe_command
 from extract.settings import BACKBONES, PRECISIONS
-from extract.views import parse_views
 
 
 def _views(_context: click.Context, _parameter: click.Parameter, text: str | None) -> list[str] | None:
@@ -109,7 +109,7 @@ def _location(_context: click.Context, _parameter: click.Parameter, text: str | 
 )
 @click.option("--retry-failed", is_flag=True, help="Try the failed videos once more.")
 @click.option("--allow-drift", is_flag=True, help="Go on although versions or device differ; shards record it.")
-@click.option("--worker", is_flag=True, hidden=True)  # one of several processes that `extract.many` starts
+@click.option("--worker", is_flag=True, hidden=True)  # one of several processes that `extract.local` starts
 @click.pass_context
 def main(context: click.Context, **options: Any) -> None:
     """Turn the videos of a data set into cached features, once.

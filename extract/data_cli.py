@@ -26,7 +26,7 @@ def data_command(dataset: str, data: Path | None) -> None:
     you put there yourself are used. An interrupted run is continued by the same command; folders that are there
     already are only counted. RAR archives are unpacked by libarchive, unrar or unar, whichever is there.
     """
-    from extract.fetch.prepare import PARTS, prepare
+    from extract.datasets.official.prepare import PARTS, prepare
 
     folder = data or Path("data") / dataset
     complete = prepare(dataset, folder, PARTS[dataset])

@@ -2,7 +2,7 @@
 
 import os
 
-from cache.device import find_device
+from cache.common.device import find_device
 from extract.request import Request
 from extract.settings import ExtractSettings, Precision
 
@@ -31,7 +31,7 @@ def find_devices(asked: str) -> tuple[str, ...]:
 
 
 def default_precision(device: str) -> Precision:
-    """fp16 on a GPU, bf16 on a CPU that computes with it, else fp32; `extract.backbone` says why."""
+    """fp16 on a GPU, bf16 on a CPU that computes with it, else fp32; `extract.network.backbones` says why."""
     import torch
 
     if device.startswith("cuda"):

@@ -15,17 +15,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cache.fingerprint import Level
 from cache.ledger import Outcome
-from cache.schema import Level
-from extract.backbone import split_levels
-from extract.engine import Engine, open_engine
+from extract.decode.pool import DecodePool, DecodeSettings, FrameBlock, VideoEnd
 from extract.meter import Meter
-from extract.pack import Packer, VideoRows
+from extract.network.backbones import split_levels
+from extract.network.engine import Engine, open_engine
+from extract.network.packer import Packer, VideoRows
+from extract.network.preprocess import MAX_RESIZED_PIXELS, Crop, crop_of, resized_size
+from extract.network.weights import load_weights
 from extract.settings import ExtractSettings
-from extract.supervise import DecodePool, DecodeSettings, FrameBlock, VideoEnd
-from extract.transform import MAX_RESIZED_PIXELS, resized_size
-from extract.views import Crop, crop_of
-from extract.weights import load_weights
 
 
 @dataclass(frozen=True, kw_only=True)

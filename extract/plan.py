@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+from cache.common.errors import CacheError, DatasetError
 from cache.dataset import ADDRESS, Dataset, Video
-from cache.errors import CacheError, DatasetError
-from cache.schema import CHANNELS
+from cache.fingerprint import CHANNELS
 from cache.store import FeatureCache
+from extract.decode.pool import DecodePool, DecodeSettings, VideoEnd
 from extract.settings import ExtractSettings
-from extract.supervise import DecodePool, DecodeSettings, VideoEnd
 
 RESERVE_BYTES = 64 << 20
 """Kept free beside the features, for the ledger and other programs."""
@@ -57,7 +57,7 @@ def merged(cached: Dataset, found: Dataset) -> Dataset:
 
 
 def paths(dataset: Dataset, root: Path) -> Mapping[str, Path]:
-    """The file of each video, or where it is to be fetched from (see `extract.fetch.videos`)."""
+    """The file of each video, or where it is to be fetched from (see `extract.datasets.remote`)."""
     return {
         video.id: Path(video.path) if ADDRESS.fullmatch(video.path) else root / video.path for video in dataset.videos
     }

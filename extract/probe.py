@@ -16,21 +16,21 @@ from typing import Final
 
 import numpy as np
 
-from cache.errors import DatasetError, DecodeError
-from cache.files import write_bytes_durably
+from cache.common.errors import DatasetError, DecodeError
+from cache.common.files import write_bytes_durably
+from cache.fingerprint import CHANNELS
 from cache.ledger import Outcome
-from cache.schema import CHANNELS
 from cache.shards import encode
-from extract.decoders import MissingDecoderError, decoder_version
-from extract.engine import Engine
-from extract.limits import Limits
+from extract.decode.backends import MissingDecoderError, decoder_version
+from extract.decode.containers import open_regular
+from extract.decode.pool import DecodePool, FrameBlock, VideoEnd
+from extract.decode.types import Limits
 from extract.meter import STAGES, Meter
+from extract.network.engine import Engine
+from extract.network.preprocess import Crop, crop_of
 from extract.pipeline import VideoFeatures, decode_settings, features_of_frames
 from extract.settings import ExtractSettings
 from extract.shards import shard_data
-from extract.sniff import open_regular
-from extract.supervise import DecodePool, FrameBlock, VideoEnd
-from extract.views import Crop, crop_of
 
 SAMPLE_VIDEOS: Final = 64
 """Videos looked at; a run that is over before its time begins with them again."""

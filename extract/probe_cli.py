@@ -37,13 +37,13 @@ def probe_command(paths: tuple[Path, ...], seconds: float, device: str, jobs: in
     """
     from dataclasses import replace
 
-    from cache.device import find_device
+    from cache.common.device import find_device
     from extract import probe
-    from extract.decoders import DECODER_NAMES
+    from extract.decode.backends import DECODER_NAMES
     from extract.device import CPU_BATCH, GPU_BATCH, default_jobs, default_precision
-    from extract.engine import open_engine
+    from extract.network.engine import open_engine
+    from extract.network.weights import load_weights
     from extract.settings import ExtractSettings
-    from extract.weights import load_weights
 
     videos = probe.sample_videos(paths)
     found = find_device(device)

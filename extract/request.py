@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from cache.fingerprint import Fingerprint, check_fingerprint
-from cache.schema import CENTER_VIEW, LEVELS
-from extract.decoders import DEFAULT_DECODER, decoder_version
-from extract.limits import Limits
+from cache.fingerprint import CENTER_VIEW, LEVELS, Fingerprint, check_fingerprint
+from extract.decode.backends import DEFAULT_DECODER, decoder_version
+from extract.decode.types import Limits
+from extract.network.weights import is_file_spec, weights_text
 from extract.settings import IMAGENET, ExtractSettings, fingerprint
-from extract.weights import is_file_spec, weights_text
 
 DEFAULTS: Final[Mapping[str, Any]] = {
     "data": None,

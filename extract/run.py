@@ -8,22 +8,22 @@ from typing import Any
 
 import click
 
-from cache.console import FINISHED_WITH_FAILURES, Progress, choose_dataset, progress
+from cache.common.console import FINISHED_WITH_FAILURES, Progress, choose_dataset, progress
+from cache.common.errors import CacheError
+from cache.common.workspace import Workspace
 from cache.dataset import Dataset
-from cache.errors import CacheError
 from cache.fingerprint import Fingerprint
-from cache.objects.location import Location
+from cache.remote.client import Location
 from cache.shards import Backend
 from cache.store import FeatureCache
-from cache.workspace import Workspace
 from extract import plan
-from extract.many import work_on
+from extract.datasets import load_dataset
+from extract.local import work_on
 from extract.meter import Meter, ticking
+from extract.network.weights import Weights
 from extract.request import Request, check_against
 from extract.settings import ExtractSettings, fingerprint
-from extract.sources import load_dataset
 from extract.summary import summarise
-from extract.weights import Weights
 
 LISTED = 5
 """Names shown where many could be."""
@@ -99,7 +99,7 @@ def _extract(workspace: Workspace, request: Request, options: Mapping[str, Any],
     if options["engine"] == "ray":
         return _extract_on_cluster(workspace, request, options, dataset, root)
     from extract.device import find_devices, resolve
-    from extract.weights import load_weights
+    from extract.network.weights import load_weights
 
     devices = find_devices(request.values["device"])
     settings = resolve(request, devices[0], options["jobs"])
@@ -125,7 +125,7 @@ def _extract_on_cluster(
 ) -> int:
     """The same on the machines of a Ray cluster."""
     from extract.cluster.connect import connected, device_of, settings_there, slots
-    from extract.weights import load_weights
+    from extract.network.weights import load_weights
 
     weights = load_weights(request.values["weights"], request.values["backbone"])
     with connected():
@@ -224,11 +224,11 @@ def _work(
     quiet: bool,
 ) -> None:
     """Extract until no video is left, neither here nor with other extractors."""
+    from extract.claims import Work
     from extract.device import shard_rows
-    from extract.engine import open_engine
+    from extract.network.engine import open_engine
     from extract.pipeline import extract_features
-    from extract.task import shards_of
-    from extract.work import Work
+    from extract.shards import shards_of
 
     engine, meter = open_engine(settings, weights), Meter()
     pending = cache.ledger.counts()["pending"]

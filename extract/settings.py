@@ -3,12 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Final, Literal, get_args
 
-from cache.errors import MrrnError
-from cache.fingerprint import Fingerprint
-from cache.schema import CENTER_VIEW, DTYPE, FORMAT_VERSION, LEVELS, Level
-from extract.decoders import DEFAULT_DECODER, decoder_version
-from extract.limits import Limits
-from extract.transform import TRANSFORM
+from cache.common.errors import MrrnError
+from cache.fingerprint import CENTER_VIEW, DTYPE, FORMAT_VERSION, LEVELS, Fingerprint, Level
+from extract.decode.backends import DEFAULT_DECODER, decoder_version
+from extract.decode.types import Limits
+from extract.network.preprocess import TRANSFORM
 
 Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from cache.aggregate import check_weights
-from cache.errors import ScoreError, WeightsError
-from cache.files import write_bytes_durably, write_json_durably
-from cache.schema import LEVELS, Level
+from cache.common.errors import ScoreError, WeightsError
+from cache.common.files import write_bytes_durably, write_json_durably
+from cache.common.text import markdown
+from cache.fingerprint import LEVELS, Level
+from fuse.report.tables import NONE
 from fuse.results import TITLES
-from fuse.tables import NONE
-from fuse.text import markdown
 
 FORMAT: Final = 1
 DESCRIPTION: Final = "bundle.json"

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cache.console import FINISHED_WITH_FAILURES, StageGroup
-from cache.errors import DecodeError
-from fuse.choice import Choice, run_options
+from cache.common.console import FINISHED_WITH_FAILURES, StageGroup
+from cache.common.errors import DecodeError
+from fuse.scores import Choice, run_options
 
 if TYPE_CHECKING:
     from fuse.predict import Heads, Prediction
@@ -41,16 +41,13 @@ def main(context: click.Context, choose: Choose) -> None:
 
 def _fuse(choice: Choice) -> None:
     from fuse.predict import sample_frames
-    from fuse.publish import Extras, publish
-    from fuse.results import caveats, evaluate
-    from fuse.runs import read_levels, searched_weights
-    from fuse.samples import FRAMES, choose
-    from fuse.source import read_source
-    from fuse.splits import mean_over_splits
-    from fuse.summary import made_now
-    from fuse.sweeps import read_tables
-    from fuse.tables import table_3, to_text
-    from fuse.timing import FILE, read_timing
+    from fuse.report.html import Extras, publish
+    from fuse.report.samples import FRAMES, choose
+    from fuse.report.sweeps import read_tables
+    from fuse.report.tables import table_3, to_text
+    from fuse.report.timing import FILE, read_timing
+    from fuse.results import caveats, evaluate, made_now, mean_over_splits
+    from fuse.scores import read_levels, read_source, searched_weights
 
     tables, workspace = read_levels(choice), choice.workspace
     source = read_source(workspace, choice.dataset)
@@ -139,8 +136,8 @@ def _recorded_weights(choice: Choice) -> str | None:
 
 def _answer(predictions: "Iterator[Prediction]", heads: "Heads", files: list[Path], as_json: bool) -> None:
     """Print predictions as they come (JSON: all at the end, in the order asked for) and set the exit code."""
-    from fuse.answers import as_json as to_json
-    from fuse.answers import as_text
+    from fuse.predict import as_json as to_json
+    from fuse.predict import as_text
     from fuse.results import weights_caveats
 
     notes, done = weights_caveats(heads.identity), []
@@ -173,10 +170,8 @@ def bundle(choose: Choose, out: Path | None) -> None:
     """
     from fuse.bundle import write_bundle
     from fuse.predict import heads_in
-    from fuse.results import caveats, evaluate
-    from fuse.runs import read_levels
-    from fuse.source import read_source
-    from fuse.summary import made_now, summarise
+    from fuse.results import caveats, evaluate, made_now, summarise
+    from fuse.scores import read_levels, read_source
 
     choice = choose()
     results = evaluate(read_levels(choice), read_source(choice.workspace, choice.dataset), choice.split)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from cache.schema import LEVELS, Level
+from cache.fingerprint import LEVELS, Level
 
 Group = Literal["simple features with a linear SVM", "RGB only", "several features"]
 

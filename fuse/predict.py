@@ -4,6 +4,8 @@ A new video takes the same path through the same code as one of a dataset: `extr
 rule of the runs, `train.score.score_clips`, `cache.aggregate`.
 
 Shapes: N clips, F frames, K classes.
+
+Predictions of new videos as text and as JSON.
 """
 
 import time
@@ -17,20 +19,22 @@ from numpy.typing import NDArray
 
 from cache.aggregate import PAPER_WEIGHTS, clips_to_videos, fuse_levels
 from cache.clips import ClipRule
-from cache.errors import MrrnError, WeightsError
-from cache.schema import Level
+from cache.common.errors import MrrnError, WeightsError
+from cache.common.text import visible
+from cache.common.workspace import Workspace
+from cache.fingerprint import Level
 from cache.store import FeatureCache
-from cache.workspace import Workspace
+from extract.datasets import load_dataset
+from extract.decode.pool import DecodePool, DecodeSettings, VideoEnd
+from extract.network.weights import is_file_spec, load_weights
 from extract.settings import ExtractSettings
-from extract.sources import load_dataset
-from extract.supervise import DecodePool, DecodeSettings, VideoEnd
-from extract.weights import is_file_spec, load_weights
 
 if TYPE_CHECKING:
-    from extract.engine import Engine
+    from extract.network.engine import Engine
     from extract.pipeline import VideoFeatures
+    from train.config import RunConfig
     from train.heads import Head
-    from train.runs import RunConfig
+
 
 Frames = NDArray[np.uint8]
 """`[F, H, W, 3]`"""
@@ -106,7 +110,7 @@ def _check_together(configs: Mapping[Level, "RunConfig"]) -> None:
 
 def settings_for(heads: Heads, *, weights: str, device: str, jobs: int) -> ExtractSettings:
     """How the heads' features were made, on the device asked for; on a device of another kind in full precision."""
-    from train.devices import choose_device
+    from train.distributed import choose_device
 
     where = str(choose_device(device))
     same_kind = where.startswith("cuda") == str(heads.environment["device"]).startswith("cuda")
@@ -139,7 +143,7 @@ def weights_for(heads: Heads, given: str | None, recorded: str | None = None) ->
 
 def open_backbone(heads: Heads, settings: ExtractSettings) -> "Engine":
     """The network that makes the heads' features; WeightsError where its weights are others than they learned from."""
-    from extract.engine import open_engine
+    from extract.network.engine import open_engine
 
     weights = load_weights(settings.weights, settings.backbone)
     if weights.sha256 != heads.identity["weights_sha256"]:
@@ -195,7 +199,7 @@ def _prediction(video: "VideoFeatures", features_seconds: float, **rest: Any) ->
 
 def find_files(given: Iterable[Path]) -> list[Path]:
     """The files given, and the video files below the folders given; MrrnError names what is not there."""
-    from extract.sources.paths import find_videos, require_folder
+    from extract.datasets.paths import find_videos, require_folder
 
     found: list[Path] = []
     for path in given:
@@ -241,3 +245,55 @@ def sample_frames(workspace: Workspace, dataset: str, video_ids: Sequence[str], 
 def _spread(frames_FHW3: Frames, count: int) -> Frames:
     places = np.linspace(0, len(frames_FHW3) - 1, count + 2)[1:-1].round().astype(int)
     return frames_FHW3[places]
+
+
+TOP: Final = 5
+"""Classes shown."""
+
+_BAR: Final = 24
+"""Characters of a bar that stands for 100 %."""
+
+
+def ranked(probabilities_K: NDArray[np.float64], top: int = TOP) -> list[int]:
+    """Indices of the most probable classes, the first one on a tie."""
+    return np.argsort(-probabilities_K, kind="stable")[:top].tolist()
+
+
+def as_text(prediction: "Prediction", classes: Sequence[str]) -> str:
+    """The top classes with probabilities and bars, and how long it took."""
+    name = visible(prediction.video)
+    if prediction.fused is None:
+        return f"{name}\n  not predicted: {visible(prediction.reason)}"
+    width = max(len(visible(classes[index])) for index in ranked(prediction.fused))
+    lines = [name]
+    for index in ranked(prediction.fused):
+        share = prediction.fused[index]
+        bar = "█" * round(_BAR * share)
+        lines.append(f"  {visible(classes[index]).ljust(width)}  {100 * share:5.1f} %  {bar}".rstrip())
+    lines.append(
+        f"  {prediction.frames} frames, {prediction.clips} clips; features {prediction.features_seconds:.2f} s "
+        f"(decoding {prediction.decode_seconds:.2f} s beside the network), heads {prediction.heads_seconds:.2f} s"
+    )
+    if prediction.reason:
+        lines.append(f"  note: {visible(prediction.reason)}")
+    return "\n".join(lines)
+
+
+def as_json(prediction: "Prediction", classes: Sequence[str]) -> dict[str, Any]:
+    """Everything known of one prediction; probabilities of all classes, in label order, under `levels` and `fused`."""
+    fused = prediction.fused
+    return {
+        "video": prediction.video,
+        "predicted": fused is not None,
+        "reason": prediction.reason,
+        "top": []
+        if fused is None
+        else [{"class": classes[index], "probability": float(fused[index])} for index in ranked(fused)],
+        "fused": None if fused is None else fused.tolist(),
+        "levels": {level: values.tolist() for level, values in prediction.levels.items()},
+        "frames": prediction.frames,
+        "clips": prediction.clips,
+        "features_seconds": prediction.features_seconds,
+        "decode_seconds": prediction.decode_seconds,
+        "heads_seconds": prediction.heads_seconds,
+    }

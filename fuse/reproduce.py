@@ -11,9 +11,9 @@ from typing import Final
 
 import click
 
-from cache.errors import TrainingError
-from fuse.choice import Choice
-from fuse.timing import FILE
+from cache.common.errors import TrainingError
+from fuse.report.timing import FILE
+from fuse.scores import Choice
 
 CHECKOUT: Final = Path(__file__).resolve().parents[1]
 """Has benchmarks/; an installed package has not."""

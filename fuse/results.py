@@ -1,10 +1,17 @@
 """What one split's report says, as data: computed once here, then rendered as tables, figures and a page.
 
 Shapes: N test videos, K classes.
+
+results.json: what other programs read of a report.
+
+The mean over a dataset's splits, from the reports of each.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Final, Literal
 
@@ -12,13 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.aggregate import MEAN_WEIGHTS, PAPER_WEIGHTS, align, clips_to_videos, fuse_levels
-from cache.dataset import Dataset
-from cache.errors import ScoreError
-from cache.schema import LEVELS, Level
+from cache.common.errors import ScoreError
+from cache.dataset import SPLITS, Dataset
+from cache.fingerprint import LEVELS, Level
 from cache.scores import ScoreTable
 from fuse import metrics, paper
-from fuse.runs import check_against_cache, check_same
-from fuse.source import Source
+from fuse.scores import Choice, Source, check_against_cache, check_same
 
 Model = Literal["low", "mid", "high", "fused", "mean", "searched"]
 
@@ -137,7 +143,7 @@ def evaluate(
 ) -> Results:
     """Fuse the levels' scores of a split's test videos; ScoreError lists what does not belong together.
 
-    `searched_weights` are those of `fuse.runs.searched_weights`, where there are some.
+    `searched_weights` are those of `fuse.scores.searched_weights`, where there are some.
     """
     check_same(tables)
     test = [video for video in source.dataset.half(split, "test") if video.label is not None]
@@ -237,3 +243,115 @@ def _missing_caveats(results: Results) -> list[str]:
         return []
     count, total = len(results.missing), len(results.video_ids)
     return [f"{count:,} of {total:,} test videos have no features and count as wrong."]
+
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Made:
+    """When and by what an output was made."""
+
+    version: str
+    """Of this program."""
+    date: str
+    """UTC, to the second, ISO 8601."""
+
+
+def made_now() -> Made:
+    """This program's version and the time."""
+    return Made(importlib.metadata.version("mrrn"), datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+def summarise(results: Results, notes: Sequence[str], made: Made) -> dict[str, Any]:
+    """All figures as plain JSON values; accuracies and the paper's figures are fractions of the test videos."""
+    return {
+        "format": FORMAT,
+        "notes": list(notes),
+        "dataset": results.dataset,
+        "split": results.split,
+        "pool": results.pool,
+        "videos": len(results.video_ids),
+        "clips": results.clips,
+        "missing_videos": _with_reasons(results.missing),
+        "suspect_videos": _with_reasons(results.suspect),
+        "accuracy": {model: results.accuracy(model) for model in MODELS},
+        "top5": {model: results.top5(model) for model in MODELS},
+        "interval95": {model: asdict(metrics.accuracy_interval(results.correct[model])) for model in MODELS},
+        "fused_against_high": fused_against_high(results),
+        "fusion_weights": dict(PAPER_WEIGHTS),
+        "searched": _searched(results),
+        "paper": _paper_fractions(results),
+        "weights": results.weights,
+        "subset": asdict(results.source.dataset.subset) if results.source.dataset.subset else None,
+        "classes": list(results.classes),
+        "per_class": {model: [_number(value) for value in results.per_class(model)] for model in MODELS},
+        "confusion": results.confusion().tolist(),
+        "fingerprint": {"identity": dict(results.source.identity), "environment": dict(results.source.environment)},
+        "runs": {level: own_fields(run) for level, run in results.runs.items()},
+        "made": asdict(made),
+    }
+
+
+def fused_against_high(results: Results) -> dict[str, Any]:
+    """What fusing adds to the high level alone: points with interval, and McNemar's exact test."""
+    fused, high = results.correct["fused"], results.correct["high"]
+    return {
+        "difference": results.accuracy("fused") - results.accuracy("high"),
+        "interval95": asdict(metrics.difference_interval(fused, high)),
+        "only_fused_right": (test := metrics.mcnemar(fused, high)).only_first,
+        "only_high_right": test.only_second,
+        "mcnemar_p": test.p_value,
+    }
+
+
+def _searched(results: Results) -> dict[str, Any] | None:
+    """Fusion weights found on held-out training videos, and the test accuracy with them."""
+    if results.searched_weights is None:
+        return None
+    return {"fusion_weights": dict(results.searched_weights), "accuracy": results.accuracy("searched")}
+
+
+def _paper_fractions(results: Results) -> dict[str, float]:
+    """The paper's figures as fractions; empty for a dataset that it does not use."""
+    if results.dataset not in paper.DATASETS:
+        return {}
+    return {model: round(value / 100, 6) for model, value in results.paper.items() if value is not None}
+
+
+def _with_reasons(reasons: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"id": video, "reason": reason} for video, reason in sorted(reasons.items())]
+
+
+def own_fields(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run says of itself; the fingerprint, equal for all, stands apart."""
+    return {name: value for name, value in run.items() if name != "fingerprint"}
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN: a class without test videos has no accuracy."""
+    return None if value != value else float(value)
+
+
+def mean_over_splits(choice: Choice) -> str:
+    """One line with each model's mean accuracy over the splits whose reports have this pooling and seed.
+
+    Empty where fewer than two have. Reports of other caches than the last one's are left out.
+    """
+    summaries = [each for split in SPLITS if (each := _summary(choice, split)) is not None]
+    wanted = (choice.pool, choice.seed)
+    usable = [each for each in summaries if (each["pool"], each["runs"]["high"].get("seed")) == wanted]
+    if len(usable) < 2 or any(each["fingerprint"] != usable[0]["fingerprint"] for each in usable):
+        return ""
+    means = {model: float(np.mean([each["accuracy"][model] for each in usable])) for model in MODELS}
+    splits = ", ".join(str(each["split"]) for each in usable)
+    return f"mean over splits {splits}: " + ", ".join(f"{model} {100 * mean:.2f} %" for model, mean in means.items())
+
+
+def _summary(choice: Choice, split: int) -> dict[str, Any] | None:
+    path = choice.workspace.report(choice.dataset, split) / "results.json"
+    try:
+        summary: dict[str, Any] = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    return summary

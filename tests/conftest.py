@@ -22,8 +22,8 @@ def shared() -> Path:
 
 @pytest.fixture
 def memory_store(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """An object store in memory, for all that this process opens at `helpers_objects.LOCATION`."""
-    from helpers_objects import stores_in_memory
+    """An object store in memory, for all that this process opens at `tests.helpers.objects.LOCATION`."""
+    from tests.helpers.objects import stores_in_memory
 
     return stores_in_memory(monkeypatch)
 
@@ -31,7 +31,7 @@ def memory_store(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A real S3 server on loopback; the test is skipped where it is not installed."""
-    from helpers_objects import S3Server
+    from tests.helpers.objects import S3Server
 
     server = S3Server(tmp_path_factory.mktemp("s3"))
     yield server

@@ -14,12 +14,12 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from cache.errors import WeightsError
-from cache.files import write_bytes_durably
-from cache.schema import CHANNELS
+from cache.common.errors import WeightsError
+from cache.common.files import write_bytes_durably
+from cache.fingerprint import CHANNELS
+from train.config import CHECKPOINT_FILE, RunConfig, read_config
 from train.heads import Head, HeadSettings
-from train.loop import Position
-from train.runs import CHECKPOINT_FILE, RunConfig, read_config
+from train.trainer import Position
 
 _FORMAT = "mrrn-checkpoint-1"
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from cache.console import StageGroup, choose_dataset, dataset_option, work_option
-from cache.files import write_bytes_durably
-from cache.schema import LEVELS, Level
-from cache.workspace import Workspace
+from cache.common.console import StageGroup, choose_dataset, dataset_option, work_option
+from cache.common.files import write_bytes_durably
+from cache.common.workspace import Workspace
+from cache.fingerprint import LEVELS, Level
+from train.config import RunConfig, state_of
 from train.recipes import CELLS, POOLS, PRECISIONS, RECIPES, Pool, with_overrides
-from train.runs import RunConfig, state_of
 from train.split import Split, open_split
-from train.sweep_cli import device_option, sweep
+from train.sweep.cli import device_option, sweep
 
 recipe_option = click.option(
     "--recipe",
@@ -162,9 +162,8 @@ def _finished(workspace: Workspace, config: RunConfig) -> bool:
 
 
 def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, device: str, fresh: bool) -> None:
-    from train.devices import choose_device
-    from train.engine import run
-    from train.group import join
+    from train.distributed import choose_device, join
+    from train.run import run
     from train.score import videos_right
 
     group, where = join(choose_device(device))

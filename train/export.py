@@ -6,10 +6,10 @@ from importlib import import_module
 
 import torch
 
-from cache.errors import TrainingError
-from cache.schema import CHANNELS
+from cache.common.errors import TrainingError
+from cache.fingerprint import CHANNELS
+from train.config import RunConfig
 from train.heads import Head
-from train.runs import RunConfig
 
 INPUT, OUTPUT = "features", "logits"
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cache.errors import TrainingError
+from cache.common.errors import TrainingError
 from train.recipes import Cell, Pool
 from train.sru import SRU
 

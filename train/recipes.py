@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from cache.clips import ClipRule
-from cache.errors import TrainingError
-from cache.schema import LEVELS, Level
+from cache.common.errors import TrainingError
+from cache.fingerprint import LEVELS, Level
 
 Cell = Literal["sru", "lstm", "gru", "mean"]
 Pool = Literal["mean", "max", "attention"]
@@ -61,7 +61,7 @@ class Recipe:
     label_smoothing: float = 0.0
     """Share of the target spread evenly over all classes."""
     feature_noise: float = 0.0
-    """Standard deviation of the noise around 1 that each feature is multiplied by (`train/augment.py`)."""
+    """Standard deviation of the noise around 1 that each feature is multiplied by (`train/steps.py`)."""
     views: int = 0
     """Views of each video that training clips are drawn from, the cache's first ones; 0 for all of them."""
     mixup: float = 0.0

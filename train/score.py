@@ -12,9 +12,9 @@ from torch import Tensor
 
 from cache.aggregate import clips_to_videos
 from cache.scores import ScoreTable
-from train.bank import ClipBank
+from train.clips import ClipBank
+from train.config import RunConfig
 from train.heads import Head
-from train.runs import RunConfig
 
 _CLIPS_AT_ONCE = 128
 

@@ -11,9 +11,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.errors import CacheError, DamageError
-from cache.files import PositionedFile
-from cache.schema import CHANNELS, LEVELS, Level
+from cache.common.errors import CacheError, DamageError
+from cache.common.files import PositionedFile
+from cache.fingerprint import CHANNELS, LEVELS, Level
 from cache.shards.protocol import MAX_INDEX_BYTES, ShardData, ShardIndex
 
 _FORMAT = "mrrn-shard-1"

@@ -13,9 +13,9 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from cache.common.errors import CacheError, DamageError, UnsafePathError
 from cache.dataset import check_relative_path
-from cache.errors import CacheError, DamageError, UnsafePathError
-from cache.schema import CHANNELS, LEVELS, Level
+from cache.fingerprint import CHANNELS, LEVELS, Level
 
 MAX_INDEX_BYTES = 1 << 30
 """Far above what the index of any shard takes; whatever declares more was made up and gets no memory."""

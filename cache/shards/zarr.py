@@ -16,9 +16,9 @@ from zarr.codecs import Crc32cCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore, MemoryStore
 
-from cache.errors import CacheError, DamageError
-from cache.files import PositionedFile
-from cache.schema import CHANNELS, LEVELS, Level
+from cache.common.errors import CacheError, DamageError
+from cache.common.files import PositionedFile
+from cache.fingerprint import CHANNELS, LEVELS, Level
 from cache.shards.protocol import MAX_INDEX_BYTES, ShardData, ShardIndex
 
 _FORMAT = "mrrn-shard-1"

@@ -9,11 +9,11 @@ from typing import Any
 
 import click
 
-from cache.errors import MrrnError
+from cache.common.errors import MrrnError
 from cache.fingerprint import Fingerprint
+from extract.network.weights import Weights
 from extract.request import Request
 from extract.settings import ExtractSettings, fingerprint
-from extract.weights import Weights
 
 
 @dataclass(frozen=True)

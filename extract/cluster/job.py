@@ -15,19 +15,19 @@ from ray.exceptions import RayError
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cache.console import progress
-from cache.errors import MrrnError
+from cache.commit import recover
+from cache.common.console import progress
+from cache.common.errors import MrrnError
 from cache.fingerprint import Fingerprint
-from cache.recovery import recover
 from cache.store import FeatureCache
+from extract.claims import Work
 from extract.cluster.connect import Slots
 from extract.cluster.messages import Report, report_of, task_row
 from extract.cluster.source import QueueSource
 from extract.cluster.tally import Tally
 from extract.cluster.worker import Assignment, Deaths, Extractor
 from extract.meter import ticking
-from extract.weights import Weights
-from extract.work import Work
+from extract.network.weights import Weights
 
 AHEAD: Final = 3
 """Tasks for each worker that are under way: one worked on, one waiting there, one on its way. All that the driver's

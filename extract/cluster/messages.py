@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cache.aside import Aside
+from cache.commit import Aside
 from cache.ledger import Claim, ClaimedVideo, Outcome
-from cache.shards.writing import Written
-from extract.task import Task
+from cache.shards.writer import Written
+from extract.shards import Task
 
 
 @dataclass(frozen=True, kw_only=True)

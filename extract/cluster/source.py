@@ -9,7 +9,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 from ray.util.queue import Queue
 
-from cache.errors import MrrnError
+from cache.common.errors import MrrnError
 
 
 class QueueSource(Datasource):

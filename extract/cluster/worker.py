@@ -13,20 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from cache.errors import MrrnError
+from cache.common.errors import MrrnError
 from cache.fingerprint import check_fingerprint
 from cache.ledger import Outcome
 from cache.store import FeatureCache
 from extract.cluster.messages import Report, report_row, task_of
+from extract.decode.pool import DecodePool
 from extract.device import shard_rows
-from extract.engine import open_engine
 from extract.meter import Meter
+from extract.network.engine import open_engine
+from extract.network.weights import Weights
 from extract.pipeline import VideoFeatures, decode_settings, extract_features, failed
 from extract.settings import ExtractSettings, fingerprint
-from extract.shards import shard_data
-from extract.supervise import DecodePool
-from extract.task import FinishedShard, Task, shards_of
-from extract.weights import Weights
+from extract.shards import FinishedShard, Task, shard_data, shards_of
 
 if TYPE_CHECKING:
     from ray import ObjectRef

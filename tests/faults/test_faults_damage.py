@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers_cache import filled_cache, num_frames_of, video_features
 
-from cache.errors import DamageError
-from cache.schema import LEVELS
+from cache.common.errors import DamageError
+from cache.fingerprint import LEVELS
 from cache.shards import BACKENDS
-from cache.shards.writing import hash_files
+from cache.shards.writer import hash_files
 from cache.store import FeatureCache
+from tests.helpers.cache import filled_cache, num_frames_of, video_features
 
 VIDEOS = 6
 

@@ -4,10 +4,10 @@ import errno
 from pathlib import Path
 
 import pytest
-from helpers_faults import Control, Server, assert_sound, serving
 
 from cache.store import FeatureCache
 from cache.verify import verify
+from tests.helpers.faults import Control, Server, assert_sound, serving
 
 REFUSALS = {"full": errno.ENOSPC, "failing": errno.EIO, "over quota": errno.EDQUOT}
 PART = 20

@@ -5,10 +5,10 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers_faults import Control, Server, assert_sound, kill, serving
 
 from cache.store import FeatureCache
 from cache.verify import verify
+from tests.helpers.faults import Control, Server, assert_sound, kill, serving
 
 
 def lines(file: Path) -> list[str]:

@@ -4,10 +4,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from helpers_faults import assert_sound, serving
 
 from cache.store import FeatureCache
 from cache.verify import verify
+from tests.helpers.faults import assert_sound, serving
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import pytest
-from helpers_faults import Control, assert_sound, serving
-from helpers_replay import ROOT, Change, Disk, read_trace
 
-from cache.errors import MrrnError
+from cache.common.errors import MrrnError
 from cache.shards import BACKENDS
 from cache.store import FeatureCache
 from cache.verify import verify
+from tests.helpers.faults import Control, assert_sound, serving
+from tests.helpers.replay import ROOT, Change, Disk, read_trace
 
 VIDEOS, VIDEOS_A_COMMIT = 12, 3
 CACHE = PurePosixPath("work/cache/toy")
@@ -130,7 +130,7 @@ def any_time(trace: Trace, states: int, chance: random.Random) -> list[int]:
     return [chance.randrange(len(trace.changes) + 1) for _ in range(states)]
 
 
-OF_SQLITES_LOG = "cache/database.py: synchronous = FULL"
+OF_SQLITES_LOG = "cache/sqlite.py: synchronous = FULL"
 
 
 def site_of(change: Change) -> str:

@@ -11,16 +11,16 @@ from typing import IO, Any
 
 import h5py  # noqa: F401 (imported before the fork, so that workers need not)
 import zarr  # noqa: F401
-from helpers_cache import done, make_cache, make_fingerprint, make_shard
-from helpers_replay import acknowledge, note_sites
 
 from cache import commit
-from cache.errors import CacheError, LeaseLostError
+from cache.common.errors import CacheError, LeaseLostError
 from cache.ledger import Outcome
-from cache.owner import this_process
-from cache.shards import hdf5, writing  # noqa: F401
+from cache.processes import this_process
+from cache.shards import writer as writing
 from cache.shards import zarr as zarr_shards  # noqa: F401
 from cache.store import FeatureCache
+from tests.helpers.cache import done, make_cache, make_fingerprint, make_shard
+from tests.helpers.replay import acknowledge, note_sites
 
 
 class ForkedWriter:

@@ -2,7 +2,7 @@
 
 import torch
 
-from cache.errors import TrainingError
+from cache.common.errors import TrainingError
 from train.sru import cpu, reference
 from train.sru.operator import Recurrence
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cache.errors import TrainingError
+from cache.common.errors import TrainingError
 from train.sru import backends
 
 

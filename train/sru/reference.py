@@ -3,6 +3,8 @@
 Plain torch, one step after the other, differentiable by autograd, meant to be read; never optimised. Letters: `T`
 steps, `B` sequences, `C` input channels, `D` hidden units, `G` transformations of the input: 3 (equations 2, 3, 4), or
 4 where the input is not `D` wide and the highway term of equation 6 needs a projection of it.
+
+How far an implementation may be from the reference, in one place for tests and benchmarks.
 """
 
 import torch
@@ -41,3 +43,24 @@ def recurrence(u_TBGD: Tensor, x_TBD: Tensor | None, bias_2D: Tensor, c0_BD: Ten
     highway_TBD = u[:, :, 3] if x_TBD is None else x_TBD.to(state)
     h_TBD = r_TBD * torch.tanh(torch.stack(states)) + (1 - r_TBD) * highway_TBD  # (6), g = tanh
     return h_TBD.to(u_TBGD.dtype), c
+
+
+TOLERANCES = {
+    torch.float64: 2e-15,
+    torch.float32: 1e-6,
+    torch.bfloat16: 4e-3,
+    torch.float16: 5e-4,
+}
+"""Largest error (see below) of each output and gradient of the recurrence against the float64 reference on the same
+inputs, by the output's own dtype: a few roundings in float32 and float64; in half precision the single rounding of the
+result (2^-8 and 2^-11), since everything before it is float32."""
+
+INTERPRETER_TOLERANCES = TOLERANCES | {torch.bfloat16: 8e-3}
+"""The same for Triton's interpreter, which cuts a bf16 result off (2^-7) where a GPU rounds it."""
+
+
+def error(ours: Tensor, reference: Tensor) -> float:
+    """Largest difference, as a fraction of the reference's largest value where that exceeds 1; infinite for NaN."""
+    if not bool(torch.isfinite(ours).all()):
+        return float("inf")
+    return float((ours.double() - reference.double()).abs().max() / reference.abs().max().clamp_min(1))

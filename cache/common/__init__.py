@@ -1,0 +1,1 @@
+"""What all stages share: errors, durable files, text, the console, the workspace, the device."""

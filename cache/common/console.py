@@ -1,0 +1,133 @@
+"""What all command lines share: options, errors as messages, progress on a terminal and in a log."""
+
+import errno
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import click
+
+from cache.common.errors import MrrnError
+from cache.common.workspace import Workspace
+
+FINISHED_WITH_FAILURES = 3
+"""Exit code of a run that reached its end with some videos failed and listed."""
+
+
+_DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+
+
+class _ExpectedError(click.ClickException):
+    exit_code = 1
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"error: {self.message}", err=True, file=file)
+
+
+class StageGroup(click.Group):
+    """A click group whose named, expected errors become a message and exit code 1; bugs keep their traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MrrnError as error:
+            raise _ExpectedError(str(error)) from error
+        except OSError as error:
+            if error.errno not in _DISK_REFUSES:
+                raise
+            raise _ExpectedError(
+                f"the disk refuses: {error}. What was finished is safe: look after the disk, then run the same again"
+            ) from error
+
+
+work_option = click.option(
+    "--work",
+    "workspace",
+    default="work",
+    show_default=True,
+    metavar="FOLDER",
+    callback=lambda _ctx, _param, value: Workspace(Path(value)),
+    help="Where caches, runs and reports are kept.",
+)
+
+dataset_option = click.option(
+    "--dataset",
+    metavar="NAME",
+    help="ucf101, hmdb51, demo, or a name of your own. [default: the dataset extracted last, else demo]",
+)
+
+
+def choose_dataset(workspace: Workspace, given: str | None) -> str:
+    """The dataset to work on: the one given, else the one extracted last, else the demo; says so when it chose."""
+    if given:
+        return given
+    last = workspace.last_dataset()
+    name = last or "demo"
+    why = "extracted last" if last else "nothing was extracted yet"
+    click.echo(f"dataset {name} ({why}; DATASET= or --dataset chooses another)", err=True)
+    return name
+
+
+class Progress(Protocol):
+    """How far a long piece of work is."""
+
+    def update(self, done: float, text: str = "") -> None:
+        """`done` of the total is finished; `text` is what to show beside it (rates, losses, failures)."""
+
+
+class _LineProgress:
+    """A line now and then, for logs: at most one in `every_seconds`, and one at the end."""
+
+    def __init__(self, title: str, total: float, unit: str, every_seconds: float = 30.0) -> None:
+        self.title, self.total, self.unit, self.every_seconds = title, total, unit, every_seconds
+        self.started = self.last_line = time.monotonic()
+        self.done = 0.0
+
+    def update(self, done: float, text: str = "") -> None:
+        self.done = done
+        now = time.monotonic()
+        if now - self.last_line >= self.every_seconds:
+            self.last_line = now
+            self.line(text)
+
+    def line(self, text: str = "") -> None:
+        elapsed = time.monotonic() - self.started
+        rate = self.done / elapsed if elapsed > 0 else 0.0
+        left = f"{(self.total - self.done) / rate:.0f} s left" if rate > 0 else "time left unknown"
+        shown = f"{self.title}: {self.done:g}/{self.total:g} {self.unit}, {rate:.3g}/s, {left}"
+        click.echo(f"{shown}, {text}" if text else shown)
+
+
+class _BarProgress:
+    def __init__(self, bar: Any, task: Any) -> None:
+        self.bar, self.task = bar, task
+
+    def update(self, done: float, text: str = "") -> None:
+        self.bar.update(self.task, completed=done, text=text)
+
+
+@contextmanager
+def progress(title: str, total: float, unit: str, *, initial: float = 0.0) -> Iterator[Progress]:
+    """Show a bar with rate and time left on a terminal, a line now and then elsewhere. `initial` was done before."""
+    if not sys.stderr.isatty():
+        lines = _LineProgress(title, total, unit)
+        yield lines
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}", markup=False),
+    )
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=total, completed=int(initial), text="")
+        yield _BarProgress(bar, task)

@@ -1,0 +1,142 @@
+"""Small files written so that a reader finds the old content or the new, never half, also after a power cut."""
+
+import errno
+import json
+import os
+import re
+import stat
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from cache.common.errors import DamageError
+
+_SEAL = re.compile(rb',\n  "seal": "(?P<digest>[0-9a-f]{32})"\n\}\n\Z')
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the folder's entries (creations, renames, removals) durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder_durably(folder: Path) -> None:
+    """Create `folder` and what is missing above it, each entry on disk when this returns."""
+    if not folder.is_dir():
+        make_folder_durably(folder.parent)
+        folder.mkdir(exist_ok=True)
+        fsync_folder(folder.parent)
+
+
+def write_bytes_durably(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`: temporary file beside it, fsync, rename, fsync of the folder."""
+    make_folder_durably(path.parent)
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    # What an earlier process of this number left, or a link that somebody put there; "x" follows none.
+    temporary.unlink(missing_ok=True)
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_folder(path.parent)
+
+
+def write_tree_durably(path: Path, files: Mapping[str, bytes]) -> None:
+    """Write new files below `path`, or one file at `path` where its name is empty; all on disk when this returns.
+
+    The entry of `path` itself in its folder is the caller's to make durable, together with the rename that follows.
+    """
+    folders = {folder for name in files if name for folder in (path / name).parents if folder.is_relative_to(path)}
+    # One by one: where somebody took `path` away meanwhile, it must not come back.
+    for folder in sorted(folders):
+        folder.mkdir()
+    for name, content in files.items():
+        with (path / name).open("xb") as opened:
+            opened.write(content)
+            opened.flush()
+            os.fsync(opened.fileno())
+    for folder in folders:
+        fsync_folder(folder)
+
+
+def write_json_durably(path: Path, value: Any) -> None:
+    """Replace `path` by `value` as indented UTF-8 JSON with a closing newline; NaN and infinities are refused."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_bytes_durably(path, text.encode())
+
+
+def sealed_json(value: dict[str, Any]) -> bytes:
+    """Indented UTF-8 JSON with a last field `seal`: xxh3_128 over all that stands before it."""
+    body = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False).removesuffix("\n}").encode()
+    return body + f',\n  "seal": "{xxhash.xxh3_128_hexdigest(body)}"\n}}\n'.encode()
+
+
+def unsealed_json(content: bytes, where: str) -> dict[str, Any]:
+    """The inverse, without the seal; DamageError, beginning with `where`, where it is not that of the content."""
+    seal = _SEAL.search(content)
+    if seal is None or xxhash.xxh3_128_hexdigest(memoryview(content)[: seal.start()]).encode() != seal["digest"]:
+        raise DamageError(f"{where} is not as it was written: it was edited, cut short or damaged")
+    value = json.loads(content)
+    del value["seal"]
+    return value
+
+
+def write_sealed_json(path: Path, value: dict[str, Any]) -> None:
+    """As `write_json_durably`, sealed."""
+    write_bytes_durably(path, sealed_json(value))
+
+
+def read_sealed_json(path: Path) -> dict[str, Any]:
+    """The inverse, without the seal; DamageError where it is not that of the content."""
+    return unsealed_json(read_plain(path), str(path))
+
+
+def read_plain(path: Path) -> bytes:
+    """The content of a plain file; OSError where it is none."""
+    with os.fdopen(open_plain(path), "rb") as file:
+        return file.read()
+
+
+def open_plain(path: Path) -> int:
+    """A descriptor to read `path` with; OSError unless it is a plain file: a link could lead out of its folder."""
+    # Without O_NONBLOCK, opening a pipe would wait for somebody to write into it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a plain file", str(path))
+    return descriptor
+
+
+class PositionedFile:
+    """A plain file read at given positions: no shared cursor, so any thread and any forked child can use it.
+
+    Closed when the last reference to it goes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """OSError where `path` is not a plain file."""
+        self.path = path
+        self._descriptor = open_plain(path)
+        weakref.finalize(self, os.close, self._descriptor)
+        self.num_bytes = os.fstat(self._descriptor).st_size
+
+    def read_into(self, out: memoryview, position: int) -> None:
+        """Fill `out`, a view of bytes, from `position` on; DamageError where the file ends before."""
+        while out:
+            try:
+                count = os.preadv(self._descriptor, [out], position)
+            except OSError as error:
+                raise DamageError(f"{self.path} cannot be read: {error.strerror}; look after the disk") from error
+            if count == 0:
+                raise DamageError(f"{self.path} ends early: something shortened it since it was opened")
+            out, position = out[count:], position + count

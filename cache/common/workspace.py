@@ -1,0 +1,52 @@
+"""Where things lie below `work/`: the names of folders, and which dataset was extracted last."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cache.common.files import write_bytes_durably
+from cache.dataset import check_dataset_name
+from cache.fingerprint import Level
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folder that holds all outputs (`--work`, `WORK=`)."""
+
+    root: Path
+
+    def cache(self, dataset: str) -> Path:
+        """Folder of a dataset's feature cache."""
+        return self.root / "cache" / check_dataset_name(dataset)
+
+    def runs(self, dataset: str, split: int) -> Path:
+        """Folder of all runs on one split."""
+        return self.root / "runs" / check_dataset_name(dataset) / f"split{split}"
+
+    def run(self, dataset: str, split: int, level: Level, pool: str, seed: int, variant: str = "") -> Path:
+        """Folder of one run; `variant` tells apart runs that differ from the dataset's usual settings."""
+        name = f"{level}-{pool}-seed{seed}" + (f"-{variant}" if variant else "")
+        return self.runs(dataset, split) / name
+
+    def report(self, dataset: str, split: int) -> Path:
+        """Folder of the tables, figures and page for one split."""
+        return self.root / "report" / check_dataset_name(dataset) / f"split{split}"
+
+    def sweep(self, dataset: str, name: str) -> Path:
+        """Folder of one sweep's table; its runs stand with the others."""
+        return self.root / "sweeps" / check_dataset_name(dataset) / name
+
+    @property
+    def _last_dataset_file(self) -> Path:
+        return self.root / "last-dataset"
+
+    def last_dataset(self) -> str | None:
+        """Name of the dataset extracted last; None where nothing was extracted."""
+        try:
+            return check_dataset_name(self._last_dataset_file.read_text().strip())
+        except FileNotFoundError:
+            return None
+
+    def remember_dataset(self, name: str) -> None:
+        """Make `name` the dataset that later stages take unless told otherwise."""
+        if self.last_dataset() != name:
+            write_bytes_durably(self._last_dataset_file, f"{check_dataset_name(name)}\n".encode())

@@ -1,0 +1,298 @@
+"""Where a cache in an object store lies: `s3://bucket/prefix`, checked once.
+
+Objects below one prefix of a bucket, through obstore: retried patiently, errors without secrets, requests counted.
+
+Credentials come from the environment alone (AWS_*, web identity, the machine's role), and AWS_ENDPOINT_URL names
+another server than Amazon's. An error's text is made of the status and the server's error code only: what servers
+send beside that may quote the request, signature and all.
+"""
+
+import contextlib
+import math
+import os
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from cache.common.errors import CacheError, DamageError
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore as Store
+
+
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_PREFIX = re.compile(r"[A-Za-z0-9_=+-][A-Za-z0-9._=+-]*(/[A-Za-z0-9_=+-][A-Za-z0-9._=+-]*)*")
+"""Names that every server and every local folder take as they are; no part begins with a point."""
+
+
+@dataclass(frozen=True)
+class Location:
+    """A bucket, and the prefix of all names in it that belong to one cache."""
+
+    bucket: str
+    prefix: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Location":
+        """The location that `s3://bucket/prefix` names; CacheError where it is anything else."""
+        scheme, separator, rest = text.partition("://")
+        bucket, _, prefix = rest.partition("/")
+        if "@" in bucket:
+            # Not quoted: it holds what nobody should see.
+            raise CacheError(
+                "a cache's address has a name or password in it: give it as s3://bucket/prefix, and the credentials in "
+                "the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+            )
+        prefix = prefix.removesuffix("/")
+        if (scheme, separator) != ("s3", "://") or not _BUCKET.fullmatch(bucket) or not _PREFIX.fullmatch(prefix):
+            raise CacheError(
+                f"{text.partition('?')[0]!r} is not the address of a cache: expected s3://bucket/prefix, the prefix of "
+                "letters, digits and . _ = + - /, a prefix for each cache"
+            )
+        return cls(bucket, prefix)
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}"
+
+
+_T = TypeVar("_T")
+_STATUS = re.compile(r"status code: (?P<status>\d{3})")
+_CODE = re.compile(r"<Code>(?P<code>[A-Za-z0-9.]{1,60})</Code>")
+_KIND = re.compile(r"kind: (?P<kind>[A-Z][A-Za-z]{1,30})")
+_KINDS = {"Connect": "no connection", "Timeout": "no answer in time", "Interrupted": "the connection was cut"}
+_PAGE = 1000
+_CONFLICTS = 8
+_AGAIN = frozenset({"408", "425", "429"})
+"""Client errors that pass."""
+
+SMALL_SECONDS, BULK_SECONDS = 15, 600
+"""Within which a request for a record, or for a shard's file, must have ended before it is tried again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How long a server that fails is asked again."""
+
+    seconds: float = 75.0
+    """From the first failure of a request on; less than others wait for the ledger meanwhile."""
+    pause_seconds: float = 0.1
+    """Before the second attempt; about twice as long before each further one."""
+    longest_pause_seconds: float = 5.0
+
+
+class Entry(NamedTuple):
+    """An object in a listing."""
+
+    name: str
+    num_bytes: int
+
+
+class Objects:
+    """The objects below one location. Names are relative to it. Thread-safe; a forked child opens its own."""
+
+    def __init__(self, location: Location, patience: Patience = Patience()) -> None:
+        """CacheError where obstore is not installed or the environment cannot be understood."""
+        self.location, self._patience, self._process = location, patience, os.getpid()
+        self.requests: Counter[str] = Counter()
+        """Attempts so far, by kind: put, get, list (a page of 1,000 names), delete."""
+        self._small, self._bulk = (open_store(location, seconds) for seconds in (SMALL_SECONDS, BULK_SECONDS))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Objects, (self.location, self._patience))
+
+    def read(self, name: str, max_bytes: int) -> tuple[bytes, str] | None:
+        """Content and tag of a small object, None where there is none; DamageError where it is larger."""
+        import obstore
+
+        def read() -> tuple[bytes, str]:
+            found = obstore.get(self._small, name)
+            if found.meta["size"] > max_bytes:
+                raise DamageError(f"{self.location}/{name} has {found.meta['size']:,} bytes; at most {max_bytes:,} fit")
+            return bytes(found.bytes()), str(found.meta["e_tag"])
+
+        try:
+            return self._patiently("get", name, read)
+        except FileNotFoundError:
+            return None
+
+    def download(self, name: str, path: Path, num_bytes: int) -> None:
+        """Put an object into a new file; DamageError where it is missing or has another size than `num_bytes`."""
+
+        def check(found_bytes: int) -> None:
+            if found_bytes != num_bytes:
+                raise DamageError(f"{self.location}/{name} has {found_bytes:,} bytes; {num_bytes:,} were written")
+
+        self.fetch(name, path, check)
+        if path.stat().st_size != num_bytes:
+            raise DamageError(f"{self.location}/{name} came with {path.stat().st_size:,} of {num_bytes:,} bytes")
+
+    def fetch(self, name: str, path: Path, check: Callable[[int], None], deadline: float = math.inf) -> None:
+        """Put an object into a new file, after `check` has seen its size; DamageError where there is none.
+
+        CacheError where it is not here by `deadline`, a time of `time.monotonic`.
+        """
+        import obstore
+
+        def fetch() -> None:
+            found = obstore.get(self._bulk, name)
+            check(int(found.meta["size"]))
+            with path.open("wb") as file:
+                for block in found.stream(min_chunk_size=1 << 20):
+                    file.write(block)
+                    if time.monotonic() > deadline:
+                        raise CacheError(f"{self.location}/{name} did not come in time")
+
+        try:
+            self._patiently("get", name, fetch)
+        except FileNotFoundError:
+            raise DamageError(f"{self.location}/{name} is not there, or not any more") from None
+
+    def write(self, name: str, content: bytes | Path) -> None:
+        """Write an object, whatever is there."""
+        import obstore
+
+        self._patiently("put", name, lambda: obstore.put(self._bulk, name, content, use_multipart=False))
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a new object (If-None-Match); False where there is another one already, and nothing is changed."""
+        import obstore
+        from obstore.exceptions import AlreadyExistsError
+
+        for _ in range(_CONFLICTS):
+            try:
+                self._patiently("put", name, lambda: obstore.put(self._small, name, content, mode="create"))
+                return True
+            except AlreadyExistsError:
+                # The answer to an earlier attempt may have been lost on its way: then what is there is ours.
+                there = self.read(name, max(len(content), 1 << 20))
+            if there is not None:
+                return there[0] == content
+            # Two wrote at the same time, and the server let neither in (409).
+            time.sleep(random.uniform(0.0, self._patience.pause_seconds))
+        raise CacheError(f"{self.location}/{name}: others write it all the time; run the same command again")
+
+    def replace(self, name: str, content: bytes, tag: str) -> bool:
+        """Write an object in the place of the one with this tag (If-Match); False where that is no longer there."""
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        try:
+            self._patiently("put", name, lambda: obstore.put(self._small, name, content, mode={"e_tag": tag}))
+        except (AlreadyExistsError, PreconditionError, FileNotFoundError):
+            return False
+        return True
+
+    def names(self, folder: str, after: str = "") -> Iterator[Entry]:
+        """All objects below `folder/`, those whose names come after `after`, in order of their names."""
+        import obstore
+
+        while True:
+            start = after or None
+
+            def page(start: str | None = start) -> list[Entry]:
+                found = next(iter(obstore.list(self._small, folder, offset=start, chunk_size=_PAGE)), [])
+                return [Entry(str(row["path"]), int(row["size"])) for row in found]
+
+            entries = sorted(self._patiently("list", folder, page))
+            yield from entries
+            if len(entries) < _PAGE:
+                return
+            after = entries[-1].name
+
+    def delete(self, names: list[str]) -> None:
+        """Remove objects; those that are not there do not matter."""
+        import obstore
+
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                self._patiently("delete", name, partial(obstore.delete, self._small, name))
+
+    def _patiently(self, kind: str, name: str, request: Callable[[], _T]) -> _T:
+        """The request's answer, however often it has to be asked; CacheError where patience or hope run out."""
+        from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+
+        if os.getpid() != self._process:
+            # obstore's threads are not in the child, and it would wait for them for ever.
+            raise CacheError(f"{self.location} was opened before a fork: open the cache in the child, or use spawn")
+        pause, deadline = self._patience.pause_seconds, None
+        while True:
+            self.requests[kind] += 1
+            try:
+                return request()
+            except (AlreadyExistsError, PreconditionError, FileNotFoundError) as error:
+                if "NoSuchBucket" in str(error):
+                    raise self._refused(kind, name, error) from None
+                raise
+            except BaseError as error:
+                now = time.monotonic()
+                deadline = now + self._patience.seconds if deadline is None else deadline
+                if _is_final(error) or now + pause > deadline:
+                    raise self._refused(kind, name, error) from None
+            time.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, self._patience.longest_pause_seconds)
+
+    def _refused(self, kind: str, name: str, error: Exception) -> CacheError:
+        return CacheError(
+            f"{self.location}/{name}: the object store does not {kind} it ({said(error)}). All that was committed is "
+            "safe: look after the server, the bucket and the AWS_* variables, then run the same command again"
+        )
+
+
+def open_store(location: Location, seconds: int) -> "Store":
+    """obstore's own object for the location, with a limit on the time of one request; tests put others in its place."""
+    try:
+        from obstore.exceptions import BaseError
+        from obstore.store import S3Store
+    except ImportError:
+        raise CacheError(
+            f"{location} is in an object store, which needs the package obstore: pip install 'mrrn[s3]'"
+        ) from None
+    endpoints = [os.environ.get(name, "") for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")]
+    try:
+        return S3Store(
+            location.bucket,
+            prefix=location.prefix or None,
+            client_options={
+                "allow_http": any(endpoint.startswith("http://") for endpoint in endpoints),
+                "timeout": timedelta(seconds=seconds),
+                "connect_timeout": timedelta(seconds=5),
+            },
+            # Attempts are made, and counted, here.
+            retry_config={"max_retries": 0},
+        )
+    except (BaseError, ValueError) as error:
+        raise CacheError(f"{location} cannot be used: {said(error)}; look at the AWS_* variables") from None
+
+
+def said(error: Exception) -> str:
+    """What went wrong, without anything that the server or the request may have had beside it."""
+    text = str(error)
+    status, code = _STATUS.search(text), _CODE.search(text)
+    if "/latest/api/token" in text or "/latest/meta-data" in text:
+        return "no credentials: neither the environment nor this machine's role has any"
+    if status:
+        return f"status {status['status']}" + (f", {code['code']}" if code else "")
+    kind = _KIND.search(text)
+    return _KINDS.get(kind["kind"], kind["kind"]) if kind else type(error).__name__
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether asking again cannot help."""
+    from obstore.exceptions import GenericError
+
+    if not isinstance(error, GenericError):
+        return True
+    text = str(error)
+    status, code = _STATUS.search(text), _CODE.search(text)
+    if "/latest/api/token" in text:
+        return True
+    if code and code["code"] == "RequestTimeout":
+        return False
+    return status is not None and status["status"][0] in "34" and status["status"] not in _AGAIN

@@ -1,0 +1,142 @@
+"""Shards of an object store as files here: fetched whole when first read, checked, kept while there is room."""
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from cache.commit import discard
+from cache.common.errors import CacheError, DamageError
+from cache.ledger import SHARD_NAME, ShardRow
+from cache.processes import is_dead, this_process
+from cache.remote.client import Objects
+from cache.remote.log import RecordLog, object_of
+from cache.shards.writer import hash_files
+
+_COMING = re.compile(r"\.get-(?P<owner>.+)-[0-9a-f]{16}")
+
+_THREADS = 8
+"""Files of one shard that are on their way at a time."""
+
+_RESERVE_BYTES = 64 << 20
+"""Left free on the disk."""
+
+
+class LocalCopy:
+    """The folder `shards/` of a working copy. Several processes may use it; none waits for another."""
+
+    def __init__(self, folder: Path, objects: Objects, log: RecordLog, limit_bytes: int) -> None:
+        """`limit_bytes`: what the shards in `folder` may take together; one is always allowed."""
+        self._folder, self._objects, self._log, self._limit_bytes = folder, objects, log, limit_bytes
+        self._lock = threading.Lock()
+        self._one_each: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
+
+    def fetch(self, row: ShardRow) -> Path:
+        """The shard's file or folder here; DamageError where what the store has is not what was committed."""
+        path = self._folder / row.name
+        with self._lock:
+            mine = self._one_each[row.number]
+        with mine:
+            if not os.path.lexists(path):
+                with self.fresh(row) as came:
+                    self.make_room(row)
+                    # Where another process was quicker, its copy will do.
+                    with contextlib.suppress(OSError):
+                        came.rename(path)
+        with contextlib.suppress(OSError):
+            os.utime(path)
+        return path
+
+    @contextmanager
+    def fresh(self, row: ShardRow) -> Iterator[Path]:
+        """The shard as the store has it now, its bytes those that were committed; gone afterwards unless renamed."""
+        record = self._log.read(row.number)
+        if record.shard != row:
+            raise DamageError(
+                f"record {row.number} of {self._objects.location} says other things of {row.name} than here"
+            )
+        temporary = self.new_name()
+        try:
+            self.download(object_of(row), record.files, temporary)
+            written = hash_files(temporary)
+            if (written.digest, written.num_bytes) != (row.digest, row.num_bytes):
+                raise DamageError(
+                    f"shard {row.name}: {self._objects.location}/{object_of(row)} does not have the bytes that were "
+                    "written. `python -m cache verify` lists all damage, `python -m cache repair` queues it again"
+                )
+            yield temporary
+        finally:
+            discard(temporary)
+
+    def download(self, source: str, files: Mapping[str, int], target: Path) -> None:
+        """Fetch a shard's files, whose names have been checked; DamageError where one has not the size given here."""
+        self._check_space(source, sum(files.values()))
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="shard-files") as threads:
+            coming = []
+            for name, num_bytes in files.items():
+                path = target / name if name else target
+                path.parent.mkdir(parents=True, exist_ok=True)
+                remote = f"{source}/{name}" if name else source
+                coming.append(threads.submit(self._objects.download, remote, path, num_bytes))
+            for file in coming:
+                file.result()
+
+    def _check_space(self, name: str, num_bytes: int) -> None:
+        free_bytes = shutil.disk_usage(self._folder).free
+        if num_bytes + _RESERVE_BYTES > free_bytes:
+            raise CacheError(
+                f"{self._objects.location}/{name} has {num_bytes >> 20} MiB, and {free_bytes >> 20} MiB are free in "
+                f"{self._folder}: make room"
+            )
+
+    def keep(self, shard: Path, row: ShardRow) -> None:
+        """Make a shard that was just committed one of the copy, if it is on this machine."""
+        self.make_room(row)
+        with contextlib.suppress(OSError):
+            shard.rename(self._folder / row.name)
+
+    def clear(self) -> None:
+        """Remove what processes that died were fetching or removing."""
+        for path in self._folder.iterdir():
+            if (match := _COMING.fullmatch(path.name)) and is_dead(match["owner"]):
+                discard(path)
+
+    def new_name(self) -> Path:
+        """Where something can be put that is to become a shard here, or to go."""
+        return self._folder / f".get-{this_process()}-{secrets.token_hex(8)}"
+
+    def make_room(self, row: ShardRow) -> None:
+        """Remove the shards here that were not read for longest, until there is room for this one too.
+
+        Whoever has one of them open reads on: on disk it is gone when the last reader closes it.
+        """
+        with self._lock:
+            kept = sorted(self._kept(), key=lambda found: found[0])
+            used_bytes = row.num_bytes + sum(num_bytes for _, num_bytes, _ in kept)
+            for _, num_bytes, path in kept:
+                if used_bytes <= self._limit_bytes:
+                    return
+                if path.name != row.name:
+                    with contextlib.suppress(OSError):
+                        discard(path.rename(self.new_name()))
+                    used_bytes -= num_bytes
+
+    def _kept(self) -> Iterator[tuple[float, int, Path]]:
+        """When it was last used, how large it is, and where, of each shard here."""
+        for path in self._folder.iterdir():
+            if SHARD_NAME.fullmatch(path.name):
+                with contextlib.suppress(OSError):
+                    files = [path, *path.rglob("*")]
+                    yield path.lstat().st_mtime, sum(f.lstat().st_size for f in files if not f.is_dir()), path
+
+
+def is_coming(name: str) -> bool:
+    """Whether a name in `shards/` is of a shard that is being fetched or removed, or was when that process died."""
+    return _COMING.fullmatch(name) is not None

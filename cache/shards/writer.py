@@ -1,0 +1,208 @@
+"""Write a shard in a child process, so that a library that crashes on a full disk costs an error and not the run.
+
+The child is `python -m cache.shards.writer`: it takes shards on its standard input, writes each one durably and
+answers with a line of JSON. It imports neither torch nor the caller's program, and ends when its input does.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from cache.common.errors import CacheError
+from cache.common.files import open_plain, write_tree_durably
+from cache.shards import Backend, encode, open_shard
+from cache.shards.protocol import ShardData
+
+_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What is on disk after a shard was written."""
+
+    digest: str
+    """Hex over all bytes of its files, see `hash_files`."""
+    num_bytes: int
+
+
+def write_shard(path: Path, backend: Backend, data: ShardData) -> Written:
+    """Write a new shard at `path`, durably, and read it back; OSError where the system refuses.
+
+    What is read back is hashed, and its index compared with the data, before anybody is told that it is there.
+    """
+    write_tree_durably(path, encode(backend, data))
+    written = hash_files(path)
+    if open_shard(path, backend).index.content != data.index.content:
+        raise CacheError(f"shard {path} reads back differently from what was written; the disk or memory is failing")
+    return written
+
+
+def hash_files(path: Path) -> Written:
+    """xxh3_128 over the names, lengths and bytes of the file or folder at `path`; links are not followed."""
+    digest = xxhash.xxh3_128()
+    total = 0
+    for file in sorted(_plain_files(path)):
+        with os.fdopen(open_plain(file), "rb", buffering=0) as opened:
+            num_bytes = os.fstat(opened.fileno()).st_size
+            digest.update(f"{file.relative_to(path)}\0{num_bytes}\0".encode())
+            while block := opened.read(_BLOCK_BYTES):
+                digest.update(block)
+        total += num_bytes
+    return Written(digest=digest.hexdigest(), num_bytes=total)
+
+
+def _plain_files(path: Path) -> list[Path]:
+    """All that is not a real folder; opening a link among them fails."""
+    if path.is_symlink():
+        return [path]
+    entries = [path, *path.rglob("*")]
+    return [entry for entry in entries if entry.is_symlink() or not entry.is_dir()]
+
+
+class ShardWriter:
+    """Writes shards in one child process that it starts when first needed, and again when it died. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def write(self, path: Path, backend: Backend, data: ShardData) -> Written:
+        """As `write_shard`; OSError where the system refused, CacheError where the child died."""
+        with self._lock:
+            if self._child is not None and self._child.poll() is not None:
+                self._end(kill=True)
+            if self._child is None:
+                self._child = _start_child()
+            child = self._child
+            assert child.stdin is not None
+            assert child.stdout is not None
+            try:
+                _send(child.stdin, path, backend, data)
+                answer = child.stdout.readline()
+            except BrokenPipeError:
+                answer = b""
+            except BaseException:
+                # Interrupted in the middle of a message: nobody could make sense of what the child says next.
+                self._end(kill=True)
+                raise
+            if not answer.endswith(b"\n"):
+                status = self._end(kill=True)
+                raise CacheError(
+                    f"the process that writes shards died (exit status {status}) while writing {path}; "
+                    "nothing was lost. Look for a full disk or too little memory, then run the same command again"
+                )
+        return _understand(json.loads(answer), path)
+
+    def close(self) -> None:
+        """Let the child end."""
+        with self._lock:
+            self._end(kill=False)
+
+    def _end(self, *, kill: bool) -> int | None:
+        child, self._child = self._child, None
+        if child is None:
+            return None
+        if kill:
+            child.kill()
+        with contextlib.suppress(BrokenPipeError):
+            child.communicate()
+        return child.returncode
+
+
+def _start_child() -> "subprocess.Popen[bytes]":
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    # -P keeps the caller's working directory out of the child's imports.
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "cache.shards.writer"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": path},
+        # Ctrl-C goes to the caller, who decides what becomes of the shard in hand.
+        start_new_session=True,
+    )
+
+
+def _understand(answer: dict[str, Any], path: Path) -> Written:
+    if "errno" in answer:
+        raise OSError(answer["errno"], os.strerror(answer["errno"]), str(path))
+    if "error" in answer:
+        raise CacheError(answer["error"])
+    return Written(**answer)
+
+
+def _send(stream: IO[bytes], path: Path, backend: Backend, data: ShardData) -> None:
+    arrays: dict[str, NDArray[Any]] = {"offsets": data.offsets, "pts_seconds": data.pts_seconds}
+    arrays.update(data.features.items())
+    header = {
+        "path": str(path.resolve()),
+        "backend": backend,
+        "video_ids": data.video_ids,
+        "notes": data.notes,
+        "content": data.index.content,
+        "arrays": {name: [array.dtype.str, array.shape] for name, array in arrays.items()},
+    }
+    text = json.dumps(header).encode()
+    stream.write(len(text).to_bytes(8, "little") + text)
+    for array in arrays.values():
+        stream.write(np.ascontiguousarray(array).data.cast("B"))
+    stream.flush()
+
+
+def _received(stream: IO[bytes]) -> Iterable[tuple[Path, Backend, ShardData]]:
+    while length := stream.read(8):
+        header = json.loads(_exactly(stream, int.from_bytes(length, "little")))
+        arrays = {name: _array(stream, *layout) for name, layout in header["arrays"].items()}
+        data = ShardData(
+            video_ids=tuple(header["video_ids"]),
+            offsets=arrays.pop("offsets"),
+            pts_seconds=arrays.pop("pts_seconds"),
+            features=arrays,
+            notes=header["notes"],
+        )
+        assert data.index.content == header["content"], "the pipe between two processes changed what went through it"
+        yield Path(header["path"]), header["backend"], data
+
+
+def _array(stream: IO[bytes], dtype: str, shape: list[int]) -> NDArray[Any]:
+    num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.frombuffer(_exactly(stream, num_bytes), dtype=dtype).reshape(shape)
+
+
+def _exactly(stream: IO[bytes], num_bytes: int) -> bytes:
+    content = stream.read(num_bytes)
+    if len(content) != num_bytes:
+        # The caller was killed in the middle of a message; whoever comes next clears away what is half-written.
+        sys.exit(0)
+    return content
+
+
+def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
+    """Write what is asked for until there are no more requests."""
+    for path, backend, data in _received(requests):
+        answer: dict[str, Any]
+        try:
+            answer = asdict(write_shard(path, backend, data))
+        except OSError as error:
+            if error.errno is None:
+                raise
+            answer = {"errno": error.errno}
+        except CacheError as error:
+            answer = {"error": str(error)}
+        answers.write(json.dumps(answer).encode() + b"\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    serve(sys.stdin.buffer, sys.stdout.buffer)

@@ -1,0 +1,144 @@
+"""SQLite for many processes, threads and forks: a connection per process, changes that are on disk when they return."""
+
+import os
+import sqlite3
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from urllib.parse import quote
+
+from cache.common.errors import CacheError, DamageError
+
+_BUSY_SECONDS = 120.0
+
+
+class Database:
+    """An open database file. Safe to use from several threads, and from a forked child, which opens its own."""
+
+    def __init__(self, path: Path, schema: str) -> None:
+        """`schema` is the SQL that makes the tables; CacheError where there is no plain file at `path`."""
+        try:
+            plain = stat.S_ISREG(path.lstat().st_mode)
+        except OSError:
+            plain = False
+        if not plain:
+            raise CacheError(
+                f"{path} is missing or not a file; `python -m cache repair {path.parent}` makes it anew from the shards"
+            )
+        self.path, self._schema = path, schema
+        self._inherited: sqlite3.Connection | None = None
+        self._start()
+
+    def _start(self) -> None:
+        self._process = os.getpid()
+        self._lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+
+    def create(self) -> None:
+        """Turn an empty file into a database with a write-ahead log and the tables."""
+        with self._translated():
+            connection = self._connect()
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.executescript(f"BEGIN; {self._schema} COMMIT;")
+            self._connection = connection
+
+    def close(self) -> None:
+        """Close the connection, which folds the write-ahead log into the file; the next call opens a new one."""
+        with self._lock:
+            if self._connection is not None and self._process == os.getpid():
+                self._connection.close()
+            self._connection = None
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """One change, all or nothing, alone among all processes; on disk when it is left without an error."""
+        with self.reading() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for queries."""
+        if self._process != os.getpid():
+            # After a fork neither the lock nor the connection may be used. SQLite forbids even closing the latter.
+            self._inherited = self._connection
+            self._start()
+        with self._lock, self._translated():
+            if self._connection is None:
+                self._connection = self._connect()
+                self._check_schema(self._connection)
+            yield self._connection
+
+    def _check_beside(self) -> None:
+        """Refuse what SQLite would follow: links, and journals, whose content it would put into the file.
+
+        With a write-ahead log there never is a journal, whenever a process dies.
+        """
+        for suffix, allowed in (("-journal", False), ("-wal", True), ("-shm", True)):
+            beside = self.path.with_name(self.path.name + suffix)
+            with suppress(FileNotFoundError):
+                if not (stat.S_ISREG(beside.lstat().st_mode) and allowed):
+                    raise DamageError(
+                        f"{beside} is nothing that a ledger of ours has beside it; "
+                        f"`python -m cache repair {self.path.parent}` makes the ledger anew from the shards"
+                    )
+
+    def _connect(self) -> sqlite3.Connection:
+        self._check_beside()
+        connection = sqlite3.connect(
+            self._address(), uri=True, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        for pragma in ("synchronous = FULL", "trusted_schema = OFF", "cell_size_check = ON"):
+            connection.execute(f"PRAGMA {pragma}")
+        return connection
+
+    def _address(self) -> str:
+        """Where nothing can be written, a write-ahead log cannot be shared; without one there is nothing to share."""
+        address = f"file:{quote(str(self.path.resolve()))}"
+        if os.access(self.path.parent, os.W_OK):
+            return address
+        log = self.path.with_name(f"{self.path.name}-wal")
+        return f"{address}?mode=ro" if log.exists() else f"{address}?immutable=1"
+
+    def _check_schema(self, connection: sqlite3.Connection) -> None:
+        """Refuse tables, triggers and views that are not ours: they could run SQL of somebody else's."""
+        if _tables(connection) != _expected_tables(self._schema):
+            raise DamageError(f"{self.path} has other tables than a ledger of ours; it is damaged or not to be trusted")
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise CacheError(f"{self.path} cannot be used: {error}{_what_next(error)}") from error
+
+
+def _what_next(error: sqlite3.Error) -> str:
+    """What can be done about an error of the disk; nothing to say of others."""
+    advice = {sqlite3.SQLITE_FULL: "free some space", sqlite3.SQLITE_IOERR: "look after the disk and its free space"}
+    todo = advice.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
+    return f". All that was committed is safe: {todo}, then run the same command again" if todo else ""
+
+
+def _tables(connection: sqlite3.Connection) -> list[tuple[str, str]]:
+    """Name and SQL of all that is defined, but for SQLite's own."""
+    return connection.execute(
+        "SELECT name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY name"
+    ).fetchall()
+
+
+def _expected_tables(schema: str) -> list[tuple[str, str]]:
+    connection = sqlite3.connect(":memory:")
+    try:
+        connection.executescript(schema)
+        return _tables(connection)
+    finally:
+        connection.close()

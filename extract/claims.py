@@ -1,0 +1,126 @@
+"""Extraction's side of the cache: claims videos, commits finished ones in the background, keeps the leases alive."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from cache.common.errors import CacheError, LeaseLostError
+from cache.fingerprint import Fingerprint
+from cache.ledger import Claim
+from cache.processes import this_process
+from cache.store import FeatureCache
+from extract.device import videos_per_claim
+from extract.shards import FinishedShard, Task, shard_data
+
+LEASE_SECONDS: Final = 120.0
+"""How long videos stay taken by an extractor that gives no sign of life (one that died on this machine loses them at
+once)."""
+
+COMMITS_AHEAD: Final = 2
+"""Shards that may wait for the disk before the network has to."""
+
+
+class Work:
+    """A context manager: the videos that this process has taken from the cache and not yet committed."""
+
+    def __init__(
+        self,
+        cache: FeatureCache,
+        paths: Mapping[str, Path],
+        made_with: Fingerprint,
+        *,
+        device: str,
+        say: Callable[[str], None],
+    ) -> None:
+        """`paths`: the file of each video that the data set has now. `device`: decides how much is claimed at once."""
+        self._cache, self._paths, self._made_with = cache, paths, made_with
+        self._device, self._say = device, say
+        self._owner = this_process()
+        self._held: dict[int, Claim] = {}
+        """By token: claims of which something is not committed."""
+        self._commits: list[Future[None]] = []
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._stop = threading.Event()
+        self._renewer = threading.Thread(target=self._renew, name="leases", daemon=True)
+
+    def __enter__(self) -> "Work":
+        self._renewer.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._writer.shutdown(wait=True, cancel_futures=True)
+        self._stop.set()
+        self._renewer.join()
+        for claim in self._held.values():
+            self._cache.ledger.release(claim)
+
+    def wait_for_claim(self) -> Claim | None:
+        """Videos to work on; while other extractors have them all, waits. None once no video is left."""
+        told = False
+        while (claim := self._claim()) is None:
+            pending = self._cache.ledger.counts()["pending"]
+            if not pending:
+                return None
+            if not told:
+                self._say(f"{pending} videos are with other extractors; waiting, to take over what they leave")
+                told = True
+            time.sleep(min(2.0, max(0.1, (self._cache.ledger.next_expiry() or 0.0) - time.time())))
+        return claim
+
+    def tasks(self, claim: Claim | None) -> Iterator[Task]:
+        """`claim` with its files, then further claims for as long as some are free. Claims as it is drawn from."""
+        while claim is not None:
+            self._held[claim.token] = claim
+            yield Task(claim, tuple(self._paths.get(video.id) for video in claim.videos))
+            claim = self._claim()
+
+    def add(self, shard: FinishedShard) -> None:
+        """Commit a shard. Waits while the disk is behind."""
+
+        def commit() -> None:
+            outcomes = [video.outcome for video in shard.videos]
+            self._cache.commit(shard.claim, shard_data(shard.videos), outcomes, self._made_with.environment)
+
+        self.submit(commit, shard.claim, last=shard.last)
+
+    def held(self, token: int) -> Claim:
+        """The claim with this token, which is not finished."""
+        return self._held[token]
+
+    def submit(self, commit: Callable[[], None], claim: Claim, *, last: bool) -> None:
+        """Have `commit`, which is for `claim`, done in the background; with the `last` one the claim is finished."""
+        self._wait_for_commits(COMMITS_AHEAD - 1)
+        self._commits.append(self._writer.submit(self._commit, commit, claim, last))
+
+    def drain(self) -> None:
+        """Wait until everything is on disk; raises what went wrong."""
+        self._wait_for_commits(0)
+
+    def _claim(self) -> Claim | None:
+        return self._cache.ledger.claim(self._owner, videos_per_claim(self._device), LEASE_SECONDS)
+
+    def _wait_for_commits(self, allowed: int) -> None:
+        while self._commits and (len(self._commits) > allowed or self._commits[0].done()):
+            self._commits.pop(0).result()
+
+    def _commit(self, commit: Callable[[], None], claim: Claim, last: bool) -> None:
+        try:
+            commit()
+        except LeaseLostError as error:
+            self._say(str(error))
+        if last:
+            self._held.pop(claim.token, None)
+
+    def _renew(self) -> None:
+        """Put off the end of all leases, until told to stop. What goes wrong, also on the disk, the commits say."""
+        while not self._stop.wait(LEASE_SECONDS / 4):
+            for claim in list(self._held.values()):
+                with suppress(CacheError):
+                    self._cache.ledger.renew(claim, LEASE_SECONDS)

@@ -1,0 +1,104 @@
+"""Split lists: text files that say which video is in which half. Every refusal names file and line."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cache.common.errors import DatasetError
+from cache.dataset import ADDRESS, Half, Video, video_id
+from extract.datasets.paths import check_path, is_video_name
+
+LONGEST_LINE = 4096
+"""Characters; systems allow no longer paths."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line that is not blank."""
+
+    text: str
+    """Without line end and spaces around it, tabs as spaces."""
+    where: str
+    """File and line number, as messages show them."""
+
+
+def read_text(path: Path, advice: str) -> str:
+    """The file's text: UTF-8, or Latin-1 where it is not UTF-8. DatasetError with `advice` where it is missing."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise DatasetError(f"looked for the file {path}, which is not there; {advice}") from None
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror}; {advice}") from error
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
+
+
+def read_lines(path: Path, advice: str) -> Iterator[Line]:
+    """Lines of a list, whatever system wrote it (LF, CRLF, trailing spaces, a byte order mark)."""
+    for number, line in enumerate(read_text(path, advice).split("\n"), start=1):
+        text = line.strip(" \t\r").replace("\t", " ")
+        if len(text) > LONGEST_LINE:
+            raise DatasetError(f"{path}, line {number}: a line of {len(text):,} characters; this is not a split list")
+        if text:
+            yield Line(text, f"{path}, line {number}")
+
+
+@dataclass
+class _Listed:
+    id: str
+    label: int | None
+    where: str
+    """File and line that named it first."""
+    halves: dict[int, tuple[Half, str]]
+    """Per split: the half, and file and line that say so."""
+
+
+class SplitLists:
+    """Collects what the lists of a dataset say of each video, and refuses what contradicts itself."""
+
+    def __init__(self, *, remote: bool = False) -> None:
+        """`remote`: addresses, https:// and s3://, are allowed for paths."""
+        self._remote = remote
+        self._listed: dict[str, _Listed] = {}
+        self._path_of_id: dict[str, str] = {}
+
+    def add(self, path: str, label: int | None, where: str) -> None:
+        """A video and its label; may be said again if it is the same. Refuses unsafe paths and ids given twice."""
+        known = self._listed.get(path) or self._take(path, label, where)
+        if known.label != label:
+            raise DatasetError(f"{where}: video {path!r} has another class than on {known.where}")
+
+    def _take(self, path: str, label: int | None, where: str) -> _Listed:
+        if not (self._remote and ADDRESS.fullmatch(path)):
+            check_path(path, where)
+        if not is_video_name(path):
+            raise DatasetError(f"{where}: {path!r} does not end as a video file's name does, such as .avi or .mp4")
+        id_ = video_id(path)
+        other = self._path_of_id.setdefault(id_, path)
+        if other != path:
+            raise DatasetError(
+                f"{where}: {path!r} has the same id as {other!r} ({self._listed[other].where}); rename one of the files"
+            )
+        self._listed[path] = _Listed(id_, label, where, {})
+        return self._listed[path]
+
+    def put(self, path: str, split: int, half: Half, where: str) -> None:
+        """Which half of a split an added video is in; refuses a video that is named twice in one split."""
+        halves = self._listed[path].halves
+        if split in halves:
+            before, before_where = halves[split]
+            what = f"in both halves of split {split}" if before != half else f"twice in split {split}"
+            raise DatasetError(
+                f"video {path!r} is {what}: {before} by {before_where}, {half} by {where}; remove one of the lines"
+            )
+        halves[split] = (half, where)
+
+    def videos(self) -> tuple[Video, ...]:
+        """All videos in order of their ids."""
+        return tuple(
+            Video(id=one.id, path=path, label=one.label, splits={s: half for s, (half, _) in one.halves.items()})
+            for path, one in sorted(self._listed.items(), key=lambda item: item[1].id)
+        )

@@ -1,0 +1,88 @@
+"""A CSV file that lists videos: columns `video,label,split1[,split2,split3]`, in any order, the first line naming them.
+
+`video` is a path relative to the CSV's folder. `label` is a class name; empty where the class is not known, and then
+the video can be in no half. A split's column says train, test or none; empty means none. Where the user allows it,
+`video` may also be an address, https:// or s3://.
+"""
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+from cache.common.errors import DatasetError
+from cache.dataset import ADDRESS, SPLITS, Dataset, Half
+from extract.datasets.lists import SplitLists, read_text
+from extract.datasets.paths import check_link
+from extract.datasets.published import match_files
+
+ADVICE = "give a CSV file with the columns video,label,split1 as DATA= (--data)"
+
+_HALVES: dict[str, Half] = {"train": "train", "test": "test", "none": "none", "": "none"}
+
+Row = tuple[str, dict[str, str]]
+"""File and line number, and the value of each column."""
+
+
+def load(name: str, file: Path, *, subset: bool, remote: bool = False) -> tuple[Dataset, Path]:
+    """The dataset that the CSV lists, its files checked, and the CSV's folder, from which its paths start.
+
+    With `remote` videos may be elsewhere; whether they are there is seen when they are fetched.
+    """
+    listed = read_manifest(name, file, remote=remote)
+    root = file.parent.resolve()
+    found = [video.path for video in listed.videos if ADDRESS.fullmatch(video.path) or (root / video.path).is_file()]
+    return match_files(listed, found, root, None, subset=subset), root
+
+
+def read_manifest(name: str, file: Path, *, remote: bool = False) -> Dataset:
+    """All videos that the CSV lists, whether or not their files exist. Classes are numbered in order of their names."""
+    splits, rows = _read_rows(file)
+    classes = tuple(sorted({row["label"] for _, row in rows if row["label"]}))
+    labels = {class_name: label for label, class_name in enumerate(classes)}
+    lists = SplitLists(remote=remote)
+    root = file.parent.resolve()
+    for where, row in rows:
+        lists.add(row["video"], labels.get(row["label"]), where)
+        if not ADDRESS.fullmatch(row["video"]):
+            check_link(root, row["video"], where)
+        for split in splits:
+            half = _parse_half(row[f"split{split}"], where)
+            if half != "none" and not row["label"]:
+                raise DatasetError(f"{where}: a video without a label cannot be in the {half} half; write none")
+            lists.put(row["video"], split, half, where)
+    return Dataset(name=name, source="manifest", classes=classes, videos=lists.videos())
+
+
+def _read_rows(file: Path) -> tuple[list[int], list[Row]]:
+    """The splits that have a column, and the rows below the first."""
+    lines = _numbered(file)
+    _, columns = next(lines, ("", []))
+    known = ["video", "label", *(f"split{split}" for split in SPLITS)]
+    if sorted(columns) != sorted(set(columns) & set(known)) or not {"video", "label", "split1"} <= set(columns):
+        raise DatasetError(f"{file}, line 1: columns are {','.join(columns)!r}; {ADVICE}, and if wanted split2,split3")
+    rows = []
+    for where, values in lines:
+        if len(values) != len(columns):
+            raise DatasetError(f"{where}: {len(values)} values for the {len(columns)} columns {','.join(columns)}")
+        rows.append((where, dict(zip(columns, values, strict=True))))
+    if not rows:
+        raise DatasetError(f"{file} lists no videos; add a line for each: video,label,split1")
+    return [split for split in SPLITS if f"split{split}" in columns], rows
+
+
+def _numbered(file: Path) -> Iterator[tuple[str, list[str]]]:
+    """File and line number, and the values without the spaces around them, of each row that is not blank."""
+    reader = csv.reader(io.StringIO(read_text(file, ADVICE), newline=""), strict=True)
+    try:
+        for values in reader:
+            if values:
+                yield f"{file}, line {reader.line_num}", [value.strip() for value in values]
+    except csv.Error as error:
+        raise DatasetError(f"{file}, line {reader.line_num}: not CSV: {error}") from error
+
+
+def _parse_half(value: str, where: str) -> Half:
+    if value not in _HALVES:
+        raise DatasetError(f"{where}: {value!r} is not train, test or none")
+    return _HALVES[value]

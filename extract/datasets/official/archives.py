@@ -1,0 +1,311 @@
+"""An archive into an empty folder: plain files and folders below it, nothing else, whatever the archive says.
+
+RAR files through the system's libarchive, by ctypes: it streams members, and every file is written by us.
+
+Functions and codes: archive.h and archive_entry.h, stable since libarchive 3.0.
+
+RAR files through whichever reader is there: the programs unrar or unar, else the library libarchive.
+
+The programs come first: libarchive (3.6) neither checks the members' checksums nor reads RAR 4 archives that are solid.
+A program is not trusted with the names: its listing is checked first, and afterwards the files that it made have to be
+exactly the listed ones.
+"""
+
+import ctypes
+import ctypes.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Literal
+
+from cache.common.errors import DatasetError, UnsafePathError
+from extract.datasets.paths import check_path, first_few
+
+Kind = Literal["file", "folder", "other"]
+"""Links, devices and the like are `other`, and refused."""
+
+_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Member:
+    """What an archive holds under one name."""
+
+    name: str
+    kind: Kind
+    blocks: Callable[[], Iterable[bytes]]
+    """Its content, to be read before the next member is asked for."""
+
+
+class UnreadableArchiveError(DatasetError):
+    """The archive is damaged, or of a kind that this reader does not know."""
+
+
+def check_member(archive: Path, name: str, kind: Kind) -> str:
+    """The member's path below the folder it is unpacked to; UnsafePathError for names that leave it and for links."""
+    if kind == "other":
+        raise UnsafePathError(f"{archive}: member {name!r} is neither a file nor a folder, but a link or the like")
+    return check_path(name.rstrip("/") if kind == "folder" else name, str(archive))
+
+
+def write_members(archive: Path, members: Iterable[Member], into: Path, wrote: Callable[[], None]) -> None:
+    """Write every member below `into`, which is empty; calls `wrote` after each file."""
+    for member in members:
+        path = into / check_member(archive, member.name, member.kind)
+        try:
+            if member.kind == "folder":
+                path.mkdir(parents=True, exist_ok=True)
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as file:
+                for block in member.blocks():
+                    file.write(block)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise UnsafePathError(f"{archive}: member {member.name!r} stands where another does") from error
+        wrote()
+
+
+def zip_members(archive: Path) -> Iterator[Member]:
+    """The members of a zip file."""
+    with _zip_faults(archive), zipfile.ZipFile(archive) as opened:
+        for info in opened.infolist():
+            yield Member(info.filename, _zip_kind(info), partial(_zip_blocks, archive, opened, info))
+
+
+@contextmanager
+def _zip_faults(archive: Path) -> Iterator[None]:
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise UnreadableArchiveError(f"{archive} cannot be unpacked: {error}; delete it and fetch it again") from error
+
+
+def _zip_kind(info: zipfile.ZipInfo) -> Kind:
+    unix_type = (info.external_attr >> 16) & 0o170000
+    if unix_type not in (0, 0o100000, 0o040000):
+        return "other"
+    return "folder" if info.is_dir() else "file"
+
+
+def _zip_blocks(archive: Path, opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
+    with _zip_faults(archive), opened.open(info) as content:
+        while block := content.read(_BLOCK_BYTES):
+            yield block
+
+
+def unpack(archive: Path, into: Path, wrote: Callable[[], None] = lambda: None) -> None:
+    """Unpack a .zip or .rar file into the folder `into`, which is made anew; calls `wrote` after each file.
+
+    Refused, with the member's name: absolute names, `..`, links, special files, names given twice.
+    """
+    if archive.suffix.lower() == ".rar":
+        unpack_rar(archive, into, wrote)
+    elif archive.suffix.lower() == ".zip":
+        renew(into)
+        write_members(archive, zip_members(archive), into, wrote)
+    else:
+        raise UnreadableArchiveError(f"{archive} is neither a .zip nor a .rar file")
+
+
+def renew(folder: Path) -> None:
+    """Make `folder` empty, whatever was in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+_EOF, _OK = 1, 0
+_TYPE_MASK, _FILE, _FOLDER = 0o170000, 0o100000, 0o040000
+_BLOCK_BYTES = 1 << 20
+
+_SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
+    "archive_read_new": (ctypes.c_void_p, []),
+    "archive_read_support_format_rar": (ctypes.c_int, [ctypes.c_void_p]),
+    "archive_read_support_format_rar5": (ctypes.c_int, [ctypes.c_void_p]),
+    "archive_read_open_filename": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t]),
+    "archive_read_next_header": (ctypes.c_int, [ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)]),
+    "archive_read_data": (ctypes.c_ssize_t, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t]),
+    "archive_read_free": (ctypes.c_int, [ctypes.c_void_p]),
+    "archive_error_string": (ctypes.c_char_p, [ctypes.c_void_p]),
+    "archive_entry_pathname_utf8": (ctypes.c_char_p, [ctypes.c_void_p]),
+    "archive_entry_pathname": (ctypes.c_char_p, [ctypes.c_void_p]),
+    "archive_entry_filetype": (ctypes.c_uint, [ctypes.c_void_p]),
+    "archive_entry_hardlink": (ctypes.c_char_p, [ctypes.c_void_p]),
+}
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The library with its signatures declared; None where the system has none that reads both RAR formats."""
+    for name in (ctypes.util.find_library("archive"), "libarchive.so.13", "libarchive.dylib"):
+        try:
+            found = ctypes.CDLL(name) if name else None
+            for function, (result, arguments) in _SIGNATURES.items() if found else ():
+                getattr(found, function).restype = result
+                getattr(found, function).argtypes = arguments
+        except (OSError, AttributeError):
+            continue
+        if found:
+            return found
+    return None
+
+
+def rar_members(archive: Path) -> Iterator[Member]:
+    """The members of a RAR file, in its order; UnreadableArchiveError where libarchive gives up."""
+    lib = library()
+    assert lib is not None
+    handle = lib.archive_read_new()
+    try:
+        lib.archive_read_support_format_rar(handle)
+        lib.archive_read_support_format_rar5(handle)
+        _check(lib, handle, archive, lib.archive_read_open_filename(handle, os.fsencode(archive), _BLOCK_BYTES))
+        entry = ctypes.c_void_p()
+        while (code := lib.archive_read_next_header(handle, ctypes.byref(entry))) != _EOF:
+            _check(lib, handle, archive, code)
+            yield Member(_name(lib, entry), _kind(lib, entry), lambda: _blocks(lib, handle, archive))
+    finally:
+        lib.archive_read_free(handle)
+
+
+def _blocks(lib: ctypes.CDLL, handle: int, archive: Path) -> Iterator[bytes]:
+    buffer = ctypes.create_string_buffer(_BLOCK_BYTES)
+    while (count := lib.archive_read_data(handle, buffer, _BLOCK_BYTES)) != 0:
+        _check(lib, handle, archive, min(count, 0))
+        yield buffer.raw[:count]
+
+
+def _check(lib: ctypes.CDLL, handle: int, archive: Path, code: int) -> None:
+    if code != _OK:
+        text = lib.archive_error_string(handle) or b"no reason given"
+        raise UnreadableArchiveError(f"libarchive cannot read {archive}: {text.decode(errors='replace')}")
+
+
+def _name(lib: ctypes.CDLL, entry: ctypes.c_void_p) -> str:
+    """Names outside the locale's characters come as bytes, and those are UTF-8 or refused later."""
+    name: bytes = lib.archive_entry_pathname_utf8(entry) or lib.archive_entry_pathname(entry) or b""
+    return name.decode(errors="surrogateescape")
+
+
+def _kind(lib: ctypes.CDLL, entry: ctypes.c_void_p) -> Kind:
+    if lib.archive_entry_hardlink(entry):
+        return "other"
+    kinds: dict[int, Kind] = {_FILE: "file", _FOLDER: "folder"}
+    return kinds.get(lib.archive_entry_filetype(entry) & _TYPE_MASK, "other")
+
+
+INSTALL = (
+    "install one of them (Debian, Ubuntu: `apt install unar`; Fedora: `dnf install unar`; macOS: `brew install unar`) "
+    "and run the command again"
+)
+
+Listing = list[tuple[str, Kind]]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program that unpacks RAR files."""
+
+    name: str
+    list_command: tuple[str, ...]
+    """Prints what the archive holds; the archive's path is appended."""
+    parse: Callable[[str], Listing]
+    """Of what that prints, names and kinds."""
+    unpack_command: tuple[str, ...]
+    """Unpacks into the working folder; the archive's path is appended."""
+
+    def is_there(self) -> bool:
+        """Whether both commands can be run."""
+        return all(shutil.which(command[0]) for command in (self.list_command, self.unpack_command))
+
+
+def parse_unrar(text: str) -> Listing:
+    """`unrar lt`: blocks of `Name: …` and `Type: File|Directory|…` lines."""
+    pairs = re.findall(r"^ *Name: (.*)\n *Type: (.*)$", text, flags=re.MULTILINE)
+    kinds: dict[str, Kind] = {"File": "file", "Directory": "folder"}
+    return [(name, kinds.get(kind, "other")) for name, kind in pairs]
+
+
+def parse_lsar(text: str) -> Listing:
+    """`lsar -json`."""
+    entries = json.loads(text)["lsarContents"]
+    return [
+        (
+            entry["XADFileName"],
+            "other" if entry.get("XADIsLink") else "folder" if entry.get("XADIsDirectory") else "file",
+        )
+        for entry in entries
+    ]
+
+
+PROGRAMS = (
+    Program("unrar", ("unrar", "lt", "-c-", "-p-", "--"), parse_unrar, ("unrar", "x", "-c-", "-p-", "-o-", "-y", "--")),
+    Program("unar", ("lsar", "-json", "-no-recursion"), parse_lsar, ("unar", "-q", "-no-directory", "-no-recursion")),
+)
+
+
+def unpack_rar(archive: Path, into: Path, wrote: Callable[[], None]) -> None:
+    """Unpack into the folder `into`, made anew, with the first reader that can; DatasetError where none can."""
+    readers: list[Callable[[Path, Path, Callable[[], None]], None]]
+    readers = [partial(unpack_with, program) for program in PROGRAMS if program.is_there()]
+    if library() is not None:
+        readers.append(_unpack_with_libarchive)
+    failures = []
+    for read in readers:
+        try:
+            read(archive, into, wrote)
+            return
+        except UnreadableArchiveError as error:
+            failures.append(str(error))
+    if not failures:
+        raise DatasetError(f"{archive}: RAR files need libarchive, unrar or unar, and none of them is here; {INSTALL}")
+    raise DatasetError(
+        f"{archive} cannot be unpacked: {'; '.join(failures)}. Delete it and fetch it again, or {INSTALL}"
+    )
+
+
+def _unpack_with_libarchive(archive: Path, into: Path, wrote: Callable[[], None]) -> None:
+    renew(into)
+    write_members(archive, rar_members(archive), into, wrote)
+
+
+def unpack_with(program: Program, archive: Path, into: Path, wrote: Callable[[], None]) -> None:
+    """Unpack with one program into the folder `into`, made anew."""
+    listing = program.parse(_run(program, program.list_command, archive, Path.cwd()))
+    listed = {check_member(archive, name, kind) for name, kind in listing if kind != "folder"}
+    if len(listed) < sum(kind != "folder" for _, kind in listing):
+        raise UnsafePathError(f"{archive}: two of its members have the same name")
+    renew(into)
+    _run(program, program.unpack_command, archive, into)
+    made = {str(path.relative_to(into)) for path in into.rglob("*") if path.is_symlink() or not path.is_dir()}
+    links = [name for name in made if (into / name).is_symlink() or not (into / name).is_file()]
+    if links or made != listed:
+        raise UnreadableArchiveError(
+            f"{program.name} made other files of {archive} than it listed: {first_few(sorted(links or made ^ listed))}"
+        )
+    for _ in made:
+        wrote()
+
+
+def _run(program: Program, command: tuple[str, ...], archive: Path, folder: Path) -> str:
+    done = subprocess.run(
+        [*command, str(archive.resolve())],
+        cwd=folder,
+        env={**os.environ, "LC_ALL": "C.UTF-8"},  # unrar cannot write other names than the locale's
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        lines = (done.stdout + b"\n" + done.stderr).decode(errors="replace").splitlines()
+        said = [line.strip() for line in lines if any(map(str.isalpha, line))]
+        why = said[-1] if said else f"exit code {done.returncode}"
+        raise UnreadableArchiveError(f"{program.name} cannot read {archive}: {why}")
+    return done.stdout.decode(errors="surrogateescape")

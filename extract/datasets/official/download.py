@@ -1,0 +1,184 @@
+"""One archive over HTTPS into one file: continued where it was cut, and known by its SHA-256 when it is whole."""
+
+import fcntl
+import hashlib
+import http.client
+import os
+import re
+import shutil
+import ssl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+from cache.common.console import progress
+from cache.common.errors import DatasetError
+from cache.common.files import fsync_folder
+
+BLOCK_BYTES = 1 << 20
+TIMEOUT_SECONDS = 60.0
+"""Without a byte for so long, a connection counts as cut."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file to fetch."""
+
+    url: str
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """Its file name: the last part of the address."""
+        return self.url.rpartition("/")[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How often a cut connection is taken up again."""
+
+    attempts: int = 5
+    """Attempts in a row that may bring nothing new."""
+    pause_seconds: float = 2.0
+    """Before the second attempt; twice as long before each further one."""
+
+
+def fetch(archive: Archive, folder: Path, patience: Patience = Patience()) -> Path:
+    """The archive's file in `folder`, fetched unless it is there; its SHA-256 is checked either way.
+
+    What has come lies in `<name>.part` until it is whole, and the next call goes on from there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / archive.name
+    if not file.exists():
+        part = folder / f"{archive.name}.part"
+        with _locked(part):
+            _fill(archive, part, file, patience)
+            _check(archive, part, "what came is deleted; run the command again", delete=True)
+            part.rename(file)
+            fsync_folder(folder)
+    else:
+        _check(archive, file, "delete it, or put the published archive there, and run the command again")
+    return file
+
+
+@contextmanager
+def _locked(part: Path) -> Iterator[None]:
+    """Holds the partial file against another process that fetches the same."""
+    with part.open("ab") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DatasetError(f"another process is fetching {part}; wait for it, or stop it") from None
+        yield
+
+
+def _fill(archive: Archive, part: Path, file: Path, patience: Patience) -> None:
+    """Append to `part` until the server has nothing more; DatasetError when patience runs out."""
+    failures, pause = 0, patience.pause_seconds
+    while True:
+        before = part.stat().st_size
+        try:
+            _continue(archive, part)
+            return
+        except (OSError, http.client.HTTPException) as error:
+            came = part.stat().st_size - before
+            failures = 0 if came > 0 else failures + 1
+            if failures >= patience.attempts or is_final(error):
+                raise DatasetError(_advice(archive, part, file, error)) from error
+        time.sleep(pause if failures else 0)
+        pause = pause * 2 if failures else patience.pause_seconds
+
+
+def is_final(error: Exception) -> bool:
+    """Whether trying again cannot help: the server answered that it does not have it, or is not who it says."""
+    if isinstance(error, HTTPError):
+        return 400 <= error.code < 500 and error.code not in (408, 429)
+    return isinstance(error, URLError) and isinstance(error.reason, ssl.SSLCertVerificationError)
+
+
+def _advice(archive: Archive, part: Path, file: Path, error: Exception) -> str:
+    return (
+        f"{archive.url} cannot be fetched: {error}. {part.stat().st_size:,} bytes are here; run the command again to "
+        f"go on, or get {archive.name} any other way and put it at {file} (its SHA-256 is {archive.sha256})"
+    )
+
+
+def _continue(archive: Archive, part: Path) -> None:
+    """One request for what is missing. Raises what the network raises, ConnectionError where the answer ends early."""
+    have = part.stat().st_size
+    request = Request(archive.url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        response = urlopen(request, timeout=TIMEOUT_SECONDS)
+    except HTTPError as error:
+        if error.code != 416:  # range not satisfiable
+            raise
+        if error.headers.get("Content-Range") == f"bytes */{have}":
+            return
+        _truncate(part)
+        raise ConnectionError(f"the server has fewer than the {have:,} bytes here; starting over") from error
+    with response, part.open("ab") as out:
+        if response.status != 206:  # the server sends everything, whatever was asked for
+            _truncate(part)
+            have = 0
+        elif _first_byte(response) != have:
+            raise ConnectionError(f"asked for bytes from {have:,}, got {response.headers.get('Content-Range')!r}")
+        _copy(response, out, archive.name, have)
+
+
+def _truncate(part: Path) -> None:
+    os.truncate(part, 0)
+
+
+def _first_byte(response: http.client.HTTPResponse) -> int | None:
+    match = re.match(r"bytes (\d{1,18})-", response.headers.get("Content-Range", ""))
+    return int(match[1]) if match else None
+
+
+def _copy(response: http.client.HTTPResponse, out: BinaryIO, name: str, have: int) -> None:
+    """Append the answer's body, `have` bytes being there already."""
+    length = response.headers.get("Content-Length", "")
+    total = have + int(length) if re.fullmatch("[0-9]{1,18}", length) else None
+    if total is not None:
+        _require_room(Path(out.name).parent, total - have)
+    with progress(name, (total or have) / 1e6, "MB", initial=have / 1e6) as shown:
+        while block := response.read(BLOCK_BYTES):
+            _write(out, block)
+            have += len(block)
+            shown.update(have / 1e6)
+    os.fsync(out.fileno())
+    if total is not None and have < total:
+        raise ConnectionError(f"the connection was cut at {have:,} of {total:,} bytes")
+
+
+def _write(out: BinaryIO, block: bytes) -> None:
+    try:
+        out.write(block)
+        out.flush()
+    except OSError as error:  # not to be taken for a fault of the network
+        raise DatasetError(
+            f"{out.name} cannot be written: {error.strerror}; mend that, run the command again"
+        ) from error
+
+
+def _require_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise DatasetError(f"{needed / 1e9:.1f} GB are to come, {folder} has room for {free / 1e9:.1f} GB; make room")
+
+
+def _check(archive: Archive, file: Path, advice: str, *, delete: bool = False) -> None:
+    with file.open("rb") as content:
+        found = hashlib.file_digest(content, "sha256").hexdigest()
+    if found != archive.sha256:
+        size = file.stat().st_size
+        if delete:
+            file.unlink()
+        raise DatasetError(
+            f"{file} ({size:,} bytes) has SHA-256 {found}; {archive.name} as published has {archive.sha256}: {advice}"
+        )

@@ -1,0 +1,125 @@
+"""A published dataset into a data folder: archives fetched, unpacked, put in place whole, counted."""
+
+import itertools
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from cache.common.console import progress
+from cache.common.errors import DatasetError
+from cache.common.files import fsync_folder
+from cache.dataset import Dataset
+from extract.datasets import hmdb51, load_dataset, ucf101
+from extract.datasets.official.archives import renew, unpack
+from extract.datasets.official.download import Archive, fetch
+from extract.datasets.paths import first_few
+
+
+@dataclass(frozen=True)
+class Part:
+    """One folder of a dataset and the archive it comes from."""
+
+    folder: str
+    archive: Archive
+    files: int
+    """How many files it has, for the progress."""
+    holds_archives: bool = False
+    """Whether the archive holds further archives, one for each class, and those hold the folder's content."""
+
+
+_UCF = "https://www.crcv.ucf.edu/data/UCF101"
+_HMDB = "https://serre-lab.clps.brown.edu/wp-content/uploads/2013/10"
+
+# The SHA-256 of all four are those of torchvision's data sets (prototype/datasets/_builtin/{ucf101,hmdb51}.py);
+# that of UCF-101's lists is in TensorFlow Datasets' url_checksums too.
+PARTS: Mapping[str, tuple[Part, ...]] = {
+    "ucf101": (
+        Part(
+            ucf101.LISTS,
+            Archive(
+                f"{_UCF}/UCF101TrainTestSplits-RecognitionTask.zip",
+                "5c0d1a53b8ed364a2ac830a73f405e51bece7d98ce1254fd19ed4a36b224bd27",
+            ),
+            files=7,
+        ),
+        Part(
+            ucf101.VIDEOS,
+            Archive(f"{_UCF}/UCF101.rar", "ca8dfadb4c891cb11316f94d52b6b0ac2a11994e67a0cae227180cd160bd8e55"),
+            files=13_320,
+        ),
+    ),
+    "hmdb51": (
+        Part(
+            hmdb51.LISTS,
+            Archive(
+                f"{_HMDB}/test_train_splits.rar", "229c94f845720d01eb3946d39f39292ea962d50a18136484aa47c1eba251d2b7"
+            ),
+            files=153,
+        ),
+        Part(
+            hmdb51.VIDEOS,
+            Archive(f"{_HMDB}/hmdb51_org.rar", "9e714a0d8b76104d76e932764a7ca636f929fff66279cda3f2e326fa912a328e"),
+            files=6_766,
+            holds_archives=True,
+        ),
+    ),
+}
+
+
+def prepare(name: str, data: Path, parts: tuple[Part, ...]) -> Dataset:
+    """The complete dataset in `data`: folders that are absent are fetched and unpacked, then everything is counted.
+
+    A folder that is there is left as it is. Interrupted at any moment, the next call goes on.
+    """
+    for part in parts:
+        if (data / part.folder).exists():
+            click.echo(f"{data / part.folder} is there")
+        else:
+            file = fetch(part.archive, data / "archives")
+            _put_in_place(part, file, data)
+    try:
+        dataset, _ = load_dataset(name, data, subset=False, work=data, source=name)
+    except DatasetError as error:
+        folders = " or ".join(str(data / part.folder) for part in parts)
+        raise DatasetError(f"{error}\nTo unpack it anew, move {folders} away and run the command again") from error
+    return dataset
+
+
+def _put_in_place(part: Part, archive: Path, data: Path) -> None:
+    """Unpack aside, then rename: the folder is there whole or not at all, also after a power cut."""
+    aside = data / f".unpacking-{part.folder}"
+    count = itertools.count(1)
+    with progress(f"unpacking {archive.name}", part.files, "files") as shown:
+
+        def wrote() -> None:
+            shown.update(next(count))
+
+        if part.holds_archives:
+            _unpack_nested(archive, aside, aside / part.folder, wrote)
+        else:
+            unpack(archive, aside, wrote)
+    if not (aside / part.folder).is_dir():
+        found = first_few(sorted(path.name for path in aside.iterdir()))
+        raise DatasetError(f"{archive} has no folder {part.folder}; it has {found or 'nothing'}")
+    os.sync()
+    (aside / part.folder).rename(data / part.folder)
+    fsync_folder(data)
+    shutil.rmtree(aside)
+
+
+def _unpack_nested(archive: Path, aside: Path, into: Path, wrote: Callable[[], None]) -> None:
+    """Unpack an archive of RAR archives; what those hold comes together in `into`."""
+    renew(aside)
+    unpack(archive, aside / "archives")
+    into.mkdir()
+    for inner in sorted((aside / "archives").rglob("*.rar")):
+        unpack(inner, aside / "one", wrote)
+        for folder in (aside / "one").iterdir():
+            if (into / folder.name).exists():
+                raise DatasetError(f"{archive}: {inner.name} holds {folder.name!r}, as another of its archives does")
+            folder.rename(into / folder.name)
+        inner.unlink()

@@ -1,0 +1,213 @@
+"""Videos that are elsewhere, `https://…` and `s3://…`: each into a temporary file, for as long as it is decoded.
+
+Only a manifest can name such videos, and only where the user allows it (--allow-remote). An address travels as a path,
+which has made one slash of two; `address_of` gives it back.
+"""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
+from http.client import HTTPException, HTTPMessage
+from itertools import count
+from pathlib import Path
+from typing import IO, Final
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote
+from urllib.request import HTTPRedirectHandler, HTTPSHandler, ProxyHandler, Request, build_opener
+
+from cache.common.errors import CacheError, DecodeError, MrrnError
+from cache.dataset import ADDRESS
+from cache.ledger import Outcome
+from cache.remote.client import Location, Objects
+from cache.remote.client import Patience as StorePatience
+from extract.datasets.official.download import BLOCK_BYTES, Patience, is_final
+from extract.decode.types import FrameBlock, Limits, VideoEnd
+
+FETCHES_PER_WORKER: Final = 2
+"""Videos on their way at a time, for each decoder."""
+
+PATIENCE: Final = Patience()
+
+_ANSWER_SECONDS = 30.0
+"""Without a byte for so long, a connection counts as cut."""
+
+_RESERVE_BYTES = 1 << 30
+"""Left free on the disk of temporary files."""
+
+Decode = Callable[[Iterable[tuple[str, Path]]], Generator[FrameBlock | VideoEnd, None, None]]
+
+
+def address_of(path: Path) -> str | None:
+    """The address that `path` stands for; None for a file of this machine."""
+    scheme, colon, rest = str(path).partition(":/")
+    address = f"{scheme}{colon}/{rest}"
+    return address if ADDRESS.fullmatch(address) else None
+
+
+def with_fetching(
+    decode: Decode, videos: Iterable[tuple[str, Path]], limits: Limits, workers: int
+) -> Generator[FrameBlock | VideoEnd, None, None]:
+    """As `decode(videos)`, also for videos that are elsewhere; those that do not come end as failed and say why."""
+    fetcher = _Fetcher(limits, FETCHES_PER_WORKER * workers)
+    stream = decode(fetcher.local(videos))
+    try:
+        for item in stream:
+            if isinstance(item, VideoEnd):
+                fetcher.discard(item.outcome.video_id)
+            yield item
+            yield from fetcher.take_failed()
+        yield from fetcher.take_failed()
+    finally:
+        stream.close()
+        fetcher.close()
+
+
+class _Fetcher:
+    """Fetches ahead of the decoders, and keeps the temporary files."""
+
+    def __init__(self, limits: Limits, at_a_time: int) -> None:
+        self._limits, self._at_a_time = limits, at_a_time
+        self._threads: ThreadPoolExecutor | None = None
+        self._folder: Path | None = None
+        self._names = count()
+        self._files: dict[str, Path] = {}
+        self._failed: list[VideoEnd] = []
+
+    def local(self, videos: Iterable[tuple[str, Path]]) -> Iterator[tuple[str, Path]]:
+        """The same videos as files here, in the order in which they have come."""
+        coming: dict[Future[Path], str] = {}
+        for video_id, path in videos:
+            address = address_of(path)
+            if address is None:
+                yield video_id, path
+                continue
+            coming[self._begin(address)] = video_id
+            if len(coming) >= self._at_a_time:
+                yield from self._arrived(coming)
+        while coming:
+            yield from self._arrived(coming)
+
+    def _begin(self, address: str) -> Future[Path]:
+        if self._threads is None or self._folder is None:
+            self._threads = ThreadPoolExecutor(self._at_a_time, thread_name_prefix="fetch")
+            self._folder = Path(tempfile.mkdtemp(prefix="mrrn-videos-"))
+        target = self._folder / f"{next(self._names)}{Path(address).suffix}"
+        return self._threads.submit(fetch_video, address, target, self._limits)
+
+    def _arrived(self, coming: dict[Future[Path], str]) -> Iterator[tuple[str, Path]]:
+        """Those that have come, at least one or a failure; they are taken out of `coming`."""
+        for future in wait(coming, return_when=FIRST_COMPLETED).done:
+            video_id = coming.pop(future)
+            try:
+                self._files[video_id] = future.result()
+            except MrrnError as error:
+                self._failed.append(VideoEnd(Outcome(video_id=video_id, status="failed", reason=str(error))))
+            else:
+                yield video_id, self._files[video_id]
+
+    def take_failed(self) -> list[VideoEnd]:
+        """The videos that could not be fetched, since the last call."""
+        failed, self._failed = self._failed, []
+        return failed
+
+    def discard(self, video_id: str) -> None:
+        """The video's file is not needed any more."""
+        if path := self._files.pop(video_id, None):
+            path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Give up what is on its way, and remove all files."""
+        if self._threads is not None and self._folder is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def fetch_video(address: str, target: Path, limits: Limits) -> Path:
+    """Put the video at `address` into the new file `target`; DecodeError, for the ledger, where it does not come."""
+    room = shutil.disk_usage(target.parent).free - _RESERVE_BYTES
+    most_bytes = min(limits.file_bytes, max(room, 0))
+    try:
+        if address.startswith("s3://"):
+            _from_store(address, target, most_bytes, limits.fetch_seconds)
+        else:
+            _from_web(address, target, most_bytes, limits.fetch_seconds)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+    return target
+
+
+def _from_store(address: str, target: Path, most_bytes: int, seconds: float) -> None:
+    bucket, _, key = address.removeprefix("s3://").partition("/")
+    try:
+        objects = Objects(Location(bucket, ""), StorePatience(seconds=seconds))
+        check = partial(_check_size, address, most_bytes=most_bytes)
+        objects.fetch(key, target, check, time.monotonic() + seconds)
+    except CacheError as error:
+        raise DecodeError(f"{address} cannot be fetched: {error}") from error
+
+
+def _from_web(address: str, target: Path, most_bytes: int, seconds: float) -> None:
+    deadline, pause = time.monotonic() + seconds, PATIENCE.pause_seconds
+    for attempt in range(1, PATIENCE.attempts + 1):
+        try:
+            _one_answer(address, target, most_bytes, deadline)
+            return
+        except (OSError, HTTPException) as error:
+            if isinstance(error, HTTPError):
+                error.close()
+            last = attempt == PATIENCE.attempts or time.monotonic() + pause > deadline
+            led_astray = isinstance(error, HTTPError) and error.code < 400
+            if last or led_astray or is_final(error):
+                raise DecodeError(f"{address} cannot be fetched: {_told(error)}, {attempt} attempts") from error
+        time.sleep(pause)
+        pause *= 2
+
+
+def _one_answer(address: str, target: Path, most_bytes: int, deadline: float) -> None:
+    request = Request(quote(address, safe=":/%"))
+    opener = build_opener(ProxyHandler(), HTTPSHandler(), _OnlyHttps())
+    with opener.open(request, timeout=_ANSWER_SECONDS) as response, target.open("wb") as out:
+        length = response.headers.get("Content-Length", "")
+        expected = int(length) if length.isascii() and length.isdigit() and len(length) < 19 else None
+        _check_size(address, expected or 0, most_bytes)
+        have = 0
+        # read1 gives what is there: a server that sends a byte now and then does not get past the deadline.
+        while block := response.read1(BLOCK_BYTES):
+            out.write(block)
+            have += len(block)
+            _check_size(address, have, most_bytes)
+            if time.monotonic() > deadline:
+                raise DecodeError(f"{address} did not come in time: {have:,} bytes (--limit fetch_seconds=…)")
+        if expected is not None and have < expected:
+            raise ConnectionError(f"the connection was cut at {have:,} of {expected:,} bytes")
+
+
+def _check_size(address: str, num_bytes: int, most_bytes: int) -> None:
+    if num_bytes > most_bytes:
+        raise DecodeError(
+            f"{address} has {num_bytes:,} bytes or more, {most_bytes:,} are allowed and have room "
+            "(--limit file_bytes=…, TMPDIR)"
+        )
+
+
+def _told(error: Exception) -> str:
+    """Without what the server sent: it goes into the ledger and reports."""
+    if isinstance(error, HTTPError):
+        return f"status {error.code}"
+    return str(error.reason if isinstance(error, URLError) else error)[:200]
+
+
+class _OnlyHttps(HTTPRedirectHandler):
+    """A server may send us on, but not to where nobody can be sure who answers, and not to this machine's files."""
+
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> Request | None:
+        if not newurl.startswith("https://"):
+            fp.close()
+            raise DecodeError(f"{req.full_url} leads on to an address that is not https://; that is not followed")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)

@@ -1,0 +1,1 @@
+"""Videos to blocks of frames, in child processes that may be killed."""

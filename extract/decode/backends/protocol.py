@@ -1,0 +1,76 @@
+"""What every decoder offers: a video whose frames are stepped through one by one."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+FrameHW3 = NDArray[np.uint8]
+"""One picture, RGB, `[H, W, 3]`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A video file that was opened and recognised, and what a decoder may do with it."""
+
+    name: str
+    """What FFmpeg opens: the name of an open file descriptor."""
+    container: str
+    """A key of `extract.decode.containers.FFMPEG_NAMES`, by the file's first bytes."""
+    max_pixels: int
+    """Of one picture; a larger one is refused before memory is taken for it."""
+    threads: int
+    """Threads that decode this one video."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a video's container says of it."""
+
+    width: int
+    """Pixels, as stored (before a rotation)."""
+    height: int
+    """Pixels, as stored."""
+    frame_seconds: float
+    """Usual distance between two frames."""
+    declared_frames: int | None
+    """Frames the container claims; None where it claims nothing."""
+    declared_seconds: float | None
+    """Length of the video stream the container claims; None where it claims nothing."""
+
+
+class OpenVideo(Protocol):
+    """One video being decoded, frame by frame in presentation order, in constant memory.
+
+    All decoders do the same with what is stored: a rotation by a multiple of 90 degrees is applied; frames have the
+    first one's size (others are scaled to it); every pixel format is converted to 8-bit RGB by libswscale; interlacing,
+    mirroring and pixel aspect are left as they are. FFmpeg's own error messages go to descriptor 2.
+    """
+
+    header: Header
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W) of every frame, rotated; known once `advance` has returned True."""
+
+    @property
+    def errors(self) -> int:
+        """Errors that were raised and passed over."""
+
+    @property
+    def note(self) -> str:
+        """Something worth telling of a video that was decoded; empty where there is nothing."""
+
+    def advance(self) -> bool:
+        """Decode the next frame; False at the end. DecodeError where nothing more can be decoded."""
+
+    @property
+    def seconds(self) -> float | None:
+        """The current frame's time as reported, from any origin; None where none is."""
+
+    def copy_to(self, out_HW3: FrameHW3) -> None:
+        """Write the current frame's pixels."""
+
+    def close(self) -> None:
+        """Free what the video holds."""

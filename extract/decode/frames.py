@@ -1,0 +1,178 @@
+"""A video file to blocks of frames: recognise, open, step, sample, pack; then say what became of it.
+
+Shapes: F frames of a block, H rows, W columns; pictures are 8-bit RGB.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.common.errors import DecodeError
+from extract.decode.backends import OpenDecoder
+from extract.decode.backends.protocol import FrameHW3, Header, OpenVideo, Source
+from extract.decode.containers import open_regular
+from extract.decode.timeline import Sampling, Timeline
+from extract.decode.types import BLOCK_BYTES, BLOCK_FRAMES, Limits
+
+SLACK_SECONDS: Final = 1.0
+"""Healthy files end that much before the length they declare (tracks of sound are longer than those of pictures)."""
+
+FramesFHW3 = NDArray[np.uint8]
+Buffer = NDArray[np.uint8]
+"""Memory for one block, flat; at least as large as one frame."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Frames of one video that follow each other (among the kept ones)."""
+
+    first_frame: int
+    """Index of the first one among the video's kept frames."""
+    frames_FHW3: FramesFHW3
+    """A view of the buffer it was decoded into."""
+    pts_seconds_F: NDArray[np.float64]
+    """Times since the video's first frame, ascending."""
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """What was seen of a video so far."""
+
+    decoded: int = 0
+    """Frames decoded."""
+    kept: int = 0
+    """Frames delivered, after sampling."""
+    stopped: bool = False
+    """Decoding ended because `max_frames` frames were kept, not because the video was over."""
+    seconds: float = 0.0
+    """Time of the last frame's end since the first one's start."""
+
+
+@contextmanager
+def opened(path: Path, open_decoder: OpenDecoder, limits: Limits, threads: int = 1) -> Iterator[OpenVideo]:
+    """The opened video at `path`; DecodeError says why it is refused."""
+    descriptor, container = open_regular(path, limits.file_bytes)
+    try:
+        source = Source(
+            name=f"/proc/self/fd/{descriptor}", container=container, max_pixels=limits.pixels, threads=threads
+        )
+        with closing(open_decoder(source)) as video:
+            yield video
+    finally:
+        os.close(descriptor)
+
+
+class Reading:
+    """One pass over an opened video, block by block; `tally` holds what was seen so far."""
+
+    def __init__(self, video: OpenVideo, sampling: Sampling, limits: Limits) -> None:
+        self.tally = Tally()
+        self._video, self._sampling, self._limits = video, sampling, limits
+        self._timeline = Timeline(video.header.frame_seconds)
+        self._last_kept: float | None = None
+
+    def blocks(
+        self, new_buffer: Callable[[], Buffer], tick: Callable[[], None], block_frames: int = BLOCK_FRAMES
+    ) -> Iterator[Block]:
+        """The video's kept frames. `new_buffer` gives memory for each block; `tick` is called at each decoded frame."""
+        block: Block | None = None
+        times: list[float] = []
+        for seconds in self._kept_frames(tick):
+            if block is None:
+                block, times = self._new_block(new_buffer(), block_frames), []
+            self._video.copy_to(block.frames_FHW3[len(times)])
+            times.append(seconds)
+            if len(times) == len(block.frames_FHW3):
+                yield _filled(block, times)
+                block = None
+        if block is not None:
+            yield _filled(block, times)
+
+    def _kept_frames(self, tick: Callable[[], None]) -> Iterator[float]:
+        """Step to each frame that is kept, and give its time."""
+        while self._video.advance():
+            tick()
+            seconds = self._timeline.place(self._video.seconds)
+            self._note_frame(seconds)
+            if not self._sampling.keeps(self._last_kept, seconds):
+                continue
+            self._last_kept = seconds
+            self.tally.kept += 1
+            yield seconds
+            if self.tally.kept == self._sampling.max_frames:
+                self.tally.stopped = True
+                return
+
+    def _note_frame(self, seconds: float) -> None:
+        self.tally.decoded += 1
+        self.tally.seconds = seconds + self._video.header.frame_seconds
+        if self.tally.decoded > self._limits.frames:
+            raise DecodeError(f"more than {self._limits.frames} frames")
+
+    def _new_block(self, buffer: Buffer, block_frames: int) -> Block:
+        height, width = self._video.shape
+        frame_bytes = height * width * 3
+        if frame_bytes > len(buffer):
+            raise DecodeError(f"pictures of {width} x {height}, the limit is {len(buffer) // 3} pixels")
+        frames = max(1, min(block_frames, min(BLOCK_BYTES, len(buffer)) // frame_bytes))
+        frames_FHW3 = buffer[: frames * frame_bytes].reshape(frames, height, width, 3)
+        return Block(first_frame=self.tally.kept - 1, frames_FHW3=frames_FHW3, pts_seconds_F=np.empty(0))
+
+
+def _filled(block: Block, times: list[float]) -> Block:
+    return replace(block, frames_FHW3=block.frames_FHW3[: len(times)], pts_seconds_F=np.array(times))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What becomes of a decoded video."""
+
+    status: str
+    """done, suspect or failed."""
+    reason: str
+    """Why; for a video that is done, what is worth knowing, or nothing."""
+
+
+def judge(tally: Tally, header: Header, decoder_errors: int, note: str = "") -> Verdict:
+    """Status and reason of a video that was decoded to its end, by what its header promised and the decoder said."""
+    if not tally.decoded:
+        return Verdict(status="failed", reason=f"no frames decoded{_errors(decoder_errors)}")
+    doubts = [text for text in (_missing(tally, header), _errors(decoder_errors).lstrip(", "), note) if text]
+    if doubts:
+        return Verdict(status="suspect", reason="; ".join(doubts))
+    return Verdict(status="done", reason="" if _as_declared(tally, header) else _counts(tally, header))
+
+
+def _as_declared(tally: Tally, header: Header) -> bool:
+    return tally.stopped or header.declared_frames in (None, tally.decoded)
+
+
+def _missing(tally: Tally, header: Header) -> str:
+    """What the header promised and decoding did not find, beyond what healthy files show."""
+    if tally.stopped:
+        return ""
+    if header.declared_frames is not None:
+        # Healthy HMDB-51 files hold one frame less than declared, or up to three more in four hundred.
+        slack = max(1, header.declared_frames // 100)
+        return _counts(tally, header) if abs(tally.decoded - header.declared_frames) > slack else ""
+    declared_seconds = header.declared_seconds
+    if declared_seconds is not None and declared_seconds - tally.seconds > max(SLACK_SECONDS, declared_seconds / 50):
+        return f"decoded {tally.seconds:.1f} s of {declared_seconds:.1f} s declared"
+    return ""
+
+
+def _counts(tally: Tally, header: Header) -> str:
+    return f"decoded {tally.decoded} frames, {header.declared_frames} declared"
+
+
+def _errors(count: int) -> str:
+    return f", {count} decoder error{'s' if count != 1 else ''}" if count else ""
+
+
+__all__ = ["Block", "FrameHW3", "Reading", "Tally", "Verdict", "judge", "opened"]

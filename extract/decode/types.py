@@ -1,0 +1,172 @@
+"""How much one video may cost before it is given up: a damaged or hostile file costs itself, never the run.
+
+What goes into a decode pool and what comes out of it: settings, blocks of frames, last words.
+
+Shapes: F frames, H rows, W columns.
+"""
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.ledger import Outcome
+from extract.decode.backends import DEFAULT_DECODER, require_decoder
+from extract.decode.timeline import Sampling
+from extract.decode.wire import RingShape
+
+MEBIBYTE: Final = 1 << 20
+GIBIBYTE: Final = 1 << 30
+
+BLOCK_FRAMES: Final = 32
+"""Frames handed over together, at most."""
+
+BLOCK_BYTES: Final = 16 * MEBIBYTE
+"""Bytes of a block, at most, where one frame is not larger."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Bounds for one video; a video that exceeds one fails with a reason that names it."""
+
+    pixels: int = 8192 * 4320
+    """Pixels of one picture: 8K passes, a header that claims 100,000 x 100,000 does not."""
+    frames: int = 2_000_000
+    """Frames decoded: nine hours at sixty a second."""
+    file_bytes: int = 64 * GIBIBYTE
+    """Size of the file."""
+    fetch_seconds: float = 600.0
+    """For a video that is elsewhere to come here."""
+    stall_seconds: float = 60.0
+    """Without a new frame (opening the file counts as one) while there was room for it."""
+    video_seconds: float = 4 * 3600.0
+    """For the whole video, without the time it waited for the network to take its frames."""
+    processor_seconds: int = 4 * 3600
+    """Processor time for the whole video, kept by the kernel."""
+    memory_bytes: int = 3 * GIBIBYTE
+    """Address space a decoder may add to what it starts with, kept by the kernel."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise ValueError(f"limit {name} is {value!r}, it must be above zero")
+
+
+def parse_limits(texts: Sequence[str]) -> dict[str, float]:
+    """The limits of ["frames=5000000", "stall_seconds=2.5"], by the names of `Limits`; the others keep their defaults.
+
+    ValueError where a name is not known or a number is none.
+    """
+    defaults = asdict(Limits())
+    limits: dict[str, float] = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        if name not in defaults:
+            raise ValueError(f"limit {name!r} is not one of {', '.join(defaults)}")
+        kind = type(defaults[name])
+        try:
+            limits[name] = kind(number)
+        except ValueError:
+            limits[name] = math.nan
+        if not 0 < limits[name] < math.inf:
+            expected = "whole number" if kind is int else "number"
+            raise ValueError(f"limit {text!r}: expected a {expected} above zero, as in {name}={defaults[name]}")
+    return limits
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeSettings:
+    """How videos are decoded."""
+
+    decoder: str = DEFAULT_DECODER
+    """One of `extract.decode.backends.DECODER_NAMES`."""
+    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    """Videos decoded at once, each in its own process."""
+    threads: int = 1
+    """Decoding threads in each worker: more than one pays only where videos are fewer than cores."""
+    limits: Limits = field(default_factory=Limits)
+    """What one video may cost."""
+    max_frames: int | None = None
+    """Keep only the first so many frames of a video."""
+    fps: float | None = None
+    """Keep at most so many frames a second."""
+    blocks_ahead: int = 4
+    """Blocks that a worker may have under way; it waits when the consumer holds them all."""
+    videos_per_worker: int = 1000
+    """A worker is replaced by a new one after so many, so that nothing a decoder leaks adds up."""
+
+    def __post_init__(self) -> None:
+        require_decoder(self.decoder)
+        for name in ("workers", "threads", "blocks_ahead", "videos_per_worker"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1")
+        assert self.sampling
+
+    @property
+    def sampling(self) -> Sampling:
+        """Which frames are kept."""
+        return Sampling(max_frames=self.max_frames, fps=self.fps)
+
+    @property
+    def ring(self) -> RingShape:
+        """Shared memory of one worker: address space for the largest pictures, pages only for what is used."""
+        return RingShape.holding(self.blocks_ahead, max(BLOCK_BYTES, self.limits.pixels * 3))
+
+    def for_worker(self) -> dict[str, object]:
+        """What a worker is told when it starts."""
+        return {
+            "decoder": self.decoder,
+            "threads": self.threads,
+            "limits": asdict(self.limits),
+            "sampling": asdict(self.sampling),
+        }
+
+
+@dataclass(kw_only=True, eq=False)
+class FrameBlock:
+    """Frames of one video that follow each other, in memory shared with the worker that decoded them."""
+
+    video_id: str
+    first_frame: int
+    """Index of the first one among the video's kept frames."""
+    frames_FHW3: NDArray[np.uint8]
+    """RGB, a view: valid until `release`."""
+    pts_seconds_F: NDArray[np.float64]
+    """Times since the video's first frame, ascending."""
+    on_release: Callable[[], None]
+    """Tells the supervisor."""
+    _released: bool = False
+
+    def release(self) -> None:
+        """Give the memory back to the worker, from any thread; more than once does nothing."""
+        if not self._released:
+            self._released = True
+            self.on_release()
+
+
+@dataclass(frozen=True)
+class VideoEnd:
+    """The last word on a video; blocks of one that failed are to be dropped."""
+
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """The supervisor has given up everything that was under way."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A video to decode."""
+
+    video_id: str
+    path: Path
+
+
+Result = FrameBlock | VideoEnd | Cancelled | BaseException

@@ -1,0 +1,176 @@
+"""The decode worker: a lean child process that decodes videos one after the other into its ring.
+
+Started by `extract.decode.process`; imports a decoder and numpy, never torch (unless the decoder does). Whatever goes
+wrong here besides a DecodeError ends the process: the supervisor sees it, blames the video and starts another.
+"""
+
+import ctypes
+import os
+import re
+import resource
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.common.errors import DecodeError
+from extract.decode.backends import MissingDecoderError, OpenDecoder, load_decoder
+from extract.decode.frames import Block, Reading, Verdict, judge, opened
+from extract.decode.timeline import Sampling
+from extract.decode.types import MEBIBYTE, Limits
+from extract.decode.wire import Channel, Message, Ring, RingShape
+
+ALIVE_SECONDS: Final = 0.5
+"""A worker whose frames come tells so at least this often."""
+
+LOG_BYTES: Final = 16 * MEBIBYTE
+"""The largest file a worker can write: its log of errors. It writes no other."""
+
+_PR_SET_PDEATHSIG: Final = 1
+_FFMPEG_MESSAGE: Final = re.compile(rb"^\[[^\]\n]* @ 0x[0-9a-f]+\]", re.MULTILINE)
+
+
+class ErrorLog:
+    """Counts the messages that FFmpeg wrote to descriptor 2, a file in memory that is opened for appending."""
+
+    KEPT_BYTES: Final = MEBIBYTE
+
+    def __init__(self) -> None:
+        self._position = 0
+
+    def count_new(self) -> int:
+        """Error messages since the last call."""
+        if os.fstat(2).st_size == self._position:
+            return 0
+        content = os.pread(2, LOG_BYTES, self._position)
+        complete = content[: content.rfind(b"\n") + 1]
+        self._position += len(complete)
+        if self._position > self.KEPT_BYTES:
+            os.ftruncate(2, 0)
+            self._position = 0
+        return len(_FFMPEG_MESSAGE.findall(complete))
+
+
+class Worker:
+    """What a worker process holds from one video to the next."""
+
+    def __init__(self, channel: Channel, ring: Ring, setup: Message, decoder: OpenDecoder) -> None:
+        self._channel, self._ring, self._decoder = channel, ring, decoder
+        self._limits = Limits(**setup["limits"])
+        self._sampling = Sampling(**setup["sampling"])
+        self._threads: int = setup["threads"]
+        self._free = deque(range(ring.shape.slots))
+        self._slot = -1
+        self._log = ErrorLog()
+        self._spoke = self._waited = 0.0
+
+    def serve(self) -> None:
+        """Decode what is asked for, until the supervisor is gone."""
+        while (message := self._channel.receive()) is not None:
+            if "free" in message:
+                self._free.append(message["free"])
+            else:
+                self._decode(Path(message["path"]))
+
+    def _decode(self, path: Path) -> None:
+        self._channel.send({"begun": True})
+        _limit("RLIMIT_CPU", int(time.process_time()) + self._limits.processor_seconds)
+        self._log.count_new()
+        self._waited, started = 0.0, time.monotonic()
+        out_of_memory = False
+        end: Message = {"frames": 0, "declared": None, "errors": 0}
+        try:
+            verdict = self._deliver(path, end)
+        except DecodeError as error:
+            verdict = Verdict(status="failed", reason=str(error))
+        except MemoryError:
+            out_of_memory = True
+            verdict = Verdict(status="failed", reason=f"needs more than {self._limits.memory_bytes} bytes of memory")
+        end["errors"] += self._log.count_new()
+        end |= {"status": verdict.status, "reason": verdict.reason, "last": out_of_memory}
+        self._channel.send({"end": end | {"seconds": time.monotonic() - started - self._waited}})
+        if out_of_memory:
+            sys.exit()
+
+    def _deliver(self, path: Path, end: Message) -> Verdict:
+        """Decode and send the blocks; `end` collects what is known also of a video that fails."""
+        with opened(path, self._decoder, self._limits, self._threads) as video:
+            end["declared"] = video.header.declared_frames
+            reading = Reading(video, self._sampling, self._limits)
+            for block in reading.blocks(self._next_slot, self._tell_alive):
+                self._send(block)
+                end["errors"] += self._log.count_new()
+            errors, note, header = video.errors, video.note, video.header
+        # Closing drains the decoder's threads: only now has everything been said.
+        end["errors"] = max(errors, end["errors"] + self._log.count_new())
+        end["frames"] = reading.tally.kept
+        return judge(reading.tally, header, end["errors"], note)
+
+    def _send(self, block: Block) -> None:
+        pts_seconds = block.pts_seconds_F.tolist()
+        shape = block.frames_FHW3.shape[:3]
+        self._channel.send({"slot": self._slot, "first": block.first_frame, "shape": shape, "pts": pts_seconds})
+        self._spoke = time.monotonic()
+
+    def _next_slot(self) -> NDArray[np.uint8]:
+        """An empty slot; waits where the ring is full."""
+        started = time.monotonic()
+        while not self._free:
+            message = self._channel.receive()
+            if message is None:
+                sys.exit()
+            self._free.append(message["free"])
+        self._waited += time.monotonic() - started
+        self._slot = self._free.popleft()
+        return self._ring.slot(self._slot)
+
+    def _tell_alive(self) -> None:
+        now = time.monotonic()
+        if now - self._spoke > ALIVE_SECONDS:
+            self._spoke = now
+            self._channel.send({"alive": True})
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent's supervising thread ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit()
+
+
+def _limit(name: str, value: int) -> None:
+    """Lower a limit of this process, or raise it again as far as the administrator lets it."""
+    which = getattr(resource, name)
+    _, hard = resource.getrlimit(which)
+    resource.setrlimit(which, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
+
+
+def _address_space_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def main() -> None:
+    """Arguments: descriptor of the channel, descriptor of the ring, process id of the supervisor."""
+    channel_descriptor, ring_descriptor, parent = (int(text) for text in sys.argv[1:4])
+    _die_with(parent)
+    channel = Channel(socket.socket(fileno=channel_descriptor))
+    setup = channel.receive()
+    if setup is None:
+        return
+    ring = Ring(ring_descriptor, RingShape(*setup["ring"]))
+    try:
+        decoder = load_decoder(setup["decoder"])
+    except MissingDecoderError as error:
+        channel.send({"unusable": str(error)})
+        return
+    _limit("RLIMIT_CORE", 0)
+    _limit("RLIMIT_FSIZE", LOG_BYTES)
+    _limit("RLIMIT_AS", _address_space_bytes() + setup["limits"]["memory_bytes"])
+    channel.send({"ready": True})
+    Worker(channel, ring, setup, decoder).serve()

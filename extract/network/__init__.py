@@ -1,0 +1,1 @@
+"""Frames to features: weights, preprocessing, batches, the backbone on its device."""

@@ -1,0 +1,144 @@
+"""The network on a CUDA device: uploads on a stream of their own, one captured graph for every batch.
+
+The host only queues work and runs ahead of the device by `depth` batches:
+
+    host      copy block to pinned memory | queue upload | queue resize, crop, fill | queue graph, download | next block
+    uploads   -------------------------------- host to device
+    compute   ----------------------------------------------- resize, crop, fill -- graph ------- download
+
+What orders them are events: compute waits for a block's upload, a pinned buffer is used again once its upload is over.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from extract.network.preprocess import CROP, Crop, crop_views, resize
+from extract.network.weights import Weights
+from extract.settings import ExtractSettings
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+UPLOADS_AHEAD = 8
+"""Pinned buffers, each as large as the largest block so far."""
+
+WARM_UP = 3
+"""Runs before the graph is captured, in which cuDNN chooses its kernels and takes its memory."""
+
+
+class CudaEngine:
+    """See `extract.network.engine.Engine`."""
+
+    depth = 3
+
+    def __init__(self, settings: ExtractSettings, weights: Weights) -> None:
+        import torch
+
+        from extract.network.backbones import build_forward
+
+        self.batch_rows = settings.batch_frames
+        self._device = torch.device(settings.device)
+        self._uploads = Uploads(self._device)
+        self._compute = torch.cuda.Stream(self._device)
+        forward = build_forward(weights, device=settings.device, precision=settings.precision, levels=settings.levels)
+        choose_kernels()
+        with torch.cuda.device(self._device), torch.inference_mode():
+            shape = (self.batch_rows, CROP, CROP, 3)
+            self._batch = torch.zeros(shape, dtype=torch.uint8, device=self._device)
+            self._graph, self._features = capture(forward, self._batch, self._compute)
+        self._downloads: deque[tuple[Tensor, torch.cuda.Event]] = deque()
+
+    def prepare(self, frames_FHW3: NDArray[np.uint8], crops: Sequence[Crop]) -> "Tensor":
+        import torch
+
+        with torch.cuda.device(self._device), torch.inference_mode(), torch.cuda.stream(self._compute):
+            return crop_views(resize(self._uploads.send(frames_FHW3, self._compute)), crops)
+
+    def fill(self, rows_BHW3: "Tensor", start: int) -> None:
+        import torch
+
+        with torch.inference_mode(), torch.cuda.stream(self._compute):
+            self._batch[start : start + len(rows_BHW3)].copy_(rows_BHW3, non_blocking=True)
+
+    def submit(self) -> None:
+        import torch
+
+        with torch.cuda.device(self._device), torch.inference_mode(), torch.cuda.stream(self._compute):
+            self._graph.replay()
+            on_host = torch.empty(self._features.shape, dtype=self._features.dtype, pin_memory=True)
+            on_host.copy_(self._features, non_blocking=True)
+            self._downloads.append((on_host, self._compute.record_event()))
+
+    def fetch(self) -> NDArray[np.float16]:
+        features_BC, downloaded = self._downloads.popleft()
+        downloaded.synchronize()
+        return features_BC.numpy()
+
+
+class Uploads:
+    """Blocks of frames to the device, through pinned buffers that take turns."""
+
+    def __init__(self, device: "torch.device") -> None:
+        import torch
+
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+        self._buffers: deque[tuple[Tensor, torch.cuda.Event | None]] = deque(
+            (torch.empty(0, dtype=torch.uint8), None) for _ in range(UPLOADS_AHEAD)
+        )
+
+    def send(self, frames_FHW3: NDArray[np.uint8], reader: "torch.cuda.Stream") -> "Tensor":
+        """The frames on the device, for use on the stream `reader`; the host's memory is free when this returns."""
+        import torch
+
+        frames = torch.from_numpy(frames_FHW3)
+        buffer, sent = self._buffers.popleft()
+        if sent is not None:
+            sent.synchronize()
+        if buffer.numel() < frames.numel():
+            buffer = torch.empty(frames.numel(), dtype=torch.uint8, pin_memory=True)
+        pinned = buffer[: frames.numel()].view(frames.shape)
+        pinned.copy_(frames)
+        with torch.cuda.stream(self._stream):
+            on_device = pinned.to(self._device, non_blocking=True)
+            sent = self._stream.record_event()
+        self._buffers.append((buffer, sent))
+        reader.wait_event(sent)
+        on_device.record_stream(reader)
+        return on_device
+
+
+def capture(
+    forward: "Callable[[Tensor], Tensor]", batch: "Tensor", stream: "torch.cuda.Stream"
+) -> "tuple[torch.cuda.CUDAGraph, Tensor]":
+    """One graph that computes `forward` of whatever `batch` holds, and the tensor that its result appears in."""
+    import torch
+
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP):
+            forward(batch)
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        features = forward(batch)
+    return graph, features
+
+
+def choose_kernels() -> None:
+    """Deterministic kernels by cuDNN's rules rather than by timing them, and no TF32 in what is called fp32.
+
+    Timing picks now this kernel and now that one, with other last bits: a resumed run would not continue to the same
+    features.
+    """
+    import torch
+
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False

@@ -1,0 +1,83 @@
+"""Where batches are computed: one batch shape, submitted without waiting, fetched in order.
+
+Shapes: F frames of a block, V views, B rows of a batch (a row is one view of one frame), C channels of all levels.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.common.device import find_device, keep_freed_memory
+from extract.network.preprocess import CROP, Crop, crop_views, resize
+from extract.network.weights import Weights
+from extract.settings import ExtractSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FeaturesBC = NDArray[np.float16]
+
+
+class Engine(Protocol):
+    """A device with the network on it."""
+
+    batch_rows: int
+    """B."""
+    depth: int
+    """Batches that may be under way after one was submitted; beyond it the oldest is fetched."""
+
+    def prepare(self, frames_FHW3: NDArray[np.uint8], crops: Sequence[Crop]) -> "Tensor":
+        """Frames in host memory -> their crops [F, V, 224, 224, 3] uint8 on the device; the frames are free then."""
+
+    def fill(self, rows_BHW3: "Tensor", start: int) -> None:
+        """Copy crops into rows [start, start + B') of the batch being filled."""
+
+    def submit(self) -> None:
+        """Compute the filled batch; a new one begins, whose rows are left as they were."""
+
+    def fetch(self) -> FeaturesBC:
+        """Features [B, C] of the oldest batch that was submitted and not fetched; waits for it."""
+
+
+def open_engine(settings: ExtractSettings, weights: Weights) -> Engine:
+    """The engine for `settings.device`; MrrnError where the device is missing."""
+    find_device(settings.device)
+    if settings.device.startswith("cuda"):
+        from extract.network.cuda import CudaEngine
+
+        return CudaEngine(settings, weights)
+    return CpuEngine(settings, weights)
+
+
+class CpuEngine:
+    """Computes when a batch is submitted: on a CPU nothing is gained by a queue."""
+
+    depth = 0
+
+    def __init__(self, settings: ExtractSettings, weights: Weights) -> None:
+        import torch
+
+        from extract.network.backbones import build_forward
+
+        keep_freed_memory()
+        self.batch_rows = settings.batch_frames
+        self._forward = build_forward(weights, device="cpu", precision=settings.precision, levels=settings.levels)
+        self._batch = torch.zeros((self.batch_rows, CROP, CROP, 3), dtype=torch.uint8)
+        self._done: deque[FeaturesBC] = deque()
+
+    def prepare(self, frames_FHW3: NDArray[np.uint8], crops: Sequence[Crop]) -> "Tensor":
+        import torch
+
+        return crop_views(resize(torch.from_numpy(frames_FHW3)), crops)
+
+    def fill(self, rows_BHW3: "Tensor", start: int) -> None:
+        self._batch[start : start + len(rows_BHW3)] = rows_BHW3
+
+    def submit(self) -> None:
+        self._done.append(self._forward(self._batch).numpy())
+
+    def fetch(self) -> FeaturesBC:
+        return self._done.popleft()

@@ -1,0 +1,94 @@
+"""Time per batch of our heads and of others' models (Figure 6): what `benchmarks/figure6.py` measured, to be shown."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from cache.common.errors import ScoreError
+from fuse.report.figures import Files, Theme, drawable, new_figure, render_themes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FILE: Final = "figure6.json"
+"""Name of the measurement below WORK/benchmarks/."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One model's time."""
+
+    model: str
+    ours: bool
+    batch: int
+    """Clips in a batch, as in the paper."""
+    frames: int
+    """Frames in a clip."""
+    seconds: float
+    """Mean seconds of a training step on one batch."""
+    batches: int
+    """Batches that were timed."""
+    what: str
+    """What one step consists of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """All models' times from one run on one machine."""
+
+    device: str
+    date: str
+    notes: tuple[str, ...]
+    models: tuple[Timed, ...]
+
+
+def read_timing(path: Path) -> Timing | None:
+    """What was measured, quickest first; None where nothing was. ScoreError for a file of another kind."""
+    try:
+        value: dict[str, Any] = json.loads(path.read_bytes())
+        models = tuple(sorted((Timed(**model) for model in value["models"]), key=lambda model: model.seconds))
+        return Timing(device=value["device"], date=value["date"], notes=tuple(value["notes"]), models=models)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ScoreError(f"{path} is not a measurement of benchmarks/figure6.py: {error!r}; measure again") from error
+
+
+def draw_timing(timing: Timing) -> Files:
+    """Figure 6: seconds per batch, in increasing order, on a logarithmic axis."""
+    models = timing.models
+
+    def draw(theme: Theme) -> "Figure":
+        figure = new_figure(8, 1.4 + 0.4 * len(models), f"Time per batch, {drawable(timing.device)}", timing.notes)
+        axes = figure.add_subplot()
+        for place, model in enumerate(models):
+            axes.barh(place, model.seconds, color=theme.right if model.ours else theme.wrong, height=0.7)
+            axes.text(model.seconds, place, f" {_shown(model.seconds)}", va="center", fontsize=8)
+        axes.set_yticks(
+            range(len(models)), [f"{drawable(model.model)} ({model.batch})" for model in models], fontsize=8
+        )
+        axes.set_ylim(len(models) - 0.4, -0.6)
+        axes.set_xscale("log")
+        axes.margins(x=0.15)
+        axes.set_xlabel("seconds per batch (batch size in brackets)")
+        return figure
+
+    return render_themes("timing", draw)
+
+
+def _shown(seconds: float) -> str:
+    return f"{1000 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def for_page(timing: Timing) -> dict[str, Any]:
+    """The times as the template needs them."""
+    longest = max(model.seconds for model in timing.models)
+    return {
+        "device": timing.device,
+        "date": timing.date,
+        "notes": list(timing.notes),
+        "models": [
+            {**vars(model), "shown": _shown(model.seconds), "share": model.seconds / longest} for model in timing.models
+        ],
+    }

@@ -1,0 +1,30 @@
+"""Which device is meant, and what is refused instead of being exchanged for another."""
+
+import pytest
+import torch
+
+from cache.common.device import find_device
+from cache.common.errors import MrrnError
+
+
+def test_auto_is_cuda_where_there_is_one(monkeypatch):
+    for there, expected in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert find_device("auto") == expected
+
+
+def test_a_named_device_has_to_be_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [find_device(name) for name in ("cpu", "cuda", "cuda:1")] == ["cpu", "cuda", "cuda:1"]
+    with pytest.raises(MrrnError, match="has 2 CUDA devices"):
+        find_device("cuda:2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(MrrnError, match="has no CUDA devices"):
+        find_device("cuda")
+
+
+@pytest.mark.parametrize("name", ["tpu", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "", "meta"])
+def test_other_names_are_refused_with_what_is_possible(name):
+    with pytest.raises(MrrnError, match="choose auto, cpu, cuda or cuda:INDEX"):
+        find_device(name)

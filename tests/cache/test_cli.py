@@ -1,0 +1,175 @@
+"""`python -m cache`: what each command prints, writes and exits with."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from safetensors import safe_open
+
+from cache.cli import main
+from cache.common.workspace import Workspace
+from cache.fingerprint import LEVELS
+from cache.shards import BACKENDS
+from cache.store import FeatureCache
+from tests.helpers.cache import filled_cache, make_cache, num_frames_of, video_features
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("arguments", [[], ["info"], ["verify"], ["repair"], ["convert"], ["export"]])
+def test_help_teaches_and_needs_no_heavy_library(arguments: list[str]) -> None:
+    code = (
+        "import sys; from cache.cli import main; main(sys.argv[1:], standalone_mode=False);"
+        " print(sorted({'torch', 'h5py', 'zarr', 'numpy'} & sys.modules.keys()))"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code, *arguments, "--help"], capture_output=True, text=True, check=True
+    )
+    assert "Usage:" in shown.stdout
+    assert shown.stdout.endswith("[]\n")
+
+
+def test_info_for_people(tmp_path: Path) -> None:
+    filled_cache(tmp_path / "c", 9)
+    shown = run("info", tmp_path / "c")
+    assert shown.exit_code == 0
+    assert "videos      9: 0 pending, 9 done, 0 suspect, 0 failed" in shown.stdout
+    assert "random:0" in shown.stdout
+    assert "in 3 shards (h5)" in shown.stdout
+
+
+def test_info_for_programs_by_workspace(tmp_path: Path) -> None:
+    work = Workspace(tmp_path)
+    cache = filled_cache(work.cache("toy"), 9)
+    work.remember_dataset("toy")
+    info = json.loads(run("info", "--work", tmp_path, "--json").stdout)
+    assert info["videos"] == {"pending": 0, "done": 9, "suspect": 0, "failed": 0}
+    assert info["frames"] == sum(map(num_frames_of, cache.video_ids))
+    assert info["fingerprint"]["digest"] == cache.fingerprint.digest
+    assert info["bytes"] == sum(file.stat().st_size for file in (cache.path / "shards").iterdir())
+
+
+def test_a_missing_cache_is_an_expected_error(tmp_path: Path) -> None:
+    shown = run("info", tmp_path)
+    assert shown.exit_code == 1
+    assert shown.stderr.startswith("error: ")
+    assert "not a feature cache" in shown.stderr
+
+
+@pytest.mark.parametrize("name", ["s3://bucket/cache", "file:///tmp/x", "zip::cache", "https://host/c.h5"])
+def test_addresses_are_refused(name: str) -> None:
+    shown = run("verify", name)
+    assert shown.exit_code == 1
+    assert "looks like an address" in shown.stdout + shown.stderr
+
+
+def test_verify_says_that_all_is_well_and_writes_nothing(tmp_path: Path) -> None:
+    filled_cache(tmp_path / "c", 9)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "c").rglob("*") if not path.name.endswith("-shm")}
+    shown = run("verify", tmp_path / "c")
+    assert shown.exit_code == 0
+    assert "everything is as it was written" in shown.stdout
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_damage_is_listed_and_repaired_when_asked(tmp_path: Path) -> None:
+    cache = filled_cache(tmp_path / "c", 9)
+    shard = cache.path / "shards" / cache.ledger.shards()[1].name
+    shard.write_bytes(shard.read_bytes()[:-1])
+    cache.close()
+    shown = run("verify", tmp_path / "c")
+    assert shown.exit_code == 1
+    assert f"shard {shard.name}: its bytes are not those that were written" in shown.stdout
+    assert [line.strip() for line in shown.stdout.splitlines() if line.startswith("  ")] == list(cache.video_ids[4:8])
+    assert "1 things" in shown.stderr
+    repaired = run("repair", tmp_path / "c")
+    assert repaired.exit_code == 0
+    assert "queued the 4 videos" in repaired.stdout
+    assert (tmp_path / "c/quarantine" / shard.name).exists()
+    assert run("verify", tmp_path / "c").exit_code == 0
+    assert FeatureCache.open(tmp_path / "c").ledger.counts()["pending"] == 4
+    assert "nothing to repair" in run("repair", tmp_path / "c").stdout
+
+
+@pytest.mark.parametrize(("before", "after"), [("h5", "zarr"), ("zarr", "h5"), ("h5", "h5")])
+def test_convert_keeps_everything(tmp_path: Path, before: str, after: str) -> None:
+    source = filled_cache(tmp_path / "a", 9, backend=before, views=["center", "center_flip"])
+    shown = run("convert", tmp_path / "a", tmp_path / "b", "--to", after)
+    assert shown.exit_code == 0, shown.output
+    assert "9 videos" in shown.stdout
+    made = FeatureCache.open(tmp_path / "b")
+    assert made.backend == after
+    assert made.dataset == source.dataset
+    assert made.fingerprint == source.fingerprint
+    assert list(made.ledger.outcomes()) == list(source.ledger.outcomes())
+    for video_id in source.video_ids:
+        np.testing.assert_array_equal(made.features(video_id, "mid", 1), source.features(video_id, "mid", 1))
+    assert run("verify", tmp_path / "b").exit_code == 0
+    assert run("convert", tmp_path / "a", tmp_path / "b", "--to", after).exit_code == 0
+    assert len(made.ledger.shards()) == 3
+
+
+def test_convert_leaves_out_what_was_requeued_and_what_is_pending(tmp_path: Path) -> None:
+    source = filled_cache(tmp_path / "a", 9)
+    with source.ledger.transaction() as connection:
+        source.ledger.forget_video(connection, source.video_ids[5])
+    assert run("convert", tmp_path / "a", tmp_path / "b", "--to", "zarr").exit_code == 0
+    made = FeatureCache.open(tmp_path / "b")
+    assert made.ledger.counts() == {"pending": 1, "done": 8, "suspect": 0, "failed": 0}
+    assert made.ledger.next_expiry() is None
+    assert run("verify", tmp_path / "b").exit_code == 0
+
+
+def test_convert_does_not_mix_caches(tmp_path: Path) -> None:
+    filled_cache(tmp_path / "a", 9)
+    make_cache(tmp_path / "b", 5)
+    assert "another cache" in run("convert", tmp_path / "a", tmp_path / "b", "--to", "h5").stderr
+
+
+def test_damage_is_not_converted(tmp_path: Path) -> None:
+    cache = filled_cache(tmp_path / "a", 9)
+    shard = cache.path / "shards" / cache.ledger.shards()[0].name
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-5000] + bytes(5000))
+    shown = run("convert", tmp_path / "a", tmp_path / "b", "--to", "zarr")
+    assert shown.exit_code == 1
+    assert "is not what was written" in shown.stderr
+
+
+def test_export_a_video_each(tmp_path: Path) -> None:
+    cache = filled_cache(tmp_path / "c", 9, backend="zarr", views=["center", "center_flip"])
+    assert run("export", tmp_path / "c", tmp_path / "npz").exit_code == 0
+    assert run("export", tmp_path / "c", tmp_path / "st", "--to", "safetensors").exit_code == 0
+    for video_id in cache.video_ids:
+        expected = video_features(video_id, num_frames_of(video_id), 2)
+        with (
+            np.load(tmp_path / f"npz/{video_id}.npz") as npz,
+            safe_open(tmp_path / f"st/{video_id}.safetensors", "np") as st,
+        ):
+            assert npz["views"].tolist() == json.loads(st.metadata()["views"]) == ["center", "center_flip"]
+            for level in LEVELS:
+                np.testing.assert_array_equal(npz[level], expected[level])
+                np.testing.assert_array_equal(st.get_tensor(level), expected[level])
+            np.testing.assert_array_equal(st.get_tensor("pts_seconds"), cache.pts_seconds(video_id))
+    assert "is there already" in run("export", tmp_path / "c", tmp_path / "npz").stderr
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_export_a_level_each(tmp_path: Path, backend: str) -> None:
+    cache = filled_cache(tmp_path / "c", 9, backend=backend)
+    assert run("export", tmp_path / "c", tmp_path / "npz", "--per", "level").exit_code == 0
+    assert run("export", tmp_path / "c", tmp_path / "st", "--per", "level", "--to", "safetensors").exit_code == 0
+    for level in LEVELS:
+        whole = np.concatenate([cache.features(video_id, level) for video_id in cache.video_ids])
+        with np.load(tmp_path / f"npz/{level}.npz") as npz, safe_open(tmp_path / f"st/{level}.safetensors", "np") as st:
+            np.testing.assert_array_equal(npz["features"][0], whole)
+            np.testing.assert_array_equal(st.get_tensor("features")[0], whole)
+            assert npz["video_ids"].tolist() == json.loads(st.metadata()["video_ids"]) == list(cache.video_ids)
+            np.testing.assert_array_equal(np.diff(npz["offsets"]), [num_frames_of(v) for v in cache.video_ids])
+            np.testing.assert_array_equal(npz["pts_seconds"], st.get_tensor("pts_seconds"))

@@ -1,0 +1,100 @@
+"""Score tables: written, read back, and refused where they cannot be a softmax over clips."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cache.common.errors import ScoreError
+from cache.scores import ScoreTable, read_scores, write_scores
+
+
+def a_table(**changes: Any) -> ScoreTable:
+    fields: dict[str, Any] = {
+        "video_ids": np.array(["a/ü(1)", "a/ü(1)", "b/2"]),
+        "spans": np.array([[0, 30], [8, 38], [0, 30]]),
+        "labels": np.array([0, 0, 1]),
+        "softmax": np.array([[0.9, 0.1], [0.6, 0.4], [0.25, 0.75]], dtype=np.float32),
+        "classes": np.array(["pick", "throw"]),
+        "run": {"dataset": "toy", "split": 1, "fps": None, "rate": 0.5},
+    }
+    return ScoreTable(**{**fields, **changes})
+
+
+def test_a_table_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    table = a_table()
+    write_scores(tmp_path / "scores.npz", table)
+    read = read_scores(tmp_path / "scores.npz")
+    for name in ("video_ids", "spans", "labels", "softmax", "classes"):
+        np.testing.assert_array_equal(getattr(read, name), getattr(table, name))
+        assert getattr(read, name).dtype.kind == getattr(table, name).dtype.kind
+    assert read.run == table.run
+
+
+def test_a_table_without_clips_is_a_table(tmp_path: Path) -> None:
+    empty = a_table(
+        video_ids=np.array([], dtype=np.str_),
+        spans=np.zeros((0, 2), np.int64),
+        labels=np.zeros(0, np.int64),
+        softmax=np.zeros((0, 2), np.float32),
+    )
+    write_scores(tmp_path / "scores.npz", empty)
+    assert read_scores(tmp_path / "scores.npz").softmax.shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"labels": np.array([0, 0])}, "labels has shape"),
+        ({"spans": np.zeros((3, 3), np.int64)}, "spans has shape"),
+        ({"softmax": np.full((3, 3), 1 / 3, np.float32)}, "softmax has shape"),
+        ({"softmax": np.array([[1, 0], [np.nan, 1], [1, 0]], np.float32)}, r"'a/ü\(1\)' are not finite"),
+        ({"softmax": np.array([[1, 0], [1, 0], [2.5, -0.5]], np.float32)}, "'b/2' are not a softmax"),
+        ({"softmax": np.array([[1, 0], [1, 0], [1.5, -0.5]], np.float32)}, "'b/2' are not a softmax"),
+        ({"labels": np.array([0, 0, 2])}, "'b/2' is outside"),
+        ({"labels": np.array([-1, 0, 1])}, "is outside"),
+        ({"video_ids": np.array(["a", "b", "a"])}, "do not follow one another"),
+    ],
+)
+def test_what_cannot_be_scores_is_refused_and_named(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ScoreError, match=words):
+        a_table(**changes)
+
+
+def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ScoreError, match="train that level first"):
+        read_scores(tmp_path / "scores.npz")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x05\x06" + bytes(18)])
+def test_a_file_that_is_no_table_is_refused(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "scores.npz"
+    file.write_bytes(content)
+    with pytest.raises(ScoreError, match="not a score table"):
+        read_scores(file)
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "scores.npz"
+    write_scores(file, a_table())
+    whole = file.read_bytes()
+    for length in range(0, len(whole), 97):
+        file.write_bytes(whole[:length])
+        with pytest.raises(ScoreError):
+            read_scores(file)
+
+
+def test_pickles_are_never_loaded(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "ran",)
+
+    table = a_table()
+    arrays = {name: getattr(table, name) for name in ("spans", "labels", "softmax", "classes")}
+    ids = np.array([Trap(), "a", "b"], dtype=object)
+    np.savez(tmp_path / "scores.npz", video_ids=ids, run=np.asarray(json.dumps({})), **arrays)
+    with pytest.raises(ScoreError, match="not a score table"):
+        read_scores(tmp_path / "scores.npz")
+    assert not (tmp_path / "ran").exists()

@@ -1,0 +1,135 @@
+"""Manifests: CSV in, dataset out, every refusal with file and line."""
+
+import csv
+import io
+import shutil
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache.common.errors import DatasetError, UnsafePathError
+from extract.datasets import load_dataset
+from extract.datasets.manifest import read_manifest
+from tests.helpers.sources import HOSTILE_PATHS, names, refusal, touch, write_files
+
+HEADER = "video,label,split1\n"
+
+
+def manifest(folder, text):
+    return write_files(folder, {"mine.csv": text}) / "mine.csv"
+
+
+def load(file, subset=False):
+    return load_dataset("mine", file, subset=subset, work=file.parent / "work")
+
+
+def test_labels_splits_and_unlabelled_videos(tmp_path):
+    lines = [
+        "\ufeffvideo,split2,label,split1",
+        "b/x.mp4,test, wave ,train",
+        "",
+        '"a, b.avi",,climb,test',
+        "c.avi,,,none",
+    ]
+    text = "\r\n".join(lines)
+    dataset = read_manifest("mine", manifest(tmp_path, text))
+    assert dataset.classes == ("climb", "wave")
+    assert [(video.path, video.label, dict(video.splits)) for video in dataset.videos] == [
+        ("a, b.avi", 0, {1: "test", 2: "none"}),
+        ("b/x.mp4", 1, {1: "train", 2: "test"}),
+        ("c.avi", None, {1: "none", 2: "none"}),
+    ]
+
+
+rows = st.dictionaries(names, st.tuples(names, st.sampled_from(["train", "test", "none", ""])), min_size=1, max_size=20)
+
+
+@given(rows)
+def test_any_names_come_back_as_they_were_listed(tmp_path_factory, videos):
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["video", "label", "split1"])
+    writer.writerows([f"{name}.avi", *rest] for name, rest in videos.items())
+    dataset = read_manifest("mine", manifest(tmp_path_factory.mktemp("manifest"), text.getvalue()))
+    assert {video.id: (dataset.classes[video.label], video.splits[1]) for video in dataset.videos} == {
+        name: (label, half or "none") for name, (label, half) in videos.items()
+    }
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_crash_the_parser(tmp_path_factory, content):
+    file = manifest(tmp_path_factory.mktemp("manifest"), HEADER.encode() + content)
+    refused = refusal(lambda: read_manifest("mine", file))
+    assert refused is None or str(file) in refused
+
+
+@pytest.mark.parametrize("path", HOSTILE_PATHS.values(), ids=HOSTILE_PATHS.keys())
+def test_hostile_paths_are_refused_with_file_and_line(tmp_path, path):
+    with pytest.raises(UnsafePathError, match=r"mine\.csv, line 3: "):
+        read_manifest("mine", manifest(tmp_path, f"{HEADER}ok.avi,wave,train\n{path},wave,train\n"))
+
+
+def test_a_newline_in_a_quoted_path_is_refused(tmp_path):
+    with pytest.raises(UnsafePathError, match="control characters"):
+        read_manifest("mine", manifest(tmp_path, f'{HEADER}"a\nb.avi",wave,train\n'))
+
+
+@pytest.mark.parametrize("link", ["videos/x.avi", "videos"])
+def test_links_that_lead_outside_are_refused_with_file_and_line(tmp_path, link):
+    touch(tmp_path / "outside", ["x.avi"])
+    file = manifest(tmp_path / "inside", f"{HEADER}videos/x.avi,wave,train\n")
+    (file.parent / link).parent.mkdir(exist_ok=True)
+    (file.parent / link).symlink_to(tmp_path / "outside" / ("x.avi" if link.endswith(".avi") else ""))
+    with pytest.raises(UnsafePathError, match=r"mine\.csv, line 2: .*leads outside"):
+        load(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "line 1: columns are ''"),
+        ("video;label;split1\n", "line 1: columns are 'video;label;split1'; give a CSV"),
+        ("video,label\nx.avi,a\n", "line 1: columns are 'video,label'"),
+        ("video,label,split1,split1\n", "line 1: columns"),
+        ("video,label,split1,split4\n", "line 1: columns"),
+        (HEADER, "lists no videos"),
+        (f"{HEADER}x.avi,wave\n", "line 2: 2 values for the 3 columns"),
+        (f"{HEADER}x.avi,wave,Train\n", "line 2: 'Train' is not train, test or none"),
+        (f"{HEADER}x.avi,,test\n", "line 2: a video without a label cannot be in the test half"),
+        (f"{HEADER}x.avi,a,train\nx.avi,a,test\n", "both halves of split 1: train by .*line 2, test by .*line 3"),
+        (f"{HEADER}x.avi,a,train\nx.avi,b,train\n", "line 3: video 'x.avi' has another class than on .*line 2"),
+        (f"{HEADER}x.avi,a,train\nx.mp4,a,train\n", "line 3: .* same id as 'x.avi' .*line 2"),
+        (f"{HEADER}x.txt,a,train\n", "line 2: .* does not end as a video"),
+        (f'{HEADER}"x.avi,a,train\n', "not CSV"),
+    ],
+)
+def test_contradictions_are_refused_with_file_and_line(tmp_path, text, message):
+    with pytest.raises(DatasetError, match=message):
+        read_manifest("mine", manifest(tmp_path, text))
+
+
+def test_missing_files_are_an_error_unless_a_subset_is_asked_for(tmp_path):
+    file = manifest(tmp_path, f"{HEADER}x.avi,a,train\ny.avi,a,test\n")
+    touch(tmp_path, ["x.avi", "unlisted.avi"])
+    with pytest.raises(DatasetError, match=r"1 of 2 listed videos are missing: 'y'(.|\n)*SUBSET=1"):
+        load(file)
+    dataset, root = load(file, subset=True)
+    assert ([video.id for video in dataset.videos], dataset.subset.missing) == (["x"], ("y",))
+    assert (dataset.subset.published_videos, dataset.subset.listed_videos, root) == (None, 2, tmp_path)
+
+
+def test_a_missing_manifest_says_what_was_looked_for(tmp_path):
+    with pytest.raises(DatasetError, match=r"gone\.csv, which is not there; give a CSV"):
+        load(tmp_path / "gone.csv")
+
+
+@pytest.mark.shared
+def test_the_kinetics_files_come_in_through_a_manifest(shared, tmp_path):
+    for file in (shared / "data/kinetics-sample").glob("*.mp4"):
+        shutil.copy(file, tmp_path)
+    file = manifest(tmp_path, f"{HEADER}SOX5yA1l24A.mp4,one,train\nR6llTwEh07w.mp4,two,test\n")
+    dataset, root = load(file)
+    assert [video.id for video in dataset.videos] == ["R6llTwEh07w", "SOX5yA1l24A"]
+    assert dataset.subset is None
+    assert all((root / video.path).is_file() for video in dataset.videos)

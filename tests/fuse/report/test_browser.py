@@ -1,0 +1,200 @@
+"""The report in a real browser: Debian's chromium, driven by Playwright, without network.
+
+`apt-get install chromium` and the dev extra bring what is needed; without them these tests are skipped.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fuse.report.html import Extras, html
+from fuse.report.samples import choose
+from fuse.results import Results, caveats
+from tests.helpers.scores import MADE, made_up_results, results_of_a_subset
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")
+
+CHROMIUM = shutil.which("chromium")
+
+HOSTILE = [
+    f"{text} {index}"
+    for index in range(125)
+    for text in (
+        "<script>document.title='taken'</script>",
+        "<img src=x onerror=\"document.title='taken'\">",
+        "</script><svg onload=document.title='taken'>",
+        "javascript:document.title='taken'//\u202e\"'`{{1}}",
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("needs chromium: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        # A root user, as in a container, has no sandbox; the page is our own file and has no network.
+        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield opened
+        opened.close()
+
+
+class Opened:
+    """A report in a page of the browser, and everything that it complained about or asked for."""
+
+    def __init__(self, browser: Any, path: Path, **context: Any) -> None:
+        self.context = browser.new_context(offline=True, **context)
+        self.page = self.context.new_page()
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        started = time.monotonic()
+        self.page.goto(path.as_uri())
+        self.seconds = time.monotonic() - started
+
+    def __enter__(self) -> "Opened":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.context.close()
+
+    @property
+    def network(self) -> list[str]:
+        """Requests for anything but the file itself and what stands in it."""
+        return [url for url in self.requests[1:] if not url.startswith("data:")]
+
+    def first_column(self) -> list[str]:
+        return self.page.eval_on_selector_all("table.classes tbody th", "cells => cells.map(cell => cell.textContent)")
+
+    def fits(self) -> bool:
+        """Whether nothing but the scrolling regions is wider than the window."""
+        return bool(self.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"))
+
+
+def write(folder: Path, results: Results) -> Path:
+    path = folder / "report.html"
+    path.write_text(html(results, caveats(results), MADE, Extras(samples=choose(results))), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("small"), results_of_a_subset())
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    results = made_up_results(HOSTILE, 1000, id_of=lambda index, name: f"{index}'\"><b onclick=alert(1)>&amp;.<i>")
+    return write(tmp_path_factory.mktemp("hostile"), results)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As large as UCF-101's split 1."""
+    names = [f"SomeAction{index:03}" for index in range(101)]
+    results = made_up_results(names, 3783, id_of=lambda index, name: f"{name}/v_{name}_g{index % 25:02}_c{index:04}")
+    return write(tmp_path_factory.mktemp("large"), results)
+
+
+def test_it_opens_without_complaint_and_without_network(browser: Any, small: Path) -> None:
+    with Opened(browser, small) as report:
+        assert report.complaints == []
+        assert report.network == []
+        assert report.page.title() == "UCF-101, split 1 · MRRN"
+
+
+def test_headings_sort_by_mouse_and_by_keyboard(browser: Any, small: Path) -> None:
+    with Opened(browser, small) as report:
+        before = report.first_column()
+        heading = report.page.get_by_role("button", name="Class", exact=True)
+        heading.click()
+        assert report.first_column() == sorted(before, key=str.casefold)
+        heading.focus()
+        report.page.keyboard.press("Enter")
+        assert report.first_column() == sorted(before, key=str.casefold, reverse=True)
+        assert heading.locator("xpath=..").get_attribute("aria-sort") == "descending"
+        report.page.get_by_role("button", name="Low", exact=True).press("Space")
+        shares = report.page.eval_on_selector_all(
+            "table.classes tbody tr", "rows => rows.map(row => Number(row.cells[2].dataset.value))"
+        )
+        assert shares == sorted(shares, reverse=True)
+        assert report.page.locator("th[aria-sort=descending]").count() == 1
+
+
+def test_the_matrix_tells_by_mouse_keyboard_and_tap(browser: Any, small: Path) -> None:
+    with Opened(browser, small, has_touch=True) as report:
+        matrix, detail = report.page.locator("#matrix"), report.page.locator("#matrix-detail")
+        report.page.locator("#matrix rect.right").first.hover()
+        assert "Archery recognised" in detail.inner_text()
+        assert "10 of 10 videos (100 %)" in detail.inner_text()
+        assert detail.locator("li.file").count() == 4
+        matrix.focus()
+        report.page.keyboard.press("ArrowRight")
+        assert "Archery taken for =cmd()" in detail.inner_text()
+        assert "0 of 10 videos" in detail.inner_text()
+        report.page.keyboard.press("ArrowLeft")
+        report.page.keyboard.press("ArrowDown")
+        assert "=cmd() taken for Archery" in detail.inner_text()
+        report.page.keyboard.press("Shift+ArrowRight")
+        assert "=cmd() recognised" in detail.inner_text()
+        report.page.locator("#matrix rect.right").nth(2).tap()
+        assert "<b>|`x` recognised" in detail.inner_text()
+        assert report.complaints == []
+
+
+def test_hostile_names_stay_text(browser: Any, hostile: Path) -> None:
+    with Opened(browser, hostile) as report:
+        assert report.complaints == []
+        assert report.network == []
+        assert report.page.title() == "tiny, split 1 · MRRN"
+        assert len(report.first_column()) == len(HOSTILE) == 500
+        assert report.page.locator("main script, main img[onerror], main b, main i, main svg[onload]").count() == 0
+        matrix = report.page.locator("#matrix")
+        matrix.focus()
+        for _ in range(3):
+            report.page.keyboard.press("ArrowDown")
+        assert "<script>document.title='taken'</script> 0" in report.page.locator("#matrix-detail").inner_text()
+        assert report.page.locator("#matrix-detail script, #matrix-detail img").count() == 0
+
+
+@pytest.mark.parametrize("name", ["small", "hostile", "large"])
+def test_a_phone_shows_it_whole(browser: Any, name: str, request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue(name)
+    with Opened(browser, path, viewport={"width": 360, "height": 740}, is_mobile=True, has_touch=True) as report:
+        assert report.fits()
+        sizes = report.page.eval_on_selector_all(
+            "p, td, th, dd, li, h2", "all => all.map(each => parseFloat(getComputedStyle(each).fontSize))"
+        )
+        assert min(sizes) >= 12
+        report.page.locator("#matrix rect.right").first.tap()
+        assert "recognised" in report.page.locator("#matrix-detail").inner_text()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(browser: Any, small: Path, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
+    with Opened(browser, small, color_scheme=scheme) as report:
+        violations = axe.Axe().run(report.page).response["violations"]
+        found = [
+            f"{violation['id']}: {node['html'][:120]}"
+            for violation in violations
+            if violation["impact"] in ("serious", "critical", "moderate")
+            for node in violation["nodes"]
+        ]
+        assert found == []
+
+
+def test_a_hundred_classes_stay_small_and_quick(browser: Any, large: Path) -> None:
+    assert large.stat().st_size < 5_000_000
+    with Opened(browser, large) as report:
+        assert report.seconds < 2.0
+        assert report.complaints == []
+        assert report.page.locator("#matrix text").count() >= 202

@@ -1,0 +1,229 @@
+"""New videos: the same code as extraction and training, so the same numbers; bad files cost only themselves."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from cache.aggregate import clips_to_videos, fuse_levels
+from cache.common.workspace import Workspace
+from cache.dataset import Dataset
+from cache.fingerprint import LEVELS
+from cache.scores import read_scores
+from cache.store import FeatureCache
+from extract.network.weights import load_weights
+from extract.settings import ExtractSettings, fingerprint
+from fuse.cli import main
+from fuse.predict import sample_frames
+from tests.helpers.train import grouped_dataset
+from tests.helpers.video import encode
+
+SETTINGS = ExtractSettings(weights="random:3", backbone="resnet18", batch_frames=8)
+FRAMES = 10
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A workspace with a cache of small videos and a small trained head for each level."""
+    root = tmp_path_factory.mktemp("predict")
+    dataset = grouped_dataset(classes=2, groups=3, videos_per_group=1)
+    for index, video in enumerate(dataset.videos):
+        path = root / "videos" / video.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        encode(path, frames=FRAMES + index)
+    workspace = Workspace(root / "work")
+    extract(workspace, dataset, root / "videos")
+    train(workspace, dataset)
+    return workspace
+
+
+def extract(workspace: Workspace, dataset: Dataset, videos: Path) -> None:
+    """What `python -m extract` does, in one shard."""
+    from extract.pipeline import extract_features
+    from extract.shards import shard_data
+
+    weights = load_weights(SETTINGS.weights, SETTINGS.backbone)
+    made_with = fingerprint(SETTINGS, weights_text=weights.text, weights_sha256=weights.sha256)
+    settings = {"data": str(videos), "weights": SETTINGS.weights}
+    with FeatureCache.create(
+        workspace.cache(dataset.name), dataset=dataset, fingerprint=made_with, settings=settings
+    ) as cache:
+        claim = cache.ledger.claim("test", 100, 600.0)
+        assert claim is not None
+        paths = [(video.id, videos / video.path) for video in dataset.videos]
+        found = sorted(extract_features(paths, SETTINGS), key=lambda video: video.outcome.video_id)
+        cache.commit(claim, shard_data(found), [video.outcome for video in found], made_with.environment)
+    workspace.remember_dataset(dataset.name)
+
+
+def train(workspace: Workspace, dataset: Dataset) -> None:
+    import torch
+
+    from train.recipes import RECIPES
+    from train.run import run
+    from train.split import open_split
+
+    split = open_split(workspace, dataset.name, 1)
+    recipe = replace(RECIPES["small"], name="tiny", hidden=8, layers=1, epochs=2, min_steps=0)
+    for level in LEVELS:
+        config = split.config(level=level, pool="mean", seed=0, recipe=recipe, usual=recipe, holdout=False)
+        assert run(split, config, workspace, torch.device("cpu")) is not None
+
+
+def predict(workspace: Workspace, *arguments: str | Path) -> Result:
+    command = ["predict", "--work", str(workspace.root), "--device", "cpu", *map(str, arguments)]
+    return CliRunner().invoke(main, command)
+
+
+def test_videos_of_it(workspace: Workspace) -> Sequence[Path]:
+    root = workspace.root.parent / "videos"
+    with FeatureCache.open(workspace.cache("tiny")) as cache:
+        return [root / video.path for video in cache.dataset.half(1, "test")]
+
+
+test_videos_of_it.__test__ = False  # type: ignore[attr-defined]
+
+
+def probabilities(workspace: Workspace, *arguments: str | Path) -> dict[str, np.ndarray]:
+    result = predict(workspace, "--json", *arguments)
+    assert result.exit_code == 0, result.output
+    answers = json.loads(result.stdout)["predictions"]
+    return {answer["video"]: np.array(answer["fused"]) for answer in answers}
+
+
+def test_a_test_video_is_predicted_as_it_was_scored(trained: Workspace) -> None:
+    videos = test_videos_of_it(trained)
+    levels = {}
+    for level in LEVELS:
+        table = read_scores(trained.run("tiny", 1, level, "mean", 0) / "scores.npz")
+        ids, levels[level] = clips_to_videos(table.video_ids, table.softmax)
+    scored = dict(zip(ids, fuse_levels(levels), strict=True))
+    found = probabilities(trained, *videos)
+    assert len(found) == len(scored) == 2
+    for path, fused in found.items():
+        video = str(Path(path).relative_to(trained.root.parent / "videos").with_suffix(""))
+        np.testing.assert_allclose(fused, scored[video], atol=2e-6)
+
+
+def test_it_names_classes_with_probabilities_and_times(trained: Workspace) -> None:
+    result = predict(trained, test_videos_of_it(trained)[0])
+    assert result.exit_code == 0, result.output
+    assert "! weights: random:3 (random, never trained)" in result.output
+    assert "Class0" in result.output
+    assert "Class1" in result.output
+    assert f"{FRAMES} frames, 1 clips; features" in result.output
+
+
+def test_a_bad_file_alone_is_an_error(trained: Workspace, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"this is no video")
+    result = predict(trained, bad)
+    assert result.exit_code == 1
+    assert f"error: no video could be predicted: {bad}: " in result.output
+
+
+def test_a_bad_file_among_others_costs_only_itself(trained: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "bad.mp4").write_bytes(b"this is no video")
+    encode(tmp_path / "good <b>.avi", frames=5)
+    (tmp_path / "notes.txt").write_text("not looked at")
+    result = predict(trained, tmp_path, "--json")
+    assert result.exit_code == 3
+    answers = json.loads(result.stdout)["predictions"]
+    assert [(Path(answer["video"]).name, answer["predicted"]) for answer in answers] == [
+        ("bad.mp4", False),
+        ("good <b>.avi", True),
+    ]
+    assert answers[0]["reason"]
+    assert sum(answers[1]["fused"]) == pytest.approx(1)
+
+
+def test_what_is_not_there_is_said_before_any_work(trained: Workspace, tmp_path: Path) -> None:
+    missing = predict(trained, tmp_path / "gone.mp4")
+    assert missing.exit_code == 1
+    assert f"there is no file or folder {tmp_path / 'gone.mp4'}" in missing.output
+    empty = predict(trained, tmp_path)
+    assert empty.exit_code == 1
+    assert "holds no video files" in empty.output
+
+
+def test_other_weights_are_refused(trained: Workspace) -> None:
+    result = predict(trained, "--weights", "random:4", test_videos_of_it(trained)[0])
+    assert result.exit_code == 1
+    assert "the heads were trained on features of weights random:3" in result.output
+
+
+def make_bundle(workspace: Workspace, out: Path) -> Result:
+    return CliRunner().invoke(main, ["bundle", "--work", str(workspace.root), "--out", str(out)])
+
+
+def test_a_bundle_predicts_the_same_from_an_empty_folder(
+    trained: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert make_bundle(trained, tmp_path / "made").exit_code == 0
+    empty = tmp_path / "elsewhere"
+    empty.mkdir()
+    shutil.copytree(tmp_path / "made", empty / "heads")
+    monkeypatch.chdir(empty)
+    video = test_videos_of_it(trained)[0]
+    alone = probabilities(Workspace(empty / "none"), "--bundle", "heads", video)
+    np.testing.assert_array_equal(alone[str(video)], probabilities(trained, video)[str(video)])
+    assert sorted(path.name for path in empty.iterdir()) == ["heads"]
+
+
+def test_a_bundle_holds_data_only_and_says_what_it_is(trained: Workspace, tmp_path: Path) -> None:
+    result = make_bundle(trained, tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert {path.suffix for path in (tmp_path / "out").rglob("*") if path.is_file()} == {".json", ".md", ".safetensors"}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "**Note:** weights: random:3 (random, never trained)" in card
+    description = json.loads((tmp_path / "out" / "bundle.json").read_text())
+    assert description["classes"] == ["Class0", "Class1"]
+    assert description["fingerprint"]["identity"]["backbone"] == "resnet18"
+    text = "".join(path.read_text() for path in (tmp_path / "out").rglob("*.json"))
+    assert str(tmp_path) not in text
+    assert str(trained.root) not in text
+
+
+def test_a_bundle_that_was_changed_is_refused(trained: Workspace, tmp_path: Path) -> None:
+    folder = tmp_path / "heads"
+    make_bundle(trained, folder)
+    video = test_videos_of_it(trained)[0]
+    content = bytearray((folder / "mid" / "checkpoint.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "mid" / "checkpoint.safetensors").write_bytes(content)
+    result = predict(trained, "--bundle", folder, video)
+    assert result.exit_code == 1
+    assert "is not the file that the bundle was made with" in result.output
+    (folder / "bundle.json").unlink()
+    assert (
+        "a bundle is a folder written by `python -m fuse bundle`" in predict(trained, "--bundle", folder, video).output
+    )
+
+
+def test_a_bundle_does_not_overwrite_what_is_none(trained: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep me")
+    result = make_bundle(trained, tmp_path)
+    assert result.exit_code == 1
+    assert "is not empty and is no bundle" in result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_the_report_shows_frames_of_the_videos_that_are_there(trained: Workspace) -> None:
+    with FeatureCache.open(trained.cache("tiny")) as cache:
+        ids = [video.id for video in cache.dataset.half(1, "test")]
+    frames = sample_frames(trained, "tiny", [*ids, "unknown/video"], 3)
+    assert set(frames) == set(ids)
+    assert all(each.shape == (3, 48, 64, 3) for each in frames.values())
+
+
+def test_the_whole_report_of_real_runs(trained: Workspace) -> None:
+    result = CliRunner().invoke(main, ["--work", str(trained.root)])
+    assert result.exit_code == 0, result.output
+    page = (trained.report("tiny", 1) / "report.html").read_text()
+    assert page.count('src="data:image/jpeg;base64,') == 6
+    assert (trained.report("tiny", 1) / "samples.png").exists()

@@ -1,0 +1,50 @@
+"""Data folders for the tests of dataset sources: lists as given, videos as empty files (sources never open them)."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from hypothesis import strategies as st
+
+from cache.common.errors import DatasetError
+
+HOSTILE_PATHS = {
+    "climbs out": "../outside.avi",
+    "climbs out in the middle": "a/../../outside.avi",
+    "absolute": "/etc/passwd.avi",
+    "NUL": "a\0b.avi",
+    "escape character": "a\x1b[2Jb.avi",
+    "URL": "http://example.org/x.avi",
+    "URL chain": "simplecache::x.avi",
+    "backslash": "..\\outside.avi",
+    "here": "./x.avi",
+    "empty part": "a//x.avi",
+}
+"""What a split list or manifest must never get away with."""
+
+names = st.text("abcXYZ019 _-.!()+&#;[]~éß漢", min_size=1, max_size=12).filter(
+    lambda name: name.strip() == name and not name.startswith(".")
+)
+"""Names of classes and videos, with the characters that real ones have and some more."""
+
+
+def write_files(root: Path, files: Mapping[str, str | bytes]) -> Path:
+    """Write each file below `root`, folders made as needed; returns `root`."""
+    for path, content in files.items():
+        file = root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return root
+
+
+def touch(root: Path, paths: Iterable[str]) -> Path:
+    """Empty files below `root`; returns `root`."""
+    return write_files(root, dict.fromkeys(paths, b""))
+
+
+def refusal(read: Callable[[], object]) -> str | None:
+    """What `read` is refused with; None where it goes through. Any other error is not caught."""
+    try:
+        read()
+    except DatasetError as error:
+        return str(error)
+    return None

@@ -1,0 +1,257 @@
+"""`python -m train` from the outside: what it writes, what it does not do twice, and what it refuses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from cache.common.errors import TrainingError
+from cache.common.workspace import Workspace
+from cache.dataset import Dataset, Video
+from cache.scores import read_scores
+from tests.helpers.cache import make_fingerprint
+from tests.helpers.train import grouped_dataset, separable, trainable_cache
+from train.cli import main
+from train.recipes import RECIPES, with_overrides
+from train.split import group, open_split
+
+FAST = ["--hidden", "8", "--layers", "1", "--epochs", "2"]
+
+
+def train(work: Path, *options: str, fast: bool = True) -> Result:
+    return CliRunner().invoke(main, ["--work", str(work), *(FAST if fast else []), *options])
+
+
+def run_folder(work: Path, level: str = "low", pool: str = "mean", variant: str = "-h8-l1-e2") -> Path:
+    return work / "runs" / "tiny" / "split1" / f"{level}-{pool}-seed0{variant}"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    work = tmp_path_factory.mktemp("work")
+    trainable_cache(work)
+    return work, train(work)
+
+
+def test_all_levels_are_trained_and_scored(trained):
+    work, result = trained
+    assert result.exit_code == 0, result.output
+    assert "dataset tiny (extracted last" in result.output
+    assert "recipe small (28 training clips, fewer than 5,000" in result.output
+    assert "random:0" in result.output
+    for level in ("low", "mid", "high"):
+        folder = run_folder(work, level)
+        assert {"config.json", "checkpoint.safetensors", "metrics.jsonl", "scores.npz"} <= {
+            path.name for path in folder.iterdir()
+        }
+        scores = read_scores(folder / "scores.npz")
+        test_videos = [video.id for video in grouped_dataset().half(1, "test")]
+        assert sorted(set(scores.video_ids.tolist())) == test_videos
+        expected = {"dataset": "tiny", "split": 1, "level": level, "pool": "mean", "seed": 0, "recipe": "small"}
+        expected |= {"weights": "random:0", "variant": "h8-l1-e2", "holdout": False}
+        expected["clips"] = {"length": 30, "stride": 8, "max_clips": 20, "keep": "first", "fps": None}
+        assert scores.run.items() >= expected.items()
+        assert scores.run.keys() == expected.keys() | {"fingerprint", "cache_digest"}
+
+
+def test_the_configuration_beside_the_run_tells_everything(trained):
+    config = json.loads((run_folder(trained[0]) / "config.json").read_text())
+    assert config["status"] == "finished"
+    assert (config["dataset"], config["split"], config["level"], config["seed"]) == ("tiny", 1, "low", 0)
+    assert (config["cell"], config["hidden"], config["layers"]) == ("sru", 8, 1)
+    assert config["recipe"]["name"] == "small"
+    assert config["clips"]["length"] == 30
+    assert config["classes"] == ["Class0", "Class1", "Class2"]
+    assert config["fingerprint"] == make_fingerprint(views=["center", "center_flip"]).to_json()
+    assert config["versions"]["torch"]
+
+
+def test_metrics_have_a_row_for_each_epoch(trained):
+    rows = [json.loads(line) for line in (run_folder(trained[0]) / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [0, 1]
+    assert all(np.isfinite(row["loss"]) and 0 <= row["accuracy"] <= 1 and row["clips"] == 28 for row in rows)
+    assert list((run_folder(trained[0]) / "tensorboard").iterdir())
+
+
+def test_done_work_is_not_done_again_and_torch_is_not_even_imported(trained):
+    work, _ = trained
+    before = {path: path.stat().st_mtime_ns for path in run_folder(work).iterdir() if path.is_file()}
+    code = (
+        "import sys; from train.cli import main; main(sys.argv[1:], standalone_mode=False); "
+        "assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    command = [sys.executable, "-c", code, "--work", str(work), *FAST]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("done already") == 3
+    assert {path: path.stat().st_mtime_ns for path in run_folder(work).iterdir() if path.is_file()} == before
+
+
+def test_other_settings_live_beside_each_other(trained):
+    work, _ = trained
+    assert train(work, "--level", "low", "--pool", "max", "--cell", "gru").exit_code == 0
+    assert train(work, "--level", "low", "--lr", "0.01").exit_code == 0
+    assert run_folder(work, pool="max", variant="-gru-h8-l1-e2").is_dir()
+    assert run_folder(work, variant="-h8-l1-e2-lr0.01").is_dir()
+
+
+def test_a_number_of_epochs_is_a_variant_even_if_it_is_the_recipes_own_before_steps_are_added(tmp_path):
+    trainable_cache(tmp_path)
+    result = train(tmp_path, "--level", "low", "--recipe", "small", "--epochs", "1", fast=False)
+    assert result.exit_code == 0, result.output
+    assert "recipe small (asked for" in result.output
+    assert [path.name for path in (tmp_path / "runs/tiny/split1").iterdir()] == ["low-mean-seed0-e1"]
+
+
+def test_heldout_runs_score_held_out_groups_and_never_the_test_half(tmp_path):
+    trainable_cache(tmp_path)
+    result = train(tmp_path, "--level", "low", "--holdout")
+    assert result.exit_code == 0, result.output
+    folder = run_folder(tmp_path, variant="-h8-l1-e2-holdout")
+    assert not (folder / "scores.npz").exists()
+    scores = read_scores(folder / "heldout-scores.npz")
+    training = {video.id for video in grouped_dataset().half(1, "train")}
+    scored = set(scores.video_ids.tolist())
+    assert scored < training
+    assert not {group(video) for video in scored} & {group(video) for video in training - scored}
+    assert scores.run["holdout"] is True
+
+
+def test_nothing_extracted_says_what_to_run(tmp_path):
+    result = train(tmp_path, "--dataset", "hmdb51")
+    assert result.exit_code == 1
+    assert "make extract DATASET=hmdb51" in result.output
+
+
+def test_an_unfinished_cache_is_refused_with_the_command_that_continues_it(tmp_path):
+    trainable_cache(tmp_path, leave_out=2)
+    result = train(tmp_path)
+    assert result.exit_code == 1
+    assert "make extract DATASET=tiny" in result.output
+
+
+def test_a_split_that_the_dataset_does_not_have_is_refused(tmp_path):
+    trainable_cache(tmp_path)
+    result = train(tmp_path, "--split", "3")
+    assert result.exit_code == 1
+    assert "no split 3" in result.output
+
+
+def test_a_cache_that_changed_since_asks_for_fresh_and_fresh_trains_again(tmp_path):
+    trainable_cache(tmp_path)
+    assert train(tmp_path, "--level", "low").exit_code == 0
+    (tmp_path / "cache").rename(tmp_path / "old")
+    trainable_cache(tmp_path, fingerprint=make_fingerprint(views=["center", "center_flip"], weights_sha256="1" * 64))
+    result = train(tmp_path, "--level", "low")
+    assert result.exit_code == 1
+    assert "the cache's fingerprint or videos are others" in result.output
+    assert "--fresh" in result.output
+    assert train(tmp_path, "--level", "low", "--fresh").exit_code == 0
+    assert "done already" in train(tmp_path, "--level", "low").output
+
+
+def test_a_run_that_another_process_trains_is_left_alone(tmp_path):
+    import fcntl
+
+    trainable_cache(tmp_path)
+    folder = run_folder(tmp_path)
+    folder.mkdir(parents=True)
+    with (folder / "run.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        result = train(tmp_path, "--level", "low")
+    assert result.exit_code == 1
+    assert "another process" in result.output
+
+
+def test_a_device_that_is_not_there_is_refused(tmp_path):
+    import torch
+
+    trainable_cache(tmp_path)
+    result = train(tmp_path, "--level", "low", "--device", f"cuda:{torch.cuda.device_count()}")
+    assert result.exit_code == 1
+    assert "CUDA devices" in result.output
+
+
+def test_poisoned_test_videos_leave_training_the_same_to_the_bit(tmp_path):
+    """Every test feature huge and every test label wrong: weights and losses are those of the clean cache."""
+    clean = grouped_dataset()
+
+    def poison(video: Video, level, frames: int, generator: np.random.Generator):
+        features = separable(video, level, frames, generator)
+        return features if video.splits[1] == "train" else np.full_like(features, 6e4)
+
+    videos = tuple(
+        video if video.splits[1] == "train" else Video(**{**vars(video), "label": (video.label + 1) % 3})
+        for video in clean.videos
+    )
+    poisoned = Dataset(name="tiny", source="folder", classes=clean.classes, videos=videos)
+    results = []
+    for name, dataset, features in (("clean", clean, separable), ("poisoned", poisoned, poison)):
+        work = tmp_path / name
+        trainable_cache(work, dataset, features=features)
+        assert train(work).exit_code == 0
+        results.append({level: learned(run_folder(work, level)) for level in ("low", "mid", "high")})
+    assert results[0] == results[1]
+
+
+def test_training_draws_from_the_first_views_where_the_recipe_says_how_many(tmp_path):
+    def second_view_huge(video: Video, level, frames: int, generator: np.random.Generator):
+        features = separable(video, level, frames, generator)
+        features[1] = 6e4
+        return features
+
+    results = {}
+    for name, features in (("clean", separable), ("poisoned", second_view_huge)):
+        trainable_cache(tmp_path / name, features=features)
+        for views in (1, 2):
+            results[name, views] = learned(run_with_views(tmp_path / name, views))
+    assert results["clean", 1] == results["poisoned", 1]
+    assert results["clean", 2] != results["poisoned", 2]
+    with pytest.raises(TrainingError, match=r"draws from 3 views .* has 2 \(center, center_flip\)"):
+        run_with_views(tmp_path / "clean", 3)
+
+
+def run_with_views(work: Path, views: int) -> Path:
+    """Train a head on so many views; the run's folder."""
+    import torch
+
+    from train.run import run
+
+    workspace = Workspace(work)
+    split = open_split(workspace, "tiny", 1)
+    recipe = with_overrides(RECIPES["small"], hidden=8, layers=1, epochs=2, views=views)
+    config = split.config(level="low", pool="mean", seed=0, recipe=recipe, usual=RECIPES["small"], holdout=False)
+    run(split, config, workspace, torch.device("cpu"))
+    return config.folder(workspace)
+
+
+def learned(folder: Path) -> tuple[dict[str, bytes], list[tuple[float, float]]]:
+    """The run's weights as bytes, and its losses and accuracies."""
+    from train.checkpoint import read_checkpoint
+
+    tensors = read_checkpoint(folder / "checkpoint.safetensors").tensors
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return (
+        {name: tensor.numpy().tobytes() for name, tensor in tensors.items()},
+        [(row["loss"], row["accuracy"]) for row in rows],
+    )
+
+
+def test_help_teaches_and_needs_no_torch():
+    code = (
+        "import sys; from train.cli import main; main(['--help'], standalone_mode=False); "
+        "assert 'torch' not in sys.modules and 'h5py' not in sys.modules"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "Examples:" in result.stdout
+
+
+def test_recipes_are_listed_with_what_they_change():
+    result = CliRunner().invoke(main, ["recipes"])
+    assert result.exit_code == 0
+    assert "paper-24fps" in result.output

@@ -1,0 +1,100 @@
+"""Processes that train together, over gloo on this machine: the result of one up to rounding, continued exactly."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cache.scores import read_scores
+from tests.helpers.train import trainable_cache
+from train.checkpoint import read_checkpoint
+
+TRAIN = """
+import os, sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from cache.common.workspace import Workspace
+from train.run import run
+from train.distributed import join
+from train.recipes import RECIPES
+from train.split import open_split
+torch.set_num_threads(1)
+workspace = Workspace(Path(sys.argv[1]))
+split = open_split(workspace, "tiny", 1)
+dropout, stop_after = float(sys.argv[2]), int(sys.argv[3])
+recipe = replace(RECIPES["small"], hidden=16, epochs=4, min_steps=0, batch=9, variational_dropout=dropout)
+config = split.config(level="low", pool="mean", seed=3, recipe=recipe, usual=RECIPES["small"], holdout=False)
+group, device = join(torch.device("cpu"))
+if stop_after:
+    from train import run as engine
+    save, saved = engine.save_checkpoint, []
+    def save_then_die(*given):
+        save(*given)
+        saved.append(1)
+        if len(saved) == stop_after:
+            os._exit(9)
+    engine.save_checkpoint = save_then_die
+run(split, config, workspace, device, tick_seconds=0, checkpoint_seconds=0, group=group)
+"""
+
+
+def train(work: Path, processes: int, *, dropout: float = 0.0, stop_after: int = 0) -> int:
+    script = work / "train_together.py"
+    script.write_text(TRAIN)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [
+        sys.executable,
+        *(launcher if processes > 1 else []),
+        str(script),
+        str(work),
+        str(dropout),
+        str(stop_after),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
+    assert stop_after or result.returncode == 0, result.stderr
+    return result.returncode
+
+
+def run_folder(work: Path) -> Path:
+    """The one run below `work`."""
+    (folder,) = (work / "runs/tiny/split1").iterdir()
+    return folder
+
+
+def weights(work: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(run_folder(work) / "checkpoint.safetensors").tensors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+def test_together_is_as_alone(tmp_path, processes):
+    """28 clips in batches of 9: three processes share the last clip, so that two of them have none."""
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    for work, count in ((alone, 1), (together, processes)):
+        trainable_cache(work)
+        train(work, count)
+    left, right = weights(alone), weights(together)
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        torch.testing.assert_close(tensor, right[name], rtol=1e-3, atol=1e-5)
+    rows = [(run_folder(work) / "metrics.jsonl").read_text().splitlines() for work in (alone, together)]
+    assert len(rows[0]) == len(rows[1]) == 4
+    tables = [read_scores(run_folder(work) / "scores.npz") for work in (alone, together)]
+    torch.testing.assert_close(*(torch.from_numpy(table.softmax) for table in tables), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_that_die_are_continued_to_the_same_bits(tmp_path):
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    for work in (whole, torn):
+        trainable_cache(work)
+    train(whole, 2, dropout=0.5)
+    assert train(torn, 2, dropout=0.5, stop_after=2) != 0
+    train(torn, 2, dropout=0.5)
+    left, right = weights(whole), weights(torn)
+    assert all(torch.equal(left[name], right[name]) for name in left)

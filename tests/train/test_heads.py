@@ -1,0 +1,81 @@
+"""Heads: logits for every cell and pooling; equations 8 and 9 against their words."""
+
+import pytest
+import torch
+
+from cache.common.errors import TrainingError
+from train.heads import Head, HeadSettings
+from train.recipes import CELLS, POOLS
+
+
+def make_head(cell="sru", pool="mean", **changes) -> Head:
+    torch.manual_seed(0)
+    return Head(HeadSettings(channels=6, classes=4, hidden=5, layers=2, cell=cell, pool=pool, **changes))
+
+
+def step_logits(head: Head, x_TBC: torch.Tensor) -> torch.Tensor:
+    h_TBD = head.cell(x_TBC)
+    return h_TBD @ head.linear.weight.t() + head.linear.bias
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("pool", POOLS)
+def test_every_combination_gives_logits_of_each_clip_and_gradients_everywhere(cell, pool):
+    if cell == "mean" and pool != "mean":
+        with pytest.raises(TrainingError, match="--pool mean"):
+            make_head(cell, pool)
+        return
+    head = make_head(cell, pool)
+    logits_BK = head(torch.randn(7, 3, 6))
+    assert logits_BK.shape == (3, 4)
+    logits_BK.sum().backward()
+    assert all(parameter.grad is not None for parameter in head.parameters())
+
+
+def test_mean_pooling_is_equation_8():
+    head, x_TBC = make_head(pool="mean").eval(), torch.randn(7, 3, 6)
+    logits_TBK = step_logits(head, x_TBC)
+    exponents_BK = (logits_TBK.sum(dim=0) / 7).exp()
+    expected = exponents_BK / exponents_BK.sum(dim=1, keepdim=True)
+    torch.testing.assert_close(head(x_TBC).softmax(dim=1), expected)
+
+
+def test_max_pooling_is_equation_9():
+    head, x_TBC = make_head(pool="max").eval(), torch.randn(7, 3, 6)
+    logits_TBK = step_logits(head, x_TBC)
+    expected = logits_TBK.max(dim=0).values.exp() / logits_TBK.max(dim=0).values.exp().sum(dim=1, keepdim=True)
+    torch.testing.assert_close(head(x_TBC).softmax(dim=1), expected)
+
+
+def test_attention_pooling_is_a_weighted_mean_that_adds_to_one():
+    head, x_TBC = make_head(pool="attention").eval(), torch.randn(7, 3, 6)
+    logits_TBK = step_logits(head, x_TBC)
+    low, high = logits_TBK.amin(dim=0), logits_TBK.amax(dim=0)
+    logits_BK = head(x_TBC)
+    assert ((low - 1e-6 <= logits_BK) & (logits_BK <= high + 1e-6)).all()
+    with torch.no_grad():
+        head.attention.weight.zero_()
+    torch.testing.assert_close(head(x_TBC), logits_TBK.mean(dim=0))
+
+
+def test_recurrent_outputs_pass_tanh_before_the_linear_layer():
+    h_TBD = make_head().eval().cell(100 * torch.randn(7, 3, 6))
+    assert h_TBD.abs().max() <= 1
+
+
+@pytest.mark.parametrize("cell", ["sru", "lstm", "gru"])
+def test_the_order_of_frames_matters_to_recurrent_cells(cell):
+    head, x_TBC = make_head(cell).eval(), torch.randn(7, 3, 6)
+    assert not torch.allclose(head(x_TBC), head(x_TBC.flip(0)), atol=1e-4)
+
+
+def test_the_order_of_frames_does_not_matter_to_averaging():
+    head, x_TBC = make_head("mean").eval(), torch.randn(7, 3, 6)
+    torch.testing.assert_close(head(x_TBC), head(x_TBC.flip(0)))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_dropout_acts_in_training_only(cell):
+    head, x_TBC = make_head(cell, variational_dropout=0.5), torch.randn(7, 3, 6)
+    assert not torch.equal(head.train()(x_TBC), head(x_TBC))
+    assert torch.equal(head.eval()(x_TBC), head(x_TBC))

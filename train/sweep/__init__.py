@@ -1,0 +1,1 @@
+"""Many runs at once: a grid of settings, worker processes, a table."""

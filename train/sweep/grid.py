@@ -1,0 +1,101 @@
+"""Grids of settings: which runs a sweep consists of. Plain data, no torch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from cache.common.errors import TrainingError
+from cache.fingerprint import LEVELS, Level
+from train.recipes import CELLS, POOLS, PRECISIONS, RECIPES, SCHEDULES, Pool, Recipe, with_overrides
+
+FIELDS: dict[str, tuple[str, Any]] = {
+    "cell": ("cell", CELLS),
+    "hidden": ("hidden", int),
+    "layers": ("layers", int),
+    "vdropout": ("variational_dropout", float),
+    "epochs": ("epochs", int),
+    "batch": ("batch", int),
+    "lr": ("learning_rate", float),
+    "schedule": ("schedule", SCHEDULES),
+    "decay": ("weight_decay", float),
+    "smoothing": ("label_smoothing", float),
+    "noise": ("feature_noise", float),
+    "mixup": ("mixup", float),
+    "views": ("views", int),
+    "precision": ("precision", PRECISIONS),
+}
+"""Axes that change one field of a recipe: the field, and what it can hold (see AXES)."""
+
+AXES: dict[str, Any] = {
+    "level": LEVELS,
+    "pool": POOLS,
+    "recipe": tuple(sorted(RECIPES)),
+    **{axis: kind for axis, (_, kind) in FIELDS.items()},
+}
+"""What can be varied: names to choose from, or the kind of number."""
+
+TABLES: dict[str, dict[str, tuple[Any, ...]]] = {
+    "1": {"level": ("high",), "hidden": (256, 512, 1024), "layers": (3, 4, 5)},
+    "2": {"level": LEVELS, "pool": ("mean", "max")},
+    "fusion": {"level": LEVELS},
+}
+"""The paper's grids: Table 1 (section 5.1), Table 2 (5.2), and the levels fused by several weights (5.3)."""
+
+
+_USUALLY: dict[str, tuple[Any, ...]] = {"level": LEVELS, "pool": ("mean",)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One point of a grid."""
+
+    level: Level
+    pool: Pool
+    recipe: Recipe
+    varied: tuple[tuple[str, Any], ...]
+    """Values on the varied axes, the level left out: what a row of the table is called by."""
+
+    @property
+    def label(self) -> str:
+        """`hidden 256, layers 3`; the pooling where only the level varies."""
+        return ", ".join(f"{name} {value}" for name, value in self.varied) or f"{self.pool} pooling"
+
+
+def parse_axis(text: str) -> tuple[str, tuple[Any, ...]]:
+    """`hidden=256,512` -> ("hidden", (256, 512)); TrainingError says what an axis can hold."""
+    name, _, values = text.partition("=")
+    if name not in AXES or not values:
+        raise TrainingError(f"grid {text!r} is not AXIS=VALUE,VALUE with an axis of {', '.join(AXES)}")
+    kind = AXES[name]
+    given = values.split(",")
+    if isinstance(kind, tuple):
+        wrong = [value for value in given if value not in kind]
+        if wrong:
+            raise TrainingError(f"grid {text!r}: {wrong[0]!r} is not one of {', '.join(kind)}")
+        return name, tuple(given)
+    try:
+        return name, tuple(kind(value) for value in given)
+    except ValueError:
+        raise TrainingError(f"grid {text!r}: {name} takes numbers separated by commas") from None
+
+
+def settings(axes: Mapping[str, Sequence[Any]], usual: Recipe) -> list[Setting]:
+    """Every combination of the axes' values; what is not varied is the usual recipe's, mean pooling, all levels.
+
+    Plain averaging over time (cell mean) stands once, with mean pooling, however many poolings are asked for.
+    """
+    complete = {**axes, **{name: usually for name, usually in _USUALLY.items() if name not in axes}}
+    shown = [name for name in complete if name != "level" and len(complete[name]) > 1]
+    made = []
+    for values in product(*complete.values()):
+        point = dict(zip(complete, values, strict=True))
+        recipe = RECIPES[point["recipe"]] if "recipe" in point else usual
+        recipe = with_overrides(recipe, **{field: point[axis] for axis, (field, _) in FIELDS.items() if axis in point})
+        if recipe.cell == "mean" and point["pool"] != "mean":
+            continue
+        varied = tuple((name, point[name]) for name in shown)
+        made.append(Setting(level=point["level"], pool=point["pool"], recipe=recipe, varied=varied))
+    if not made:
+        raise TrainingError("no combination of the grid can be trained: cell mean goes with pool mean only")
+    return made
