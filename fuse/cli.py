@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cache.common.console import FINISHED_WITH_FAILURES, StageGroup
+from cache.common.console import FINISHED_WITH_FAILURES, StageGroup, device_option
 from cache.common.errors import DecodeError
 from fuse.scores import Choice, run_options
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from fuse.predict import Heads, Prediction
 
 Choose = Callable[[], Choice]
-
-device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:INDEX.")
 
 
 @click.group(cls=StageGroup, invoke_without_command=True)

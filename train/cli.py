@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from cache.common.console import StageGroup, choose_dataset, dataset_option, work_option
+from cache.common.console import StageGroup, choose_dataset, dataset_option, device_option, work_option
 from cache.common.files import write_bytes_durably
 from cache.common.workspace import Workspace
 from cache.fingerprint import LEVELS, Level
 from train.config import RunConfig, state_of
 from train.recipes import CELLS, POOLS, PRECISIONS, RECIPES, Pool, with_overrides
 from train.split import Split, open_split
-from train.sweep.cli import device_option, sweep
+from train.sweep.cli import sweep
 
 recipe_option = click.option(
     "--recipe",

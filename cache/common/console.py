@@ -59,6 +59,10 @@ dataset_option = click.option(
     help="ucf101, hmdb51, demo, or a name of your own. [default: the dataset extracted last, else demo]",
 )
 
+device_option = click.option(
+    "--device", default="auto", show_default=True, metavar="NAME", help="auto (CUDA where there is one), cpu, cuda[:N]."
+)
+
 
 def choose_dataset(workspace: Workspace, given: str | None) -> str:
     """The dataset to work on: the one given, else the one extracted last, else the demo; says so when it chose."""

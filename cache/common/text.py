@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>#|~$&@]|:(?=//))")
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
@@ -35,3 +36,9 @@ def shortened(name: str, length: int) -> str:
         return name
     head = (length - 1) // 2
     return f"{name[:head]}…{name[len(name) - (length - 1 - head) :]}"
+
+
+def some(names: Sequence[str], shown: int = 3) -> str:
+    """The first `shown` names and how many more there are: "a, b, c and 4 more". Control characters become visible."""
+    listed = ", ".join(map(visible, names[:shown]))
+    return f"{listed} and {len(names) - shown:,} more" if len(names) > shown else listed

@@ -8,7 +8,14 @@ from typing import Any
 
 import click
 
-from cache.common.console import FINISHED_WITH_FAILURES, choose_dataset, dataset_option, progress, work_option
+from cache.common.console import (
+    FINISHED_WITH_FAILURES,
+    choose_dataset,
+    dataset_option,
+    device_option,
+    progress,
+    work_option,
+)
 from cache.common.device import available_bytes
 from cache.common.errors import TrainingError
 from cache.common.files import write_bytes_durably
@@ -19,10 +26,6 @@ from train.split import Split, open_split
 from train.sweep.grid import AXES, TABLES, parse_axis, settings
 from train.sweep.plan import Plan, cells, to_json, to_markdown
 from train.sweep.workers import Surroundings, Task, work_off
-
-device_option = click.option(
-    "--device", default="auto", show_default=True, metavar="NAME", help="auto (CUDA where there is one), cpu, cuda[:N]."
-)
 
 
 @click.command()
