@@ -31,6 +31,17 @@ NOT_MEASURED = {"0.7", "0.2", "0.1", "3.11", "2.0", "1711.08238"}
 OUTSIDE_VARIABLES = {"RAY_ADDRESS"}
 """Read from the environment by the commands themselves, not by the Makefile."""
 
+OUTSIDE_OPTIONS = {
+    "--address",
+    "--disable-usage-stats",
+    "--generate",
+    "--head",
+    "--nproc-per-node",
+    "--port",
+    "--working-dir",
+}
+"""Of `ray` and `torchrun`."""
+
 MARKED = re.compile(r"(\d[\d,]*(?:\.\d+)?)<!--([a-z0-9._]+)-->")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE = re.compile(r"^```[\s\S]*?^```|^(?: {4}.*\n?)+|`[^`\n]+`", re.MULTILINE)
@@ -274,6 +285,31 @@ def test_the_check_of_commands_finds_what_is_missing():
         "python -m benchmarks.sru --speed",
         "python -m benchmarks.gone",
     ]
+
+
+def every_option() -> set[str]:
+    """Options of all commands, hidden ones left out, and of the benchmarks."""
+    known = set(OUTSIDE_OPTIONS)
+    for stage in STAGES:
+        main: click.Group = importlib.import_module(f"{stage}.cli").main
+        for command in (main, *main.commands.values()):
+            known |= options_of(command)
+    for file in (ROOT / "benchmarks").glob("*.py"):
+        known |= options_of_script(f"benchmarks.{file.stem}") or set()
+    return known
+
+
+def unknown_options(text: str) -> set[str]:
+    """Options that a page names, also alone, and that no command has."""
+    return set(re.findall(r"(?<![\w!-])--[a-z][a-z-]+", text)) - every_option()
+
+
+def test_options_exist():
+    assert {name: found for name, text in texts().items() if (found := unknown_options(code(text)))} == {}
+
+
+def test_the_check_of_options_finds_what_is_missing():
+    assert unknown_options("`--strict` and `--limit frames=5`, not `--strictly` nor a--b") == {"--strictly"}
 
 
 def test_every_command_and_variable_of_make_is_explained():
