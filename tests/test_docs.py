@@ -20,7 +20,7 @@ PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *s
 README_LINES = 100
 STAGES = ("cache", "extract", "train", "fuse")
 MEASURED = {"benchmarks.md", "results.md", "training.md", "videos.md", "reliability.md"}
-"""Pages that say what a figure was measured on. A figure that is quoted elsewhere has to stand on one of them."""
+"""Pages that say what a figure was measured on. Each quoted figure has to be on one of them."""
 
 DERIVED = "scale."
 """Beginning of the names of figures that are calculated, not measured: see `costs`."""
@@ -78,7 +78,7 @@ def disagreements(pages: dict[str, str]) -> list[str]:
     for name, found in places.items():
         exact = max((number for _, number in found), key=lambda number: len(number.partition(".")[2]))
         wrong += [
-            f"{name}: {number} in {page}, {exact} elsewhere"
+            f"{name}: {number} in {page}, {exact} on another page"
             for page, number in found
             if rounded(exact, number) != Decimal(number)
         ]
