@@ -288,7 +288,7 @@ def test_the_check_of_commands_finds_what_is_missing():
 
 
 def every_option() -> set[str]:
-    """Options of all commands, hidden ones left out, and of the benchmarks."""
+    """Options of all commands and of the benchmarks."""
     known = set(OUTSIDE_OPTIONS)
     for stage in STAGES:
         main: click.Group = importlib.import_module(f"{stage}.cli").main
