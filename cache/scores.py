@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cache.aggregate import clips_to_videos
 from cache.common.errors import ScoreError
 from cache.common.files import write_bytes_durably
 
@@ -57,6 +58,12 @@ class ScoreTable:
         changes = int((self.video_ids[1:] != self.video_ids[:-1]).sum()) + 1 if clips else 0
         if changes != len(set(self.video_ids.tolist())):
             raise ScoreError("scores: the clips of one video do not follow one another")
+
+    def videos(self) -> tuple[list[str], NDArray[np.float64], NDArray[np.int64]]:
+        """The scored videos in order: ids, mean softmax of each one's clips `[videos, K]`, and labels `[videos]`."""
+        ids, probabilities = clips_to_videos(self.video_ids, self.softmax)
+        label_of = dict(zip(self.video_ids.tolist(), self.labels.tolist(), strict=True))
+        return ids, probabilities, np.fromiter((label_of[video] for video in ids), dtype=np.int64)
 
     def _first_video(self, chosen: NDArray[np.bool_]) -> str:
         return str(self.video_ids[np.flatnonzero(chosen)[0]])

@@ -8,14 +8,14 @@ bundle/
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from cache.aggregate import check_weights
 from cache.common.errors import ScoreError, WeightsError
 from cache.common.files import write_bytes_durably, write_json_durably
-from cache.common.text import markdown
+from cache.common.text import markdown, markdown_table
 from cache.fingerprint import LEVELS, Level
 from fuse.report.tables import NONE
 from fuse.results import TITLES
@@ -73,16 +73,17 @@ def read_bundle(folder: Path) -> tuple[dict[Level, Path], dict[Level, float]]:
 def model_card(summary: Mapping[str, Any]) -> str:
     """README.md: what the heads are, what they need, how good they are, what they are not for."""
     identity, environment = summary["fingerprint"]["identity"], summary["fingerprint"]["environment"]
+    printed = summary["paper"]
     rows = [
-        f"| {TITLES[model]} | {100 * value:.2f} | {_paper(summary['paper'].get(model))} |"
-        for model, value in summary["accuracy"].items()
+        (TITLES[model], f"{100 * accuracy:.2f}", f"{100 * printed[model]:.2f}" if model in printed else NONE)
+        for model, accuracy in summary["accuracy"].items()
     ]
     return _CARD.format(
         dataset=markdown(str(summary["dataset"])),
         notes="".join(f"> **Note:** {markdown(note)}\n>\n" for note in summary["notes"]) or "\n",
         split=summary["split"],
         videos=f"{summary['videos']:,}",
-        rows="\n".join(rows),
+        accuracies=markdown_table(("model", "accuracy %", "paper %"), rows, numeric=(1, 2)),
         weights=markdown(str(identity["weights"])),
         sha256=identity["weights_sha256"],
         backbone=markdown(str(identity["backbone"])),
@@ -90,7 +91,7 @@ def model_card(summary: Mapping[str, Any]) -> str:
         precision=markdown(f"{environment['precision']} on {environment['device']}"),
         clips=_clips(summary["runs"]["high"]["clips"]),
         count=len(summary["classes"]),
-        classes=_names(summary["classes"]),
+        classes=", ".join(map(markdown, summary["classes"])),
         version=summary["made"]["version"],
         date=summary["made"]["date"],
     )
@@ -105,14 +106,6 @@ def _clips(rule: Mapping[str, Any]) -> str:
         f"{rule['length']} frames at {rate}, a clip every {rule['stride']} frames, "
         f"at most {rule['max_clips']} of a video ({_KEPT[rule['keep']]})"
     )
-
-
-def _paper(fraction: float | None) -> str:
-    return NONE if fraction is None else f"{100 * fraction:.2f}"
-
-
-def _names(classes: Sequence[str]) -> str:
-    return ", ".join(markdown(name) for name in classes)
 
 
 _CARD = """# MRRN heads for {dataset}
@@ -137,9 +130,7 @@ Zheng, An, Ruan, "Multi-Level Recurrent Residual Networks for Action Recognition
 
 {videos} test videos of split {split}, none of them seen in training; videos without features count as wrong.
 
-| model | accuracy % | paper % |
-| --- | ---: | ---: |
-{rows}
+{accuracies}
 
 ## What it is not for
 

@@ -18,7 +18,16 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.aggregate import MEAN_WEIGHTS, PAPER_WEIGHTS, align, clips_to_videos, fuse_levels
+from cache.aggregate import (
+    MEAN_WEIGHTS,
+    NO_PREDICTION,
+    PAPER_WEIGHTS,
+    align,
+    correct,
+    fraction,
+    fuse_levels,
+    predicted,
+)
 from cache.common.errors import ScoreError
 from cache.dataset import SPLITS, Dataset
 from cache.fingerprint import LEVELS, Level
@@ -97,8 +106,8 @@ class Results:
     @cached_property
     def missing(self) -> dict[str, str]:
         """Test videos without scores, with the reason; they count as wrong."""
-        without = metrics.without_prediction(self.probabilities["high"])
-        ids = [video for video, gone in zip(self.video_ids, without, strict=True) if gone]
+        chosen = predicted(self.probabilities["high"])
+        ids = [video for video, choice in zip(self.video_ids, chosen, strict=True) if choice == NO_PREDICTION]
         return {video: self.source.failed.get(video, "no features in the cache") for video in ids}
 
     @cached_property
@@ -109,7 +118,7 @@ class Results:
     @cached_property
     def correct(self) -> dict[Model, NDArray[np.bool_]]:
         """`[N]` for each model: whether its first choice is right."""
-        return {model: metrics.top_k_correct(self.probabilities[model], self.labels) for model in self.models}
+        return {model: correct(self.probabilities[model], self.labels) for model in self.models}
 
     @cached_property
     def paper(self) -> dict[str, float | None]:
@@ -118,17 +127,17 @@ class Results:
 
     def accuracy(self, model: Model) -> float:
         """Fraction of the split's test videos that are right; those without features are wrong."""
-        return metrics.fraction(self.correct[model])
+        return fraction(self.correct[model])
 
     def top5(self, model: Model) -> float | None:
         """Fraction whose true class is among the five most probable; None where five classes or fewer make it idle."""
         if len(self.classes) <= 5:
             return None
-        return metrics.fraction(metrics.top_k_correct(self.probabilities[model], self.labels, 5))
+        return fraction(metrics.top_k_correct(self.probabilities[model], self.labels, 5))
 
     def confusion(self, model: Model = "fused") -> NDArray[np.int64]:
         """Counts `[K, K + 1]`: row = true class, column = predicted, the last one = no prediction."""
-        return metrics.confusion(metrics.predicted(self.probabilities[model]), self.labels, len(self.classes))
+        return metrics.confusion(predicted(self.probabilities[model]), self.labels, len(self.classes))
 
     def per_class(self, model: Model) -> NDArray[np.float64]:
         """`[K]` fractions; NaN for a class without test videos."""
@@ -159,7 +168,7 @@ def evaluate(
     )
     levels: dict[Level, NDArray[np.float64]] = {}
     for level in LEVELS:
-        ids, probabilities = clips_to_videos(tables[level].video_ids, tables[level].softmax)
+        ids, probabilities, _ = tables[level].videos()
         levels[level] = align(ids, probabilities, tuple(expected))
     return Results(
         source=source,

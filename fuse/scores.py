@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
-from cache.aggregate import clips_to_videos, search_weights
+from cache.aggregate import search_weights
 from cache.common.console import choose_dataset, dataset_option, work_option
 from cache.common.errors import ScoreError
 from cache.common.workspace import Workspace
@@ -152,9 +151,8 @@ def searched_weights(choice: Choice, usual: Mapping[Level, ScoreTable]) -> dict[
         )
     probabilities = {}
     for level, table in tables.items():
-        ids, probabilities[level] = clips_to_videos(table.video_ids, table.softmax)
-    labels = dict(zip(tables["high"].video_ids.tolist(), tables["high"].labels.tolist(), strict=True))
-    return search_weights(probabilities, np.array([labels[video] for video in ids]))
+        _, probabilities[level], labels = table.videos()
+    return search_weights(probabilities, labels)
 
 
 def check_same(tables: Mapping[Level, ScoreTable]) -> None:

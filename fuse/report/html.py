@@ -24,6 +24,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from cache.aggregate import NO_PREDICTION, predicted
 from cache.common.files import write_bytes_durably, write_json_durably
 from cache.common.text import shortened, visible
 from fuse import metrics, paper
@@ -129,9 +130,9 @@ def _classes(results: Results) -> list[dict[str, Any]]:
 def _examples(results: Results) -> dict[tuple[int, int], list[str]]:
     """The first videos of each cell of the confusion matrix."""
     found: dict[tuple[int, int], list[str]] = {}
-    columns = metrics.predicted(results.probabilities["fused"])
+    columns = predicted(results.probabilities["fused"])
     for video, row, column in zip(results.video_ids, results.labels.tolist(), columns.tolist(), strict=True):
-        names = found.setdefault((row, len(results.classes) if column == metrics.NO_PREDICTION else column), [])
+        names = found.setdefault((row, len(results.classes) if column == NO_PREDICTION else column), [])
         if len(names) < EXAMPLES:
             names.append(visible(video))
     return found

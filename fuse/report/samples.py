@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from cache.aggregate import NO_PREDICTION, predicted
 from cache.common.text import visible
-from fuse import metrics
 from fuse.predict import ranked
 from fuse.report.figures import Files, Theme, label, new_figure, render_themes
 from fuse.results import Results
@@ -50,7 +50,7 @@ class Sample:
 def choose(results: Results, *, each: int = EACH, seed: int = 0) -> list[Sample]:
     """Up to `each` right and `each` wrong predictions drawn at random, of different classes as far as there are."""
     probabilities = results.probabilities["fused"]
-    scored = ~metrics.without_prediction(probabilities)
+    scored = predicted(probabilities) != NO_PREDICTION
     order = np.random.default_rng(seed).permutation(len(results.video_ids))
     chosen = []
     for wanted in (True, False):

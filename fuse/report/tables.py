@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from cache.common.text import csv_cell, markdown, visible
+from cache.common.text import csv_cell, markdown, markdown_table, visible
 from fuse import metrics, paper
 from fuse.results import MODELS, TITLES, Results
 
@@ -75,12 +75,9 @@ def to_text(table: Table) -> str:
 def to_markdown(table: Table) -> str:
     """A GitHub-flavoured Markdown table under its heading and notes."""
     heads = [column.title for column in table.columns]
-    rules = ["---:" if table.numeric(index) else "---" for index in range(len(heads))]
-    body = [[markdown(cell) for cell in row] for row in table.shown_rows()]
-    lines = [f"# {markdown(table.title)}", ""]
-    for note in table.notes:
-        lines += [f"> **Note:** {markdown(note)}", ""]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in [heads, rules, *body])]) + "\n"
+    numeric = [index for index in range(len(heads)) if table.numeric(index)]
+    notes = "".join(f"> **Note:** {markdown(note)}\n\n" for note in table.notes)
+    return f"# {markdown(table.title)}\n\n{notes}{markdown_table(heads, table.shown_rows(), numeric)}\n"
 
 
 def to_csv(table: Table) -> str:
