@@ -59,10 +59,15 @@ class ScoreTable:
         if changes != len(set(self.video_ids.tolist())):
             raise ScoreError("scores: the clips of one video do not follow one another")
 
+    @property
+    def label_of(self) -> dict[str, int]:
+        """Label of each scored video."""
+        return dict(zip(self.video_ids.tolist(), self.labels.tolist(), strict=True))
+
     def videos(self) -> tuple[list[str], NDArray[np.float64], NDArray[np.int64]]:
         """The scored videos in order: ids, mean softmax of each one's clips `[videos, K]`, and labels `[videos]`."""
         ids, probabilities = clips_to_videos(self.video_ids, self.softmax)
-        label_of = dict(zip(self.video_ids.tolist(), self.labels.tolist(), strict=True))
+        label_of = self.label_of
         return ids, probabilities, np.fromiter((label_of[video] for video in ids), dtype=np.int64)
 
     def _first_video(self, chosen: NDArray[np.bool_]) -> str:

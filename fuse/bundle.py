@@ -19,10 +19,11 @@ from cache.common.text import markdown, markdown_table
 from cache.fingerprint import LEVELS, Level
 from fuse.report.tables import NONE
 from fuse.results import TITLES
+from train.config import CHECKPOINT_FILE, CONFIG_FILE
 
 FORMAT: Final = 1
 DESCRIPTION: Final = "bundle.json"
-_FILES: Final = ("config.json", "checkpoint.safetensors")
+_FILES: Final = (CONFIG_FILE, CHECKPOINT_FILE)
 
 
 def write_bundle(out: Path, folders: Mapping[Level, Path], summary: Mapping[str, Any]) -> None:

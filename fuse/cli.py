@@ -10,12 +10,13 @@ import click
 
 from cache.common.console import FINISHED_WITH_FAILURES, StageGroup, device_option
 from cache.common.errors import DecodeError
-from fuse.scores import Choice, run_options
+from cache.store import FeatureCache
+from fuse.scores import RunChoice, read_levels, read_scored_cache, run_options, searched_weights
 
 if TYPE_CHECKING:
     from fuse.predict import Heads, Prediction
 
-Choose = Callable[[], Choice]
+Choose = Callable[[], RunChoice]
 
 
 @click.group(cls=StageGroup, invoke_without_command=True)
@@ -37,25 +38,23 @@ def main(context: click.Context, choose: Choose) -> None:
         _fuse(choose())
 
 
-def _fuse(choice: Choice) -> None:
-    from fuse.predict import sample_frames
+def _fuse(choice: RunChoice) -> None:
     from fuse.report.html import Extras, publish
-    from fuse.report.samples import FRAMES, choose
-    from fuse.report.sweeps import read_tables
+    from fuse.report.samples import choose_samples, sample_frames
+    from fuse.report.sweeps import mean_over_splits, read_tables
     from fuse.report.tables import table_3, to_text
     from fuse.report.timing import FILE, read_timing
-    from fuse.results import caveats, evaluate, made_now, mean_over_splits
-    from fuse.scores import read_levels, read_source, searched_weights
+    from fuse.results import caveats, evaluate, made_now
 
     tables, workspace = read_levels(choice), choice.workspace
-    source = read_source(workspace, choice.dataset)
-    results = evaluate(tables, source, choice.split, searched_weights(choice, tables))
-    notes, samples = caveats(results), choose(results)
+    cache = read_scored_cache(workspace, choice.dataset)
+    results = evaluate(tables, cache, choice.split, searched_weights(choice, tables))
+    notes, samples = caveats(results), choose_samples(results)
     extras = Extras(
         samples=samples,
-        frames=sample_frames(workspace, choice.dataset, [sample.video for sample in samples], FRAMES),
+        frames=sample_frames(workspace, choice.dataset, [sample.video for sample in samples]),
         timing=read_timing(workspace.root / "benchmarks" / FILE),
-        sweeps=read_tables(workspace, choice.dataset, notes, choice.split, tables["high"].run.get("cache_digest")),
+        sweeps=read_tables(workspace, choice.dataset, notes, choice.split, results.runs["high"].get("cache_digest")),
     )
     page = publish(workspace.report(choice.dataset, choice.split), results, notes, made_now(), extras)
     click.echo(to_text(table_3(results, notes, literature=False)))
@@ -110,23 +109,21 @@ def predict(
       python -m fuse predict --bundle ucf101-heads --weights resnet34.pth clip.mp4
     """
     from fuse.bundle import read_bundle
-    from fuse.predict import find_files, heads_in, open_backbone, settings_for, weights_for
+    from fuse.predict import find_files, load_heads, open_backbone, settings_for, weights_for
     from fuse.predict import predict as run
 
     files = find_files(videos)
     if bundle:
-        heads, recorded = heads_in(*read_bundle(bundle)), None
+        heads, recorded = load_heads(*read_bundle(bundle)), None
     else:
         choice = choose()
-        heads, recorded = heads_in(choice.folders()), _recorded_weights(choice)
+        heads, recorded = load_heads(choice.folders()), _recorded_weights(choice)
     settings = settings_for(heads, weights=weights_for(heads, weights, recorded), device=device, jobs=jobs)
     _answer(run(files, heads, settings, open_backbone(heads, settings)), heads, files, as_json)
 
 
-def _recorded_weights(choice: Choice) -> str | None:
+def _recorded_weights(choice: RunChoice) -> str | None:
     """Where extraction had the backbone's weights."""
-    from cache.store import FeatureCache
-
     with FeatureCache.open(choice.workspace.cache(choice.dataset)) as cache:
         weights = cache.settings.get("weights")
     return str(weights) if weights else None
@@ -134,8 +131,7 @@ def _recorded_weights(choice: Choice) -> str | None:
 
 def _answer(predictions: "Iterator[Prediction]", heads: "Heads", files: list[Path], as_json: bool) -> None:
     """Print predictions as they come (JSON: all at the end, in the order asked for) and set the exit code."""
-    from fuse.predict import as_json as to_json
-    from fuse.predict import as_text
+    from fuse.predict import to_json, to_text
     from fuse.results import weights_caveats
 
     notes, done = weights_caveats(heads.identity), []
@@ -144,7 +140,7 @@ def _answer(predictions: "Iterator[Prediction]", heads: "Heads", files: list[Pat
     for prediction in predictions:
         done.append(prediction)
         if not as_json:
-            click.echo(as_text(prediction, heads.classes))
+            click.echo(to_text(prediction, heads.classes))
     if as_json:
         order = {str(path): index for index, path in enumerate(files)}
         done.sort(key=lambda prediction: order[prediction.video])
@@ -167,13 +163,12 @@ def bundle(choose: Choose, out: Path | None) -> None:
     Whoever gets it predicts with `python -m fuse predict --bundle FOLDER`, without the cache or the videos.
     """
     from fuse.bundle import write_bundle
-    from fuse.predict import heads_in
+    from fuse.predict import load_heads
     from fuse.results import caveats, evaluate, made_now, summarise
-    from fuse.scores import read_levels, read_source
 
     choice = choose()
-    results = evaluate(read_levels(choice), read_source(choice.workspace, choice.dataset), choice.split)
-    heads_in(choice.folders())  # what is handed on can be read
+    results = evaluate(read_levels(choice), read_scored_cache(choice.workspace, choice.dataset), choice.split)
+    load_heads(choice.folders())  # raises unless the bundle can be used
     out = out or choice.workspace.root / "bundles" / f"{choice.dataset}-split{choice.split}"
     write_bundle(out, choice.folders(), summarise(results, caveats(results), made_now()))
     click.echo(f"bundle: {out}")

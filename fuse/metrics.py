@@ -5,6 +5,7 @@ Shapes: N videos, K classes. A video without prediction is a NaN row of `probabi
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +15,16 @@ from cache.aggregate import NO_PREDICTION
 Probabilities = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
-RESAMPLES = 10_000
+TOP: Final = 5
+"""Classes that a prediction is shown with."""
+
+RESAMPLES: Final = 10_000
 """Bootstrap resamples: enough that the interval's ends do not move by a tenth of a point between seeds."""
+
+
+def ranked(probabilities_K: NDArray[np.float64]) -> list[int]:
+    """Indices of the TOP most probable classes, the smaller index first on a tie."""
+    return np.argsort(-probabilities_K, kind="stable")[:TOP].tolist()
 
 
 def label_rank(probabilities_NK: Probabilities, labels_N: Labels) -> Labels:

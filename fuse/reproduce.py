@@ -13,7 +13,7 @@ import click
 
 from cache.common.errors import TrainingError
 from fuse.report.timing import FILE
-from fuse.scores import Choice
+from fuse.scores import RunChoice
 
 CHECKOUT: Final = Path(__file__).resolve().parents[1]
 """Has benchmarks/; an installed package has not."""
@@ -29,7 +29,7 @@ class Step:
     """Where it has to run; None: anywhere."""
 
 
-def run_all(choice: Choice, *, device: str, seeds: int) -> None:
+def run_all(choice: RunChoice, *, device: str, seeds: int) -> None:
     """Run the steps one after the other; TrainingError for the first that fails. Each knows by itself what is done."""
     steps = list(steps_of(choice, device=device, seeds=seeds))
     for number, step in enumerate(steps, 1):
@@ -43,7 +43,7 @@ def run_all(choice: Choice, *, device: str, seeds: int) -> None:
         click.echo(f"  {time.monotonic() - started:.0f} s")
 
 
-def steps_of(choice: Choice, *, device: str, seeds: int) -> Iterator[Step]:
+def steps_of(choice: RunChoice, *, device: str, seeds: int) -> Iterator[Step]:
     """The commands in order: first what the report cannot do without. Tables 1 and 2 have `seeds` runs a cell."""
     root = choice.workspace.root
     common = ("--work", str(root), "--device", device)

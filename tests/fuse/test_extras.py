@@ -13,22 +13,26 @@ from cache.fingerprint import LEVELS
 from cache.scores import write_scores
 from fuse import reproduce
 from fuse.report.html import Extras, html
-from fuse.report.samples import choose, draw_samples, for_page
-from fuse.report.sweeps import read_tables
+from fuse.report.samples import choose_samples, draw_samples, for_page
+from fuse.report.sweeps import mean_over_splits, read_tables
 from fuse.report.tables import table_3, to_text
 from fuse.report.timing import Timed, draw_timing, read_timing
-from fuse.results import caveats, evaluate, mean_over_splits, summarise
-from fuse.scores import Choice, searched_weights
+from fuse.results import caveats, evaluate, summarise
+from fuse.scores import RunChoice, searched_weights
 from tests.helpers.scores import (
     HAND_WORKED,
     LABELS,
     MADE,
     hand_worked_tables,
     made_up_results,
-    make_source,
+    make_scored_cache,
     make_table,
     results_of_a_subset,
 )
+from tests.helpers.train import trainable_cache
+from train.config import write_config
+from train.recipes import RECIPES
+from train.split import open_split
 
 DIGEST = "c0ffee"
 
@@ -120,7 +124,7 @@ def test_times_that_are_none(tmp_path: Path) -> None:
 
 def test_samples_are_right_and_wrong_ones_of_different_classes() -> None:
     results = made_up_results([f"class {index}" for index in range(40)], 400)
-    samples = choose(results)
+    samples = choose_samples(results)
     assert [sample.right for sample in samples] == [True] * 4 + [False] * 4
     assert len({sample.label for sample in samples[:4]}) == 4
     index = {video: number for number, video in enumerate(results.video_ids)}
@@ -128,12 +132,12 @@ def test_samples_are_right_and_wrong_ones_of_different_classes() -> None:
         probabilities = results.probabilities["fused"][index[sample.video]]
         assert sample.top[0][1] == probabilities.max()
         assert sample.label in dict(sample.top)
-    assert samples == choose(results)
+    assert samples == choose_samples(results)
 
 
 def test_samples_of_nothing_right_or_wrong() -> None:
-    results = evaluate(hand_worked_tables(), make_source(LABELS), 1)
-    samples = choose(results)
+    results = evaluate(hand_worked_tables(), make_scored_cache(LABELS), 1)
+    samples = choose_samples(results)
     assert [sample.right for sample in samples] == [True, True]
     frames = {samples[0].video: np.zeros((3, 30, 40, 3), np.uint8)}
     shown = for_page(samples, frames, results.classes)
@@ -144,7 +148,7 @@ def test_samples_of_nothing_right_or_wrong() -> None:
 
 
 def test_weights_are_searched_on_held_out_videos_alone(tmp_path: Path) -> None:
-    choice = Choice(workspace=Workspace(tmp_path), dataset="tiny")
+    choice = RunChoice(workspace=Workspace(tmp_path), dataset="tiny")
     assert searched_weights(choice, hand_worked_tables()) is None
     labels = {f"train/{number}": number % 2 for number in range(6)}
     for level in LEVELS:
@@ -154,7 +158,7 @@ def test_weights_are_searched_on_held_out_videos_alone(tmp_path: Path) -> None:
     weights = searched_weights(choice, hand_worked_tables())
     assert weights is not None
     assert weights["mid"] == 1.0
-    results = evaluate(hand_worked_tables(), make_source(LABELS), 1, weights)
+    results = evaluate(hand_worked_tables(), make_scored_cache(LABELS), 1, weights)
     assert results.accuracy("searched") == results.accuracy("mid") == 1.0
     summary = summarise(results, [], MADE)
     assert summary["searched"] == {"fusion_weights": weights, "accuracy": 1.0}
@@ -164,7 +168,7 @@ def test_weights_are_searched_on_held_out_videos_alone(tmp_path: Path) -> None:
 
 
 def test_held_out_scores_of_test_videos_or_of_another_cache_are_refused(tmp_path: Path) -> None:
-    choice = Choice(workspace=Workspace(tmp_path), dataset="tiny")
+    choice = RunChoice(workspace=Workspace(tmp_path), dataset="tiny")
     for level in LEVELS:
         path = choice.folder(level, holdout=True) / "heldout-scores.npz"
         write_scores(path, make_table(level, HAND_WORKED[level], LABELS, cache_digest="other"))
@@ -173,18 +177,35 @@ def test_held_out_scores_of_test_videos_or_of_another_cache_are_refused(tmp_path
 
 
 def test_another_recipes_runs_are_found_by_its_name(tmp_path: Path) -> None:
-    choice = Choice(workspace=Workspace(tmp_path), dataset="tiny", recipe="paper")
+    choice = RunChoice(workspace=Workspace(tmp_path), dataset="tiny", recipe="paper")
     assert choice.folder("low").name == "low-mean-seed0-paper"
     assert choice.folder("low", holdout=True).name == "low-mean-seed0-paper-holdout"
+    trainable_cache(tmp_path)
+    paper = RECIPES["paper"]
+    for holdout in (False, True):
+        config = open_split(choice.workspace, "tiny", 1).config(
+            level="low", pool="mean", seed=0, recipe=paper, usual=paper, holdout=holdout
+        )
+        write_config(config.folder(choice.workspace), config, "finished")
+        assert choice.folder("low", holdout=holdout) == config.folder(choice.workspace)
+    assert choice.folder("low").name == "low-mean-seed0"
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[1]", "{}", '{"recipe": {"name": "paper"}}', '{"status": "finished", "recipe": 1}']
+)
+def test_a_run_whose_configuration_is_none_is_an_error_not_a_crash(tmp_path: Path, content: str) -> None:
+    choice = RunChoice(workspace=Workspace(tmp_path), dataset="tiny", recipe="paper")
     usual = tmp_path / "runs" / "tiny" / "split1" / "low-mean-seed0"
     usual.mkdir(parents=True)
-    (usual / "config.json").write_text('{"recipe": {"name": "paper"}}')
-    assert choice.folder("low") == usual
+    (usual / "config.json").write_text(content)
+    with pytest.raises(TrainingError, match="configuration"):
+        choice.folder("low")
 
 
 def test_the_mean_over_splits_needs_two_reports_of_one_cache(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
-    choice = Choice(workspace=workspace, dataset="ucf101")
+    choice = RunChoice(workspace=workspace, dataset="ucf101")
     summary = summarise(results_of_a_subset(), [], MADE)
 
     def write(split: int, **changes: Any) -> None:
@@ -204,7 +225,7 @@ def test_the_mean_over_splits_needs_two_reports_of_one_cache(tmp_path: Path) -> 
 def test_reproducing_runs_the_stages_in_order_and_stops_where_one_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    choice = Choice(workspace=Workspace(tmp_path), dataset="hmdb51", recipe="paper")
+    choice = RunChoice(workspace=Workspace(tmp_path), dataset="hmdb51", recipe="paper")
     steps = list(reproduce.steps_of(choice, device="cpu", seeds=2))
     assert [step.title.split(":")[0] for step in steps] == [
         "the three levels (Table 3, Figures 3 to 5)",

@@ -19,7 +19,7 @@ from cache.store import FeatureCache
 from extract.network.weights import load_weights
 from extract.settings import ExtractSettings, fingerprint
 from fuse.cli import main
-from fuse.predict import sample_frames
+from fuse.report.samples import sample_frames
 from tests.helpers.train import grouped_dataset
 from tests.helpers.video import encode
 
@@ -216,7 +216,7 @@ def test_a_bundle_does_not_overwrite_what_is_none(trained: Workspace, tmp_path: 
 def test_the_report_shows_frames_of_the_videos_that_are_there(trained: Workspace) -> None:
     with FeatureCache.open(trained.cache("tiny")) as cache:
         ids = [video.id for video in cache.dataset.half(1, "test")]
-    frames = sample_frames(trained, "tiny", [*ids, "unknown/video"], 3)
+    frames = sample_frames(trained, "tiny", [*ids, "unknown/video"])
     assert set(frames) == set(ids)
     assert all(each.shape == (3, 48, 64, 3) for each in frames.values())
 

@@ -6,7 +6,7 @@ import re
 from html.parser import HTMLParser
 
 from fuse.report.html import Extras, html
-from fuse.report.samples import choose
+from fuse.report.samples import choose_samples
 from fuse.results import Results, caveats
 from tests.helpers.golden import check_golden
 from tests.helpers.scores import MADE, hand_worked_results, made_up_results, results_of_a_subset
@@ -24,7 +24,7 @@ HOSTILE = (
 
 
 def page(results: Results) -> str:
-    return html(results, caveats(results), MADE, Extras(samples=choose(results)))
+    return html(results, caveats(results), MADE, Extras(samples=choose_samples(results)))
 
 
 class _Tags(HTMLParser):
