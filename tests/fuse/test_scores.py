@@ -1,17 +1,24 @@
-"""What must not be fused is refused, and the error lists it."""
+"""Which runs and weights are taken; what must not be fused is refused, and the error lists it."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cache.common.errors import ScoreError
+from cache.common.errors import ScoreError, TrainingError
 from cache.common.workspace import Workspace
+from cache.fingerprint import LEVELS
 from cache.scores import write_scores
-from fuse.results import caveats, evaluate
-from fuse.scores import RunChoice, check_same, read_levels
+from fuse.report.html import Extras, html
+from fuse.report.tables import table_3, to_text
+from fuse.results import caveats, evaluate, summarise
+from fuse.scores import RunChoice, check_same, read_levels, searched_weights
 from tests.helpers.cache import make_fingerprint
-from tests.helpers.scores import HAND_WORKED, LABELS, hand_worked_tables, make_scored_cache, make_table
+from tests.helpers.scores import HAND_WORKED, LABELS, MADE, hand_worked_tables, make_scored_cache, make_table
+from tests.helpers.train import trainable_cache
+from train.config import write_config
+from train.recipes import RECIPES
+from train.split import open_split
 
 
 def test_runs_that_agree_are_accepted() -> None:
@@ -132,3 +139,59 @@ def test_probabilities_keep_the_order_of_the_datasets_videos() -> None:
     results = evaluate(hand_worked_tables(), make_scored_cache({"b/two": 1, "a/one": 0}), 1)
     assert results.video_ids == ("b/two", "a/one")
     np.testing.assert_allclose(results.probabilities["fused"][:, 0], [0.44, 0.60], atol=1e-7)
+
+
+def test_weights_are_searched_on_held_out_videos_alone(tmp_path: Path) -> None:
+    choice = RunChoice(workspace=Workspace(tmp_path), dataset="tiny")
+    assert searched_weights(choice, hand_worked_tables()) is None
+    labels = {f"train/{number}": number % 2 for number in range(6)}
+    for level in LEVELS:
+        sure = 0.9 if level == "mid" else 0.1
+        clips = {video: [(sure, 1 - sure) if label == 0 else (1 - sure, sure)] for video, label in labels.items()}
+        write_scores(choice.folder(level, holdout=True) / "heldout-scores.npz", make_table(level, clips, labels))
+    weights = searched_weights(choice, hand_worked_tables())
+    assert weights is not None
+    assert weights["mid"] == 1.0
+    results = evaluate(hand_worked_tables(), make_scored_cache(LABELS), 1, weights)
+    assert results.accuracy("searched") == results.accuracy("mid") == 1.0
+    summary = summarise(results, [], MADE)
+    assert summary["searched"] == {"fusion_weights": weights, "accuracy": 1.0}
+    assert set(summary["accuracy"]) == {"low", "mid", "high", "fused", "mean"}
+    assert "weights found on held-out training videos" in to_text(table_3(results, []))
+    assert "1 mid" in html(results, [], MADE, Extras())
+
+
+def test_held_out_scores_of_test_videos_or_of_another_cache_are_refused(tmp_path: Path) -> None:
+    choice = RunChoice(workspace=Workspace(tmp_path), dataset="tiny")
+    for level in LEVELS:
+        path = choice.folder(level, holdout=True) / "heldout-scores.npz"
+        write_scores(path, make_table(level, HAND_WORKED[level], LABELS, cache_digest="other"))
+    with pytest.raises(ScoreError, match=r"cache digest: test 'c0ffee', held-out 'other'; a/one"):
+        searched_weights(choice, hand_worked_tables())
+
+
+def test_another_recipes_runs_are_found_by_its_name(tmp_path: Path) -> None:
+    choice = RunChoice(workspace=Workspace(tmp_path), dataset="tiny", recipe="paper")
+    assert choice.folder("low").name == "low-mean-seed0-paper"
+    assert choice.folder("low", holdout=True).name == "low-mean-seed0-paper-holdout"
+    trainable_cache(tmp_path)
+    paper = RECIPES["paper"]
+    for holdout in (False, True):
+        config = open_split(choice.workspace, "tiny", 1).config(
+            level="low", pool="mean", seed=0, recipe=paper, usual=paper, holdout=holdout
+        )
+        write_config(config.folder(choice.workspace), config, "finished")
+        assert choice.folder("low", holdout=holdout) == config.folder(choice.workspace)
+    assert choice.folder("low").name == "low-mean-seed0"
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[1]", "{}", '{"recipe": {"name": "paper"}}', '{"status": "finished", "recipe": 1}']
+)
+def test_a_run_whose_configuration_is_none_is_an_error_not_a_crash(tmp_path: Path, content: str) -> None:
+    choice = RunChoice(workspace=Workspace(tmp_path), dataset="tiny", recipe="paper")
+    usual = tmp_path / "runs" / "tiny" / "split1" / "low-mean-seed0"
+    usual.mkdir(parents=True)
+    (usual / "config.json").write_text(content)
+    with pytest.raises(TrainingError, match="configuration"):
+        choice.folder("low")

@@ -1,4 +1,4 @@
-"""The page: what it says, and that names from outside stay text. What a browser makes of it: test_fuse_browser.py."""
+"""The page: what it says, and that names from outside stay text. What a browser makes of it: test_browser.py."""
 
 import base64
 import hashlib
