@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import click
 
-from cache.aggregate import search_weights
+from cache.aggregate import align, search_weights
 from cache.common.console import choose_dataset, dataset_option, work_option
 from cache.common.errors import ScoreError
 from cache.common.text import some
@@ -172,10 +172,8 @@ def searched_weights(choice: RunChoice, tested: Mapping[Level, ScoreTable]) -> d
             f"the held-out scores in {paths['high'].parent.parent} are not of the training videos of this cache "
             f"({'; '.join([*problems, *sorted(shared)[:1]])}); train them again (`python -m train --holdout`)"
         )
-    probabilities = {}
-    for level, table in tables.items():
-        _, probabilities[level], labels = table.videos()
-    return search_weights(probabilities, labels)
+    ids, _, labels = tables["high"].videos()
+    return search_weights({level: align(*table.videos()[:2], ids) for level, table in tables.items()}, labels)
 
 
 def check_same(tables: Mapping[Level, ScoreTable]) -> None:

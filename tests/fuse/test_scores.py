@@ -161,6 +161,20 @@ def test_weights_are_searched_on_held_out_videos_alone(tmp_path: Path) -> None:
     assert "1 mid" in html(results, [], MADE, Extras())
 
 
+def test_held_out_videos_may_stand_in_another_order_in_each_level(tmp_path: Path) -> None:
+    choice = RunChoice(workspace=Workspace(tmp_path), dataset="tiny")
+    labels = {f"train/{number}": int(number < 2) for number in range(6)}
+    for level in LEVELS:
+        sure = 0.9 if level == "mid" else 0.4
+        clips = {video: [(1 - sure, sure) if label else (sure, 1 - sure)] for video, label in labels.items()}
+        order = reversed(clips) if level == "mid" else clips
+        table = make_table(level, {video: clips[video] for video in order}, labels)
+        write_scores(choice.folder(level, holdout=True) / "heldout-scores.npz", table)
+    weights = searched_weights(choice, hand_worked_tables())
+    assert weights is not None
+    assert weights["mid"] == 1.0
+
+
 def test_held_out_scores_of_test_videos_or_of_another_cache_are_refused(tmp_path: Path) -> None:
     choice = RunChoice(workspace=Workspace(tmp_path), dataset="tiny")
     for level in LEVELS:
