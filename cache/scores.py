@@ -39,6 +39,9 @@ class ScoreTable:
     """Where the scores come from: dataset, split, level, pooling, seed, recipe, the cache's fingerprint."""
 
     def __post_init__(self) -> None:
+        fingerprint = self.run.get("fingerprint", {}) if isinstance(self.run, Mapping) else None
+        if not (isinstance(fingerprint, Mapping) and isinstance(fingerprint.get("identity", {}), Mapping)):
+            raise ScoreError("scores: run and its fingerprint are not mappings of names to values")
         clips, classes = len(self.video_ids), len(self.classes)
         expected = {"video_ids": (clips,), "spans": (clips, 2), "labels": (clips,), "softmax": (clips, classes)}
         for name, shape in expected.items():

@@ -33,6 +33,12 @@ def test_a_table_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert read.run == table.run
 
 
+@pytest.mark.parametrize("run", [[], "run", None, {"fingerprint": 1}, {"fingerprint": {"identity": []}}])
+def test_a_run_that_is_no_mapping_is_refused(run: Any) -> None:
+    with pytest.raises(ScoreError, match="run and its fingerprint"):
+        a_table(run=run)
+
+
 def test_videos_are_the_means_of_their_clips_with_their_labels() -> None:
     ids, probabilities, labels = a_table().videos()
     assert ids == ["a/ü(1)", "b/2"]
