@@ -93,14 +93,22 @@ def _numbers(accuracies: Sequence[float] | None, printed: float | None) -> tuple
 def mean_over_splits(choice: RunChoice) -> str:
     """A line with each model's mean accuracy over the splits whose reports have this pooling and seed.
 
-    Empty if fewer than two have, or if their reports are of different caches.
+    Empty if fewer than two have, or if these are of different caches. Raises `ScoreError` if a report cannot be read.
     """
-    paths = [choice.workspace.report(choice.dataset, split) / "results.json" for split in SPLITS]
-    reports: list[dict[str, Any]] = [json.loads(path.read_bytes()) for path in paths if path.exists()]
-    wanted = (choice.pool, choice.seed)
-    usable = [report for report in reports if (report["pool"], report["runs"]["high"].get("seed")) == wanted]
-    if len(usable) < 2 or any(report["fingerprint"] != usable[0]["fingerprint"] for report in usable):
+    found, fingerprints = {}, []
+    for split in SPLITS:
+        path = choice.workspace.report(choice.dataset, split) / "results.json"
+        try:
+            report: dict[str, Any] = json.loads(path.read_bytes())
+            if (report["pool"], report["runs"]["high"].get("seed")) == (choice.pool, choice.seed):
+                found[split] = {model: float(report["accuracy"][model]) for model in MODELS}
+                fingerprints.append(report["fingerprint"])
+        except FileNotFoundError:
+            continue
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ScoreError(f"{path} is not a report's result: {error!r}; make that report again") from error
+    if len(found) < 2 or any(fingerprint != fingerprints[0] for fingerprint in fingerprints):
         return ""
-    means = {model: statistics.fmean(report["accuracy"][model] for report in usable) for model in MODELS}
-    splits = ", ".join(str(report["split"]) for report in usable)
+    means = {model: statistics.fmean(accuracy[model] for accuracy in found.values()) for model in MODELS}
+    splits = ", ".join(map(str, found))
     return f"mean over splits {splits}: " + ", ".join(f"{model} {100 * mean:.2f} %" for model, mean in means.items())

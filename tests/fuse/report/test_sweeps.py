@@ -87,3 +87,13 @@ def test_the_mean_over_splits_needs_two_reports_of_one_cache(tmp_path: Path) -> 
     assert "fused 75.00 %" in mean_over_splits(choice)
     write(2, fingerprint={})
     assert mean_over_splits(choice) == ""
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"pool": "mean", "runs": {"high": 1}}'])
+def test_a_damaged_report_of_another_split_is_an_error(tmp_path: Path, content: str) -> None:
+    choice = RunChoice(workspace=Workspace(tmp_path), dataset="ucf101")
+    path = choice.workspace.report("ucf101", 2) / "results.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(ScoreError, match="is not a report's result"):
+        mean_over_splits(choice)
