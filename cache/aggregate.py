@@ -26,7 +26,7 @@ NO_PREDICTION: Final = -1
 def clips_to_videos(video_ids: ArrayLike, softmax: ArrayLike) -> tuple[list[str], NDArray[np.float64]]:
     """Mean softmax of each video's clips (paper, section 4.2): ids in order of first appearance, `[videos, K]` float64.
 
-    `video_ids` is `[N]`, `softmax` `[N, K]`: one row per clip. ScoreError where their lengths differ.
+    `video_ids` is `[N]`, `softmax` `[N, K]`: one row per clip. Raises `ScoreError` if their lengths differ.
     """
     ids_N, softmax_NK = np.asarray(video_ids), np.asarray(softmax, dtype=np.float64)
     if softmax_NK.ndim != 2 or ids_N.shape != softmax_NK.shape[:1]:
@@ -45,7 +45,7 @@ def fuse_levels(
     """Weighted sum of the levels' probabilities (equation 10), `[videos, K]` float64.
 
     `probabilities` holds `[videos, K]` for every level that has a weight, rows in the same order of videos.
-    ScoreError names levels that are missing or shaped differently, and weights that do not sum to 1.
+    Raises `ScoreError` if levels are missing or differ in shape, or if the weights do not sum to 1.
     """
     check_weights(weights)
     missing = [level for level in weights if level not in probabilities]
@@ -61,7 +61,7 @@ def fuse_levels(
 
 
 def check_weights(weights: Mapping[Level, float]) -> None:
-    """ScoreError unless the weights are known levels' non-negative shares of 1."""
+    """Raises `ScoreError` unless the weights are non-negative, of known levels, and sum to 1."""
     unknown = [level for level in weights if level not in LEVELS]
     if unknown:
         raise ScoreError(f"fusion weights name unknown levels {unknown}; the levels are {', '.join(LEVELS)}")
@@ -71,7 +71,7 @@ def check_weights(weights: Mapping[Level, float]) -> None:
 
 
 def align(ids: Sequence[str], probabilities: NDArray[np.float64], expected: Sequence[str]) -> NDArray[np.float64]:
-    """Rows of `probabilities` `[videos, K]` (of `ids`) in the order of `expected`; NaN rows where one has none."""
+    """Rows of `probabilities` (one for each of `ids`) in the order of `expected`; NaN for videos that have none."""
     aligned = np.full((len(expected), probabilities.shape[1]), np.nan)
     row = {video: index for index, video in enumerate(ids)}
     present = [index for index, video in enumerate(expected) if video in row]
@@ -98,7 +98,7 @@ def fraction(correct_N: NDArray[np.bool_]) -> float:
 def search_weights(
     probabilities: Mapping[Level, NDArray[np.float64]], labels: NDArray[np.int64], step: float = 0.05
 ) -> dict[Level, float]:
-    """Fusion weights that classify most videos right, of all that are multiples of `step` and sum to 1.
+    """Fusion weights that classify the most videos right, among all multiples of `step` that sum to 1.
 
     `probabilities` holds `[N, K]` for each level, `labels` is `[N]`: held-out training videos, never test videos.
     Ties go to the weights under which the true classes are most probable.

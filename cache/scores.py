@@ -23,7 +23,7 @@ _ARRAYS = ("video_ids", "spans", "labels", "softmax", "classes", "run")
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreTable:
-    """Softmax scores of the clips of one run; checked when made, so that later stages can trust it."""
+    """Softmax scores of the clips of one run. Raises `ScoreError` if the arrays are inconsistent or no softmax."""
 
     video_ids: NDArray[np.str_]
     """`[N]`: the video of each clip; the clips of one video follow one another."""
@@ -36,7 +36,7 @@ class ScoreTable:
     classes: NDArray[np.str_]
     """`[K]`: class names in label order."""
     run: Mapping[str, Any]
-    """Where the scores come from: dataset, split, level, pooling, seed, recipe, the cache's fingerprint."""
+    """Origin of the scores: dataset, split, level, pooling, seed, recipe, the cache's fingerprint; JSON values."""
 
     def __post_init__(self) -> None:
         fingerprint = self.run.get("fingerprint", {}) if isinstance(self.run, Mapping) else None
@@ -78,7 +78,7 @@ class ScoreTable:
 
 
 def write_scores(path: Path, scores: ScoreTable) -> None:
-    """Write an npz of plain arrays (no pickles), replacing `path` at once."""
+    """Write an npz of plain arrays (no pickles), replacing the file `path` at once."""
     arrays = {
         "video_ids": np.asarray(scores.video_ids, dtype=np.str_),
         "spans": np.asarray(scores.spans, dtype=np.int64),
@@ -93,7 +93,7 @@ def write_scores(path: Path, scores: ScoreTable) -> None:
 
 
 def read_scores(path: Path) -> ScoreTable:
-    """Read a scores.npz; ScoreError where it is missing, malformed, or holds anything but plain arrays."""
+    """Read a scores.npz. Raises `ScoreError` if it is missing, malformed, or holds anything but plain arrays."""
     try:
         # Opened here, because np.load leaves the file open when it finds no archive in it.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:

@@ -23,10 +23,10 @@ Choose = Callable[[], RunChoice]
 @run_options
 @click.pass_context
 def main(context: click.Context, choose: Choose) -> None:
-    """Fuse the three levels' scores into one prediction per video, and report how good it is.
+    """Fuse the three levels' scores into one prediction for each video, and report its accuracy.
 
-    Clip scores are averaged per video; the levels are added by equation 10 (0.7 high + 0.2 mid + 0.1 low), with
-    their plain mean beside it. The report stands beside the paper's figures in
+    Clip scores are averaged over each video; the levels are added by equation 10 (0.7 high + 0.2 mid + 0.1 low), and
+    by their plain mean. The report compares the results with the paper's. It is written to
     WORK/report/DATASET/splitN/: report.html, results.json, and the tables and figures as files.
 
     \b
@@ -68,10 +68,11 @@ def _fuse(choice: RunChoice) -> None:
 @device_option
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs per cell of Tables 1 and 2.")
 def reproduce(choose: Choose, device: str, seeds: int) -> None:
-    """All of the paper's tables and figures for an extracted dataset, in one report; the same command continues.
+    """Make all of the paper's tables and figures for an extracted dataset, in one report.
 
     Trains what is missing (the three levels, the runs that fusion weights are searched on, the grids of Tables 1 and
-    2), times Figure 6 on this machine, and writes the report. What is done is not done again.
+    2), times Figure 6 on this machine, and writes the report. If it was interrupted, the same command continues:
+    what is done is not done again.
     """
     from fuse.reproduce import run_all
 
@@ -83,8 +84,8 @@ def reproduce(choose: Choose, device: str, seeds: int) -> None:
 @main.command()
 @click.argument("videos", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="VIDEO...")
 @run_options
-@click.option("--bundle", type=click.Path(path_type=Path), help="Use the heads in this folder instead of trained runs.")
-@click.option("--weights", help="The backbone's weights, where they are not where extraction had them.")
+@click.option("--bundle", type=click.Path(path_type=Path), help="Use the heads of this bundle instead of trained runs.")
+@click.option("--weights", help="The backbone's weights, if they are no longer where extraction had them.")
 @device_option
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Videos decoded at the same time.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the probabilities of all classes.")
@@ -99,8 +100,8 @@ def predict(
 ) -> None:
     """Name the five most probable classes of new videos (files, or folders of them).
 
-    The videos go the way that the dataset's went: the same decoding, transform, backbone and clips, then the three
-    heads and their fusion. Exit code 3: some files could not be read, the others are predicted.
+    New videos are treated as the dataset's were: the same decoding, transform, backbone and clips, then the three
+    heads and their fusion. Exit code 3: some files could not be read; the others are predicted.
 
     \b
     Examples:
@@ -123,7 +124,7 @@ def predict(
 
 
 def _recorded_weights(choice: RunChoice) -> str | None:
-    """Where extraction had the backbone's weights."""
+    """Where extraction had the backbone's weights; None if the cache does not say."""
     with FeatureCache.open(choice.workspace.cache(choice.dataset)) as cache:
         weights = cache.settings.get("weights")
     return str(weights) if weights else None
@@ -158,9 +159,9 @@ def _answer(predictions: "Iterator[Prediction]", heads: "Heads", files: list[Pat
 @run_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write. [default: WORK/bundles/DATASET-splitN]")
 def bundle(choose: Choose, out: Path | None) -> None:
-    """Put the three trained heads in one folder to hand to somebody else: safetensors, JSON and a model card.
+    """Copy the three trained heads into one folder to hand to somebody else: safetensors, JSON and a model card.
 
-    Whoever gets it predicts with `python -m fuse predict --bundle FOLDER`, without the cache or the videos.
+    The recipient predicts with `python -m fuse predict --bundle FOLDER`, without the cache or the videos.
     """
     from fuse.bundle import write_bundle
     from fuse.predict import load_heads

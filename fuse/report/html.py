@@ -52,7 +52,7 @@ LABEL: Final = 24
 
 @dataclass(frozen=True, kw_only=True)
 class Extras:
-    """What a report shows beside a split's results, if it was made."""
+    """What a report shows beside a split's results, as far as it was made."""
 
     samples: Sequence[Sample] = ()
     frames: Frames = field(default_factory=dict)
@@ -97,7 +97,7 @@ def html(results: Results, notes: Sequence[str], made: Made, extras: Extras) -> 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "points": _points, "count": _count, "shorten": shortened}
+    environment.filters |= {"percent": _percent, "points": _points, "count": "{:,}".format, "shorten": shortened}
     return environment.get_template("report.html").render(
         style=Markup(style),
         script=Markup(script),
@@ -140,11 +140,6 @@ def _percent(fraction: float | None, decimals: int = 1) -> str:
 def _points(fraction: float | None, decimals: int = 1) -> str:
     """A difference of fractions in points, with a true minus."""
     return NONE if fraction is None else f"{100 * fraction:+.{decimals}f}".replace("-", "−")
-
-
-def _count(number: int) -> str:
-    """A count with thousands set apart."""
-    return f"{number:,}"
 
 
 def _model(results: Results, model: Model) -> dict[str, Any]:
@@ -259,7 +254,7 @@ def _problems(results: Results) -> list[dict[str, Any]]:
     lists: tuple[tuple[str, Mapping[str, str]], ...] = (
         ("Test videos without features, counted as wrong", results.missing),
         ("Videos that could not be decoded", results.cache.failed),
-        ("Videos whose decoding is in doubt, used all the same", results.cache.suspect),
+        ("Videos whose decoding is in doubt, still used", results.cache.suspect),
     )
     return [
         {"title": title, "videos": [(visible(video), visible(reason)) for video, reason in sorted(reasons.items())]}
