@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from cache.aggregate import check_weights
+from cache.aggregate import PAPER_WEIGHTS, check_weights
 from cache.common.errors import ScoreError, WeightsError
 from cache.common.files import write_bytes_durably, write_json_durably
 from cache.common.text import markdown, markdown_table
@@ -55,7 +55,8 @@ def read_bundle(folder: Path) -> tuple[dict[Level, Path], dict[Level, float]]:
         description = json.loads(path.read_bytes())
         if description["format"] != FORMAT:
             raise WeightsError(f"{path} has format {description['format']!r}, this program reads {FORMAT}")
-        weights: dict[Level, float] = {level: float(description["fusion_weights"][level]) for level in LEVELS}
+        # In the order in which trained runs are added, so that the sums are the same to the bit.
+        weights: dict[Level, float] = {level: float(description["fusion_weights"][level]) for level in PAPER_WEIGHTS}
         check_weights(weights)
         for name in (f"{level}/{file}" for level in LEVELS for file in _FILES):
             if hashlib.sha256((folder / name).read_bytes()).hexdigest() != description["sha256"][name]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from cache.aggregate import clips_to_videos, fuse_levels
+from cache.aggregate import PAPER_WEIGHTS, clips_to_videos, fuse_levels
 from cache.common.workspace import Workspace
 from cache.dataset import Dataset
 from cache.fingerprint import LEVELS
@@ -18,6 +18,7 @@ from cache.scores import read_scores
 from cache.store import FeatureCache
 from extract.network.weights import load_weights
 from extract.settings import ExtractSettings, fingerprint
+from fuse.bundle import read_bundle
 from fuse.cli import main
 from fuse.report.samples import sample_frames
 from tests.helpers.train import grouped_dataset
@@ -172,6 +173,7 @@ def test_a_bundle_predicts_the_same_from_an_empty_folder(
     video = test_videos_of_it(trained)[0]
     alone = probabilities(Workspace(empty / "none"), "--bundle", "heads", video)
     np.testing.assert_array_equal(alone[str(video)], probabilities(trained, video)[str(video)])
+    assert list(read_bundle(empty / "heads")[1].items()) == list(PAPER_WEIGHTS.items())
     assert sorted(path.name for path in empty.iterdir()) == ["heads"]
 
 
