@@ -2,15 +2,16 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from cache.common.console import FINISHED_WITH_FAILURES, StageGroup, device_option
-from cache.common.errors import DecodeError
+from cache.common.errors import DecodeError, MrrnError
 from cache.store import FeatureCache
+from extract.datasets.paths import find_videos, require_folder
 from fuse.scores import RunChoice, read_levels, read_scored_cache, run_options, searched_weights
 
 if TYPE_CHECKING:
@@ -109,11 +110,11 @@ def predict(
       python -m fuse predict --dataset ucf101 --json holiday/ > holiday.json
       python -m fuse predict --bundle ucf101-heads --weights resnet34.pth clip.mp4
     """
+    files = _find_files(videos)  # before torch is imported, so that a wrong path is told at once
     from fuse.bundle import read_bundle
-    from fuse.predict import find_files, load_heads, open_backbone, settings_for, weights_for
+    from fuse.predict import load_heads, open_backbone, settings_for, weights_for
     from fuse.predict import predict as run
 
-    files = find_files(videos)
     if bundle:
         heads, recorded = load_heads(*read_bundle(bundle)), None
     else:
@@ -121,6 +122,23 @@ def predict(
         heads, recorded = load_heads(choice.folders()), _recorded_weights(choice)
     settings = settings_for(heads, weights=weights_for(heads, weights, recorded), device=device, jobs=jobs)
     _answer(run(files, heads, settings, open_backbone(heads, settings)), heads, files, as_json)
+
+
+def _find_files(given: Iterable[Path]) -> list[Path]:
+    """The files given, and the video files below the folders given. Raises `MrrnError` naming what does not exist."""
+    found: list[Path] = []
+    for path in given:
+        if path.is_dir():
+            root = require_folder(path, "give a video file or a folder of them")
+            inside = [path / name for name in find_videos(root)]
+            if not inside:
+                raise MrrnError(f"the folder {path} holds no video files")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise MrrnError(f"there is no file or folder {path}; give videos with VIDEO= or as arguments")
+    return list(dict.fromkeys(found))
 
 
 def _recorded_weights(choice: RunChoice) -> str | None:

@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from cache.aggregate import PAPER_WEIGHTS, clips_to_videos, fuse_levels
 from cache.clips import ClipRule
-from cache.common.errors import MrrnError, WeightsError
+from cache.common.errors import WeightsError
 from cache.common.text import visible
 from cache.fingerprint import Level
-from extract.datasets.paths import find_videos, require_folder
 from extract.network.engine import Engine, open_engine
 from extract.network.weights import is_file_spec, load_weights
 from extract.pipeline import VideoFeatures, extract_features
@@ -145,23 +144,6 @@ def open_backbone(heads: Heads, settings: ExtractSettings) -> Engine:
             "weights with --weights"
         )
     return open_engine(settings, weights)
-
-
-def find_files(given: Iterable[Path]) -> list[Path]:
-    """The files given, and the video files below the folders given. Raises `MrrnError` naming what does not exist."""
-    found: list[Path] = []
-    for path in given:
-        if path.is_dir():
-            root = require_folder(path, "give a video file or a folder of them")
-            inside = [path / name for name in find_videos(root)]
-            if not inside:
-                raise MrrnError(f"the folder {path} holds no video files")
-            found += inside
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise MrrnError(f"there is no file or folder {path}; give videos with VIDEO= or as arguments")
-    return list(dict.fromkeys(found))
 
 
 def predict(videos: Iterable[Path], heads: Heads, settings: ExtractSettings, engine: Engine) -> Iterator[Prediction]:
