@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from cache.aggregate import correct
 from cache.common.console import StageGroup, choose_dataset, dataset_option, device_option, work_option
 from cache.common.files import write_bytes_durably
 from cache.common.workspace import Workspace
@@ -164,7 +165,6 @@ def _finished(workspace: Workspace, config: RunConfig) -> bool:
 def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, device: str, fresh: bool) -> None:
     from train.distributed import choose_device, join
     from train.run import run
-    from train.score import videos_right
 
     group, where = join(choose_device(device))
     weights = configs[0].weights
@@ -179,7 +179,8 @@ def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, devic
         if scores is None:
             click.echo(f"{config.level}-{config.pool}: another process finished it meanwhile")
             continue
-        right, total = videos_right(scores)
+        _, probabilities, labels = scores.videos()
+        right, total = int(correct(probabilities, labels).sum()), len(labels)
         half = "held-out" if config.holdout else "test"
         click.echo(
             f"{config.level}-{config.pool}: {right:,} of {total:,} {half} videos right ({right / total:.1%}), "

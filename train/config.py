@@ -22,6 +22,9 @@ METRICS_FILE = "metrics.jsonl"
 SCORES_FILE = "scores.npz"
 HELDOUT_SCORES_FILE = "heldout-scores.npz"
 
+HOLDOUT = "holdout"
+"""End of the folder's name of runs that were trained without, and scored on, a part of the training videos."""
+
 _DECIDING = ("dataset", "split", "level", "pool", "seed", "recipe", "classes", "holdout", "videos", "cache_digest")
 
 
@@ -137,7 +140,7 @@ def variant_of(recipe: Recipe, usual: Recipe, *, holdout: bool) -> str:
         exact = name == "epochs" and recipe.min_steps != base.min_steps
         if exact or getattr(recipe, name) != getattr(base, name):
             parts.append(f"{word}{_short(getattr(recipe, name))}")
-    return "-".join([*parts, "holdout"] if holdout else parts)
+    return "-".join([*parts, HOLDOUT] if holdout else parts)
 
 
 def cache_digest(fingerprint_digest: str, videos: Iterable[tuple[str, int | None, str, int]]) -> str:

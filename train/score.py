@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache.aggregate import clips_to_videos
 from cache.scores import ScoreTable
 from train.clips import ClipBank
 from train.config import RunConfig
@@ -57,14 +56,6 @@ def score_bank(head: Head, bank: ClipBank, config: RunConfig) -> ScoreTable:
         classes=np.asarray(config.classes, dtype=np.str_),
         run=_run(config),
     )
-
-
-def videos_right(scores: ScoreTable) -> tuple[int, int]:
-    """How many of the scored videos are classified right by the mean softmax of their clips, of how many."""
-    ids, probabilities_NK = clips_to_videos(scores.video_ids, scores.softmax)
-    label = dict(zip(scores.video_ids.tolist(), scores.labels.tolist(), strict=True))
-    chosen_N = probabilities_NK.argmax(axis=1)
-    return sum(int(chosen) == label[video] for video, chosen in zip(ids, chosen_N, strict=True)), len(ids)
 
 
 def _run(config: RunConfig) -> dict[str, object]:

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.aggregate import MEAN_WEIGHTS, PAPER_WEIGHTS, align, clips_to_videos, fuse_levels, search_weights
+from cache.aggregate import (
+    MEAN_WEIGHTS,
+    PAPER_WEIGHTS,
+    align,
+    correct,
+    fraction,
+    fuse_levels,
+    search_weights,
+)
+from cache.common.text import markdown_table
 from cache.common.workspace import Workspace
 from cache.dataset import Video
 from cache.fingerprint import LEVELS, Level
@@ -103,7 +112,9 @@ def _mean_over_splits(
     results = []
     for split in plan.splits:
         probabilities, label_N = _columns(plan, levels, split, seed, workspace)
-        results.append({name: (accuracy(p, label_N), log_loss(p, label_N)) for name, p in probabilities.items()})
+        results.append(
+            {name: (fraction(correct(p, label_N)), log_loss(p, label_N)) for name, p in probabilities.items()}
+        )
     means = {name: np.mean([result[name] for result in results], axis=0) for name in results[0]}
     return {name: (float(mean[0]), float(mean[1])) for name, mean in means.items()}
 
@@ -140,20 +151,13 @@ def _probabilities(
     for level, setting in levels.items():
         config = plan.config(setting, split, seed, holdout=holdout)
         scores = read_scores(config.folder(workspace) / config.scores_file)
-        ids, of_videos = clips_to_videos(scores.video_ids, scores.softmax)
+        ids, of_videos, _ = scores.videos()
         probabilities[level] = align(ids, of_videos, [video.id for video in videos])
     return probabilities, _labels(videos)
 
 
 def _labels(videos: Sequence[Video]) -> NDArray[np.int64]:
     return np.array([-1 if video.label is None else video.label for video in videos], dtype=np.int64)
-
-
-def accuracy(probabilities_NK: NDArray[np.float64], label_N: NDArray[np.int64]) -> float:
-    """Share of videos whose most probable class is theirs; a NaN row is wrong."""
-    have_N = np.asarray(~np.isnan(probabilities_NK).any(axis=1))
-    right_N = probabilities_NK[have_N].argmax(axis=1) == label_N[have_N]
-    return int(right_N.sum()) / len(label_N)
 
 
 def log_loss(probabilities_NK: NDArray[np.float64], label_N: NDArray[np.int64]) -> float:
@@ -171,9 +175,8 @@ def to_markdown(table: Sequence[Cell], notes: Sequence[str], *, losses: bool = F
         (cell.row, cell.column): f"{cell.text} ({np.mean(cell.log_losses):.3f})" if losses else cell.text
         for cell in table
     }
-    lines = [f"| setting | {' | '.join(columns)} |", "| --- |" + " --- |" * len(columns)]
-    lines += [f"| {row} | " + " | ".join(text[row, column] for column in columns) + " |" for row in rows]
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes), ""])
+    cells_of = [[row, *(text[row, column] for column in columns)] for row in rows]
+    return "\n".join([markdown_table(["setting", *columns], cells_of), "", *(f"- {note}" for note in notes), ""])
 
 
 def to_json(table: Sequence[Cell], plan: Plan, notes: Sequence[str]) -> str:
