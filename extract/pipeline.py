@@ -4,7 +4,8 @@ The same function serves extraction, prediction of new videos and any engine tha
 
     decode workers (processes) -> blocks -> resize, crop -> batches of one shape -> network -> rows -> videos
 
-Memory is bounded by the decoders' ring of blocks, a few batches, and the features of the videos under way.
+Remote videos are downloaded before they are decoded. Memory is bounded by the decoders' rings of blocks, a few batches,
+and the features of the videos under way.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 
 from cache.fingerprint import Level
 from cache.ledger import Outcome
-from extract.decode.pool import DecodePool, DecodeSettings, FrameBlock, VideoEnd
+from extract.datasets.remote import decode_with_downloads
+from extract.decode import DecodePool, DecodeSettings, FrameBlock, VideoEnd
 from extract.meter import Meter
 from extract.network.backbones import split_levels
 from extract.network.engine import Engine, open_engine
@@ -54,7 +56,7 @@ def extract_features(
     """
     engine = engine or open_engine(settings, load_weights(settings.weights, settings.backbone))
     with DecodePool(decode_settings(settings)) if pool is None else nullcontext(pool) as decoders:
-        yield from features_of_frames(decoders.decode(videos), settings, engine, meter or Meter())
+        yield from features_of_frames(decode_with_downloads(decoders, videos), settings, engine, meter or Meter())
 
 
 def decode_settings(settings: ExtractSettings) -> DecodeSettings:

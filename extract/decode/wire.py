@@ -1,11 +1,8 @@
-"""Messages between the supervisor and a decode worker: small JSON objects, each sent and received whole.
+"""What runs between the supervisor and a decode worker: small JSON messages, and shared memory that carries frames.
 
-JSON, because a worker that a hostile video took over must not be able to make its supervisor run anything.
-
-Shared memory that carries frames from a decode worker to its supervisor: a few slots that go round.
-
-The memory has no name in any file system, so nothing is left behind however its users end; its pages exist from the
-first time they are written to.
+Messages are JSON because a worker that a hostile video took over must not be able to make its supervisor run anything.
+Frames go through a ring of a few slots. Its memory has no name in any file system, so nothing is left behind however
+its users end; a page exists from the first time it is written to.
 """
 
 import json
@@ -25,14 +22,14 @@ _LARGEST_MESSAGE: Final = 1 << 18
 
 
 class Channel:
-    """One end of a socket pair that keeps messages apart."""
+    """One end of a socket pair that keeps messages apart: each is sent and received whole."""
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
 
     @classmethod
     def pair(cls) -> "tuple[Channel, socket.socket]":
-        """(this side's channel, the other side's socket)."""
+        """Returns this side's channel and the other side's socket."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         return cls(ours), theirs
 
@@ -41,12 +38,12 @@ class Channel:
         return self._end.fileno()
 
     def send(self, message: Message) -> None:
-        """Send; where the other side is gone nothing happens: `receive` tells."""
+        """Send a message. Does nothing if the other side is gone; `receive` reports that."""
         with suppress(BrokenPipeError, ConnectionResetError):
             self._end.send(json.dumps(message, allow_nan=False).encode())
 
     def receive(self, wait: bool = True) -> Message | None:
-        """Take a message; None where the other side is gone. BlockingIOError where there is none and `wait` is off."""
+        """The next message; None if the other side is gone. Raises BlockingIOError if there is none and not `wait`."""
         try:
             content = self._end.recv(_LARGEST_MESSAGE, 0 if wait else socket.MSG_DONTWAIT)
         except ConnectionResetError:
@@ -64,7 +61,7 @@ class RingShape:
     """How a ring is divided."""
 
     slots: int
-    """Blocks that can be under way at once."""
+    """Blocks that can be in use at once."""
     slot_bytes: int
     """Bytes of a slot, whole pages: room for one block."""
 
@@ -91,12 +88,12 @@ class Ring:
         return cls(descriptor, shape)
 
     def slot(self, index: int) -> NDArray[np.uint8]:
-        """The whole slot, flat."""
+        """The whole slot, flat. Raises IndexError if there is no such slot."""
         if not 0 <= index < self.shape.slots:
             raise IndexError(f"slot {index} of a ring of {self.shape.slots}")
         return np.frombuffer(self._memory, np.uint8, self.shape.slot_bytes, index * self.shape.slot_bytes)
 
-    def forget(self, index: int) -> None:
+    def discard(self, index: int) -> None:
         """Give the slot's pages back to the system; its content becomes zeros."""
         self._memory.madvise(mmap.MADV_REMOVE, index * self.shape.slot_bytes, self.shape.slot_bytes)
 

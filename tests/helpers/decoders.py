@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from extract.decode.backends import MissingDecoderError
-from extract.decode.backends.protocol import OpenVideo, Source
+from extract.decode import MissingDecoderError
+from extract.decode.backends.protocol import OpenVideo, VideoSource
 from extract.decode.backends.pyav import open_video
 
 
@@ -82,12 +82,12 @@ SINS: dict[str, Callable[[], None]] = {
 }
 
 
-def stem_of(source: Source) -> str:
+def stem_of(source: VideoSource) -> str:
     """The file's own name behind the descriptor."""
     return Path(source.name).readlink().stem
 
 
-def by_name(source: Source) -> OpenVideo:
+def by_name(source: VideoSource) -> OpenVideo:
     """Sin at once, or after some frames where the name is `late-<sin>`."""
     assert "torch" not in sys.modules, "workers must stay lean"
     stem = stem_of(source)

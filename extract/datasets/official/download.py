@@ -39,8 +39,8 @@ class Archive:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patience:
-    """How often a cut connection is taken up again."""
+class DownloadRetries:
+    """How often a download that was cut is continued."""
 
     attempts: int = 5
     """Attempts in a row that may bring nothing new."""
@@ -48,7 +48,7 @@ class Patience:
     """Before the second attempt; twice as long before each further one."""
 
 
-def fetch(archive: Archive, folder: Path, patience: Patience = Patience()) -> Path:
+def fetch(archive: Archive, folder: Path, retries: DownloadRetries = DownloadRetries()) -> Path:
     """The archive's file in `folder`, fetched unless it is there; its SHA-256 is checked either way.
 
     What has come lies in `<name>.part` until it is whole, and the next call goes on from there.
@@ -58,7 +58,7 @@ def fetch(archive: Archive, folder: Path, patience: Patience = Patience()) -> Pa
     if not file.exists():
         part = folder / f"{archive.name}.part"
         with _locked(part):
-            _fill(archive, part, file, patience)
+            _fill(archive, part, file, retries)
             _check(archive, part, "what came is deleted; run the command again", delete=True)
             part.rename(file)
             fsync_folder(folder)
@@ -78,9 +78,9 @@ def _locked(part: Path) -> Iterator[None]:
         yield
 
 
-def _fill(archive: Archive, part: Path, file: Path, patience: Patience) -> None:
+def _fill(archive: Archive, part: Path, file: Path, retries: DownloadRetries) -> None:
     """Append to `part` until the server has nothing more; DatasetError when patience runs out."""
-    failures, pause = 0, patience.pause_seconds
+    failures, pause = 0, retries.pause_seconds
     while True:
         before = part.stat().st_size
         try:
@@ -89,10 +89,10 @@ def _fill(archive: Archive, part: Path, file: Path, patience: Patience) -> None:
         except (OSError, http.client.HTTPException) as error:
             came = part.stat().st_size - before
             failures = 0 if came > 0 else failures + 1
-            if failures >= patience.attempts or is_final(error):
+            if failures >= retries.attempts or is_final(error):
                 raise DatasetError(_advice(archive, part, file, error)) from error
         time.sleep(pause if failures else 0)
-        pause = pause * 2 if failures else patience.pause_seconds
+        pause = pause * 2 if failures else retries.pause_seconds
 
 
 def is_final(error: Exception) -> bool:

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from cache.common.errors import DecodeError
-from extract.decode.backends import MissingDecoderError
-from extract.decode.pool import DecodePool, DecodeSettings, FrameBlock, Limits
+from extract.decode import DecodePool, DecodeSettings, FrameBlock, Limits, MissingDecoderError
 from tests.helpers.decoders import SINS
 from tests.helpers.decoding import by_path, decode_here, pixels_digest, receive
 from tests.helpers.processes import alive, children, open_descriptors, wait_until
@@ -322,7 +321,7 @@ class TestNothingIsLeftBehind:
             signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
             sys.path[:0] = {sys.path!r}
             from pathlib import Path
-            from extract.decode.pool import DecodePool, DecodeSettings
+            from extract.decode import DecodePool, DecodeSettings, FrameBlock, Limits, MissingDecoderError
             videos = [(str(n), Path({str(tmp_path / "hold_the_interpreter.mp4")!r})) for n in range(2)]
             with DecodePool(DecodeSettings(decoder={EVIL!r}, workers=2)) as pool:
                 for item in pool.decode(videos):
