@@ -5,8 +5,7 @@ from typing import Final, Literal, get_args
 
 from cache.common.errors import MrrnError
 from cache.fingerprint import CENTER_VIEW, DTYPE, FORMAT_VERSION, LEVELS, Fingerprint, Level
-from extract.decode.backends import DEFAULT_DECODER, decoder_version
-from extract.decode.types import Limits
+from extract.decode import DEFAULT_DECODER, Limits, decoder_version
 from extract.network.preprocess import TRANSFORM
 
 Precision = Literal["fp32", "bf16", "fp16"]

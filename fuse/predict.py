@@ -25,7 +25,7 @@ from cache.common.workspace import Workspace
 from cache.fingerprint import Level
 from cache.store import FeatureCache
 from extract.datasets import load_dataset
-from extract.decode.pool import DecodePool, DecodeSettings, VideoEnd
+from extract.decode import DecodePool, DecodeSettings, VideoEnd
 from extract.network.weights import is_file_spec, load_weights
 from extract.settings import ExtractSettings
 
