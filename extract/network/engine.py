@@ -30,7 +30,7 @@ class Engine(Protocol):
     """Batches that may be under way after one is submitted; the caller fetches the oldest beyond that."""
 
     def prepare(self, frames_FHW3: NDArray[np.uint8], crops: Sequence[Crop]) -> "Tensor":
-        """Frames in host memory -> crops [F, V, 224, 224, 3] uint8 on the device. The frames may then be overwritten."""
+        """Frames in host memory -> crops [F, V, 224, 224, 3] uint8 on the device. The frames are free after."""
 
     def fill(self, rows_BHW3: "Tensor", start: int) -> None:
         """Copy crops into rows [start, start + B') of the batch being filled."""
