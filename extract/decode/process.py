@@ -23,6 +23,9 @@ from extract.decode.wire import Channel, Message, Ring
 START_SECONDS: Final = 120.0
 """Time limit for a worker to start: longer than any import takes."""
 
+MESSAGE_ERRORS: Final = (ValueError, TypeError, LookupError, ArithmeticError, RecursionError)
+"""Raised by reading a message that no worker sends. A hostile video may have taken the worker over."""
+
 _START: Final = "from extract.decode.worker import main; main()"
 _REAP_SECONDS: Final = 2.0
 _TAIL_BYTES: Final = 4096
@@ -49,6 +52,8 @@ class CurrentVideo:
     """Seconds in which the worker had to wait because the consumer held all its blocks."""
     begun: bool = False
     """Whether the worker has confirmed it."""
+    frames: int = 0
+    """Frames received so far."""
 
     def failed(self, reason: str) -> Outcome:
         """The video's outcome if its worker is gone."""
@@ -69,7 +74,7 @@ class WorkerExit:
 class WorkerProcess:
     """A child process and what is known of it. It dies with the thread that started it.
 
-    Methods that read a message raise ValueError, TypeError, KeyError or IndexError if no worker sends such a message.
+    Methods that read a message raise one of `MESSAGE_ERRORS` if no worker sends such a message.
     """
 
     def __init__(self, settings: DecodeSettings) -> None:
@@ -135,16 +140,19 @@ class WorkerProcess:
         if slot in self._bytes_in_slot or not 0 < num_bytes <= self._ring.shape.slot_bytes:
             raise ValueError(f"slot {slot}, shape {frames, height, width}")
         pts_seconds_F = np.array(message["pts"], np.float64)
-        if pts_seconds_F.shape != (frames,):
-            raise ValueError(f"{frames} frames, times {pts_seconds_F.shape}")
+        if pts_seconds_F.shape != (frames,) or not np.isfinite(pts_seconds_F).all():
+            raise ValueError(f"{frames} frames, times {pts_seconds_F}")
+        if message["first"] != self.current.frames:
+            raise ValueError(f"frame {message['first']} after {self.current.frames} frames")
         block = FrameBlock(
             video_id=self.current.video.video_id,
-            first_frame=int(message["first"]),
+            first_frame=self.current.frames,
             frames_FHW3=self._ring.slot(slot)[:num_bytes].reshape(frames, height, width, 3),
             pts_seconds_F=pts_seconds_F,
             on_release=on_release,
         )
         self._bytes_in_slot[slot] = num_bytes
+        self.current.frames += frames
         if len(self._bytes_in_slot) == self._ring.shape.slots:
             self._full_since = time.monotonic()
         return block
@@ -163,18 +171,21 @@ class WorkerProcess:
     def finish(self, end: dict[str, Any]) -> Outcome:
         """The outcome of its video, from its last message about it. The worker has no video afterwards."""
         assert self.current is not None
-        if end["status"] not in ("done", "suspect", "failed"):
-            raise ValueError(f"status {end['status']!r}")
-        declared = end["declared"]
+        status, reason, declared = end["status"], str(end["reason"]), end["declared"]
+        if status not in ("done", "suspect", "failed") or (status != "failed" and end["frames"] != self.current.frames):
+            raise ValueError(f"status {status!r} with {end['frames']} frames after {self.current.frames}")
+        reason.encode()  # a lone surrogate is no text, and could not be stored
         outcome = Outcome(
             video_id=self.current.video.video_id,
-            status=end["status"],
-            reason=str(end["reason"]),
-            num_frames=int(end["frames"]) if end["status"] != "failed" else 0,
-            declared_frames=None if declared is None else int(declared),
-            decoder_errors=int(end["errors"]),
+            status=status,
+            reason=reason,
+            num_frames=self.current.frames if status != "failed" else 0,
+            declared_frames=None if declared is None else _count(declared),
+            decoder_errors=_count(end["errors"]),
             seconds=float(end["seconds"]),
         )
+        if not np.isfinite(outcome.seconds):
+            raise ValueError(f"{outcome.seconds} seconds")
         self.current = None
         self.videos += 1
         return outcome
@@ -233,6 +244,13 @@ class WorkerProcess:
         size = os.fstat(self._log).st_size
         tail = os.pread(self._log, _TAIL_BYTES, max(0, size - _TAIL_BYTES)).decode(errors="replace").splitlines()
         return next((line.strip() for line in reversed(tail) if line.strip()), "")
+
+
+def _count(number: int) -> int:
+    """Returns `number`. Raises ValueError if the ledger could not store it as a count."""
+    if not isinstance(number, int) or not 0 <= number < 1 << 63:
+        raise ValueError(f"count {number}")
+    return number
 
 
 def _exit_of(code: int, last_line: str) -> WorkerExit:

@@ -18,7 +18,7 @@ import numpy as np
 
 from cache.common.errors import DecodeError
 from extract.decode.backends import MissingDecoderError
-from extract.decode.process import QueuedVideo, WorkerProcess
+from extract.decode.process import MESSAGE_ERRORS, QueuedVideo, WorkerProcess
 from extract.decode.types import DecodeSettings, FrameBlock, VideoEnd
 from extract.decode.wire import Message
 
@@ -133,11 +133,11 @@ class Supervisor:
                     return
         except BlockingIOError:
             return
-        except (ValueError, TypeError, KeyError, IndexError) as error:
+        except MESSAGE_ERRORS as error:
             self._kill(worker, f"decoder sent a message that makes no sense ({error!r})")
 
     def _handle(self, worker: WorkerProcess, message: Message) -> None:
-        if "unusable" in message:
+        if "unusable" in message and not worker.ready:
             raise MissingDecoderError(message["unusable"])
         if "ready" in message:
             worker.ready = True
