@@ -65,21 +65,17 @@ class DecodePool:
                     under_way += 1
                 if not under_way:
                     return
-                item = self._take()
+                item = self._results.get()
+                if isinstance(item, BaseException):
+                    self._broken = item
+                    raise item
+                assert not isinstance(item, Cancelled)
                 under_way -= isinstance(item, VideoEnd)
                 yield item
         finally:
             if under_way and self._broken is None:
                 self._give_up()
             self._decoding = False
-
-    def _take(self) -> FrameBlock | VideoEnd:
-        item = self._results.get()
-        if isinstance(item, BaseException):
-            self._broken = item
-            raise item
-        assert not isinstance(item, Cancelled)
-        return item
 
     def _give_up(self) -> None:
         """Drop everything under way, so that the pool can be used again."""

@@ -93,7 +93,8 @@ class WorkerProcess:
         self._start(settings)
 
     def _start(self, settings: DecodeSettings) -> None:
-        self._ring = Ring.create(settings.ring)
+        # Address space for the largest pictures; pages exist only for what is used.
+        self._ring = Ring.create(settings.blocks_ahead, max(BLOCK_BYTES, settings.limits.pixels * 3))
         self._channel, theirs = Channel.pair()
         self._log = os.memfd_create("mrrn-decoder-log", os.MFD_CLOEXEC)
         fcntl.fcntl(self._log, fcntl.F_SETFL, os.O_APPEND)
@@ -110,8 +111,7 @@ class WorkerProcess:
         )
         theirs.close()
         self._ring.close()
-        shape = self._ring.shape
-        self._channel.send(settings.for_worker() | {"ring": [shape.slots, shape.slot_bytes]})
+        self._channel.send(settings.for_worker() | {"ring": [self._ring.slots, self._ring.slot_bytes]})
 
     def fileno(self) -> int:
         """For selectors: readable when there is a message, or when the process has ended."""
@@ -137,7 +137,7 @@ class WorkerProcess:
         assert self.current is not None
         slot, (frames, height, width) = message["slot"], message["shape"]
         num_bytes = frames * height * width * 3
-        if slot in self._bytes_in_slot or not 0 < num_bytes <= self._ring.shape.slot_bytes:
+        if slot in self._bytes_in_slot or not 0 < num_bytes <= self._ring.slot_bytes:
             raise ValueError(f"slot {slot}, shape {frames, height, width}")
         pts_seconds_F = np.array(message["pts"], np.float64)
         if pts_seconds_F.shape != (frames,) or not np.isfinite(pts_seconds_F).all():
@@ -153,7 +153,7 @@ class WorkerProcess:
         )
         self._bytes_in_slot[slot] = num_bytes
         self.current.frames += frames
-        if len(self._bytes_in_slot) == self._ring.shape.slots:
+        if len(self._bytes_in_slot) == self._ring.slots:
             self._full_since = time.monotonic()
         return block
 

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from cache.ledger import Outcome
 from extract.decode.backends import DEFAULT_DECODER, require_decoder
 from extract.decode.timeline import Sampling
-from extract.decode.wire import RingShape
 
 MEBIBYTE: Final = 1 << 20
 GIBIBYTE: Final = 1 << 30
@@ -109,11 +108,6 @@ class DecodeSettings:
     def sampling(self) -> Sampling:
         """Which frames are kept."""
         return Sampling(max_frames=self.max_frames, fps=self.fps)
-
-    @property
-    def ring(self) -> RingShape:
-        """Shared memory of one worker: address space for the largest pictures, pages only for what is used."""
-        return RingShape.holding(self.blocks_ahead, max(BLOCK_BYTES, self.limits.pixels * 3))
 
     def for_worker(self) -> dict[str, object]:
         """The settings as a worker is sent them when it starts."""

@@ -10,7 +10,6 @@ import mmap
 import os
 import socket
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -56,46 +55,30 @@ class Channel:
         self._end.close()
 
 
-@dataclass(frozen=True)
-class RingShape:
-    """How a ring is divided."""
-
-    slots: int
-    """Blocks that can be in use at once."""
-    slot_bytes: int
-    """Bytes of a slot, whole pages: room for one block."""
-
-    @classmethod
-    def holding(cls, slots: int, block_bytes: int) -> "RingShape":
-        """Slots that hold at least `block_bytes` each."""
-        pages = -(-block_bytes // mmap.PAGESIZE)
-        return cls(slots, pages * mmap.PAGESIZE)
-
-
 class Ring:
     """One worker's slots, mapped into this process. Numpy views keep the mapping alive after `close`."""
 
-    def __init__(self, descriptor: int, shape: RingShape) -> None:
-        self.shape = shape
-        self.descriptor = descriptor
-        self._memory = mmap.mmap(descriptor, shape.slots * shape.slot_bytes)
+    def __init__(self, descriptor: int, slots: int, slot_bytes: int) -> None:
+        self.descriptor, self.slots, self.slot_bytes = descriptor, slots, slot_bytes
+        self._memory = mmap.mmap(descriptor, slots * slot_bytes)
 
     @classmethod
-    def create(cls, shape: RingShape) -> "Ring":
-        """A new ring; its descriptor is handed to the worker."""
+    def create(cls, slots: int, block_bytes: int) -> "Ring":
+        """A new ring. Each slot has room for `block_bytes`, in whole pages. The descriptor is handed to the worker."""
+        slot_bytes = -(-block_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
         descriptor = os.memfd_create("mrrn-frames", os.MFD_CLOEXEC)
-        os.ftruncate(descriptor, shape.slots * shape.slot_bytes)
-        return cls(descriptor, shape)
+        os.ftruncate(descriptor, slots * slot_bytes)
+        return cls(descriptor, slots, slot_bytes)
 
     def slot(self, index: int) -> NDArray[np.uint8]:
         """The whole slot, flat. Raises IndexError if there is no such slot."""
-        if not 0 <= index < self.shape.slots:
-            raise IndexError(f"slot {index} of a ring of {self.shape.slots}")
-        return np.frombuffer(self._memory, np.uint8, self.shape.slot_bytes, index * self.shape.slot_bytes)
+        if not 0 <= index < self.slots:
+            raise IndexError(f"slot {index} of a ring of {self.slots}")
+        return np.frombuffer(self._memory, np.uint8, self.slot_bytes, index * self.slot_bytes)
 
     def discard(self, index: int) -> None:
         """Give the slot's pages back to the system; its content becomes zeros."""
-        self._memory.madvise(mmap.MADV_REMOVE, index * self.shape.slot_bytes, self.shape.slot_bytes)
+        self._memory.madvise(mmap.MADV_REMOVE, index * self.slot_bytes, self.slot_bytes)
 
     def close(self) -> None:
         """Close the descriptor."""

@@ -25,7 +25,7 @@ from extract.decode.backends.protocol import OpenDecoder
 from extract.decode.frames import Block, FrameReader, Verdict, judge, opened
 from extract.decode.timeline import Sampling
 from extract.decode.types import MEBIBYTE, Limits
-from extract.decode.wire import Channel, Message, Ring, RingShape
+from extract.decode.wire import Channel, Message, Ring
 
 ALIVE_SECONDS: Final = 0.5
 """A worker that decodes frames sends a sign of life at least this often."""
@@ -66,7 +66,7 @@ class Worker:
         self._limits = Limits(**setup["limits"])
         self._sampling = Sampling(**setup["sampling"])
         self._threads: int = setup["threads"]
-        self._free = deque(range(ring.shape.slots))
+        self._free = deque(range(ring.slots))
         self._slot = -1
         self._log = ErrorLog()
         self._last_sent = self._waited = 0.0
@@ -164,7 +164,7 @@ def main() -> None:
     setup = channel.receive()
     if setup is None:
         return
-    ring = Ring(ring_descriptor, RingShape(*setup["ring"]))
+    ring = Ring(ring_descriptor, *setup["ring"])
     try:
         decoder = load_decoder(setup["decoder"])
     except MissingDecoderError as error:

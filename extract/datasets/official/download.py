@@ -121,19 +121,15 @@ def _continue(archive: Archive, part: Path) -> None:
             raise
         if error.headers.get("Content-Range") == f"bytes */{have}":
             return
-        _truncate(part)
+        os.truncate(part, 0)
         raise ConnectionError(f"the server has fewer than the {have:,} bytes here; starting over") from error
     with response, part.open("ab") as out:
         if response.status != 206:  # the server ignores the range and sends everything
-            _truncate(part)
+            os.truncate(part, 0)
             have = 0
         elif _first_byte(response) != have:
             raise ConnectionError(f"asked for bytes from {have:,}, got {response.headers.get('Content-Range')!r}")
         _copy(response, out, archive.name, have)
-
-
-def _truncate(part: Path) -> None:
-    os.truncate(part, 0)
 
 
 def _first_byte(response: http.client.HTTPResponse) -> int | None:
