@@ -1,6 +1,6 @@
 """The supervising thread: owns the decode workers, knows which video each one has, and kills what exceeds a limit.
 
-The consumer's thread talks to it through a queue of commands and takes from a queue of results; it owns nothing else.
+The consumer's thread sends it commands through one queue and takes results from another; they share nothing else.
 """
 
 import queue

@@ -87,7 +87,7 @@ def build_forward(
 ) -> "Callable[[Tensor], Tensor]":
     """The function crops [B, 224, 224, 3] uint8 -> features [B, C of all levels] float16 on `device`.
 
-    Values beyond float16's range come out as infinities: whoever stores them has to check.
+    Values beyond float16's range come out as infinities: the caller has to check.
     """
     import torch
 

@@ -95,7 +95,7 @@ def _from_torchvision(backbone: str) -> "Mapping[str, Tensor]":
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise WeightsError(
             f"weights {IMAGENET} could not be downloaded ({error}). Without network, fetch torchvision's file {file} "
-            f"elsewhere (https://download.pytorch.org/models/{file}) and give it: WEIGHTS=path/to/{file} or "
+            f"on another machine (https://download.pytorch.org/models/{file}) and pass it: WEIGHTS=path/to/{file} or "
             f"--weights path/to/{file}; --weights random:0 runs without any training of the backbone"
         ) from error
 

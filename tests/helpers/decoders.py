@@ -1,6 +1,6 @@
-"""Decoders that go wrong on purpose. Workers import this module: the file's name says what is done to the worker.
+"""Decoders that go wrong on purpose, imported by decode workers.
 
-`by_name` behaves like the default decoder unless the video's stem is the name of a sin.
+`by_name` behaves like the default decoder unless the video's stem is the name of a sin or of a letter.
 """
 
 import ctypes

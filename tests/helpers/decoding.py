@@ -50,7 +50,7 @@ def decode_here(
 
 @dataclass
 class Received:
-    """What a pool delivered of one video."""
+    """What a pool delivered for one video."""
 
     outcome: Outcome | None = None
     frames: int = 0
@@ -60,7 +60,7 @@ class Received:
 
 
 def pixels_digest(frames_FHW3: NDArray[np.uint8]) -> str:
-    """What `Received.pixels.hexdigest()` gives for these frames."""
+    """The value of `Received.pixels.hexdigest()` for these frames."""
     return xxhash.xxh3_64_hexdigest(np.ascontiguousarray(frames_FHW3))
 
 

@@ -85,7 +85,7 @@ def prepare(name: str, data: Path, parts: tuple[Part, ...]) -> Dataset:
         dataset, _ = load_dataset(name, data, subset=False, work=data, source=name)
     except DatasetError as error:
         folders = " or ".join(str(data / part.folder) for part in parts)
-        raise DatasetError(f"{error}\nTo unpack it anew, move {folders} away and run the command again") from error
+        raise DatasetError(f"{error}\nTo unpack it again, move {folders} away and run the command again") from error
     return dataset
 
 

@@ -13,14 +13,14 @@ FrameHW3 = NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class VideoSource:
-    """A video file that was opened and recognised, and what a decoder may do with it."""
+    """A video file that has been opened and recognised, and the limits of a decoder."""
 
     name: str
-    """What FFmpeg opens: the name of an open file descriptor."""
+    """The name of an open file descriptor, for FFmpeg."""
     container: str
     """A key of `extract.decode.containers.FFMPEG_NAMES`, by the file's first bytes."""
     max_pixels: int
-    """Of one picture; a larger one is refused before memory is taken for it."""
+    """Limit for one picture; a larger one is refused before memory is allocated for it."""
     threads: int
     """Threads that decode this one video."""
 
@@ -44,8 +44,8 @@ class Header:
 class OpenVideo(Protocol):
     """One video being decoded, frame by frame in presentation order, in constant memory.
 
-    All decoders do the same with what is stored: a rotation by a multiple of 90 degrees is applied; frames have the
-    first one's size (others are scaled to it); every pixel format is converted to 8-bit RGB by libswscale; interlacing,
+    All decoders treat stored pictures alike: a rotation by a multiple of 90 degrees is applied; frames have the first
+    one's size (others are scaled to it); every pixel format is converted to 8-bit RGB by libswscale; interlacing,
     mirroring and pixel aspect are left as they are. FFmpeg's own error messages go to descriptor 2.
     """
 
