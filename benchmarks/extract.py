@@ -37,7 +37,7 @@ from cache.common.files import write_json_durably
 from cache.dataset import Dataset, Video
 from cache.store import FeatureCache
 from extract.claims import Work
-from extract.decode.pool import DecodePool, FrameBlock
+from extract.decode import DecodePool, FrameBlock
 from extract.device import CPU_BATCH, GPU_BATCH, default_jobs, default_precision, shard_rows
 from extract.meter import Meter, ticking
 from extract.network.backbones import folded_trunk, level_means, torch_dtype

@@ -20,7 +20,7 @@ from cache.common.text import visible
 from cache.common.workspace import Workspace
 from cache.store import FeatureCache
 from extract.datasets import load_dataset
-from extract.decode.pool import DecodePool, DecodeSettings, VideoEnd
+from extract.decode import DecodePool, DecodeSettings, VideoEnd
 from fuse.metrics import ranked
 from fuse.report.figures import Files, Theme, label, new_figure, render_themes
 from fuse.results import Results
