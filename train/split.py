@@ -5,7 +5,6 @@ One split of a cached dataset as training needs it: which videos it learns from,
 
 import hashlib
 import platform
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from importlib.metadata import version
 from cache.clips import ClipRule
 from cache.common.errors import TrainingError
 from cache.common.workspace import Workspace
-from cache.dataset import Dataset, Half, Video
+from cache.dataset import Dataset, Half, Video, group_of
 from cache.fingerprint import Level
 from cache.store import FeatureCache
 from train.config import RunConfig, cache_digest, variant_of
@@ -22,22 +21,6 @@ from train.recipes import Pool, Recipe, default_recipe
 
 FIFTHS = 5
 """Of so many parts of each class's groups one is held out."""
-
-_UCF_GROUP = re.compile(r"_g\d+(?=_|$)")
-_HMDB_ENDING = re.compile(r"_[fhlu]_[cn]m_np\d+_(ba|fr|le|ri)_(bad|med|goo)_\d+$")
-
-
-def group(video_id: str) -> str:
-    """Name of the filming that a video was cut from, as far as its id tells.
-
-    Archery/v_Archery_g03_c02               -> Archery/v_Archery_g03  (UCF-101: g is the group)
-    wave/TrumanShow_wave_f_nm_np1_fr_med_26 -> wave/TrumanShow_wave   (HMDB-51: the ending tells a film's clips apart)
-    anything/else                           -> itself
-    """
-    found = _UCF_GROUP.search(video_id)
-    if found:
-        return video_id[: found.end()]
-    return _HMDB_ENDING.sub("", video_id)
 
 
 def split_off(videos: Sequence[Video], turn: int = 0) -> tuple[tuple[Video, ...], tuple[Video, ...]]:
@@ -50,7 +33,7 @@ def split_off(videos: Sequence[Video], turn: int = 0) -> tuple[tuple[Video, ...]
     groups: dict[int, set[str]] = defaultdict(set)
     for video in videos:
         if video.label is not None:
-            groups[video.label].add(group(video.id))
+            groups[video.label].add(group_of(video.id))
     held: set[str] = set()
     for label, names in sorted(groups.items()):
         if len(names) < 2:
@@ -61,8 +44,8 @@ def split_off(videos: Sequence[Video], turn: int = 0) -> tuple[tuple[Video, ...]
         ordered = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
         parts = min(FIFTHS, len(ordered))
         held |= set(ordered[turn % parts :: parts])
-    inside = tuple(video for video in videos if group(video.id) not in held)
-    return inside, tuple(video for video in videos if group(video.id) in held)
+    inside = tuple(video for video in videos if group_of(video.id) not in held)
+    return inside, tuple(video for video in videos if group_of(video.id) in held)
 
 
 _NAMED_VERSIONS = ("torch", "numpy", "safetensors", "mrrn")
