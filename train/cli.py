@@ -12,7 +12,7 @@ from cache.common.files import write_bytes_durably
 from cache.common.workspace import Workspace
 from cache.fingerprint import LEVELS, Level
 from train.config import RunConfig, state_of
-from train.recipes import CELLS, POOLS, PRECISIONS, RECIPES, Pool, with_overrides
+from train.recipes import KNOBS, POOLS, RECIPES, Pool, with_overrides
 from train.split import Split, open_split
 from train.sweep.cli import sweep
 
@@ -23,20 +23,18 @@ recipe_option = click.option(
 )
 
 
-def override_options(command: Any) -> Any:
-    """Options that change one field of the recipe."""
-    for option in reversed(
-        [
-            click.option("--cell", type=click.Choice(CELLS), help="What runs over time. [default: the recipe's]"),
-            click.option("--hidden", type=click.IntRange(1), metavar="N", help="Units of each recurrent layer."),
-            click.option("--layers", type=click.IntRange(1), metavar="N", help="Recurrent layers."),
-            click.option("--epochs", type=click.IntRange(1), metavar="N", help="Times each training clip is seen."),
-            click.option("--batch", type=click.IntRange(1), metavar="N", help="Clips in one optimizer step."),
-            click.option("--lr", "learning_rate", type=float, metavar="RATE", help="First learning rate."),
-            click.option("--precision", type=click.Choice(PRECISIONS), help="Of the products while training."),
-        ]
-    ):
-        command = option(command)
+def knob_options(command: Any) -> Any:
+    """Adds the options that change one field of the recipe each."""
+    for name, knob in reversed(KNOBS.items()):
+        if knob.help is None:
+            continue
+        if isinstance(knob.kind, tuple):
+            shown: dict[str, Any] = {"type": click.Choice(knob.kind)}
+        elif knob.kind is int:
+            shown = {"type": click.IntRange(knob.least), "metavar": "N"}
+        else:
+            shown = {"type": float, "metavar": "RATE"}
+        command = click.option(f"--{knob.axis}", name, help=knob.help, **shown)(command)
     return command
 
 
@@ -63,7 +61,7 @@ def override_options(command: Any) -> Any:
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of weights, order and views.")
 @recipe_option
-@override_options
+@knob_options
 @click.option(
     "--holdout",
     is_flag=True,

@@ -12,7 +12,7 @@ from cache.common.errors import TrainingError
 from cache.common.files import write_json_durably
 from cache.common.workspace import Workspace
 from cache.fingerprint import Level
-from train.recipes import RECIPES, Pool, Recipe
+from train.recipes import KNOBS, RECIPES, Pool, Recipe
 
 Status = Literal["training", "finished"]
 
@@ -99,25 +99,6 @@ def _difference(name: str, mine: Any, theirs: Any) -> str:
     return f"{name} is {mine!r}, was {theirs!r}"
 
 
-_WORDS = (
-    ("", "cell"),
-    ("h", "hidden"),
-    ("l", "layers"),
-    ("vdropout", "variational_dropout"),
-    ("e", "epochs"),
-    ("b", "batch"),
-    ("lr", "learning_rate"),
-    ("", "schedule"),
-    ("decay", "weight_decay"),
-    ("smoothing", "label_smoothing"),
-    ("noise", "feature_noise"),
-    ("mixup", "mixup"),
-    ("views", "views"),
-    ("", "precision"),
-)
-"""The fields that the command line can change, and what stands before their values in a variant's name."""
-
-
 def _short(value: Any) -> str:
     if isinstance(value, Mapping):
         return "_".join(sorted({f"{each:g}" for each in value.values()}))
@@ -132,11 +113,11 @@ def variant_of(recipe: Recipe, usual: Recipe, *, holdout: bool) -> str:
     """
     base = RECIPES.get(recipe.name, recipe)
     parts = [] if recipe.name == usual.name else [recipe.name]
-    for word, name in _WORDS:
+    for name, knob in KNOBS.items():
         # A number of epochs is exact: it also takes away the steps that they are else added for.
         exact = name == "epochs" and recipe.min_steps != base.min_steps
         if exact or getattr(recipe, name) != getattr(base, name):
-            parts.append(f"{word}{_short(getattr(recipe, name))}")
+            parts.append(f"{knob.word}{_short(getattr(recipe, name))}")
     return "-".join([*parts, "holdout"] if holdout else parts)
 
 

@@ -7,33 +7,15 @@ from typing import Any
 
 from cache.common.errors import TrainingError
 from cache.fingerprint import LEVELS, Level
-from train.recipes import CELLS, POOLS, PRECISIONS, RECIPES, SCHEDULES, Pool, Recipe, with_overrides
-
-FIELDS: dict[str, tuple[str, Any]] = {
-    "cell": ("cell", CELLS),
-    "hidden": ("hidden", int),
-    "layers": ("layers", int),
-    "vdropout": ("variational_dropout", float),
-    "epochs": ("epochs", int),
-    "batch": ("batch", int),
-    "lr": ("learning_rate", float),
-    "schedule": ("schedule", SCHEDULES),
-    "decay": ("weight_decay", float),
-    "smoothing": ("label_smoothing", float),
-    "noise": ("feature_noise", float),
-    "mixup": ("mixup", float),
-    "views": ("views", int),
-    "precision": ("precision", PRECISIONS),
-}
-"""Axes that change one field of a recipe: the field, and what it can hold (see AXES)."""
+from train.recipes import KNOBS, POOLS, RECIPES, Pool, Recipe, with_overrides
 
 AXES: dict[str, Any] = {
     "level": LEVELS,
     "pool": POOLS,
     "recipe": tuple(sorted(RECIPES)),
-    **{axis: kind for axis, (_, kind) in FIELDS.items()},
+    **{str(knob.axis): knob.kind for knob in KNOBS.values()},
 }
-"""What can be varied: names to choose from, or the kind of number."""
+"""What can be varied: the kind of number, or the names to choose from."""
 
 TABLES: dict[str, dict[str, tuple[Any, ...]]] = {
     "1": {"level": ("high",), "hidden": (256, 512, 1024), "layers": (3, 4, 5)},
@@ -91,7 +73,9 @@ def settings(axes: Mapping[str, Sequence[Any]], usual: Recipe) -> list[Setting]:
     for values in product(*complete.values()):
         point = dict(zip(complete, values, strict=True))
         recipe = RECIPES[point["recipe"]] if "recipe" in point else usual
-        recipe = with_overrides(recipe, **{field: point[axis] for axis, (field, _) in FIELDS.items() if axis in point})
+        recipe = with_overrides(
+            recipe, **{name: point[knob.axis] for name, knob in KNOBS.items() if knob.axis in point}
+        )
         if recipe.cell == "mean" and point["pool"] != "mean":
             continue
         varied = tuple((name, point[name]) for name in shown)
