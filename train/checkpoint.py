@@ -7,14 +7,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from cache.common.errors import WeightsError
+from cache.common.errors import TrainingError, WeightsError
 from cache.common.files import write_bytes_durably
 from cache.fingerprint import CHANNELS
 from train.config import CHECKPOINT_FILE, RunConfig, read_config
@@ -33,6 +35,14 @@ class Checkpoint:
     config: RunConfig
     position: Position | None
     """How far training was; None when it is finished."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Words:
+    """What a checkpoint file holds beside tensors, as JSON."""
+
+    config: dict[str, Any]
+    position: Position | None
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -59,10 +69,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
         if header.get("format") != _FORMAT:
             raise WeightsError(f"{path} has format {header.get('format')!r}; expected {_FORMAT!r}: train with --fresh")
-        values = json.loads(header["mrrn"])
-        position = values["position"] and Position(**values["position"])
-        return Checkpoint(tensors=tensors, config=RunConfig.from_json(values["config"]), position=position)
-    except (SafetensorError, ValueError, KeyError, AttributeError, TypeError) as error:
+        words = msgspec.json.decode(header["mrrn"], type=_Words)
+        return Checkpoint(tensors=tensors, config=RunConfig.from_json(words.config), position=words.position)
+    except (SafetensorError, msgspec.DecodeError, TrainingError, ValueError, KeyError) as error:
         raise WeightsError(
             f"{path} is not a checkpoint written by this program, or is damaged: {error!r}; train with --fresh"
         ) from error

@@ -3,9 +3,11 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import msgspec
 
 from cache.clips import ClipRule
 from cache.common.errors import TrainingError
@@ -67,19 +69,20 @@ class RunConfig:
         return workspace.run(self.dataset, self.split, self.level, self.pool, self.seed, self.variant)
 
     def to_json(self) -> dict[str, Any]:
-        """All fields as plain JSON values."""
-        value: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        """All fields as values that JSON can hold."""
+        value: dict[str, Any] = msgspec.to_builtins(self)
         return value
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "RunConfig":
-        """The inverse of `to_json`; fields it does not know are left alone. TrainingError where some are missing."""
+        """The inverse of `to_json`, which ignores fields it does not know.
+
+        Raises `TrainingError` if a field is missing or its value unusable.
+        """
         try:
-            own = {field.name: value[field.name] for field in fields(cls)}
-            own |= {"recipe": Recipe.from_json(value["recipe"]), "classes": tuple(value["classes"])}
-            return cls(**own)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise TrainingError(f"a run's configuration cannot be read: {error!r}; train again with --fresh") from error
+            return msgspec.convert({**value, "recipe": Recipe.from_json(value["recipe"])}, cls)
+        except (msgspec.ValidationError, TypeError, KeyError) as error:
+            raise TrainingError(f"a run's configuration cannot be read: {error!r}") from error
 
     def differences(self, other: "RunConfig") -> list[str]:
         """What tells the results of this run from those of `other`, one text for each field."""
@@ -139,14 +142,13 @@ def read_config(folder: Path) -> tuple[RunConfig, Status] | None:
     path = folder / CONFIG_FILE
     try:
         value = json.loads(path.read_bytes())
-        status = value["status"]
+        return RunConfig.from_json(value), msgspec.convert(value.get("status"), Status)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, msgspec.ValidationError, TrainingError) as error:
         raise TrainingError(
-            f"{path} is not a configuration written by this program: {error!r}; train again with --fresh"
+            f"{path} is not a configuration written by this program: {error}; train again with --fresh"
         ) from error
-    return RunConfig.from_json(value), status
 
 
 def state_of(folder: Path, wanted: RunConfig) -> Literal["new", "unfinished", "finished"]:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
+import msgspec
+
 from cache.clips import ClipRule
 from cache.common.errors import TrainingError
 from cache.fingerprint import LEVELS, Level
@@ -160,14 +162,18 @@ class Recipe:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Recipe":
-        """The inverse of `to_json`; TrainingError where a field is unknown or unusable."""
-        unknown = set(value) - {field.name for field in fields(cls)}
-        if unknown:
-            raise TrainingError(f"recipe has unknown fields {', '.join(sorted(unknown))}; another version wrote it")
+        """The inverse of `to_json`. Raises `TrainingError` if a field is unknown or its value unusable."""
         try:
-            return cls(**{**value, "clips": ClipRule(**value["clips"])})
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            unknown = {*value} - _names(cls) | {*value["clips"]} - _names(ClipRule)
+            if not unknown:
+                return msgspec.convert(value, cls)
+        except (msgspec.ValidationError, TypeError, KeyError) as error:
             raise TrainingError(f"recipe cannot be read: {error!r}") from error
+        raise TrainingError(f"recipe has unknown fields {', '.join(sorted(unknown))}; another version wrote it")
+
+
+def _names(described: type) -> set[str]:
+    return {each.name for each in fields(described)}
 
 
 _KNOBS: dict[str, Knob] = {each.name: each.metadata["knob"] for each in fields(Recipe) if each.metadata}

@@ -1,11 +1,13 @@
 """Checkpoints: what is written comes back; what is not ours, or of another run, is refused by name."""
 
+import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from cache.common.errors import WeightsError
 from tests.helpers.cache import make_fingerprint
@@ -79,6 +81,15 @@ def test_other_bytes_are_refused(tmp_path, content):
     path = tmp_path / "checkpoint.safetensors"
     path.write_bytes(content)
     with pytest.raises(WeightsError, match="not a checkpoint written by this program"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("broken", [{"position": {"epoch": 1}}, {"config": {"dataset": "tiny"}}, {"config": 3}])
+def test_a_checkpoint_whose_words_cannot_be_read_is_refused_by_name(tmp_path, broken):
+    path = tmp_path / CHECKPOINT_FILE
+    told = {"config": CONFIG.to_json(), "position": None, **broken}
+    path.write_bytes(save({"x": torch.ones(1)}, {"format": "mrrn-checkpoint-1", "mrrn": json.dumps(told)}))
+    with pytest.raises(WeightsError, match=rf"{path} is not a checkpoint written by this program"):
         read_checkpoint(path)
 
 

@@ -148,7 +148,9 @@ def test_unusable_values_are_refused_by_name(changes, named):
         replace(PAPER, **changes)
 
 
-@pytest.mark.parametrize("broken", [{"surprise": 1}, {"clips": {"length": 0}}, {"clips": 3}])
+@pytest.mark.parametrize(
+    "broken", [{"surprise": 1}, {"clips": {"length": 0}}, {"clips": {"more": 1}}, {"clips": 3}, {"hidden": "8"}]
+)
 def test_a_recipe_that_cannot_be_read_is_a_named_error(broken):
     with pytest.raises(TrainingError, match="recipe"):
         Recipe.from_json({**PAPER.to_json(), **broken})
