@@ -1,6 +1,6 @@
-"""The held-out part of a training split: cut by group, so that no two clips of one filming stand on both sides.
+"""One split of a cached dataset as training needs it: which videos it learns from, and which it scores. No torch.
 
-One split of a cached dataset as training needs it: which videos it learns from, which it scores. No torch.
+A held-out part of the training videos is cut by group, so that no recording is on both sides.
 """
 
 import hashlib
@@ -20,15 +20,17 @@ from train.config import RunConfig, cache_digest, variant_of
 from train.recipes import Pool, Recipe, default_recipe
 
 FIFTHS = 5
-"""Of so many parts of each class's groups one is held out."""
+"""Parts that each class's groups are divided into; one of them is held out."""
+
+_NAMED_VERSIONS = ("torch", "numpy", "safetensors", "mrrn")
 
 
 def split_off(videos: Sequence[Video], turn: int = 0) -> tuple[tuple[Video, ...], tuple[Video, ...]]:
-    """Cut training videos into (to learn from, held out), each class's groups apart, the same way at every call.
+    """Returns the training videos to learn from, and those held out: the same ones at every call.
 
-    Of each class a fifth of the groups is held out, at least one, by a hash of their names; `turn` says which fifth, so
-    that turns 0 to 4 hold each group out once. A class with a single group is refused (TrainingError): nothing would be
-    left to learn from or to check on.
+    A fifth of each class's groups is held out, and at least one. Groups are in the order of a hash of their names;
+    `turn` chooses the fifth, so that turns 0 to 4 hold out each group once. Raises `TrainingError` for a class with a
+    single group.
     """
     groups: dict[int, set[str]] = defaultdict(set)
     for video in videos:
@@ -48,12 +50,9 @@ def split_off(videos: Sequence[Video], turn: int = 0) -> tuple[tuple[Video, ...]
     return inside, tuple(video for video in videos if group_of(video.id) in held)
 
 
-_NAMED_VERSIONS = ("torch", "numpy", "safetensors", "mrrn")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """The videos of one split that have features. Test videos are named here and not looked at before scoring."""
+    """The videos of one split that have features. Nothing of a test video but its name is used before scoring."""
 
     cache: FeatureCache
     dataset: Dataset
@@ -64,28 +63,28 @@ class Split:
     """Digest of the cache's fingerprint and of these videos."""
 
     def learned_and_scored(self, *, holdout: bool, seed: int) -> tuple[tuple[Video, ...], tuple[Video, ...]]:
-        """Videos to learn from and videos to score: training and test ones, or the two parts of the training ones.
+        """Returns the videos to learn from and those to score: training and test videos, or both parts of the former.
 
-        Each seed holds out the next fifth of the training videos' groups: five seeds hold out each group once.
+        Each seed holds out the next fifth of the training videos' groups, so that five seeds hold out each group once.
         """
         return split_off(self.training, seed) if holdout else (self.training, self.test)
 
     def listed(self, *, holdout: bool, seed: int) -> tuple[Video, ...]:
-        """Every video that accuracy is counted over: the test half (also without features), or the held-out part."""
+        """Returns the videos that accuracy is counted over, also those without features: test half or held-out part."""
         return split_off(self.training, seed)[1] if holdout else self.dataset.half(self.number, "test")
 
     def training_clips(self, rule: ClipRule) -> int:
-        """Clips of the training videos."""
+        """Number of clips of the training videos."""
         if rule.fps is not None:
             return sum(len(rule.frames(self.cache.pts_seconds(video.id))) for video in self.training)
         return sum(rule.count(self.cache.num_frames(video.id)) for video in self.training)
 
     def usual_recipe(self) -> tuple[Recipe, str]:
-        """The recipe for a split of this size, and why."""
+        """Returns the recipe for a split of this size, and the reason for it."""
         return default_recipe(self.training_clips(ClipRule()))
 
     def config(self, *, level: Level, pool: Pool, seed: int, recipe: Recipe, usual: Recipe, holdout: bool) -> RunConfig:
-        """The configuration of one run on this split."""
+        """Returns the configuration of one run on this split."""
         learned, scored = self.learned_and_scored(holdout=holdout, seed=seed)
         fingerprint = self.cache.fingerprint
         return RunConfig(
@@ -107,7 +106,7 @@ class Split:
 
 
 def open_split(workspace: Workspace, dataset: str, number: int) -> Split:
-    """Open the cache of `dataset`; errors say what to extract where nothing, or not everything, was extracted."""
+    """Open the cache of `dataset`. Raises `MrrnError` if its extraction was not begun or is not finished."""
     folder = workspace.cache(dataset)
     if not (folder / "cache.json").exists():
         raise TrainingError(f"nothing was extracted for dataset {dataset!r} yet: run `make extract DATASET={dataset}`")
@@ -135,6 +134,6 @@ def _with_features(dataset: Dataset, number: int, half: Half, have: set[str]) ->
     if not kept:
         raise TrainingError(
             f"split {number} of dataset {dataset.name!r} has no {half} videos with features ({len(videos)} are "
-            "listed): look at the split files and at `python -m cache info`, or choose another split with SPLIT="
+            "listed): check the split files and `python -m cache info`, or choose another split with SPLIT="
         )
     return kept

@@ -32,7 +32,7 @@ def resident(cache) -> Bank:
 def streamed(request, cache, resident, monkeypatch) -> StreamedBank:
     if request.param == "main memory":
         read = from_memory(resident.features_VFC, resident.clips.frames_NT)
-        return StreamedBank(resident.clips, resident.num_views, CPU, read, "main memory")
+        return StreamedBank(resident.clips, resident.num_views, CPU, read)
     monkeypatch.setattr(train.clips, "available_bytes", lambda: 1000)
     bank = load_bank(cache, "low", cache.dataset.half(1, "train"), RULE, CPU)
     assert isinstance(bank, StreamedBank)
@@ -82,7 +82,7 @@ def test_a_state_in_the_middle_of_an_epoch_goes_on_with_the_right_batches(reside
 def test_features_that_are_not_finite_name_the_video(resident):
     features_VFC = resident.features_VFC.clone()
     features_VFC[:, resident.frames_NT[3, 7]] = float("nan")
-    bank = StreamedBank(resident.clips, 2, CPU, from_memory(features_VFC, resident.clips.frames_NT), "main memory")
+    bank = StreamedBank(resident.clips, 2, CPU, from_memory(features_VFC, resident.clips.frames_NT))
     video = resident.clips.video_ids[resident.clips.video_N[3]]
     with pytest.raises(TrainingError, match=video):
         list(make_trainer(bank, replace(RECIPE, epochs=1)).run())
