@@ -1,8 +1,7 @@
 """A run: what it is made of, the folder it lives in, whether it is done. Plain data and small files, no torch."""
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -122,12 +121,6 @@ def variant_of(recipe: Recipe, usual: Recipe, *, holdout: bool) -> str:
         if exact or getattr(recipe, name) != getattr(base, name):
             parts.append(f"{knob.word}{_short(getattr(recipe, name))}")
     return "-".join([*parts, "holdout"] if holdout else parts)
-
-
-def cache_digest(fingerprint_digest: str, videos: Iterable[tuple[str, int | None, str, int]]) -> str:
-    """SHA-256 over the fingerprint and each video's id, label, half of the split and frame count."""
-    text = json.dumps([fingerprint_digest, sorted(videos)], ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_config(folder: Path, config: RunConfig, status: Status) -> None:

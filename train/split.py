@@ -4,6 +4,7 @@ A held-out part of the training videos is cut by group, so that no recording is 
 """
 
 import hashlib
+import json
 import platform
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from cache.common.workspace import Workspace
 from cache.dataset import Dataset, Half, Video, group_of
 from cache.fingerprint import Level
 from cache.store import FeatureCache
-from train.config import RunConfig, cache_digest, variant_of
+from train.config import RunConfig, variant_of
 from train.recipes import Pool, Recipe, default_recipe
 
 FIFTHS = 5
@@ -60,7 +61,7 @@ class Split:
     training: tuple[Video, ...]
     test: tuple[Video, ...]
     digest: str
-    """Digest of the cache's fingerprint and of these videos."""
+    """SHA-256 over the cache's fingerprint and each video's id, label, half of the split and frame count."""
 
     def learned_and_scored(self, *, holdout: bool, seed: int) -> tuple[tuple[Video, ...], tuple[Video, ...]]:
         """Returns the videos to learn from and those to score: training and test videos, or both parts of the former.
@@ -73,15 +74,9 @@ class Split:
         """Returns the videos that accuracy is counted over, also those without features: test half or held-out part."""
         return split_off(self.training, seed)[1] if holdout else self.dataset.half(self.number, "test")
 
-    def training_clips(self, rule: ClipRule) -> int:
-        """Number of clips of the training videos."""
-        if rule.fps is not None:
-            return sum(len(rule.frames(self.cache.pts_seconds(video.id))) for video in self.training)
-        return sum(rule.count(self.cache.num_frames(video.id)) for video in self.training)
-
     def usual_recipe(self) -> tuple[Recipe, str]:
-        """Returns the recipe for a split of this size, and the reason for it."""
-        return default_recipe(self.training_clips(ClipRule()))
+        """Returns the recipe for a split with as many training clips as this one has, and the reason for it."""
+        return default_recipe(sum(ClipRule().count(self.cache.num_frames(video.id)) for video in self.training))
 
     def config(self, *, level: Level, pool: Pool, seed: int, recipe: Recipe, usual: Recipe, holdout: bool) -> RunConfig:
         """Returns the configuration of one run on this split."""
@@ -115,16 +110,19 @@ def open_split(workspace: Workspace, dataset: str, number: int) -> Split:
     have = set(cache.video_ids)
     training = _with_features(cache.dataset, number, "train", have)
     test = _with_features(cache.dataset, number, "test", have)
-    described: list[tuple[str, int | None, str, int]] = []
-    for half, videos in (("train", training), ("test", test)):
-        described += [(video.id, video.label, half, cache.num_frames(video.id)) for video in videos]
+    described = [
+        (video.id, video.label, half, cache.num_frames(video.id))
+        for half, videos in (("train", training), ("test", test))
+        for video in videos
+    ]
+    text = json.dumps([cache.fingerprint.digest, sorted(described)], separators=(",", ":"))
     return Split(
         cache=cache,
         dataset=cache.dataset,
         number=number,
         training=training,
         test=test,
-        digest=cache_digest(cache.fingerprint.digest, described),
+        digest=hashlib.sha256(text.encode()).hexdigest(),
     )
 
 
