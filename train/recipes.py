@@ -1,4 +1,4 @@
-"""Recipes: every choice that decides how a head is trained. Plain data, no torch."""
+"""Recipes: every setting of how a head is built and trained, declared once. Plain data, no torch."""
 
 import math
 from collections.abc import Mapping
@@ -22,12 +22,12 @@ SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 SMALL_BELOW_CLIPS = 5_000
-"""Training splits with fewer clips than this are trained by the recipe `small` unless another is asked for."""
+"""Training splits with fewer clips than this are trained by the recipe `small`, unless another is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Knob:
-    """What one field of a recipe can hold, and what it is called on the command line, in sweeps and in folder names."""
+    """What one field of a recipe can hold, and its names on the command line, in sweeps and in run folders."""
 
     kind: type[int] | type[float] | tuple[str, ...]
     """Kind of number, or the names to choose from."""
@@ -76,13 +76,13 @@ class Recipe:
 
     name: str = "paper"
     summary: str = "the paper's words, line by line"
-    """What it is, or what it changes against `paper`, and what that brings."""
+    """What the recipe changes against `paper`, and what that brings."""
     clips: ClipRule = field(default_factory=ClipRule)
     """How videos are cut into clips, in training and in testing."""
     cell: Cell = field(
         default="sru", metadata=_knob(CELLS, axis="cell", help="What runs over time. [default: the recipe's]")
     )
-    """What runs over time: `sru`, `lstm`, `gru`, or `mean` for plain averaging over the frames."""
+    """The network over time: `sru`, `lstm`, `gru`, or `mean` for plain averaging over the frames."""
     hidden: int = field(
         default=1024, metadata=_knob(int, least=1, axis="hidden", word="h", help="Units of each recurrent layer.")
     )
@@ -96,7 +96,7 @@ class Recipe:
     epochs: int = field(
         default=12, metadata=_knob(int, least=1, axis="epochs", word="e", help="Times each training clip is seen.")
     )
-    """Times that every training clip is seen."""
+    """How often each training clip is seen."""
     min_steps: int = field(default=0, metadata=_knob(int))
     """Epochs are added until training has at least this many optimizer steps."""
     batch: int = field(
@@ -143,11 +143,11 @@ class Recipe:
             raise TrainingError(f"recipe {self.name!r}: {name} is {getattr(self, name)!r}; it {rule}")
 
     def epochs_for(self, steps_per_epoch: int) -> int:
-        """Epochs of a training split that takes `steps_per_epoch` optimizer steps an epoch."""
+        """Returns the number of epochs for a training split with `steps_per_epoch` optimizer steps an epoch."""
         return max(self.epochs, math.ceil(self.min_steps / steps_per_epoch))
 
     def rate(self, level: Level, epoch: int, epochs: int) -> float:
-        """Learning rate of `epoch` (from 0) of `epochs`.
+        """Returns the learning rate of `epoch` (from 0) of `epochs`.
 
         paper, high: 1e-5 in epochs 0..7, 1e-6 in epochs 8..11
         """
@@ -157,7 +157,7 @@ class Recipe:
         return first * (0.01 + 0.99 * (1 + math.cos(math.pi * epoch / epochs)) / 2)
 
     def to_json(self) -> dict[str, Any]:
-        """All fields as plain JSON values."""
+        """All fields as values that JSON can hold."""
         return asdict(self)
 
     @classmethod
@@ -215,14 +215,17 @@ RECIPES: dict[str, Recipe] = {
 
 
 def default_recipe(training_clips: int) -> tuple[Recipe, str]:
-    """The recipe for a training split of so many clips, and why, in words for the user."""
+    """Returns the recipe for a training split of `training_clips` clips, and the reason, for the user."""
     if training_clips >= SMALL_BELOW_CLIPS:
         return RECIPES["paper"], f"{training_clips:,} training clips, at least {SMALL_BELOW_CLIPS:,}"
     return RECIPES["small"], f"{training_clips:,} training clips, fewer than {SMALL_BELOW_CLIPS:,}"
 
 
 def with_overrides(recipe: Recipe, **given: Any) -> Recipe:
-    """`recipe` with the fields changed that are not None; `epochs` then is exact, `learning_rate` for all levels."""
+    """Returns `recipe` with the fields of `given` that are not None.
+
+    `epochs` is then exact: `min_steps` becomes 0. `learning_rate` is one number for all levels.
+    """
     changed = {name: value for name, value in given.items() if value is not None}
     if "epochs" in changed:
         changed["min_steps"] = 0

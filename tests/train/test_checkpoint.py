@@ -123,7 +123,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, spoil, named):
     ("changes", "named"),
     [
         ({"split": 2}, "split is 1, was 2"),
-        ({"cache_digest": "1" * 64}, "the cache's fingerprint or videos are others"),
+        ({"cache_digest": "1" * 64}, "the cache's fingerprint or videos have changed"),
         ({"level": "mid"}, "level is 'low', was 'mid'"),
         ({"recipe": replace(CONFIG.recipe, hidden=9)}, "recipe.hidden is 8, was 9"),
     ],

@@ -148,7 +148,7 @@ def test_a_cache_that_changed_since_asks_for_fresh_and_fresh_trains_again(tmp_pa
     trainable_cache(tmp_path, fingerprint=make_fingerprint(views=["center", "center_flip"], weights_sha256="1" * 64))
     result = train(tmp_path, "--level", "low")
     assert result.exit_code == 1
-    assert "the cache's fingerprint or videos are others" in result.output
+    assert "the cache's fingerprint or videos have changed" in result.output
     assert "--fresh" in result.output
     assert train(tmp_path, "--level", "low", "--fresh").exit_code == 0
     assert "done already" in train(tmp_path, "--level", "low").output
