@@ -10,7 +10,7 @@ import pytest
 from cache.clips import ClipRule
 from cache.common.errors import TrainingError
 from cache.fingerprint import CHANNELS, LEVELS
-from train.recipes import RECIPES, Recipe, default_recipe
+from train.recipes import KNOBS, RECIPES, Recipe, default_recipe
 
 PAPER = RECIPES["paper"]
 
@@ -122,6 +122,14 @@ def test_cosine_goes_from_the_first_rate_towards_a_hundredth_and_never_rises():
     assert rates[0] == pytest.approx(1e-4)
     assert rates == sorted(rates, reverse=True)
     assert 1e-6 <= rates[-1] < 2e-6
+
+
+def test_no_two_knobs_give_a_run_folder_the_same_name():
+    words = [knob.word for knob in KNOBS.values() if not isinstance(knob.kind, tuple)]
+    assert all(words)
+    assert len(set(words)) == len(words)
+    names = [name for knob in KNOBS.values() if isinstance(knob.kind, tuple) for name in knob.kind]
+    assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
