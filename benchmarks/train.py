@@ -62,7 +62,7 @@ def our_loop(trainer: Trainer) -> TakeSteps:
         for step in range(steps):
             at = (step * batch) % (len(clip_N) - batch)
             trainer.take_step(clip_N[at : at + batch], view_N[at : at + batch], batch)
-        trainer.tally.read(trainer.group)
+        trainer.sums.read(trainer.group)
 
     return take
 
