@@ -1,6 +1,6 @@
 """What a job on a cluster costs besides decoding and the network. `python -m benchmarks.scale`.
 
-Runs the real driver, ledger, Ray Data, shards and commits with 1,000, 10,000 and 100,000 videos, each number in a
+Runs the real driver, ledger, workers, shards and commits with 1,000, 10,000 and 100,000 videos, each number in a
 process of its own on one machine, but **extraction is stubbed**: a video's features are random numbers, five frames
 each, made in no time, in claims of 16 as on CPUs, where a claim costs most. Flat is: a video costs the same, and the
 driver's memory does not grow but for the list of videos itself, which is measured before the job begins.
@@ -16,7 +16,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from functools import partial
 from pathlib import Path
 
 import click
@@ -26,7 +25,9 @@ from cache.dataset import Dataset, Video
 from cache.fingerprint import CHANNELS, LEVELS
 from cache.ledger import Outcome
 from cache.store import FeatureCache
-from extract.cluster.connect import Slots, connected
+from extract.cluster.connect import WorkerSlots, connected
+from extract.cluster.driver import extract_pending
+from extract.cluster.worker import ExtractWorker
 from extract.meter import Meter
 from extract.network.weights import Weights
 from extract.pipeline import VideoFeatures
@@ -79,14 +80,12 @@ class Watch:
 def one_job(count: int) -> dict[str, float]:
     """A job of `count` videos, its figures."""
     with tempfile.TemporaryDirectory() as folder, connected():
-        from extract.cluster.job import extract_on
-        from extract.cluster.worker import Assignment, Extractor
 
-        class Stubbed(Extractor):
+        class Stubbed(ExtractWorker):
             def _open(self, weights: Weights) -> None:
                 pass
 
-            def _extract(self, videos: Iterable[tuple[str, Path]], meter: Meter) -> Iterator[VideoFeatures]:
+            def _features_of(self, videos: Iterable[tuple[str, Path]], meter: Meter) -> Iterator[VideoFeatures]:
                 return made_up(videos, meter)
 
         made_with = fingerprint(ExtractSettings(), weights_text="made up", weights_sha256="made up")
@@ -95,15 +94,14 @@ def one_job(count: int) -> dict[str, float]:
         path = Path(folder) / "cache"
         with FeatureCache.create(path, dataset=dataset, fingerprint=made_with, settings={}) as cache:
             paths = {video.id: Path("/nowhere") / video.path for video in videos}
-            reopen, there = cache.__reduce__()
-            assignment = Assignment(partial(reopen, *there), ExtractSettings(), strict=False, allow_drift=False)
             weights = Weights(text="made up", backbone="resnet34", tensors={}, sha256="made up")
             before, started, processor = own_mib(), time.perf_counter(), time.process_time()
             with Watch() as watch:
-                tally = extract_on(Slots(WORKERS, 0, 1), cache, paths, made_with, assignment, weights, Stubbed)
+                slots, settings = WorkerSlots(WORKERS, 0, 1), ExtractSettings()
+                done = extract_pending(slots, cache, paths, settings, weights, made_with, worker=Stubbed)
             processor = time.process_time() - processor
-            seconds, starting = time.perf_counter() - started, tally.first_seconds or 0.0
-            if cache.ledger.counts()["done"] != count or tally.finished != count:
+            seconds, starting = time.perf_counter() - started, done.first_seconds or 0.0
+            if cache.ledger.counts()["done"] != count or done.finished != count:
                 raise SystemExit(f"not every video was extracted once: {cache.ledger.counts()}")
             shards = len(cache.ledger.shards())
     return {

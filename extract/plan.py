@@ -1,4 +1,4 @@
-"""What is about to be done: the data set on hand against the cache, how many videos, how much disk."""
+"""What an extraction has to do: its dataset against the cache's, the cache it adds to, how much disk it needs."""
 
 import shutil
 from collections.abc import Mapping
@@ -6,22 +6,131 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+import click
+
 from cache.common.errors import CacheError, DatasetError
+from cache.common.text import some
+from cache.common.workspace import Workspace
 from cache.dataset import ADDRESS, Dataset, Video
-from cache.fingerprint import CHANNELS
+from cache.fingerprint import CHANNELS, Fingerprint
 from cache.store import FeatureCache
+from extract.datasets import load_dataset
 from extract.decode.pool import DecodePool, DecodeSettings, VideoEnd
-from extract.settings import ExtractSettings
+from extract.network.weights import Weights
+from extract.settings import ExtractSettings, OneTimeOptions, RequestedSettings
 
 RESERVE_BYTES = 64 << 20
 """Kept free beside the features, for the ledger and other programs."""
 
-
 SAMPLED = 16
-"""Videos whose headers are looked at to say how much disk will be needed."""
+"""Videos whose headers are read to estimate how much disk will be needed."""
 
 USUAL_FPS = 25.0
-"""Of videos that are to be thinned to fewer frames a second."""
+"""Assumed frame rate of videos that are thinned to fewer frames a second."""
+
+LISTED = 5
+"""Names shown of new and of vanished videos."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extraction:
+    """One extraction that is ready for an engine."""
+
+    workspace: Workspace
+    dataset: Dataset
+    """As found now."""
+    root: Path
+    """Folder that the paths of the videos start from."""
+    settings: RequestedSettings
+    options: OneTimeOptions
+
+    @property
+    def cache_path(self) -> Path:
+        """Folder of the cache."""
+        return self.workspace.cache(self.dataset.name)
+
+    @property
+    def video_paths(self) -> Mapping[str, Path]:
+        """The file of each video, or the address it is fetched from (see `extract.datasets.remote`)."""
+        return {
+            video.id: Path(video.path) if ADDRESS.fullmatch(video.path) else self.root / video.path
+            for video in self.dataset.videos
+        }
+
+
+def find_dataset(
+    workspace: Workspace, name: str, settings: RequestedSettings, *, allow_remote: bool
+) -> tuple[Dataset, Path]:
+    """The dataset as it is now, and the folder that its paths start from; DatasetError if it is not usable.
+
+    `allow_remote` is never remembered: a cache that somebody else made must not open connections by itself.
+    """
+    data = settings.data and Path(settings.data)
+    return load_dataset(name, data or None, subset=settings.subset, work=workspace.root, remote=allow_remote)
+
+
+def update_dataset(cache: FeatureCache, found: Dataset) -> None:
+    """Bring the cache's dataset up to date; says which videos are new and which are gone."""
+    differ = changes(cache.dataset, found)
+    updated = merged(cache.dataset, found)
+    if updated != cache.dataset:
+        cache.replace_dataset(updated)
+    if differ.new:
+        click.echo(f"new since the cache was made: {len(differ.new)} of the videos, {some(differ.new, LISTED)}")
+    if differ.vanished:
+        click.echo(
+            f"{len(differ.vanished)} videos are no longer there (their features stay): {some(differ.vanished, LISTED)}"
+        )
+
+
+def open_cache(extraction: Extraction, settings: ExtractSettings, made_with: Fingerprint) -> FeatureCache:
+    """The cache to add to, made if there is none; says if others add to it as well.
+
+    FingerprintError if the cache was made with something else than `made_with`.
+    """
+    path, options = extraction.cache_path, extraction.options
+    if not path.exists():
+        try:
+            FeatureCache.create(
+                path,
+                dataset=extraction.dataset,
+                fingerprint=made_with,
+                settings=extraction.settings.record(settings),
+                backend=options.backend or ("zarr" if options.location else "h5"),
+                location=options.location,
+            ).close()
+        except CacheError:
+            # If another extractor made it in the meantime, that one will do.
+            if not (path / "cache.json").exists():
+                raise
+    cache = FeatureCache.open_for_extraction(path, made_with, options.allow_drift)
+    extraction.workspace.remember_dataset(extraction.dataset.name)
+    if cache.ledger.next_expiry() is not None:
+        click.echo(f"another extractor is at work on {path}; the videos are shared, none is extracted twice")
+    return cache
+
+
+def announce(
+    extraction: Extraction, cache: FeatureCache, settings: ExtractSettings, weights: Weights, where: str
+) -> None:
+    """Say what is about to be done, on the devices `where`; CacheError if the disk is too small for it."""
+    dataset, pending = extraction.dataset, cache.ledger.counts()["pending"]
+    which = "untrained" if weights.text.startswith("random:") else f"sha256 {weights.sha256[:12]}"
+    subset = " (a subset)" if dataset.subset else ""
+    limits = [f"at most {settings.max_frames} frames"] if settings.max_frames else []
+    limits += [f"at most {settings.fps:g} frames a second"] if settings.fps else []
+    click.echo(f"{dataset.name}: {pending} of {len(dataset.videos)} videos{subset} to extract, from {extraction.root}")
+    click.echo(f"  {settings.backbone} with {weights.text} ({which}), levels {', '.join(settings.levels)}")
+    click.echo(f"  views {', '.join([*settings.views, *limits])}")
+    click.echo(
+        f"  on {where} in {settings.precision}, batches of {settings.batch_frames}; "
+        f"{settings.jobs} decoding ({settings.decoder})"
+    )
+    if cache.remote is not None:
+        click.echo(f"  into {cache.remote.location} ({cache.backend}); a working copy of it is {cache.path}")
+        return
+    frames = frames_per_video(cache, extraction.video_paths, settings)
+    click.echo(f"  into {cache.path} ({cache.backend}); {check_disk(cache.path, settings, pending, frames)}")
 
 
 @dataclass(frozen=True)
@@ -54,13 +163,6 @@ def merged(cached: Dataset, found: Dataset) -> Dataset:
         if video.id not in present and (name is None or name in labels):
             kept.append(replace(video, label=None if name is None else labels[name]))
     return replace(found, videos=tuple(sorted((*found.videos, *kept), key=lambda video: video.id)))
-
-
-def paths(dataset: Dataset, root: Path) -> Mapping[str, Path]:
-    """The file of each video, or where it is to be fetched from (see `extract.datasets.remote`)."""
-    return {
-        video.id: Path(video.path) if ADDRESS.fullmatch(video.path) else root / video.path for video in dataset.videos
-    }
 
 
 def bytes_per_frame(settings: ExtractSettings) -> int:

@@ -10,7 +10,7 @@ Predictions of new videos as text and as JSON.
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,12 +22,12 @@ from cache.clips import ClipRule
 from cache.common.errors import MrrnError, WeightsError
 from cache.common.text import visible
 from cache.common.workspace import Workspace
-from cache.fingerprint import Level
+from cache.fingerprint import CENTER_VIEW, Level
 from cache.store import FeatureCache
 from extract.datasets import load_dataset
 from extract.decode.pool import DecodePool, DecodeSettings, VideoEnd
 from extract.network.weights import is_file_spec, load_weights
-from extract.settings import ExtractSettings
+from extract.settings import ExtractSettings, settings_of
 
 if TYPE_CHECKING:
     from extract.network.engine import Engine
@@ -114,16 +114,13 @@ def settings_for(heads: Heads, *, weights: str, device: str, jobs: int) -> Extra
 
     where = str(choose_device(device))
     same_kind = where.startswith("cuda") == str(heads.environment["device"]).startswith("cuda")
-    return ExtractSettings(
+    made_with = settings_of(heads.identity, heads.environment)
+    return replace(
+        made_with,
         weights=weights,
-        backbone=heads.identity["backbone"],
-        levels=tuple(heads.identity["levels"]),
+        views=(CENTER_VIEW,),
         device=where,
-        precision=heads.environment["precision"] if same_kind else "fp32",
-        batch_frames=heads.environment["batch_frames"],
-        decoder=heads.environment["decoder"],
-        max_frames=heads.identity["max_frames"],
-        fps=heads.identity["fps"],
+        precision=made_with.precision if same_kind else "fp32",
         jobs=jobs,
     )
 

@@ -6,13 +6,18 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from cache.common.errors import WeightsError
-from extract.settings import BACKBONES, IMAGENET
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+BACKBONES: Final = ("resnet34", "resnet18")
+"""Networks of one family whose levels have the same widths."""
+
+IMAGENET: Final = "imagenet1k_v1"
+"""torchvision's first ImageNet weights, the ones of the paper's time."""
 
 TORCHVISION_FILES = {"resnet34": "resnet34-b627a593.pth", "resnet18": "resnet18-f37072fd.pth"}
 """What torchvision calls its IMAGENET1K_V1 files; the letters begin the file's SHA-256."""

@@ -8,11 +8,11 @@ import torch
 from click.testing import CliRunner
 
 from cache.common.errors import DatasetError, DecodeError
+from extract.cli import probe_command
 from extract.decode.backends import MissingDecoderError
 from extract.network.engine import open_engine
 from extract.network.weights import load_weights
 from extract.probe import measure_alone, measure_decoder, measure_end_to_end, sample_videos
-from extract.probe_cli import probe_command
 from extract.settings import ExtractSettings
 from tests.helpers.video import encode
 
