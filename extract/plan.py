@@ -70,17 +70,35 @@ def find_dataset(
 
 
 def update_dataset(cache: FeatureCache, found: Dataset) -> None:
-    """Bring the cache's dataset up to date; says which videos are new and which are gone."""
-    differ = changes(cache.dataset, found)
-    updated = merged(cache.dataset, found)
-    if updated != cache.dataset:
-        cache.replace_dataset(updated)
-    if differ.new:
-        click.echo(f"new since the cache was made: {len(differ.new)} of the videos, {some(differ.new, LISTED)}")
-    if differ.vanished:
-        click.echo(
-            f"{len(differ.vanished)} videos are no longer there (their features stay): {some(differ.vanished, LISTED)}"
+    """Bring the cache's dataset up to date; says which videos are new and which are gone.
+
+    DatasetError if the two have no video in common.
+    """
+    cached = cache.dataset
+    known, present = {video.id for video in cached.videos}, {video.id for video in found.videos}
+    if known and not known & present:
+        raise DatasetError(
+            f"none of the {len(known)} videos in the cache of {cached.name!r} is among the {len(present)} found now; "
+            "check DATA= (--data), or give another name with DATASET= (--dataset)"
         )
+    if (updated := merged(cached, found)) != cached:
+        cache.replace_dataset(updated)
+    if new := sorted(present - known):
+        click.echo(f"new since the cache was made: {len(new)} of the videos, {some(new, LISTED)}")
+    if gone := sorted(known - present):
+        click.echo(f"{len(gone)} videos are no longer there (their features stay): {some(gone, LISTED)}")
+
+
+def merged(cached: Dataset, found: Dataset) -> Dataset:
+    """The dataset as found, plus the vanished videos whose class is still there: their features can be trained on."""
+    present = {video.id for video in found.videos}
+    labels = {name: label for label, name in enumerate(found.classes)}
+    kept: list[Video] = []
+    for video in cached.videos:
+        name = None if video.label is None else cached.classes[video.label]
+        if video.id not in present and (name is None or name in labels):
+            kept.append(replace(video, label=None if name is None else labels[name]))
+    return replace(found, videos=tuple(sorted((*found.videos, *kept), key=lambda video: video.id)))
 
 
 def open_cache(extraction: Extraction, settings: ExtractSettings, made_with: Fingerprint) -> FeatureCache:
@@ -133,47 +151,15 @@ def announce(
     click.echo(f"  into {cache.path} ({cache.backend}); {check_disk(cache.path, settings, pending, frames)}")
 
 
-@dataclass(frozen=True)
-class Changes:
-    """How the data set differs from the one the cache was made for."""
-
-    new: tuple[str, ...]
-    vanished: tuple[str, ...]
-    """In the cache, and no longer in the data set; their features stay."""
-
-
-def changes(cached: Dataset, found: Dataset) -> Changes:
-    """New and vanished videos; DatasetError where the two have nothing in common."""
-    ours, theirs = {video.id for video in found.videos}, {video.id for video in cached.videos}
-    if theirs and not ours & theirs:
-        raise DatasetError(
-            f"none of the {len(theirs)} videos in the cache of {cached.name!r} is among the {len(ours)} found now; "
-            "check DATA= (--data), or give another name with DATASET= (--dataset)"
-        )
-    return Changes(new=tuple(sorted(ours - theirs)), vanished=tuple(sorted(theirs - ours)))
-
-
-def merged(cached: Dataset, found: Dataset) -> Dataset:
-    """The data set as found, with the vanished videos whose class is still there: their features can be trained on."""
-    present = {video.id for video in found.videos}
-    labels = {name: label for label, name in enumerate(found.classes)}
-    kept: list[Video] = []
-    for video in cached.videos:
-        name = None if video.label is None else cached.classes[video.label]
-        if video.id not in present and (name is None or name in labels):
-            kept.append(replace(video, label=None if name is None else labels[name]))
-    return replace(found, videos=tuple(sorted((*found.videos, *kept), key=lambda video: video.id)))
-
-
 def bytes_per_frame(settings: ExtractSettings) -> int:
-    """What one frame of a video takes in the cache."""
+    """Bytes of one frame of a video in the cache."""
     return len(settings.views) * sum(CHANNELS[level] for level in settings.levels) * 2 + 8
 
 
 def check_disk(folder: Path, settings: ExtractSettings, pending: int, frames: float | None) -> str:
-    """What `pending` videos of `frames` frames each (None: not known) will need and what is free, in words.
+    """What `pending` videos of `frames` frames each (None: unknown) will need and what is free, as text.
 
-    CacheError where it cannot be enough.
+    CacheError if the disk is too small.
     """
     free_bytes = shutil.disk_usage(folder).free
     needed_bytes = int(pending * (frames or 0) * bytes_per_frame(settings))
@@ -191,7 +177,7 @@ def check_disk(folder: Path, settings: ExtractSettings, pending: int, frames: fl
 def frames_per_video(cache: FeatureCache, videos: Mapping[str, Path], settings: ExtractSettings) -> float | None:
     """Mean over the first thousand videos that have features, else over what the headers of some `videos` declare.
 
-    None where neither says anything.
+    None if neither is known.
     """
     frames: list[float] = [outcome.num_frames for outcome in islice(cache.ledger.outcomes("done"), 1000)]
     frames = frames or _declared_frames(videos, settings)
@@ -199,7 +185,7 @@ def frames_per_video(cache: FeatureCache, videos: Mapping[str, Path], settings: 
 
 
 def _declared_frames(videos: Mapping[str, Path], settings: ExtractSettings) -> list[float]:
-    """Frames to keep of a few videos, by their headers, which are read where videos are decoded: in a child."""
+    """Frames to keep of a few videos, by their headers, which are read in a child process like all videos."""
     here = [(video_id, path) for video_id, path in videos.items() if path.is_absolute()]
     some = here[:: len(here) // SAMPLED + 1]
     declared = []

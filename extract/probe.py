@@ -1,4 +1,4 @@
-"""Which decoder is fastest on the user's own videos, and where the time of an extraction goes. Measured, not guessed.
+"""Measures which decoder is fastest on the user's own videos, and where the time of an extraction goes.
 
 Every figure comes from the code that extraction runs: the decode pool, the engine, the shard writer.
 """
@@ -49,12 +49,12 @@ class DecodeRate:
     decoder: str
     version: str
     missing: str = ""
-    """Why it could not be tried; then there are no figures."""
+    """Why it could not be measured; empty if it was."""
     frames: int = 0
     seconds: float = 0.0
-    """From the first block on, so without the start of the workers."""
+    """From the first block on: without the start of the workers."""
     processor_seconds: float = 0.0
-    """Of the workers, their start included."""
+    """Of the workers, including their start."""
     videos: int = 0
     failed: int = 0
     suspect: int = 0
@@ -77,7 +77,7 @@ class EndToEnd:
     rate: float
     """Frames a second."""
     shares: dict[str, float]
-    """Of the driving thread's time, by `extract.meter.STAGES`."""
+    """Of the main thread's time, by `extract.meter.STAGES`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +163,7 @@ def _is_video(path: Path) -> bool:
 
 
 def measure_decoder(settings: ExtractSettings, videos: Sequence[tuple[str, Path]], seconds: float) -> DecodeRate:
-    """Decode `videos`, over and over, for `seconds`; frames are counted and thrown away."""
+    """Decode `videos` again and again for `seconds`; the frames are counted and dropped."""
     try:
         version = decoder_version(settings.decoder)
         return _decode(settings, videos, seconds, version)
@@ -201,7 +201,7 @@ def _decode(settings: ExtractSettings, videos: Sequence[tuple[str, Path]], secon
 def measure_end_to_end(
     settings: ExtractSettings, engine: Engine, videos: Sequence[tuple[str, Path]], seconds: float
 ) -> EndToEnd:
-    """Extract `videos`, over and over, for `seconds`; the features are thrown away."""
+    """Extract `videos` again and again for `seconds`; the features are dropped."""
     meter = Meter()
     numbered = ((f"{number} {video_id}", path) for number, (video_id, path) in enumerate(_repeat(videos)))
     with DecodePool(decode_settings(settings)) as pool, closing(pool.decode(numbered)) as stream:
@@ -243,7 +243,7 @@ def _transfer_rate(engine: Engine, frames_FHW3: np.ndarray, crops: Sequence[Crop
     while (elapsed := time.monotonic() - started) < seconds or not count:
         rows = engine.prepare(frames_FHW3, crops)
         count += len(frames_FHW3)
-    # The last copy may still be under way on a device that works by itself; reading it back waits.
+    # On a GPU the last copy may not be finished yet; reading it back waits for it.
     rows.cpu()
     return count / max(elapsed, time.monotonic() - started)
 
