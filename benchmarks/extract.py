@@ -25,7 +25,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 import click
@@ -36,17 +35,15 @@ from cache.common.device import find_device
 from cache.common.files import write_json_durably
 from cache.dataset import Dataset, Video
 from cache.store import FeatureCache
-from extract.claims import Work
 from extract.decode import DecodePool, FrameBlock
-from extract.device import CPU_BATCH, GPU_BATCH, default_jobs, default_precision, shard_rows
+from extract.local import extract_pending
 from extract.meter import Meter, ticking
 from extract.network.backbones import folded_trunk, level_means, torch_dtype
 from extract.network.engine import Engine, open_engine
 from extract.network.preprocess import CROP, MEAN, RESIZED_SHORTER_SIDE, STD
 from extract.network.weights import Weights, load_weights
 from extract.pipeline import decode_settings, extract_features
-from extract.settings import ExtractSettings, fingerprint
-from extract.shards import shards_of
+from extract.settings import ExtractSettings, RequestedSettings, fingerprint
 
 SUFFIXES = (".avi", ".mp4", ".mkv", ".webm", ".mov")
 CHECKED_FRAMES = 8
@@ -120,16 +117,10 @@ def end_to_end(
     FeatureCache.create(folder / "cache", dataset=dataset, fingerprint=made_with, settings={}).close()
     with (
         FeatureCache.open_for_extraction(folder / "cache", made_with) as cache,
-        Work(cache, videos, made_with, device=settings.device, say=click.echo) as work,
         ticking(1.0, lambda: memory.append(own_memory_mib())),
     ):
         meter, started = Meter(), time.perf_counter()
-        extract = partial(extract_features, settings=settings, engine=engine, meter=meter)
-        rows = shard_rows(settings.device)
-        while claim := work.wait_for_claim():
-            for shard in shards_of(work.tasks(claim), extract, shard_rows=rows, strict=False, meter=meter):
-                work.add(shard)
-            work.drain()
+        extract_pending(cache, videos, settings, made_with, engine, meter)
         rate = meter.frames / (time.perf_counter() - started)
         counts = cache.ledger.counts()
     if counts["failed"] or counts["pending"]:
@@ -181,14 +172,8 @@ def main(
 ) -> None:  # fmt: skip
     """Time extraction end to end against the network alone and decoding alone."""
     device = find_device(device)
-    settings = ExtractSettings(
-        weights=spec,
-        device=device,
-        precision=precision or default_precision(device),  # type: ignore[arg-type]
-        batch_frames=CPU_BATCH if device == "cpu" else GPU_BATCH,
-        max_frames=max_frames,
-        jobs=jobs or default_jobs(device),
-    )
+    asked = RequestedSettings(weights=spec, precision=precision, max_frames=max_frames, jobs=jobs)  # type: ignore[arg-type]
+    settings = asked.decided(device)
     weights, videos = load_weights(spec, settings.backbone), choose_videos(root, count, copies)
     cosine = agree(next(iter(videos.values())), settings, weights)
     if cosine < 0.999:

@@ -24,11 +24,10 @@ from torchvision.transforms import v2
 
 from benchmarks.extract import choose_videos, end_to_end
 from cache.store import FeatureCache
-from extract.device import CPU_BATCH, default_jobs, default_precision
 from extract.network.engine import open_engine
 from extract.network.preprocess import MEAN, STD
 from extract.network.weights import Weights, load_weights
-from extract.settings import ExtractSettings
+from extract.settings import RequestedSettings
 
 BATCH = 32
 
@@ -74,13 +73,7 @@ def naive_extractor(weights: Weights) -> torch.nn.Module:
 @click.option("--max-frames", type=int, help="Frames per video. [default: all]")
 def main(root: Path, spec: str, count: int, max_frames: int | None) -> None:
     """Time extraction against a plain script on the same videos."""
-    settings = ExtractSettings(
-        weights=spec,
-        precision=default_precision("cpu"),
-        batch_frames=CPU_BATCH,
-        jobs=default_jobs("cpu"),
-        max_frames=max_frames,
-    )
+    settings = RequestedSettings(weights=spec, max_frames=max_frames).decided("cpu")
     weights, videos = load_weights(spec, settings.backbone), choose_videos(root, count, 1)
     extractor, engine = naive_extractor(weights), open_engine(settings, weights)
     with tempfile.TemporaryDirectory() as folder:

@@ -18,7 +18,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from functools import partial
 from pathlib import Path
 
 import click
@@ -28,7 +27,9 @@ from cache.dataset import Dataset, Video
 from cache.fingerprint import CHANNELS, LEVELS
 from cache.ledger import Outcome
 from cache.store import FeatureCache
-from extract.cluster.connect import Slots, connected
+from extract.cluster.connect import WorkerSlots, connected
+from extract.cluster.driver import extract_pending
+from extract.cluster.worker import ExtractWorker
 from extract.meter import Meter
 from extract.network.weights import Weights
 from extract.pipeline import VideoFeatures
@@ -81,14 +82,12 @@ class PeakMemory:
 def one_job(count: int) -> dict[str, float]:
     """Run a job of `count` videos and return its figures."""
     with tempfile.TemporaryDirectory() as folder, connected():
-        from extract.cluster.job import extract_on
-        from extract.cluster.worker import Assignment, Extractor
 
-        class Stubbed(Extractor):
+        class Stubbed(ExtractWorker):
             def _open(self, weights: Weights) -> None:
                 pass
 
-            def _extract(self, videos: Iterable[tuple[str, Path]], meter: Meter) -> Iterator[VideoFeatures]:
+            def _features_of(self, videos: Iterable[tuple[str, Path]], meter: Meter) -> Iterator[VideoFeatures]:
                 return random_features(videos, meter)
 
         made_with = fingerprint(ExtractSettings(), weights_text="made up", weights_sha256="made up")
@@ -97,15 +96,14 @@ def one_job(count: int) -> dict[str, float]:
         path = Path(folder) / "cache"
         with FeatureCache.create(path, dataset=dataset, fingerprint=made_with, settings={}) as cache:
             paths = {video.id: Path("/nowhere") / video.path for video in videos}
-            reopen, there = cache.__reduce__()
-            assignment = Assignment(partial(reopen, *there), ExtractSettings(), strict=False, allow_drift=False)
             weights = Weights(text="made up", backbone="resnet34", tensors={}, sha256="made up")
             before, started, processor = own_mib(), time.perf_counter(), time.process_time()
             with PeakMemory() as memory:
-                tally = extract_on(Slots(WORKERS, 0, 1), cache, paths, made_with, assignment, weights, Stubbed)
+                slots, settings = WorkerSlots(WORKERS, 0, 1), ExtractSettings()
+                done = extract_pending(slots, cache, paths, settings, weights, made_with, worker=Stubbed)
             processor = time.process_time() - processor
-            seconds, starting = time.perf_counter() - started, tally.first_seconds or 0.0
-            if cache.ledger.counts()["done"] != count or tally.finished != count:
+            seconds, starting = time.perf_counter() - started, done.first_seconds or 0.0
+            if cache.ledger.counts()["done"] != count or done.finished != count:
                 raise SystemExit(f"expected every video to be extracted once: {cache.ledger.counts()}")
             shards = len(cache.ledger.shards())
     return {

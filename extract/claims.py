@@ -1,4 +1,4 @@
-"""Extraction's side of the cache: claims videos, commits finished ones in the background, keeps the leases alive."""
+"""Extraction's side of the cache: claims videos, commits shards in the background, renews the leases."""
 
 import threading
 import time
@@ -14,19 +14,19 @@ from cache.fingerprint import Fingerprint
 from cache.ledger import Claim
 from cache.processes import this_process
 from cache.store import FeatureCache
-from extract.device import videos_per_claim
-from extract.shards import FinishedShard, Task, shard_data
+from extract.settings import device_defaults
+from extract.shards import ExtractTask, FinishedShard, shard_data
 
 LEASE_SECONDS: Final = 120.0
-"""How long videos stay taken by an extractor that gives no sign of life (one that died on this machine loses them at
-once)."""
+"""How long an extractor that gives no sign of life keeps its videos; one that died on this machine loses them at
+once."""
 
 COMMITS_AHEAD: Final = 2
-"""Shards that may wait for the disk before the network has to."""
+"""Shards that may wait to be committed; while there are more, whoever brings the next one waits."""
 
 
-class Work:
-    """A context manager: the videos that this process has taken from the cache and not yet committed."""
+class ClaimQueue:
+    """A context manager: claims videos for this process, and holds the claims until their shards are committed."""
 
     def __init__(
         self,
@@ -37,18 +37,18 @@ class Work:
         device: str,
         say: Callable[[str], None],
     ) -> None:
-        """`paths`: the file of each video that the data set has now. `device`: decides how much is claimed at once."""
+        """`paths`: the file of each video that the dataset has now. `device`: decides how much is claimed at once."""
         self._cache, self._paths, self._made_with = cache, paths, made_with
         self._device, self._say = device, say
         self._owner = this_process()
         self._held: dict[int, Claim] = {}
-        """By token: claims of which something is not committed."""
+        """Claims of which something is not committed yet, by token."""
         self._commits: list[Future[None]] = []
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._stop = threading.Event()
         self._renewer = threading.Thread(target=self._renew, name="leases", daemon=True)
 
-    def __enter__(self) -> "Work":
+    def __enter__(self) -> "ClaimQueue":
         self._renewer.start()
         return self
 
@@ -62,7 +62,7 @@ class Work:
             self._cache.ledger.release(claim)
 
     def wait_for_claim(self) -> Claim | None:
-        """Videos to work on; while other extractors have them all, waits. None once no video is left."""
+        """The next claim; waits while other extractors have all videos. None once no video is left."""
         told = False
         while (claim := self._claim()) is None:
             pending = self._cache.ledger.counts()["pending"]
@@ -74,15 +74,15 @@ class Work:
             time.sleep(min(2.0, max(0.1, (self._cache.ledger.next_expiry() or 0.0) - time.time())))
         return claim
 
-    def tasks(self, claim: Claim | None) -> Iterator[Task]:
-        """`claim` with its files, then further claims for as long as some are free. Claims as it is drawn from."""
+    def tasks(self, claim: Claim | None) -> Iterator[ExtractTask]:
+        """`claim` with its files, then further claims while some videos are free; claims only when asked for more."""
         while claim is not None:
             self._held[claim.token] = claim
-            yield Task(claim, tuple(self._paths.get(video.id) for video in claim.videos))
+            yield ExtractTask(claim, tuple(self._paths.get(video.id) for video in claim.videos))
             claim = self._claim()
 
-    def add(self, shard: FinishedShard) -> None:
-        """Commit a shard. Waits while the disk is behind."""
+    def commit(self, shard: FinishedShard) -> None:
+        """Write and commit a shard in the background; waits while the disk is behind."""
 
         def commit() -> None:
             outcomes = [video.outcome for video in shard.videos]
@@ -90,21 +90,18 @@ class Work:
 
         self.submit(commit, shard.claim, last=shard.last)
 
-    def held(self, token: int) -> Claim:
-        """The claim with this token, which is not finished."""
-        return self._held[token]
-
     def submit(self, commit: Callable[[], None], claim: Claim, *, last: bool) -> None:
-        """Have `commit`, which is for `claim`, done in the background; with the `last` one the claim is finished."""
+        """Call `commit`, which is for `claim`, in the background; after the `last` one the claim is done."""
         self._wait_for_commits(COMMITS_AHEAD - 1)
         self._commits.append(self._writer.submit(self._commit, commit, claim, last))
 
     def drain(self) -> None:
-        """Wait until everything is on disk; raises what went wrong."""
+        """Wait until everything is committed; raises what went wrong."""
         self._wait_for_commits(0)
 
     def _claim(self) -> Claim | None:
-        return self._cache.ledger.claim(self._owner, videos_per_claim(self._device), LEASE_SECONDS)
+        limit = device_defaults(self._device).videos_per_claim
+        return self._cache.ledger.claim(self._owner, limit, LEASE_SECONDS)
 
     def _wait_for_commits(self, allowed: int) -> None:
         while self._commits and (len(self._commits) > allowed or self._commits[0].done()):
@@ -119,7 +116,7 @@ class Work:
             self._held.pop(claim.token, None)
 
     def _renew(self) -> None:
-        """Put off the end of all leases, until told to stop. What goes wrong, also on the disk, the commits say."""
+        """Renew all leases until told to stop. Errors are left to the commits, which meet and raise the same ones."""
         while not self._stop.wait(LEASE_SECONDS / 4):
             for claim in list(self._held.values()):
                 with suppress(CacheError):

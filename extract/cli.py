@@ -1,116 +1,51 @@
 """`python -m extract`: videos to cached features, once; the same command continues."""
 
+from collections.abc import Callable
+from dataclasses import Field, fields
+from pathlib import Path
 from typing import Any
 
 import click
 
 from cache.common.console import StageGroup, dataset_option, work_option
-from cache.common.errors import CacheError
-from cache.fingerprint import LEVELS
-from cache.remote.client import Location
-from extract.data_cli import data_command
-from extract.decode import DECODER_NAMES, DEFAULT_DECODER, parse_limits
-from extract.network.preprocess import parse_views
-from extract.probe_cli import probe_command
-from extract.settings import BACKBONES, PRECISIONS
+from cache.common.errors import MrrnError
+from cache.common.workspace import Workspace
+from extract.network.weights import IMAGENET
+from extract.settings import OneTimeOptions, RequestedSettings
 
 
-def _views(_context: click.Context, _parameter: click.Parameter, text: str | None) -> list[str] | None:
-    try:
-        return None if text is None else list(parse_views(text))
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
+def _options_of(settings: type) -> Callable[[Any], Any]:
+    """A decorator: an option for each field of a dataclass of settings. What is not given is None, or False."""
+
+    def add_options(command: Any) -> Any:
+        for each in reversed(fields(settings)):
+            if each.metadata["option"]:
+                command = _option(each)(command)
+        return command
+
+    return add_options
 
 
-def _levels(_context: click.Context, _parameter: click.Parameter, text: str | None) -> list[str] | None:
-    if text is None:
-        return None
-    asked = [part.strip() for part in text.split(",")]
-    if unknown := [part for part in asked if part not in LEVELS]:
-        raise click.BadParameter(f"{unknown[0]!r} is not one of {', '.join(LEVELS)}")
-    return [level for level in LEVELS if level in asked]
+def _option(setting: Field[Any]) -> Callable[[Any], Any]:
+    parse = setting.metadata["parse"]
 
+    def parsed(_context: click.Context, _parameter: click.Parameter, given: Any) -> Any:
+        try:
+            return parse(given) if given not in (None, ()) else None
+        except (ValueError, MrrnError) as error:
+            raise click.BadParameter(str(error)) from error
 
-def _limits(_context: click.Context, _parameter: click.Parameter, texts: tuple[str, ...]) -> dict[str, float] | None:
-    try:
-        return parse_limits(texts) or None
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
-
-
-def _location(_context: click.Context, _parameter: click.Parameter, text: str | None) -> Location | None:
-    try:
-        return None if text is None else Location.parse(text)
-    except CacheError as error:
-        raise click.BadParameter(str(error)) from error
+    flag = setting.metadata["flag"] or f"--{setting.name.replace('_', '-')}"
+    return click.option(flag, setting.name, default=None, callback=parse and parsed, **setting.metadata["option"])
 
 
 @click.group(cls=StageGroup, invoke_without_command=True, context_settings={"max_content_width": 110})
 @work_option
 @dataset_option
-@click.option("--data", metavar="PATH", help="Folder of the videos, or a .csv manifest. [default: data/NAME]")
-@click.option("--allow-remote", is_flag=True, help="A manifest's videos may be https:// and s3:// addresses.")
-@click.option("--subset", is_flag=True, default=None, help="Allow that listed videos are missing; reports say so.")
-@click.option(
-    "--weights",
-    metavar="WEIGHTS",
-    help="imagenet1k_v1 (torchvision's), a .pth or .safetensors file, or random:SEED. "
-    "[default: imagenet1k_v1; random:0 for the demo]",
-)
-@click.option("--backbone", type=click.Choice(BACKBONES), help="[default: resnet34]")
-@click.option("--levels", metavar="LIST", callback=_levels, help="Levels to keep. [default: low,mid,high]")
-@click.option(
-    "--views",
-    metavar="LIST",
-    callback=_views,
-    help="Crops of each video, from one decoding: center, center_flip, random:COUNT. [default: center]",
-)
-@click.option("--max-frames", type=click.IntRange(min=1), help="Keep only the first so many frames of a video.")
-@click.option("--fps", type=click.FloatRange(min=0, min_open=True), help="Keep at most so many frames a second.")
-@click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, or several: cuda:0,cuda:1. [default: auto]")
-@click.option(
-    "--precision",
-    type=click.Choice(PRECISIONS),
-    help="What the network computes in; fp32 is the reference. [default: bf16 on a CPU that has it, fp16 on a GPU]",
-)
-@click.option("--batch-frames", type=click.IntRange(1, 65536), help="Crops in a batch. [default: 32, on a GPU 256]")
-@click.option("--decoder", type=click.Choice(DECODER_NAMES), help=f"[default: {DEFAULT_DECODER}]")
-@click.option("--jobs", type=click.IntRange(1, 1024), help="Videos decoded at once. [default: by the number of cores]")
-@click.option("--format", "backend", type=click.Choice(["h5", "zarr"]), help="Of a new cache's shards. [default: h5]")
-@click.option(
-    "--limit",
-    "limits",
-    metavar="NAME=NUMBER",
-    multiple=True,
-    callback=_limits,
-    help="What one video may cost before it fails: pixels, frames, file_bytes, stall_seconds, video_seconds, "
-    "processor_seconds, memory_bytes. May be given several times. [default: docs/videos.md, Limits]",
-)
-@click.option(
-    "--cache",
-    "location",
-    metavar="s3://BUCKET/PREFIX",
-    callback=_location,
-    help="Keep the cache in an object store; below --work is a working copy, which remembers it (docs/scale.md).",
-)
-@click.option("--strict", is_flag=True, default=None, help="Leave out videos that decode suspiciously.")
-@click.option(
-    "--engine",
-    type=click.Choice(["local", "ray"]),
-    default="local",
-    show_default=True,
-    help="ray: on the cluster at $RAY_ADDRESS, else with Ray on this machine (docs/scale.md).",
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    help="With --engine ray: GPUs, or cores, to use. [default: all that the cluster has now]",
-)
-@click.option("--retry-failed", is_flag=True, help="Try the failed videos once more.")
-@click.option("--allow-drift", is_flag=True, help="Go on although versions or device differ; shards record it.")
-@click.option("--worker", is_flag=True, hidden=True)  # one of several processes that `extract.local` starts
+@_options_of(RequestedSettings)
+@_options_of(OneTimeOptions)
 @click.pass_context
-def main(context: click.Context, **options: Any) -> None:
+def main(context: click.Context, workspace: Workspace, dataset: str | None, **options: Any) -> None:
     """Turn the videos of a data set into cached features, once.
 
     Whatever interrupts it, the same command continues, and options that are not given are those of the cache that is
@@ -125,8 +60,63 @@ def main(context: click.Context, **options: Any) -> None:
     if context.invoked_subcommand is None:
         from extract.run import run
 
-        context.exit(run(options))
+        given = {name: value for name, value in options.items() if value is not None}
+        one_time = {each.name: given.pop(each.name) for each in fields(OneTimeOptions) if each.name in given}
+        context.exit(run(workspace, dataset, given, OneTimeOptions(**one_time)))
 
 
-main.add_command(data_command)
-main.add_command(probe_command)
+@main.command("data")
+@click.option(
+    "--dataset", type=click.Choice(["ucf101", "hmdb51"]), required=True, help="Which of the published datasets."
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Where it is to lie. [default: data/<dataset>]",
+)
+def data_command(dataset: str, data: Path | None) -> None:
+    """Fetch a published dataset's videos and splits, unpack and count them.
+
+    \b
+    ucf101   6.5 GB from www.crcv.ucf.edu, about as much again unpacked
+    hmdb51   2.1 GB from serre-lab.clps.brown.edu, about as much again unpacked
+
+    The archives go to FOLDER/archives, are checked against their SHA-256 and may be deleted afterwards. Archives that
+    you put there yourself are used. An interrupted run is continued by the same command; folders that are there
+    already are only counted. RAR archives are unpacked by libarchive, unrar or unar, whichever is there.
+    """
+    from extract.datasets.official.prepare import PARTS, prepare
+
+    folder = data or Path("data") / dataset
+    complete = prepare(dataset, folder, PARTS[dataset])
+    click.echo(f"{folder}: complete, {len(complete.videos):,} videos in {len(complete.classes)} classes")
+
+
+@main.command("probe")
+@click.argument("paths", nargs=-1, required=True, metavar="VIDEO...", type=click.Path(exists=True, path_type=Path))
+@click.option("--seconds", type=click.FloatRange(min=0.5), default=5.0, show_default=True, help="For each measurement.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:INDEX.")
+@click.option("--jobs", type=click.IntRange(1, 1024), help="Videos decoded at once. [default: as extraction has it]")
+@click.option(
+    "--weights",
+    default="random:0",
+    show_default=True,
+    help=f"As for extraction ({IMAGENET}, a file, random:SEED); speed does not depend on them.",
+)
+def probe_command(paths: tuple[Path, ...], seconds: float, device: str, jobs: int | None, weights: str) -> None:
+    """Time each installed decoder on your own videos, and say which is fastest and where the time goes.
+
+    VIDEO is a file, or a folder that is searched for videos; 64 of them are drawn. For each decoder: frames a second
+    decoded by all workers, for each second of processor time, and in a whole extraction with this device.
+
+    \b
+    python -m extract probe data/ucf101
+    python -m extract probe clip.mp4 --device cpu --seconds 10
+    """
+    from cache.common.device import find_device
+    from extract.probe import measured
+
+    settings = RequestedSettings(weights=weights, jobs=jobs).decided(find_device(device))
+    for line in measured(settings, paths, seconds):
+        click.echo(line)

@@ -1,67 +1,146 @@
-"""Several devices on one machine: a process for each, which share the cache by leases as strangers would."""
+"""Extraction on this machine: one device in this process, or a process for each of several devices.
+
+`python -m extract.local` is such a process. It reads its extraction, pickled, from its standard input. The processes
+share the cache by leases, as extractors that know nothing of each other do.
+"""
 
 import os
+import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Final
 
-from cache.common.console import progress
+import click
+
+from cache.common.console import StageGroup, progress
 from cache.common.errors import MrrnError
-from cache.common.workspace import Workspace
+from cache.fingerprint import Fingerprint
 from cache.store import FeatureCache
-from extract.decode import Limits
+from extract import plan
+from extract.claims import ClaimQueue
+from extract.meter import Meter, ticking
+from extract.network.engine import Engine, open_engine
+from extract.network.weights import Weights, load_weights
+from extract.pipeline import extract_features
+from extract.plan import Extraction
+from extract.settings import ExtractSettings, device_defaults, find_devices, fingerprint
+from extract.shards import shards_of
 
-LOOK_EVERY_SECONDS: Final = 1.0
+POLL_SECONDS: Final = 1.0
 
 
-def work_on(
-    devices: Sequence[str],
+def extract(extraction: Extraction) -> None:
+    """Extract until no video is left, neither here nor with other extractors. MrrnError if that cannot be."""
+    devices = find_devices(extraction.settings.device)
+    settings, weights, made_with = _decide(extraction, devices[0])
+    with plan.open_cache(extraction, settings, made_with) as cache:
+        pending = cache.ledger.counts()["pending"]
+        if not pending:
+            return
+        plan.announce(extraction, cache, settings, weights, " and ".join(devices))
+        if len(devices) > 1:
+            _extract_in_processes(extraction, devices, settings, cache)
+            return
+        engine, meter = open_engine(settings, weights), Meter()
+        with (
+            progress("extract", pending, "videos") as bar,
+            ticking(1.0, lambda: bar.update(meter.finished, meter.text())),
+        ):
+            extract_pending(cache, extraction.video_paths, settings, made_with, engine, meter)
+
+
+def extract_pending(
     cache: FeatureCache,
-    workspace: Workspace,
-    limits: Limits,
-    *,
-    jobs: int | None,
-    allow_drift: bool,
+    paths: Mapping[str, Path],
+    settings: ExtractSettings,
+    made_with: Fingerprint,
+    engine: Engine,
+    meter: Meter,
 ) -> None:
-    """Extract what is pending in `cache` with one process on each of `devices`; returns when no video is left.
+    """Extract the pending videos of `cache` on one device; waits for what other extractors have."""
+    with ClaimQueue(cache, paths, made_with, device=settings.device, say=click.echo) as claims:
+        features_of = partial(extract_features, settings=settings, engine=engine, meter=meter)
+        rows = device_defaults(settings.device).shard_rows
+        while claim := claims.wait_for_claim():
+            tasks = claims.tasks(claim)
+            for shard in shards_of(tasks, features_of, shard_rows=rows, strict=settings.strict, meter=meter):
+                claims.commit(shard)
+            claims.drain()
 
-    A process that dies leaves its videos to the others. MrrnError where some are left and nobody works on them.
+
+def _decide(extraction: Extraction, device: str) -> tuple[ExtractSettings, Weights, Fingerprint]:
+    settings = extraction.settings.decided(device)
+    weights = load_weights(settings.weights, settings.backbone)
+    made_with = fingerprint(settings, weights_text=weights.text, weights_sha256=weights.sha256)
+    return settings, weights, made_with
+
+
+def _extract_in_processes(
+    extraction: Extraction, devices: Sequence[str], settings: ExtractSettings, cache: FeatureCache
+) -> None:
+    """Extract with a process for each device; a process that dies leaves its videos to the others.
+
+    MrrnError if all have ended and videos are left.
     """
     cores = len(os.sched_getaffinity(0))
-    command = [sys.executable, "-m", "extract", "--worker", "--work", str(workspace.root), "--dataset", cache.path.name]
-    command += ["--jobs", str(max(1, (jobs or cores) // len(devices)))]
-    command += [f"--limit={name}={value}" for name, value in asdict(limits).items()]
-    command += ["--allow-drift"] if allow_drift else []
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores // len(devices)))}
+    shared = replace(
+        extraction.settings,
+        jobs=max(1, (extraction.settings.jobs or cores) // len(devices)),
+        precision=settings.precision,
+        batch_frames=settings.batch_frames,
+    )
     with ExitStack() as stack:
-        workers = [
-            stack.enter_context(subprocess.Popen([*command, "--device", device], env=environment)) for device in devices
+        command = [sys.executable, "-m", "extract.local"]
+        processes = [
+            stack.enter_context(subprocess.Popen(command, env=environment, stdin=subprocess.PIPE)) for _ in devices
         ]
-        stack.callback(_stop, workers)
-        _watch(cache, workers)
-    codes = dict(zip(devices, (worker.returncode for worker in workers), strict=True))
+        stack.callback(_terminate, processes)
+        for process, device in zip(processes, devices, strict=True):
+            assert process.stdin is not None
+            with suppress(BrokenPipeError), process.stdin as pipe:
+                pickle.dump(replace(extraction, settings=replace(shared, device=device)), pipe)
+        _watch(cache, processes)
     if left := cache.ledger.counts()["pending"]:
-        ended = ", ".join(f"{device} ended with {code}" for device, code in codes.items() if code)
+        codes = zip(devices, (process.returncode for process in processes), strict=True)
+        ended = ", ".join(f"{device} ended with {code}" for device, code in codes if code)
         raise MrrnError(f"{left} videos are not extracted: {ended}; the reasons stand above. The same command goes on")
 
 
-def _watch(cache: FeatureCache, workers: Sequence["subprocess.Popen[bytes]"]) -> None:
-    """Show how far the workers are until all have ended."""
+def _watch(cache: FeatureCache, processes: Sequence["subprocess.Popen[bytes]"]) -> None:
+    """Show progress until all processes have ended."""
     counts = cache.ledger.counts()
     pending, failed_before = counts["pending"], counts["failed"]
     with progress("extract", pending, "videos") as bar:
-        while any(worker.poll() is None for worker in workers):
-            time.sleep(LOOK_EVERY_SECONDS)
+        while any(process.poll() is None for process in processes):
+            time.sleep(POLL_SECONDS)
             counts = cache.ledger.counts()
             failed = counts["failed"] - failed_before
             bar.update(pending - counts["pending"], f"{failed} failed" if failed else "")
 
 
-def _stop(workers: Sequence["subprocess.Popen[bytes]"]) -> None:
-    for worker in workers:
-        if worker.poll() is None:
-            worker.terminate()
+def _terminate(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+
+
+@click.group(cls=StageGroup, invoke_without_command=True)
+def main() -> None:
+    """Extract on one of several devices, without a word unless something is wrong."""
+    extraction: Extraction = pickle.load(sys.stdin.buffer)  # noqa: S301  (from `_extract_in_processes`)
+    settings, weights, made_with = _decide(extraction, extraction.settings.device)
+    drift = extraction.options.allow_drift
+    with FeatureCache.open_for_extraction(extraction.cache_path, made_with, drift) as cache:
+        engine = open_engine(settings, weights)
+        extract_pending(cache, extraction.video_paths, settings, made_with, engine, Meter())
+
+
+if __name__ == "__main__":
+    main()

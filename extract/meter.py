@@ -1,4 +1,4 @@
-"""Where the time goes: seconds of the one thread that drives everything, by what it was doing or waiting for."""
+"""Where the time of an extraction goes: seconds of its main thread, by what it did or waited for."""
 
 import threading
 import time
@@ -10,20 +10,20 @@ from typing import Final, TypeVar
 from cache.ledger import Outcome
 
 STAGES: Final = ("decode", "transfer", "forward", "write")
-"""Waiting for frames; copying and resizing them; the network; handing results on and waiting for the disk."""
+"""Waiting for frames; copying and resizing them; the network; passing results on and waiting for the disk."""
 
 Item = TypeVar("Item")
 
 
 @dataclass
 class Meter:
-    """Counts and seconds of a running extraction; read by whoever shows progress."""
+    """Counts and seconds of a running extraction; another thread may show them."""
 
     frames: int = 0
     """Frames decoded and packed."""
     batches: int = 0
     finished: int = 0
-    """Videos that came out of the network or failed."""
+    """Videos with an outcome."""
     failed: int = 0
     started: float = field(default_factory=time.perf_counter)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
@@ -35,7 +35,7 @@ class Meter:
 
     @contextmanager
     def during(self, stage: str) -> Iterator[None]:
-        """Count the block's time towards `stage`."""
+        """Add the time of the `with` block to `stage`."""
         started = time.perf_counter()
         try:
             yield
@@ -43,7 +43,7 @@ class Meter:
             self.seconds[stage] += time.perf_counter() - started
 
     def waiting(self, stage: str, items: Iterable[Item]) -> Iterator[Item]:
-        """The same items, with the time until each one comes counted towards `stage`."""
+        """The same items; the time until each one comes is added to `stage`."""
         iterator = iter(items)
         while True:
             with self.during(stage):
@@ -53,7 +53,7 @@ class Meter:
             yield item
 
     def shares(self) -> str:
-        """ "decode 2 %, transfer 3 %, forward 94 %, write 1 %" of the time so far; empty before anything was done."""
+        """Shares of the time so far, as "decode 2 %, transfer 3 %, forward 94 %, write 1 %"; empty at the beginning."""
         total = sum(self.seconds.values())
         return ", ".join(f"{name} {100 * spent / total:.0f} %" for name, spent in self.seconds.items()) if total else ""
 
@@ -66,7 +66,7 @@ class Meter:
 
 @contextmanager
 def ticking(every_seconds: float, action: Callable[[], None]) -> Iterator[None]:
-    """Do `action` now and then in a thread of its own while the block runs, and once more at its end."""
+    """Call `action` every so many seconds in a thread of its own while the `with` block runs, and once at its end."""
     stop = threading.Event()
 
     def repeat() -> None:

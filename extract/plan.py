@@ -1,4 +1,4 @@
-"""What is about to be done: the data set on hand against the cache, how many videos, how much disk."""
+"""What an extraction has to do: its dataset against the cache's, the cache it adds to, how much disk it needs."""
 
 import shutil
 from collections.abc import Mapping
@@ -6,46 +6,91 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+import click
+
 from cache.common.errors import CacheError, DatasetError
+from cache.common.text import some
+from cache.common.workspace import Workspace
 from cache.dataset import ADDRESS, Dataset, Video
-from cache.fingerprint import CHANNELS
+from cache.fingerprint import CHANNELS, Fingerprint
 from cache.store import FeatureCache
+from extract.datasets import load_dataset
 from extract.decode import DecodePool, DecodeSettings, VideoEnd
-from extract.settings import ExtractSettings
+from extract.network.weights import Weights
+from extract.settings import ExtractSettings, OneTimeOptions, RequestedSettings
 
 RESERVE_BYTES = 64 << 20
 """Kept free beside the features, for the ledger and other programs."""
 
-
 SAMPLED = 16
-"""Videos whose headers are looked at to say how much disk will be needed."""
+"""Videos whose headers are read to estimate how much disk will be needed."""
 
 USUAL_FPS = 25.0
-"""Of videos that are to be thinned to fewer frames a second."""
+"""Assumed frame rate of videos that are thinned to fewer frames a second."""
+
+LISTED = 5
+"""Names shown of new and of vanished videos."""
 
 
-@dataclass(frozen=True)
-class Changes:
-    """How the data set differs from the one the cache was made for."""
+@dataclass(frozen=True, kw_only=True)
+class Extraction:
+    """One extraction that is ready for an engine."""
 
-    new: tuple[str, ...]
-    vanished: tuple[str, ...]
-    """In the cache, and no longer in the data set; their features stay."""
+    workspace: Workspace
+    dataset: Dataset
+    """As found now."""
+    root: Path
+    """Folder that the paths of the videos start from."""
+    settings: RequestedSettings
+    options: OneTimeOptions
+
+    @property
+    def cache_path(self) -> Path:
+        """Folder of the cache."""
+        return self.workspace.cache(self.dataset.name)
+
+    @property
+    def video_paths(self) -> Mapping[str, Path]:
+        """The file of each video, or the address it is fetched from (see `extract.datasets.remote`)."""
+        return {
+            video.id: Path(video.path) if ADDRESS.fullmatch(video.path) else self.root / video.path
+            for video in self.dataset.videos
+        }
 
 
-def changes(cached: Dataset, found: Dataset) -> Changes:
-    """New and vanished videos; DatasetError where the two have nothing in common."""
-    ours, theirs = {video.id for video in found.videos}, {video.id for video in cached.videos}
-    if theirs and not ours & theirs:
+def find_dataset(
+    workspace: Workspace, name: str, settings: RequestedSettings, *, allow_remote: bool
+) -> tuple[Dataset, Path]:
+    """The dataset as it is now, and the folder that its paths start from; DatasetError if it is not usable.
+
+    `allow_remote` is never remembered: a cache that somebody else made must not open connections by itself.
+    """
+    data = settings.data and Path(settings.data)
+    return load_dataset(name, data or None, subset=settings.subset, work=workspace.root, remote=allow_remote)
+
+
+def update_dataset(cache: FeatureCache, found: Dataset) -> None:
+    """Bring the cache's dataset up to date; says which videos are new and which are gone.
+
+    DatasetError if the two have no video in common.
+    """
+    cached = cache.dataset
+    known, present = {video.id for video in cached.videos}, {video.id for video in found.videos}
+    if known and not known & present:
         raise DatasetError(
-            f"none of the {len(theirs)} videos in the cache of {cached.name!r} is among the {len(ours)} found now; "
+            f"none of the {len(known)} videos in the cache of {cached.name!r} is among the {len(present)} found now; "
             "check DATA= (--data), or give another name with DATASET= (--dataset)"
         )
-    return Changes(new=tuple(sorted(ours - theirs)), vanished=tuple(sorted(theirs - ours)))
+    if (updated := merged(cached, found)) != cached:
+        cache.replace_dataset(updated)
+    if new := sorted(present - known):
+        click.echo(f"new since the cache was made: {len(new)} of the videos, {some(new, LISTED)}")
+    if gone := sorted(known - present):
+        click.echo(f"{len(gone)} videos are no longer there (their features stay): {some(gone, LISTED)}")
 
 
 def merged(cached: Dataset, found: Dataset) -> Dataset:
-    """The data set as found, with the vanished videos whose class is still there: their features can be trained on."""
+    """The dataset as found, plus the vanished videos whose class is still there: their features can be trained on."""
     present = {video.id for video in found.videos}
     labels = {name: label for label, name in enumerate(found.classes)}
     kept: list[Video] = []
@@ -56,22 +101,65 @@ def merged(cached: Dataset, found: Dataset) -> Dataset:
     return replace(found, videos=tuple(sorted((*found.videos, *kept), key=lambda video: video.id)))
 
 
-def paths(dataset: Dataset, root: Path) -> Mapping[str, Path]:
-    """The file of each video, or where it is to be fetched from (see `extract.datasets.remote`)."""
-    return {
-        video.id: Path(video.path) if ADDRESS.fullmatch(video.path) else root / video.path for video in dataset.videos
-    }
+def open_cache(extraction: Extraction, settings: ExtractSettings, made_with: Fingerprint) -> FeatureCache:
+    """The cache to add to, made if there is none; says if others add to it as well.
+
+    FingerprintError if the cache was made with something else than `made_with`.
+    """
+    path, options = extraction.cache_path, extraction.options
+    if not path.exists():
+        try:
+            FeatureCache.create(
+                path,
+                dataset=extraction.dataset,
+                fingerprint=made_with,
+                settings=extraction.settings.record(settings),
+                backend=options.backend or ("zarr" if options.location else "h5"),
+                location=options.location,
+            ).close()
+        except CacheError:
+            # If another extractor made it in the meantime, that one will do.
+            if not (path / "cache.json").exists():
+                raise
+    cache = FeatureCache.open_for_extraction(path, made_with, options.allow_drift)
+    extraction.workspace.remember_dataset(extraction.dataset.name)
+    if cache.ledger.next_expiry() is not None:
+        click.echo(f"another extractor is at work on {path}; the videos are shared, none is extracted twice")
+    return cache
+
+
+def announce(
+    extraction: Extraction, cache: FeatureCache, settings: ExtractSettings, weights: Weights, where: str
+) -> None:
+    """Say what is about to be done, on the devices `where`; CacheError if the disk is too small for it."""
+    dataset, pending = extraction.dataset, cache.ledger.counts()["pending"]
+    which = "untrained" if weights.text.startswith("random:") else f"sha256 {weights.sha256[:12]}"
+    subset = " (a subset)" if dataset.subset else ""
+    limits = [f"at most {settings.max_frames} frames"] if settings.max_frames else []
+    limits += [f"at most {settings.fps:g} frames a second"] if settings.fps else []
+    click.echo(f"{dataset.name}: {pending} of {len(dataset.videos)} videos{subset} to extract, from {extraction.root}")
+    click.echo(f"  {settings.backbone} with {weights.text} ({which}), levels {', '.join(settings.levels)}")
+    click.echo(f"  views {', '.join([*settings.views, *limits])}")
+    click.echo(
+        f"  on {where} in {settings.precision}, batches of {settings.batch_frames}; "
+        f"{settings.jobs} decoding ({settings.decoder})"
+    )
+    if cache.remote is not None:
+        click.echo(f"  into {cache.remote.location} ({cache.backend}); a working copy of it is {cache.path}")
+        return
+    frames = frames_per_video(cache, extraction.video_paths, settings)
+    click.echo(f"  into {cache.path} ({cache.backend}); {check_disk(cache.path, settings, pending, frames)}")
 
 
 def bytes_per_frame(settings: ExtractSettings) -> int:
-    """What one frame of a video takes in the cache."""
+    """Bytes of one frame of a video in the cache."""
     return len(settings.views) * sum(CHANNELS[level] for level in settings.levels) * 2 + 8
 
 
 def check_disk(folder: Path, settings: ExtractSettings, pending: int, frames: float | None) -> str:
-    """What `pending` videos of `frames` frames each (None: not known) will need and what is free, in words.
+    """What `pending` videos of `frames` frames each (None: unknown) will need and what is free, as text.
 
-    CacheError where it cannot be enough.
+    CacheError if the disk is too small.
     """
     free_bytes = shutil.disk_usage(folder).free
     needed_bytes = int(pending * (frames or 0) * bytes_per_frame(settings))
@@ -89,7 +177,7 @@ def check_disk(folder: Path, settings: ExtractSettings, pending: int, frames: fl
 def frames_per_video(cache: FeatureCache, videos: Mapping[str, Path], settings: ExtractSettings) -> float | None:
     """Mean over the first thousand videos that have features, else over what the headers of some `videos` declare.
 
-    None where neither says anything.
+    None if neither is known.
     """
     frames: list[float] = [outcome.num_frames for outcome in islice(cache.ledger.outcomes("done"), 1000)]
     frames = frames or _declared_frames(videos, settings)
@@ -97,7 +185,7 @@ def frames_per_video(cache: FeatureCache, videos: Mapping[str, Path], settings: 
 
 
 def _declared_frames(videos: Mapping[str, Path], settings: ExtractSettings) -> list[float]:
-    """Frames to keep of a few videos, by their headers, which are read where videos are decoded: in a child."""
+    """Frames to keep of a few videos, by their headers, which are read in a child process like all videos."""
     here = [(video_id, path) for video_id, path in videos.items() if path.is_absolute()]
     some = here[:: len(here) // SAMPLED + 1]
     declared = []

@@ -1,4 +1,4 @@
-"""Which decoder is fastest on the user's own videos, and where the time of an extraction goes. Measured, not guessed.
+"""Measures which decoder is fastest on the user's own videos, and where the time of an extraction goes.
 
 Every figure comes from the code that extraction runs: the decode pool, the engine, the shard writer.
 """
@@ -21,16 +21,30 @@ from cache.common.files import write_bytes_durably
 from cache.fingerprint import CHANNELS
 from cache.ledger import Outcome
 from cache.shards import encode
-from extract.decode import DecodePool, FrameBlock, Limits, MissingDecoderError, VideoEnd, decoder_version, open_regular
+from extract.decode import (
+    DECODER_NAMES,
+    DecodePool,
+    FrameBlock,
+    Limits,
+    MissingDecoderError,
+    VideoEnd,
+    decoder_version,
+    open_regular,
+)
 from extract.meter import STAGES, Meter
-from extract.network.engine import Engine
+from extract.network.engine import Engine, open_engine
 from extract.network.preprocess import Crop, crop_of
+from extract.network.weights import load_weights
 from extract.pipeline import VideoFeatures, decode_settings, features_of_frames
 from extract.settings import ExtractSettings
 from extract.shards import shard_data
 
 SAMPLE_VIDEOS: Final = 64
-"""Videos looked at; a run that is over before its time begins with them again."""
+"""Videos that are measured with; a measurement that is through with them before its time begins again."""
+
+_STAGE_TEXTS = {"decode": "decoding", "transfer": "resizing and copying", "forward": "the network", "write": "writing"}
+_SAME = 0.05
+"""Relative difference below which two rates count as equal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +54,12 @@ class DecodeRate:
     decoder: str
     version: str
     missing: str = ""
-    """Why it could not be tried; then there are no figures."""
+    """Why it could not be measured; empty if it was."""
     frames: int = 0
     seconds: float = 0.0
-    """From the first block on, so without the start of the workers."""
+    """From the first block on: without the start of the workers."""
     processor_seconds: float = 0.0
-    """Of the workers, their start included."""
+    """Of the workers, including their start."""
     videos: int = 0
     failed: int = 0
     suspect: int = 0
@@ -68,7 +82,7 @@ class EndToEnd:
     rate: float
     """Frames a second."""
     shares: dict[str, float]
-    """Of the driving thread's time, by `extract.meter.STAGES`."""
+    """Of the main thread's time, by `extract.meter.STAGES`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +95,50 @@ class Alone:
     """The network on ready batches."""
     write: float
     """Features into a shard, to the disk and fsynced."""
+
+
+def measured(settings: ExtractSettings, paths: Sequence[Path], seconds: float) -> Iterator[str]:
+    """Measures each decoder on videos of `paths`, `seconds` for each measurement; yields lines as they are known."""
+    videos = sample_videos(paths)
+    engine = open_engine(settings, load_weights(settings.weights, settings.backbone))
+    yield f"{len(videos)} videos, {settings.jobs} decoded at once, network on {settings.device} in {settings.precision}"
+    yield f"{'decoder':<28}{'frames/s':>10}{'per core':>10}{'failed':>8}{'suspect':>9}{'end to end':>12}"
+    rates: list[tuple[DecodeRate, EndToEnd]] = []
+    for name in DECODER_NAMES:
+        chosen = replace(settings, decoder=name)
+        alone = measure_decoder(chosen, videos, seconds)
+        if alone.missing:
+            yield f"{name:<28}{alone.missing}"
+            continue
+        rates.append((alone, measure_end_to_end(chosen, engine, videos, seconds)))
+        yield _row(*rates[-1])
+    yield _verdict(rates, measure_alone(settings, engine, videos, seconds))
+
+
+def _row(alone: DecodeRate, whole: EndToEnd) -> str:
+    return (
+        f"{f'{alone.decoder} ({alone.version})':<28}{alone.rate:>10,.0f}{alone.rate_per_core:>10,.0f}"
+        f"{alone.failed:>8}{alone.suspect:>9}{whole.rate:>12,.1f}"
+    )
+
+
+def _verdict(rates: Sequence[tuple[DecodeRate, EndToEnd]], stages: Alone) -> str:
+    """Which decoder to take, where the time goes, and what each stage could do alone."""
+    fastest, _ = max(rates, key=lambda pair: pair[0].rate)
+    chosen, whole = max(rates, key=lambda pair: pair[1].rate)
+    slowest = min(whole.rate for _, whole in rates)
+    shares = ", ".join(f"{_STAGE_TEXTS[stage]} {100 * share:.0f} %" for stage, share in whole.shares.items())
+    choice = (
+        f"end to end they differ by less than {100 * _SAME:.0f} %: decoding is not what limits the extraction"
+        if slowest > (1 - _SAME) * whole.rate
+        else f"fastest end to end: {chosen.decoder}, {whole.rate / slowest:.2f} times the slowest"
+    )
+    return (
+        f"fastest decoder: {fastest.decoder}; {choice}\n"
+        f"time of the extraction with {chosen.decoder}: waiting for {shares}\n"
+        f"each stage alone, frames/s: decoding {chosen.rate:,.0f}, resizing and copying {stages.transfer:,.0f}, "
+        f"the network {stages.forward:,.0f}, writing {stages.write:,.0f}"
+    )
 
 
 def sample_videos(paths: Sequence[Path], count: int = SAMPLE_VIDEOS) -> list[tuple[str, Path]]:
@@ -110,7 +168,7 @@ def _is_video(path: Path) -> bool:
 
 
 def measure_decoder(settings: ExtractSettings, videos: Sequence[tuple[str, Path]], seconds: float) -> DecodeRate:
-    """Decode `videos`, over and over, for `seconds`; frames are counted and thrown away."""
+    """Decode `videos` again and again for `seconds`; the frames are counted and dropped."""
     try:
         version = decoder_version(settings.decoder)
         return _decode(settings, videos, seconds, version)
@@ -148,7 +206,7 @@ def _decode(settings: ExtractSettings, videos: Sequence[tuple[str, Path]], secon
 def measure_end_to_end(
     settings: ExtractSettings, engine: Engine, videos: Sequence[tuple[str, Path]], seconds: float
 ) -> EndToEnd:
-    """Extract `videos`, over and over, for `seconds`; the features are thrown away."""
+    """Extract `videos` again and again for `seconds`; the features are dropped."""
     meter = Meter()
     numbered = ((f"{number} {video_id}", path) for number, (video_id, path) in enumerate(_repeat(videos)))
     with DecodePool(decode_settings(settings)) as pool, closing(pool.decode(numbered)) as stream:
@@ -190,7 +248,7 @@ def _transfer_rate(engine: Engine, frames_FHW3: np.ndarray, crops: Sequence[Crop
     while (elapsed := time.monotonic() - started) < seconds or not count:
         rows = engine.prepare(frames_FHW3, crops)
         count += len(frames_FHW3)
-    # The last copy may still be under way on a device that works by itself; reading it back waits.
+    # On a GPU the last copy may not be finished yet; reading it back waits for it.
     rows.cpu()
     return count / max(elapsed, time.monotonic() - started)
 

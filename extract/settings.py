@@ -1,83 +1,359 @@
-"""What extraction is asked for: one frozen record that decides the features, and the fingerprint that names them."""
+# ruff: noqa: RUF009  (`setting` is `dataclasses.field`)
+"""The settings of an extraction. Each one is spelled once: as a field that carries its option, its help and its part
+of the fingerprint.
 
-from dataclasses import dataclass, field
+`RequestedSettings` holds what was asked for, joined with what the cache was made with. `ExtractSettings` is the same
+with everything decided for one device. `OneTimeOptions` holds what the cache does not remember.
+"""
 
-from cache.common.errors import MrrnError
-from cache.fingerprint import CENTER_VIEW, DTYPE, FORMAT_VERSION, LEVELS, Fingerprint, Level
-from extract.decode import DEFAULT_DECODER, Limits, decoder_version
+import os
+import platform
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+import click
+import msgspec
+
+from cache.common.device import find_device
+from cache.common.errors import CacheError, MrrnError
+from cache.fingerprint import CENTER_VIEW, DTYPE, FORMAT_VERSION, JSON, LEVELS, Fingerprint, Level, check_fingerprint
+from cache.remote.client import Location
+from cache.shards import BACKENDS, Backend
+from extract.decode import DECODER_NAMES, DEFAULT_DECODER, Limits, decoder_version, parse_limits
 from extract.network.backbones import PRECISIONS, Precision
-from extract.network.preprocess import TRANSFORM
-from extract.network.weights import BACKBONES, IMAGENET
+from extract.network.preprocess import TRANSFORM, parse_views
+from extract.network.weights import BACKBONES, IMAGENET, is_file_spec, weights_text
+
+EngineName = Literal["local", "ray"]
+
+FingerprintPart = Literal["identity", "environment"]
+
+DEMO_WEIGHTS: Final = "random:0"
+"""The demo needs no download; its outputs say that its weights are random."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractSettings:
-    """Everything that the features of a video depend on, but for the weights' numbers themselves."""
+class DeviceDefaults:
+    """Sizes that suit one kind of device."""
 
-    weights: str = IMAGENET
-    """imagenet1k_v1, random:SEED, or a .pth or .safetensors file."""
-    backbone: str = "resnet34"
-    levels: tuple[Level, ...] = LEVELS
-    """Which levels are kept, shallow to deep; what lies above the deepest is not computed."""
-    views: tuple[str, ...] = (CENTER_VIEW,)
-    """Crops of each video; the first one is `center`."""
-    views_seed: int = 0
+    batch_frames: int
+    videos_per_claim: int
+    """Videos taken from the ledger at once: about a minute's work on a CPU, some seconds' work on a GPU."""
+    shard_rows: int
+    """Rows (views of frames) after which a shard is committed: on a CPU half a minute's work on two cores, which is
+    what a kill costs; on a GPU, where that is little, 256 MiB of features, so that there are few files."""
+
+
+CPU_DEFAULTS: Final = DeviceDefaults(batch_frames=32, videos_per_claim=16, shard_rows=1_500)
+GPU_DEFAULTS: Final = DeviceDefaults(batch_frames=256, videos_per_claim=128, shard_rows=150_000)
+
+
+def device_defaults(device: str) -> DeviceDefaults:
+    """The sizes for a device: cpu, cuda or cuda:INDEX."""
+    return GPU_DEFAULTS if device.startswith("cuda") else CPU_DEFAULTS
+
+
+def setting(
+    default: Any,
+    *,
+    part: FingerprintPart | None = None,
+    recorded: bool = True,
+    flag: str = "",
+    parse: Callable[[Any], Any] | None = None,
+    **option: Any,
+) -> Any:
+    """A field that is a setting.
+
+    `part`: where the fingerprint has it. `recorded`: whether `cache.json` remembers it. `option`: arguments of
+    `click.option`; without any, the setting has no option. `flag`: name of the option, by default the field's.
+    `parse`: from the option's text to the value as JSON; raises ValueError or MrrnError.
+    """
+    return field(
+        default=default,
+        metadata={"part": part, "recorded": recorded, "flag": flag, "parse": parse, "option": option},
+    )
+
+
+def parse_levels(text: str) -> list[Level]:
+    """The levels named in "low,high", from shallow to deep; ValueError if one is unknown."""
+    asked = [part.strip() for part in text.split(",")]
+    if unknown := [part for part in asked if part not in LEVELS]:
+        raise ValueError(f"{unknown[0]!r} is not one of {', '.join(LEVELS)}")
+    return [level for level in LEVELS if level in asked]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestedSettings:
+    """What was asked for. None: follows from the device.
+
+    Everything that the features of a video depend on, except for the weights' numbers, is among the fields.
+    """
+
+    data: str | None = setting(
+        None, metavar="PATH", help="Folder of the videos, or a .csv manifest. [default: data/NAME]"
+    )
+    subset: bool = setting(False, is_flag=True, help="Allow that listed videos are missing; reports say so.")
+    weights: str = setting(
+        IMAGENET,
+        metavar="WEIGHTS",
+        help=f"{IMAGENET} (torchvision's), a .pth or .safetensors file, or random:SEED. "
+        f"[default: {IMAGENET}; {DEMO_WEIGHTS} for the demo]",
+    )
+    """The fingerprint has their hash, and a name for reports."""
+    backbone: str = setting("resnet34", part="identity", type=click.Choice(BACKBONES), help="[default: resnet34]")
+    levels: tuple[Level, ...] = setting(
+        LEVELS,
+        part="identity",
+        metavar="LIST",
+        parse=parse_levels,
+        help=f"Levels to keep. [default: {','.join(LEVELS)}]",
+    )
+    """From shallow to deep; what lies above the deepest one is not computed."""
+    views: tuple[str, ...] = setting(
+        (CENTER_VIEW,),
+        part="identity",
+        metavar="LIST",
+        parse=parse_views,
+        help=f"Crops of each video, from one decoding: center, center_flip, random:COUNT. [default: {CENTER_VIEW}]",
+    )
+    """The first one is `center`."""
+    views_seed: int = setting(0, part="identity")
     """Decides the random views, together with the video's id and the view's name."""
-    device: str = "cpu"
-    """cpu, cuda or cuda:INDEX."""
-    precision: Precision = "fp32"
-    """What the network computes in."""
-    batch_frames: int = 32
-    """Crops in one batch of the network; every batch has this size."""
-    decoder: str = DEFAULT_DECODER
-    max_frames: int | None = None
-    """Only the first so many frames of a video (after `fps`); None for all."""
-    fps: float | None = None
-    """At most so many frames a second; None for all."""
-    jobs: int = 1
-    """Videos decoded at the same time, each in a process of its own. Does not change the features."""
-    limits: Limits = field(default_factory=Limits)
-    """What one video may cost; a video that exceeds them fails."""
+    max_frames: int | None = setting(
+        None, part="identity", type=click.IntRange(min=1), help="Keep only the first so many frames of a video."
+    )
+    """Counted after `fps`; None keeps all."""
+    fps: float | None = setting(
+        None,
+        part="identity",
+        type=click.FloatRange(min=0, min_open=True),
+        help="Keep at most so many frames a second.",
+    )
+    """None keeps all."""
+    device: str = setting("auto", metavar="DEVICE", help="auto, cpu, cuda, or several: cuda:0,cuda:1. [default: auto]")
+    """The fingerprint has its name, see `device_name`."""
+    precision: Precision | None = setting(
+        None,
+        part="environment",
+        type=click.Choice(PRECISIONS),
+        help="What the network computes in; fp32 is the reference. [default: bf16 on a CPU that has it, fp16 on a GPU]",
+    )
+    batch_frames: int | None = setting(
+        None,
+        part="environment",
+        type=click.IntRange(1, 65536),
+        help=f"Crops in a batch. [default: {CPU_DEFAULTS.batch_frames}, on a GPU {GPU_DEFAULTS.batch_frames}]",
+    )
+    """Every batch of the network has this size."""
+    decoder: str = setting(
+        DEFAULT_DECODER, part="environment", type=click.Choice(DECODER_NAMES), help=f"[default: {DEFAULT_DECODER}]"
+    )
+    jobs: int | None = setting(
+        None,
+        recorded=False,
+        type=click.IntRange(1, 1024),
+        help="Videos decoded at once. [default: by the number of cores]",
+    )
+    """Each one in a process of its own; does not change the features."""
+    limits: Limits = setting(
+        Limits(),
+        flag="--limit",
+        metavar="NAME=NUMBER",
+        multiple=True,
+        parse=parse_limits,
+        help="What one video may cost before it fails: pixels, frames, file_bytes, stall_seconds, video_seconds, "
+        "processor_seconds, memory_bytes. May be given several times. [default: docs/videos.md, Limits]",
+    )
+    strict: bool = setting(False, is_flag=True, help="Leave out videos that decode suspiciously.")
 
     def __post_init__(self) -> None:
-        if self.backbone not in BACKBONES or self.precision not in PRECISIONS:
+        if self.backbone not in BACKBONES or self.precision not in (None, *PRECISIONS):
             raise MrrnError(f"backbone {self.backbone!r} with precision {self.precision!r} is not offered")
         if not self.levels or self.levels != tuple(level for level in LEVELS if level in self.levels):
             raise MrrnError(f"levels {self.levels} are not some of {LEVELS}, shallow to deep")
         if self.views[:1] != (CENTER_VIEW,):
             raise MrrnError(f"views {self.views} do not begin with {CENTER_VIEW}")
-        if self.batch_frames < 1 or self.jobs < 1:
+        if any(count is not None and count < 1 for count in (self.batch_frames, self.jobs)):
             raise MrrnError(f"batch of {self.batch_frames} frames, {self.jobs} jobs: both have to be at least 1")
+
+    @classmethod
+    def joined(
+        cls, dataset: str, given: Mapping[str, JSON], recorded: Mapping[str, JSON] | None = None
+    ) -> "RequestedSettings":
+        """The settings `given` by name, else those `recorded` by the cache, else the defaults for `dataset`.
+
+        Paths become absolute, so that a later run may start from another folder. CacheError if `recorded` is not what
+        extraction records.
+        """
+        values: dict[str, JSON] = {"weights": DEMO_WEIGHTS} if dataset == "demo" else {}
+        values |= {**(recorded or {}), **given}
+        if "data" in given:
+            values["data"] = str(Path(given["data"]).absolute())
+        if is_file_spec(given.get("weights", IMAGENET)):
+            values["weights"] = str(Path(given["weights"]).absolute())
+        try:
+            return msgspec.convert(values, cls)
+        except msgspec.ValidationError as error:
+            raise CacheError(f"the settings in cache.json are not those of an extraction: {error}") from error
+
+    def decided(self, device: str) -> "ExtractSettings":
+        """The settings on a `device` that is there."""
+        return ExtractSettings(
+            **{
+                **vars(self),
+                "device": device,
+                "precision": self.precision or default_precision(device),
+                "batch_frames": self.batch_frames or device_defaults(device).batch_frames,
+                "jobs": self.jobs or default_jobs(device),
+            }
+        )
+
+    def record(self, decided: "ExtractSettings") -> dict[str, JSON]:
+        """What `cache.json` remembers, so that the same command without options continues."""
+        values = {
+            each.name: _json(getattr(self, each.name))
+            for each in fields(RequestedSettings)
+            if each.metadata["recorded"]
+        }
+        values |= {"precision": decided.precision, "batch_frames": decided.batch_frames}
+        return {**values, "weights_file": file_mark(self.weights)}
+
+    def same_weights(self, given: Collection[str], recorded: Mapping[str, JSON]) -> bool:
+        """Whether the weights are those of the record, as far as can be told without reading them."""
+        mark = file_mark(self.weights)
+        return self.weights == recorded.get("weights") and (
+            mark is None or mark == recorded.get("weights_file") or "weights" not in given
+        )
+
+    def part(self, part: FingerprintPart) -> dict[str, JSON]:
+        """The settings in one part of the fingerprint."""
+        return {each.name: _json(getattr(self, each.name)) for each in settings_in(part)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractSettings(RequestedSettings):
+    """Settings with everything decided, for one device."""
+
+    device: str = "cpu"
+    """cpu, cuda or cuda:INDEX."""
+    precision: Precision = "fp32"
+    batch_frames: int = CPU_DEFAULTS.batch_frames
+    jobs: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneTimeOptions:
+    """What holds for one run of the command; the cache does not remember it."""
+
+    allow_remote: bool = setting(False, is_flag=True, help="A manifest's videos may be https:// and s3:// addresses.")
+    backend: Backend | None = setting(
+        None, flag="--format", type=click.Choice(BACKENDS), help="Of a new cache's shards. [default: h5]"
+    )
+    location: Location | None = setting(
+        None,
+        flag="--cache",
+        metavar="s3://BUCKET/PREFIX",
+        parse=Location.parse,
+        help="Keep the cache in an object store; below --work is a working copy, which remembers it (docs/scale.md).",
+    )
+    engine: EngineName = setting(
+        "local",
+        type=click.Choice(get_args(EngineName)),
+        help="ray: on the cluster at $RAY_ADDRESS, else with Ray on this machine (docs/scale.md). [default: local]",
+    )
+    workers: int | None = setting(
+        None,
+        type=click.IntRange(min=1),
+        help="With --engine ray: GPUs, or cores, to use. [default: all that the cluster has now]",
+    )
+    retry_failed: bool = setting(False, is_flag=True, help="Try the failed videos once more.")
+    allow_drift: bool = setting(False, is_flag=True, help="Go on although versions or device differ; shards record it.")
+
+
+def settings_in(part: FingerprintPart) -> list[Any]:
+    """The fields whose values are in one part of the fingerprint."""
+    return [each for each in fields(RequestedSettings) if each.metadata["part"] == part]
+
+
+def _json(value: Any) -> JSON:
+    """A setting's value as JSON; of the limits only those that are not the defaults."""
+    if isinstance(value, Limits):
+        return {name: number for name, number in vars(value).items() if number != getattr(Limits, name)}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def file_mark(weights: str) -> list[int] | None:
+    """Size and modification time of a weights file, which tell whether to read it again; None if it is no file."""
+    try:
+        stat = Path(weights).stat()
+    except OSError:
+        return None
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+# -- the fingerprint ---------------------------------------------------------------------------------------------------
 
 
 def fingerprint(settings: ExtractSettings, *, weights_text: str, weights_sha256: str) -> Fingerprint:
     """What the features made with `settings` depend on."""
-    from importlib import metadata
-
     return Fingerprint(
-        identity={
-            "weights_sha256": weights_sha256,
-            "weights": weights_text,
-            "backbone": settings.backbone,
-            "levels": list(settings.levels),
-            "transform": TRANSFORM,
-            "views": list(settings.views),
-            "views_seed": settings.views_seed,
-            "dtype": DTYPE,
-            "format_version": FORMAT_VERSION,
-            "max_frames": settings.max_frames,
-            "fps": settings.fps,
-        },
+        identity=_identity(settings, weights_text, weights_sha256),
         environment={
-            "decoder": settings.decoder,
+            **settings.part("environment"),
             "decoder_version": decoder_version(settings.decoder),
             "torch": metadata.version("torch"),
             "torchvision": metadata.version("torchvision"),
             "device": device_name(settings.device),
-            "precision": settings.precision,
-            "batch_frames": settings.batch_frames,
         },
     )
+
+
+def _identity(settings: RequestedSettings, text: str, sha256: str) -> dict[str, JSON]:
+    return {
+        **settings.part("identity"),
+        "weights_sha256": sha256,
+        "weights": text,
+        "transform": TRANSFORM,
+        "dtype": DTYPE,
+        "format_version": FORMAT_VERSION,
+    }
+
+
+def settings_of(identity: Mapping[str, JSON], environment: Mapping[str, JSON]) -> ExtractSettings:
+    """The settings in the two parts of a fingerprint, the inverse of `fingerprint`; weights and device are not there.
+
+    KeyError if one is missing, msgspec.ValidationError if it has another type.
+    """
+    values = {each.name: identity[each.name] for each in settings_in("identity")}
+    values |= {each.name: environment[each.name] for each in settings_in("environment")}
+    return msgspec.convert(values, ExtractSettings)
+
+
+def check_given(
+    settings: RequestedSettings, given: Collection[str], made_with: Fingerprint, *, allow_drift: bool, where: str
+) -> None:
+    """FingerprintError if what was asked for is not what the cache holds. Reads no weights and needs no torch.
+
+    Environment fields are compared only if they are among the `given` settings; all of them are as soon as something
+    is computed.
+    """
+    environment = {**made_with.environment, **{k: v for k, v in settings.part("environment").items() if k in given}}
+    if "decoder" in given:
+        environment["decoder_version"] = decoder_version(settings.decoder)
+    identity = _identity(settings, weights_text(settings.weights), str(made_with.identity.get("weights_sha256")))
+    ours = Fingerprint(identity=identity, environment=environment)
+    check_fingerprint(made_with, ours, allow_drift=allow_drift, where=where)
+
+
+# -- what follows from the device --------------------------------------------------------------------------------------
+
+
+def find_devices(asked: str) -> tuple[str, ...]:
+    """Each device of "cuda:0,cuda:1"; MrrnError if one is missing."""
+    return tuple(find_device(device.strip()) for device in asked.split(","))
 
 
 def device_name(device: str) -> str:
@@ -87,3 +363,28 @@ def device_name(device: str) -> str:
     import torch
 
     return f"cuda ({torch.cuda.get_device_name(device)})"
+
+
+def default_precision(device: str) -> Precision:
+    """fp16 on a GPU, bf16 on a CPU that multiplies it, else fp32; `extract.network.backbones` says why."""
+    if device.startswith("cuda"):
+        return "fp16"
+    return "bf16" if _multiplies_bf16() else "fp32"
+
+
+def _multiplies_bf16() -> bool:
+    """Whether the processor has instructions for bf16 products.
+
+    oneDNN also calls bf16 supported where AVX-512 has to emulate it, at a fifth of fp32's rate.
+    """
+    import torch
+
+    supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return supported and (platform.machine() != "x86_64" or torch.cpu._is_avx512_bf16_supported())
+
+
+def default_jobs(device: str) -> int:
+    """Decoders at once. A core decodes some fifty times what it can push through the network, so on a CPU few are
+    enough; a GPU keeps every core busy."""
+    cores = len(os.sched_getaffinity(0))
+    return cores if device.startswith("cuda") else max(1, min(4, cores // 2))

@@ -1,8 +1,6 @@
-"""Finished videos of one claim into shards: the same videos in the same order, whatever finished first.
+"""The videos of a claim in, their shards and outcomes out: the same shards, whichever video is finished first.
 
-The work of a task: the videos of a claim in, their shards and outcomes out. Every engine does this, anywhere.
-
-No cache, no ledger, no global state: whoever calls decides how videos get here and what becomes of the shards.
+No cache, no ledger, no global state: every engine calls this, on any machine, and decides what becomes of the shards.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,11 +16,11 @@ from extract.meter import Meter
 from extract.pipeline import VideoFeatures, failed
 
 
-class Group:
-    """The videos of one claim, cut into shards in the claim's order."""
+class ShardCutter:
+    """Cuts the videos of one claim into shards, in the claim's order."""
 
     def __init__(self, claim: Claim, shard_rows: int) -> None:
-        """`shard_rows`: a shard is closed once it has so many rows (views of frames); the next video begins another."""
+        """`shard_rows`: rows (views of frames) from which on a shard is closed; the next video begins another one."""
         self.claim = claim
         self._shard_rows = shard_rows
         self._waiting: dict[str, VideoFeatures] = {}
@@ -33,13 +31,13 @@ class Group:
 
     @property
     def complete(self) -> bool:
-        """Every video came and is in a shard that was given out."""
+        """Whether every video came and is in a shard that was yielded."""
         return self._next is None and not self._open
 
     def add(self, video: VideoFeatures) -> Iterator[list[VideoFeatures]]:
-        """Take a finished video; give out the shards that are full, or complete because all videos came.
+        """Take a finished video; yields the shards that are full, and the last one once all videos came.
 
-        Where a shard ends depends on the order and sizes alone, so equal work gives equal shards.
+        Where a shard ends depends only on the order and sizes of the videos, so equal claims give equal shards.
         """
         self._waiting[video.outcome.video_id] = video
         while self._next is not None and self._next in self._waiting:
@@ -56,12 +54,12 @@ class Group:
 
 
 def num_rows(video: VideoFeatures) -> int:
-    """Views of frames that a video has features of; all levels have the same."""
+    """Rows of a video's features, views times frames; the same for all levels."""
     return max((features.shape[0] * features.shape[1] for features in video.features.values()), default=0)
 
 
 def shard_data(videos: Sequence[VideoFeatures]) -> ShardData | None:
-    """The features of those videos that have some, side by side; None where none has."""
+    """The features of the videos that have some, side by side; None if none has."""
     kept = [video for video in videos if video.features]
     if not kept:
         return None
@@ -79,43 +77,43 @@ def shard_data(videos: Sequence[VideoFeatures]) -> ShardData | None:
 VANISHED: Final = "the file is no longer where the data set is"
 
 Extract: TypeAlias = Callable[[Iterable[tuple[str, Path]]], Iterator[VideoFeatures]]
-"""Videos (id, path) in, each of them out once, in any order; draws from its input as it can take more."""
+"""Videos (id, path) in, each of them out once, in any order; takes more of its input when it has room."""
 
 
 @dataclass(frozen=True)
-class Task:
-    """Videos to work on."""
+class ExtractTask:
+    """A claim with the files of its videos."""
 
     claim: Claim
     paths: tuple[Path | None, ...]
-    """The file of each of the claim's videos; None where the data set has it no longer."""
+    """The file of each of the claim's videos; None if the dataset no longer has it."""
 
 
 @dataclass(frozen=True)
 class FinishedShard:
-    """Videos that go into the cache together."""
+    """Videos that are committed together."""
 
     claim: Claim
     videos: tuple[VideoFeatures, ...]
     last: bool
-    """Nothing more comes of this claim."""
+    """Whether it is the last one of its claim."""
 
 
 def shards_of(
-    tasks: Iterable[Task], extract: Extract, *, shard_rows: int, strict: bool, meter: Meter
+    tasks: Iterable[ExtractTask], extract: Extract, *, shard_rows: int, strict: bool, meter: Meter
 ) -> Iterator[FinishedShard]:
-    """The shards of `tasks`, in the order in which they are complete; tasks are drawn from as videos are.
+    """The shards of `tasks`, in the order in which they are complete; `extract` draws from the tasks as it has room.
 
     The same task gives the same shards, whatever runs beside it. `strict`: suspect videos count as failed.
     """
-    groups: dict[str, Group] = {}
+    cutters: dict[str, ShardCutter] = {}
     vanished: list[VideoFeatures] = []
 
     def videos() -> Iterator[tuple[str, Path]]:
         for task in tasks:
-            group = Group(task.claim, shard_rows)
+            cutter = ShardCutter(task.claim, shard_rows)
             for video, path in zip(task.claim.videos, task.paths, strict=True):
-                groups[video.id] = group
+                cutters[video.id] = cutter
                 if path is None:
                     vanished.append(failed(Outcome(video_id=video.id, status="failed"), VANISHED))
                 else:
@@ -124,9 +122,9 @@ def shards_of(
     def finish(video: VideoFeatures) -> Iterator[FinishedShard]:
         video = _judged(video, strict)
         meter.finish(video.outcome)
-        group = groups.pop(video.outcome.video_id)
-        for shard in group.add(video):
-            yield FinishedShard(group.claim, tuple(shard), group.complete)
+        cutter = cutters.pop(video.outcome.video_id)
+        for shard in cutter.add(video):
+            yield FinishedShard(cutter.claim, tuple(shard), cutter.complete)
 
     for video in extract(videos()):
         yield from finish(video)

@@ -6,7 +6,7 @@ rule of the runs, `train.score.score_clips`, `cache.aggregate`. Shapes: N clips,
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,11 +17,11 @@ from cache.aggregate import PAPER_WEIGHTS, clips_to_videos, fuse_levels
 from cache.clips import ClipRule
 from cache.common.errors import WeightsError
 from cache.common.text import visible
-from cache.fingerprint import Level
+from cache.fingerprint import CENTER_VIEW, Level
 from extract.network.engine import Engine, open_engine
 from extract.network.weights import is_file_spec, load_weights
 from extract.pipeline import VideoFeatures, extract_features
-from extract.settings import ExtractSettings
+from extract.settings import ExtractSettings, settings_of
 from fuse.metrics import ranked
 from train.checkpoint import load_head
 from train.config import RunConfig
@@ -104,16 +104,13 @@ def settings_for(heads: Heads, *, weights: str, device: str, jobs: int) -> Extra
 
     where = str(choose_device(device))
     same_kind = where.startswith("cuda") == str(heads.environment["device"]).startswith("cuda")
-    return ExtractSettings(
+    made_with = settings_of(heads.identity, heads.environment)
+    return replace(
+        made_with,
         weights=weights,
-        backbone=heads.identity["backbone"],
-        levels=tuple(heads.identity["levels"]),
+        views=(CENTER_VIEW,),
         device=where,
-        precision=heads.environment["precision"] if same_kind else "fp32",
-        batch_frames=heads.environment["batch_frames"],
-        decoder=heads.environment["decoder"],
-        max_frames=heads.identity["max_frames"],
-        fps=heads.identity["fps"],
+        precision=made_with.precision if same_kind else "fp32",
         jobs=jobs,
     )
 

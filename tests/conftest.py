@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch  # noqa: F401 (before decord, which else puts libnvblas of the CUDA packages in the place of torch's own BLAS)
 
 SHARED = Path(os.environ.get("MRRN_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 

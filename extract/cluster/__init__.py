@@ -1,6 +1,6 @@
-"""Extraction on many machines, by Ray Data: the driver claims and commits, workers turn claims into shards.
+"""Extraction on many machines, by Ray: the driver claims and commits, workers turn claims into staged shards.
 
-    ledger -> driver -> Ray queue -> read task -> pool of actors (decode, forward, write aside) -> driver -> ledger
+    ledger -> driver -> workers (actors: decode, forward, stage the shard) -> driver -> ledger
 
-Everything that schedules, retries, moves and waits is Ray's. Nothing here is imported unless it is asked for.
+Nothing here is imported unless it is asked for.
 """

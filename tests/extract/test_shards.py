@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from cache.fingerprint import CHANNELS
 from cache.ledger import Claim, ClaimedVideo, Outcome
 from extract.pipeline import VideoFeatures, failed
-from extract.shards import Group, shard_data
+from extract.shards import ShardCutter, shard_data
 
 
 def finished(video_id: str, frames: int) -> VideoFeatures:
@@ -20,12 +20,12 @@ def finished(video_id: str, frames: int) -> VideoFeatures:
     )
 
 
-def shards_of(lengths: list[int], order: list[int], shard_rows: int) -> tuple[Group, list[list[str]]]:
+def shards_of(lengths: list[int], order: list[int], shard_rows: int) -> tuple[ShardCutter, list[list[str]]]:
     """Ids in each shard, with the videos finished in `order`."""
     claim = Claim("me", 1, tuple(ClaimedVideo(f"v{i}", f"v{i}.avi") for i in range(len(lengths))), 0.0)
-    group = Group(claim, shard_rows)
-    given_out = [shard for i in order for shard in group.add(finished(f"v{i}", lengths[i]))]
-    return group, [[video.outcome.video_id for video in shard] for shard in given_out]
+    cutter = ShardCutter(claim, shard_rows)
+    given_out = [shard for i in order for shard in cutter.add(finished(f"v{i}", lengths[i]))]
+    return cutter, [[video.outcome.video_id for video in shard] for shard in given_out]
 
 
 cases = st.lists(st.integers(0, 9), min_size=1, max_size=12).flatmap(
@@ -36,19 +36,19 @@ cases = st.lists(st.integers(0, 9), min_size=1, max_size=12).flatmap(
 @given(cases, st.integers(1, 20))
 def test_shards_are_the_same_in_whatever_order_videos_finish(case, shard_rows):
     lengths, order = case
-    group, shards = shards_of(lengths, order, shard_rows)
+    cutter, shards = shards_of(lengths, order, shard_rows)
     assert shards == shards_of(lengths, sorted(order), shard_rows)[1]
     assert [name for shard in shards for name in shard] == [f"v{i}" for i in range(len(lengths))]
-    assert group.complete
+    assert cutter.complete
     for shard in shards:
         assert sum(lengths[int(name[1:])] for name in shard[:-1]) < shard_rows
 
 
 def test_a_shard_is_given_out_as_soon_as_it_is_full():
-    group, shards = shards_of([1, 9, 1], [1, 0], 3)
+    cutter, shards = shards_of([1, 9, 1], [1, 0], 3)
     assert shards == [["v0", "v1"]]
-    assert not group.complete
-    assert [[v.outcome.video_id for v in s] for s in group.add(finished("v2", 1))] == [["v2"]]
+    assert not cutter.complete
+    assert [[v.outcome.video_id for v in s] for s in cutter.add(finished("v2", 1))] == [["v2"]]
 
 
 def test_a_shard_holds_the_videos_with_features_side_by_side():

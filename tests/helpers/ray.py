@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 STORE_BYTES = 100 << 20
 
 
@@ -80,7 +80,7 @@ def workers() -> Mapping[int, str]:
             name = (folder / "cmdline").read_bytes().rstrip(b"\0").decode(errors="replace")
         except OSError:
             continue
-        if name.startswith("ray::MapWorker"):
+        if name.startswith("ray::ExtractWorker"):
             found[int(folder.name)] = name
     return found
 

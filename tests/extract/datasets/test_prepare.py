@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from cache.common.errors import DatasetError
 from cache.dataset import read_dataset, write_dataset
-from extract.data_cli import data_command
+from extract.cli import data_command
 from extract.datasets import hmdb51, ucf101
 from extract.datasets.official import archives, prepare
 from extract.datasets.official.download import Archive

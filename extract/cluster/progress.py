@@ -1,11 +1,13 @@
-"""How the whole job is doing: rates by node, failures by reason, what workers' time goes to."""
+"""How the workers are doing: rates by node, failures by reason, where their time goes. Needs no Ray."""
 
 import re
+import threading
 import time
 from collections import Counter, defaultdict, deque
+from dataclasses import dataclass, field
 from typing import Final
 
-from extract.cluster.messages import Report
+from cache.commit import Aside
 
 RECENT_SECONDS: Final = 300.0
 SHOWN: Final = 4
@@ -14,32 +16,51 @@ SHOWN: Final = 4
 _DETAIL = re.compile(r"[:;(].*|\d[\d,.]*", re.DOTALL)
 
 
-class Tally:
-    """Counts of a running job."""
+@dataclass(frozen=True, kw_only=True)
+class TaskReport:
+    """What a worker made of a task."""
+
+    staged: tuple[Aside, ...] = ()
+    """Its shards, which wait to be committed."""
+    error: str = ""
+    """Why there are none: something that the next task would meet as well, as a text for the user."""
+    node: str = ""
+    """Name of the machine."""
+    frames: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By what the worker did or waited for, see `extract.meter.STAGES`, and "task": the whole task."""
+    idle_seconds: float = 0.0
+    """Between the end of the worker's last task, or its start, and this task."""
+
+
+class ClusterProgress:
+    """Counts of a running extraction; one thread adds reports, another one may show them."""
 
     def __init__(self) -> None:
         self.finished = 0
         """Videos with an outcome."""
         self.failures: Counter[str] = Counter()
-        """By reason, without what is particular to a video."""
+        """By reason, see `kind_of`."""
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        """Of all workers, see `Report.seconds`, and "idle"."""
+        """Of all workers, see `TaskReport.seconds`, and "idle"."""
         self.first_seconds: float | None = None
-        """From the beginning to the first report: workers starting."""
+        """From the beginning to the first report: what the start of the workers takes."""
         self._recent: deque[tuple[float, str, int]] = deque()
         self._started = time.monotonic()
+        self._lock = threading.Lock()
 
-    def add(self, report: Report) -> None:
-        """Take a report in."""
-        if self.first_seconds is None:
-            self.first_seconds = time.monotonic() - self._started
-        for aside in report.asides:
-            self.finished += len(aside.outcomes)
-            self.failures.update(kind_of(each.reason) for each in aside.outcomes if each.status == "failed")
-        for stage, seconds in report.seconds.items():
-            self.seconds[stage] += seconds
-        self.seconds["idle"] += report.idle_seconds
-        self._recent.append((time.monotonic(), report.node, report.frames))
+    def add(self, report: TaskReport) -> None:
+        """Count a report."""
+        with self._lock:
+            if self.first_seconds is None:
+                self.first_seconds = time.monotonic() - self._started
+            for shard in report.staged:
+                self.finished += len(shard.outcomes)
+                self.failures.update(kind_of(each.reason) for each in shard.outcomes if each.status == "failed")
+            for stage, seconds in report.seconds.items():
+                self.seconds[stage] += seconds
+            self.seconds["idle"] += report.idle_seconds
+            self._recent.append((time.monotonic(), report.node, report.frames))
 
     @property
     def overhead(self) -> float:
@@ -59,23 +80,24 @@ class Tally:
         return Counter({node: round(count / max(span, 1e-9)) for node, count in frames.items()})
 
     def summary(self) -> str:
-        """For the end of a job."""
+        """Where the workers' time went, for the end."""
         total = max(self.seconds["task"] + self.seconds["idle"], 1e-9)
         stages = ("decode", "transfer", "forward", "write", "idle")
         shares = ", ".join(f"{stage} {100 * self.seconds[stage] / total:.1f} %" for stage in stages)
         return f"workers' time: {shares}; {100 * self.overhead:.1f} % outside decoding and the network"
 
     def text(self) -> str:
-        """For a progress line."""
-        rates = self.rates()
+        """Rates and failures, for a progress line."""
+        with self._lock:
+            rates, failures = self.rates(), self.failures.copy()
         parts = [f"{rates.total()} frames/s" + (f" ({_some(rates)})" if rates else "")]
-        if self.failures:
-            parts.append(f"{self.failures.total()} failed ({_some(self.failures)})")
+        if failures:
+            parts.append(f"{failures.total()} failed ({_some(failures)})")
         return ", ".join(parts)
 
 
 def kind_of(reason: str) -> str:
-    """A reason without its details: "decoder crashed with SIGSEGV (libx.so)" and its like are counted together."""
+    """A reason without its details, so that "decoder crashed with SIGSEGV (libx.so)" and its like count together."""
     return _DETAIL.sub("", reason).strip() or reason
 
 
