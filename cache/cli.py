@@ -124,12 +124,12 @@ def attach_command(location: str, workspace: Workspace, dataset: str | None, cop
     It lies below --work, under the dataset's name, and serves every command as a cache of this machine does: shards
     are fetched when they are first read, and kept while there is room. Credentials come from the environment (AWS_*).
     """
-    from cache.remote.client import Location, Objects
-    from cache.remote.storage import name_of
+    from cache.remote.client import Location
+    from cache.remote.storage import dataset_name
     from cache.store import FeatureCache
 
     where = Location.parse(location)
-    name = dataset or name_of(Objects(where))
+    name = dataset or dataset_name(where)
     with FeatureCache.attach(workspace.cache(name), where, copy_gib << 30) as cache:
         counts = cache.ledger.counts()
         workspace.remember_dataset(name)

@@ -12,7 +12,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 
 
 _FETCHES = 3
-"""How often a shard is fetched that disappears before it is open."""
+"""Attempts at a shard that another process removes before it is open."""
 
 _OPEN_SHARDS = 128
 """Kept open at a time; well below the usual limit of 1,024 open files, also with three files a shard."""
@@ -80,9 +79,9 @@ class ShardPool:
         folder: Path,
         backend: Backend,
         rows: Mapping[int, ShardRow],
-        fetch: Callable[[ShardRow], Path] | None = None,
+        fetch: Callable[[ShardRow], Path],
     ) -> None:
-        """`fetch` brings a shard into `folder` that is not there, or not any more."""
+        """`fetch` returns the path of a shard, which another process may remove before it is open."""
         self.folder, self._backend, self._rows, self._fetch = folder, backend, rows, fetch
         self._forget()
 
@@ -122,16 +121,14 @@ class ShardPool:
         return OpenShard(reader, np.zeros(reader.index.checksums.shape, dtype=np.bool_))
 
     def _reader(self, row: ShardRow) -> ShardReader:
-        path = self.folder / row.name
-        for _ in range(_FETCHES if self._fetch else 0):
-            assert self._fetch is not None
+        for attempt in range(1, _FETCHES + 1):
             path = self._fetch(row)
-            # Another process may take it away before it is open, to make room for others.
-            with suppress(DamageError):
+            try:
                 return open_shard(path, self._backend)
-            if path.exists():
-                break
-        return open_shard(path, self._backend)
+            except DamageError:
+                if attempt == _FETCHES or path.exists():
+                    raise
+        raise AssertionError("the last attempt returns or raises")
 
 
 _MIB = 1 << 20

@@ -36,7 +36,7 @@ class Database:
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
 
-    def create(self) -> None:
+    def make_tables(self) -> None:
         """Turn an empty file into a database with a write-ahead log and the tables."""
         with self._translated():
             connection = self._connect()

@@ -1,6 +1,5 @@
 """What is about to be done: the data set on hand against the cache, how many videos, how much disk."""
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -68,19 +67,21 @@ def bytes_per_frame(settings: ExtractSettings) -> int:
     return len(settings.views) * sum(CHANNELS[level] for level in settings.levels) * 2 + 8
 
 
-def check_disk(folder: Path, settings: ExtractSettings, pending: int, frames: float | None) -> str:
-    """What `pending` videos of `frames` frames each (None: not known) will need and what is free, in words.
+def check_disk(cache: FeatureCache, settings: ExtractSettings, pending: int, frames: float | None) -> str:
+    """What `pending` videos of `frames` frames each (None: not known) will need and what is free, as text.
 
-    CacheError where it cannot be enough.
+    Empty if space is not limited (an object store). Raises `CacheError` if it cannot be enough.
     """
-    free_bytes = shutil.disk_usage(folder).free
+    free_bytes = cache.free_bytes()
+    if free_bytes is None:
+        return ""
     needed_bytes = int(pending * (frames or 0) * bytes_per_frame(settings))
     text = f"{_size(free_bytes)} of disk free"
     if frames is not None:
         text = f"about {_size(needed_bytes)} of disk needed, {text}"
     if needed_bytes + RESERVE_BYTES > free_bytes:
         raise CacheError(
-            f"{text}, in {folder}: make room, move the cache (WORK= or --work), or keep less with --max-frames, "
+            f"{text}, in {cache.path}: make room, move the cache (WORK= or --work), or keep less with --max-frames, "
             "--fps, --levels or fewer --views"
         )
     return text

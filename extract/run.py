@@ -207,10 +207,7 @@ def _announce(
         f"{settings.jobs} decoding ({settings.decoder})"
     )
     frames = plan.frames_per_video(cache, plan.paths(dataset, root), settings)
-    if cache.remote is not None:
-        click.echo(f"  into {cache.remote.location} ({cache.backend}); a working copy of it is {cache.path}")
-        return
-    click.echo(f"  into {cache.path} ({cache.backend}); {plan.check_disk(cache.path, settings, pending, frames)}")
+    click.echo("; ".join(filter(None, [f"  into {cache.place}", plan.check_disk(cache, settings, pending, frames)])))
 
 
 def _work(

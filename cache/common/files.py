@@ -1,19 +1,27 @@
-"""Small files written so that a reader finds the old content or the new, never half, also after a power cut."""
+"""Files: written so that a reader finds the old content or the new, also after a power cut; read without following
+links.
 
+JSON files carry a seal, a hash over their own content. `from_json` turns what they hold into typed values.
+"""
+
+import contextlib
 import errno
 import json
 import os
 import re
+import shutil
 import stat
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import xxhash
 
 from cache.common.errors import DamageError
 
+_T = TypeVar("_T")
 _SEAL = re.compile(rb',\n  "seal": "(?P<digest>[0-9a-f]{32})"\n\}\n\Z')
 
 
@@ -69,6 +77,20 @@ def write_tree_durably(path: Path, files: Mapping[str, bytes]) -> None:
         fsync_folder(folder)
 
 
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all that is in it; nothing happens if there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def discard(path: Path) -> None:
+    """As `remove`, but leaves what the disk refuses to remove: the next extraction clears it up."""
+    with contextlib.suppress(OSError):
+        remove(path)
+
+
 def write_json_durably(path: Path, value: Any) -> None:
     """Replace `path` by `value` as indented UTF-8 JSON with a closing newline; NaN and infinities are refused."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -82,7 +104,7 @@ def sealed_json(value: dict[str, Any]) -> bytes:
 
 
 def unsealed_json(content: bytes, where: str) -> dict[str, Any]:
-    """The inverse, without the seal; DamageError, beginning with `where`, where it is not that of the content."""
+    """The inverse of `sealed_json`, without the seal. Raises `DamageError` naming `where` if the seal does not fit."""
     seal = _SEAL.search(content)
     if seal is None or xxhash.xxh3_128_hexdigest(memoryview(content)[: seal.start()]).encode() != seal["digest"]:
         raise DamageError(f"{where} is not as it was written: it was edited, cut short or damaged")
@@ -97,8 +119,34 @@ def write_sealed_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def read_sealed_json(path: Path) -> dict[str, Any]:
-    """The inverse, without the seal; DamageError where it is not that of the content."""
+    """The inverse of `write_sealed_json`, without the seal. Raises `DamageError` if the seal does not fit."""
     return unsealed_json(read_plain(path), str(path))
+
+
+def from_json(value: Any, kind: type[_T], *, exact: bool = True) -> _T:
+    """Returns `value`, parsed from JSON, as a `kind`: a dataclass, or a list or tuple of dataclasses.
+
+    Raises `ValueError` with the path of whatever has another type. If `exact`, a dataclass must also have all of its
+    keys and no others. Errors of `__post_init__` that are not a ValueError pass unchanged.
+    """
+    made = msgspec.convert(value, kind, str_keys=True)
+    if exact:
+        _check_keys(value, made, "$")
+    return made
+
+
+def _check_keys(value: Any, made: Any, path: str) -> None:
+    """msgspec ignores keys that a dataclass does not have, and puts defaults for missing ones."""
+    if isinstance(value, list):
+        for i, (inner, made_inner) in enumerate(zip(value, made, strict=True)):
+            if isinstance(inner, dict | list):
+                _check_keys(inner, made_inner, f"{path}[{i}]")
+    elif known := getattr(made, "__dataclass_fields__", None):
+        if value.keys() != known.keys():
+            raise ValueError(f"unknown or missing keys {sorted(value.keys() ^ known.keys())} - at `{path}`")
+        for key, inner in value.items():
+            if isinstance(inner, dict | list):
+                _check_keys(inner, getattr(made, key), f"{path}.{key}")
 
 
 def read_plain(path: Path) -> bytes:

@@ -77,7 +77,7 @@ SMALL_SECONDS, BULK_SECONDS = 15, 600
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patience:
+class RetryPolicy:
     """How long a server that fails is asked again."""
 
     seconds: float = 75.0
@@ -97,15 +97,15 @@ class Entry(NamedTuple):
 class Objects:
     """The objects below one location. Names are relative to it. Thread-safe; a forked child opens its own."""
 
-    def __init__(self, location: Location, patience: Patience = Patience()) -> None:
+    def __init__(self, location: Location, policy: RetryPolicy = RetryPolicy()) -> None:
         """CacheError where obstore is not installed or the environment cannot be understood."""
-        self.location, self._patience, self._process = location, patience, os.getpid()
+        self.location, self._policy, self._process = location, policy, os.getpid()
         self.requests: Counter[str] = Counter()
         """Attempts so far, by kind: put, get, list (a page of 1,000 names), delete."""
         self._small, self._bulk = (open_store(location, seconds) for seconds in (SMALL_SECONDS, BULK_SECONDS))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Objects, (self.location, self._patience))
+        return (Objects, (self.location, self._policy))
 
     def read(self, name: str, max_bytes: int) -> tuple[bytes, str] | None:
         """Content and tag of a small object, None where there is none; DamageError where it is larger."""
@@ -175,7 +175,7 @@ class Objects:
             if there is not None:
                 return there[0] == content
             # Two wrote at the same time, and the server let neither in (409).
-            time.sleep(random.uniform(0.0, self._patience.pause_seconds))
+            time.sleep(random.uniform(0.0, self._policy.pause_seconds))
         raise CacheError(f"{self.location}/{name}: others write it all the time; run the same command again")
 
     def replace(self, name: str, content: bytes, tag: str) -> bool:
@@ -221,7 +221,7 @@ class Objects:
         if os.getpid() != self._process:
             # obstore's threads are not in the child, and it would wait for them for ever.
             raise CacheError(f"{self.location} was opened before a fork: open the cache in the child, or use spawn")
-        pause, deadline = self._patience.pause_seconds, None
+        pause, deadline = self._policy.pause_seconds, None
         while True:
             self.requests[kind] += 1
             try:
@@ -232,11 +232,11 @@ class Objects:
                 raise
             except BaseError as error:
                 now = time.monotonic()
-                deadline = now + self._patience.seconds if deadline is None else deadline
+                deadline = now + self._policy.seconds if deadline is None else deadline
                 if _is_final(error) or now + pause > deadline:
                     raise self._refused(kind, name, error) from None
             time.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(2 * pause, self._patience.longest_pause_seconds)
+            pause = min(2 * pause, self._policy.longest_pause_seconds)
 
     def _refused(self, kind: str, name: str, error: Exception) -> CacheError:
         return CacheError(

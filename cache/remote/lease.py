@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from cache.common.errors import CacheError
+from cache.common.files import from_json
 from cache.processes import is_dead, this_process
 from cache.remote.client import Objects
 
@@ -25,7 +26,7 @@ _ATTEMPTS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held:
+class LeaseRecord:
     """The content of the lease."""
 
     driver: str
@@ -77,7 +78,7 @@ class DriverLease:
 
     def _take(self) -> None:
         for _ in range(_ATTEMPTS):
-            mine = Held(driver=self._driver, owner=this_process(), until=time.time() + LEASE_SECONDS)
+            mine = LeaseRecord(driver=self._driver, owner=this_process(), until=time.time() + LEASE_SECONDS)
             content = json.dumps(asdict(mine)).encode()
             found = self._read()
             if found is None:
@@ -91,7 +92,7 @@ class DriverLease:
                 return
         self._refuse(theirs if found else None)
 
-    def _refuse(self, theirs: Held | None) -> None:
+    def _refuse(self, theirs: LeaseRecord | None) -> None:
         who = "another driver"
         if theirs is not None:
             until = datetime.fromtimestamp(theirs.until, UTC).isoformat(timespec="seconds")
@@ -102,17 +103,16 @@ class DriverLease:
             "run the same command again"
         )
 
-    def _read(self) -> tuple[Held, str] | None:
+    def _read(self) -> tuple[LeaseRecord, str] | None:
         found = self._objects.read(NAME, _MAX_BYTES)
         if found is None:
             return None
         try:
-            value = json.loads(found[0])
-            return Held(driver=str(value["driver"]), owner=str(value["owner"]), until=float(value["until"])), found[1]
-        except (ValueError, KeyError, TypeError, RecursionError):
+            return from_json(json.loads(found[0]), LeaseRecord, exact=False), found[1]
+        except (ValueError, RecursionError) as error:
             raise CacheError(
-                f"{self._objects.location}/{NAME} does not say who is working on the cache: it was changed. Remove "
-                "this one object if nobody is"
+                f"{self._objects.location}/{NAME} does not say who is working on the cache ({error}): it was changed. "
+                "Remove this one object if nobody is"
             ) from None
 
     def _renew(self) -> None:

@@ -12,15 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from cache.commit import discard
 from cache.common.errors import CacheError, DamageError
+from cache.common.files import discard
 from cache.ledger import SHARD_NAME, ShardRow
 from cache.processes import is_dead, this_process
 from cache.remote.client import Objects
 from cache.remote.log import RecordLog, object_of
 from cache.shards.writer import hash_files
 
-_COMING = re.compile(r"\.get-(?P<owner>.+)-[0-9a-f]{16}")
+_TRANSFER = re.compile(r"\.get-(?P<owner>.+)-[0-9a-f]{16}")
 
 _THREADS = 8
 """Files of one shard that are on their way at a time."""
@@ -105,7 +105,7 @@ class LocalCopy:
     def clear(self) -> None:
         """Remove what processes that died were fetching or removing."""
         for path in self._folder.iterdir():
-            if (match := _COMING.fullmatch(path.name)) and is_dead(match["owner"]):
+            if (match := _TRANSFER.fullmatch(path.name)) and is_dead(match["owner"]):
                 discard(path)
 
     def new_name(self) -> Path:
@@ -137,6 +137,6 @@ class LocalCopy:
                     yield path.lstat().st_mtime, sum(f.lstat().st_size for f in files if not f.is_dir()), path
 
 
-def is_coming(name: str) -> bool:
+def is_transfer(name: str) -> bool:
     """Whether a name in `shards/` is of a shard that is being fetched or removed, or was when that process died."""
-    return _COMING.fullmatch(name) is not None
+    return _TRANSFER.fullmatch(name) is not None

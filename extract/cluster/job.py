@@ -15,7 +15,6 @@ from ray.exceptions import RayError
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cache.commit import recover
 from cache.common.console import progress
 from cache.common.errors import MrrnError
 from cache.fingerprint import Fingerprint
@@ -64,7 +63,7 @@ class Job:
             self._over.set()
         if self._feeding_failed is not None:
             raise self._feeding_failed
-        recover(self._cache.destination)
+        self._cache.recover()
 
     def _rows(self, assignment: Assignment, weights: Weights) -> Iterator[dict[str, Any]]:
         deaths = ray.remote(Deaths).options(**self._here).remote()
@@ -112,7 +111,7 @@ class Job:
             raise MrrnError(report.error)
         claim = self._work.held(report.token)
         for number, aside in enumerate(report.asides, 1):
-            commit = partial(self._cache.commit_aside, claim, aside)
+            commit = partial(self._cache.commit_staged, claim, aside)
             self._work.submit(commit, claim, last=number == len(report.asides))
         self.tally.add(report)
         self._credits.release()

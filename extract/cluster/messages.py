@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cache.commit import Aside
+from cache.commit import StagedShard
 from cache.ledger import Claim, ClaimedVideo, Outcome
 from cache.shards.writer import Written
 from extract.shards import Task
@@ -17,7 +17,7 @@ class Report:
 
     token: int
     """Of its claim."""
-    asides: tuple[Aside, ...] = ()
+    asides: tuple[StagedShard, ...] = ()
     """Its shards, written and waiting to be committed."""
     error: str = ""
     """Why there are none: something that the next task would meet as well, in words for the user."""
@@ -55,6 +55,8 @@ def report_of(row: dict[str, Any]) -> Report:
     return Report(**{**value, "asides": tuple(_aside(aside) for aside in value["asides"])})
 
 
-def _aside(value: dict[str, Any]) -> Aside:
+def _aside(value: dict[str, Any]) -> StagedShard:
     written = value["written"] and Written(**value["written"])
-    return Aside(**{**value, "written": written, "outcomes": tuple(Outcome(**each) for each in value["outcomes"])})
+    return StagedShard(
+        **{**value, "written": written, "outcomes": tuple(Outcome(**each) for each in value["outcomes"])}
+    )

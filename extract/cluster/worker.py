@@ -151,7 +151,7 @@ class Extractor:
 
     def _write(self, shard: FinishedShard) -> Any:
         outcomes = [video.outcome for video in shard.videos]
-        return self._cache.write_aside(shard.claim.token, shard_data(shard.videos), outcomes, self._environment)
+        return self._cache.stage(shard.claim.token, shard_data(shard.videos), outcomes, self._environment)
 
 
 def _in_words(error: Exception, node: str) -> str:

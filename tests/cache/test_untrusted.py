@@ -550,7 +550,7 @@ def test_sqlite_does_not_write_through_links_beside_the_ledger(
     before = (outside / "secret.bin").read_bytes()
     watch.touched()
     with pytest.raises(CacheError, match=f"ledger.sqlite{suffix}"), FeatureCache.open(path) as cache:
-        cache.ledger.requeue(["done"])
+        cache.requeue(["done"])
     assert verify(path)
     assert not watch.touched()
     assert (outside / "secret.bin").read_bytes() == before

@@ -123,9 +123,9 @@ def orphan(path: Path) -> str:
     with FeatureCache.open_for_extraction(path, make_fingerprint()) as cache:
         claim = cache.ledger.claim("test", 4, 60)
         ids = [video.id for video in claim.videos]
-        aside = cache.write_aside(claim.token, make_shard(ids), done(ids), {})
+        staged = cache.stage(claim.token, make_shard(ids), done(ids), {})
         cache.ledger.release(claim)
-        return aside.written.digest
+        return staged.written.digest
 
 
 def test_orphans_are_named_and_adopted_where_they_are_whole(tmp_path: Path, memory_store: Any) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from cache.commit import Aside
+from cache.commit import StagedShard
 from cache.ledger import Claim, ClaimedVideo, Outcome
 from cache.shards.writer import Written
 from extract.cli import main
@@ -20,7 +20,7 @@ OUTCOMES = (
 
 def a_report(node: str = "n1", frames: int = 3) -> Report:
     written = Written(digest="0" * 32, num_bytes=7)
-    aside = Aside(name=".tmp-5-6-7", outcomes=OUTCOMES, written=written, content="c", num_videos=1, num_frames=3)
+    aside = StagedShard(name=".tmp-5-6-7", outcomes=OUTCOMES, written=written, content="c", num_videos=1, num_frames=3)
     seconds = {"decode": 1.0, "transfer": 0.5, "forward": 6.0, "write": 0.5, "task": 9.0}
     return Report(token=5, asides=(aside,), node=node, frames=frames, seconds=seconds, idle_seconds=1.0)
 
