@@ -125,7 +125,7 @@ def attach_command(location: str, workspace: Workspace, dataset: str | None, cop
     are fetched when they are first read, and kept while there is room. Credentials come from the environment (AWS_*).
     """
     from cache.remote.client import Location
-    from cache.remote.storage import dataset_name
+    from cache.remote.published import dataset_name
     from cache.store import FeatureCache
 
     where = Location.parse(location)

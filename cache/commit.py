@@ -266,7 +266,11 @@ def recover(storage: Storage) -> list[str]:
             known = {row[0] for row in connection.execute("SELECT name FROM shards")}
             for name in sorted(entry.name for entry in shards.iterdir() if entry.name not in known):
                 path, token, shard = shards / name, token_of(name), SHARD_NAME.fullmatch(name)
-                if shard and not storage.shards_are_copies and _adopted(storage, connection, path, shard["digest"]):
+                rows = None
+                if shard and not storage.shards_are_copies:
+                    rows = adopt(storage, connection, path, shard["digest"])
+                if rows is not None:
+                    path.rename(shards / rows[1].name)
                     done.append(f"adopted shard {name}, which was complete but not yet recorded")
                 elif shard or (token is not None and token not in tokens):
                     # A writing child may outlive its extraction for a moment; the new name keeps it from adding files.
@@ -277,13 +281,6 @@ def recover(storage: Storage) -> list[str]:
     except OSError as error:
         raise _disk_error(error, shards) from error
     return done
-
-
-def _adopted(storage: Storage, connection: sqlite3.Connection, path: Path, digest: str) -> bool:
-    shard = adopt(storage, connection, path, digest)
-    if shard is not None and shard[1].name != path.name:
-        path.rename(path.with_name(shard[1].name))
-    return shard is not None
 
 
 def adopt(

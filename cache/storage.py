@@ -19,6 +19,7 @@ from cache.dataset import Dataset, read_dataset, write_dataset
 from cache.description import Description, description_json
 from cache.ledger import Ledger, Outcome, ShardRow, Status
 from cache.quarantine import quarantine
+from cache.shards.writer import hash_files
 
 _README = """\
 This folder is a feature cache of MRRN: what a frozen image network says of every frame of the videos of one dataset.
@@ -56,7 +57,10 @@ class Finding:
 
 
 class Storage(Protocol):
-    """One open cache: its description, its ledger, its shards. Safe to use from several threads."""
+    """One open cache: its description, its ledger, its shards. Safe to use from several threads.
+
+    Subclasses may inherit the bodies below: they fit a cache that nobody but processes of this machine can change.
+    """
 
     folder: Path
     """The folder on this machine."""
@@ -64,7 +68,7 @@ class Storage(Protocol):
     """The content of cache.json."""
     ledger: Ledger
     """What became of each video, as of the last `catch_up`."""
-    shards_are_copies: bool
+    shards_are_copies: bool = False
     """Whether a shard in `folder` without a row in the ledger is a stale copy. Otherwise it may be adopted."""
 
     @property
@@ -80,11 +84,13 @@ class Storage(Protocol):
 
     def close(self) -> None:
         """Close the ledger and give up the right to extend the cache."""
+        self.ledger.close()
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def catch_up(self) -> None:
         """Bring the ledger up to date with what other machines have committed."""
+        return
 
     def fetch(self, row: ShardRow) -> Path:
         """Path of a shard on this machine. Another process may remove it again before it is open."""
@@ -99,15 +105,18 @@ class Storage(Protocol):
 
         Raises `CacheError` if another machine extends it, or if the cache was replaced by another one.
         """
+        return
 
     def transaction(self) -> AbstractContextManager[Connection]:
         """A ledger transaction of the one that extends the cache. Raises `CacheError` if that is another machine."""
+        return self.ledger.transaction()
 
     def upload(self, staged: Path, digest: str, *, keep: bool) -> Mapping[str, int]:
         """Take a staged shard to where the cache is kept, invisible to readers. Returns `StagedShard.files`.
 
         `keep`: leave the staged file on this machine too, for a commit by this machine.
         """
+        return {}
 
     def next_number(self, connection: Connection) -> int:
         """Number of the next shard."""
@@ -132,24 +141,27 @@ class Storage(Protocol):
 
     def ledger_problems(self) -> Iterable[str]:
         """Where the ledger and dataset in `folder` differ from those that the cache's log leads to."""
+        return ()
 
     def check(self) -> Iterable[Finding]:
-        """Findings about what is not in the ledger's shards: copies, objects that nothing refers to."""
+        """Findings about other things than the ledger's shards: copies, objects that nothing refers to."""
+        return ()
 
     def is_transfer(self, name: str) -> bool:
         """Whether a name in shards/ belongs to a shard that is being fetched or removed, or was when a process died."""
+        return False
 
     def settle(self) -> list[str]:
         """Adopt or remove shards outside of `folder` that nothing refers to. Returns what was done."""
+        return []
 
     def mend(self, finding: Finding) -> list[str]:
         """Remove what a finding is about and queue its videos again. Returns what was done."""
 
 
-class LocalStorage:
-    """A cache that is a folder of this machine."""
+class LocalStorage(Storage):
+    """A cache that is a folder of this machine. Any number of extractors share it, and its ledger is the only one."""
 
-    shards_are_copies = False
     address = None
 
     def __init__(self, folder: Path, description: Description) -> None:
@@ -166,13 +178,6 @@ class LocalStorage:
         """See Storage."""
         return shutil.disk_usage(self.folder).free
 
-    def close(self) -> None:
-        """See Storage."""
-        self.ledger.close()
-
-    def catch_up(self) -> None:
-        """Nothing to do: all extractors write into this ledger."""
-
     def fetch(self, row: ShardRow) -> Path:
         """See Storage."""
         return self.folder / "shards" / row.name
@@ -181,17 +186,6 @@ class LocalStorage:
     def original(self, row: ShardRow) -> Iterator[Path]:
         """See Storage."""
         yield self.fetch(row)
-
-    def acquire(self) -> None:
-        """Nothing to do: any number of extractors share a folder."""
-
-    def transaction(self) -> AbstractContextManager[Connection]:
-        """See Storage."""
-        return self.ledger.transaction()
-
-    def upload(self, staged: Path, digest: str, *, keep: bool) -> Mapping[str, int]:
-        """Nothing to do: the staged shard is where the cache is."""
-        return {}
 
     def next_number(self, connection: Connection) -> int:
         """See Storage."""
@@ -227,22 +221,6 @@ class LocalStorage:
         with self.ledger.transaction() as connection:
             self.ledger.add(connection, _ids_and_paths(dataset))
         write_dataset(self.folder / "dataset.json", dataset)
-
-    def ledger_problems(self) -> Iterable[str]:
-        """None: this ledger is the only one."""
-        return ()
-
-    def check(self) -> Iterable[Finding]:
-        """None: there is nothing outside of the folder."""
-        return ()
-
-    def is_transfer(self, name: str) -> bool:
-        """No: nothing is fetched."""
-        return False
-
-    def settle(self) -> list[str]:
-        """Nothing to do: there is nothing outside of the folder."""
-        return []
 
     def mend(self, finding: Finding) -> list[str]:
         """Damaged shards go to the quarantine."""
@@ -295,3 +273,19 @@ def create_ledger(path: Path, dataset: Dataset) -> None:
 
 def _ids_and_paths(dataset: Dataset) -> list[tuple[str, str]]:
     return sorted((video.id, video.path) for video in dataset.videos)
+
+
+def bytes_problem(path: Path, row: ShardRow) -> str | None:
+    """How the bytes of the shard at `path` differ from those that were committed; None if they do not.
+
+    Raises `FileNotFoundError` if there is no shard.
+    """
+    try:
+        written = hash_files(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+    if (written.digest, written.num_bytes) == (row.digest, row.num_bytes):
+        return None
+    return f"its bytes are not those that were written ({written.num_bytes} bytes, {row.num_bytes} were written)"

@@ -19,7 +19,8 @@ from cache.fingerprint import JSON, Fingerprint, Level, check_fingerprint
 from cache.ledger import Claim, Ledger, Outcome, Place, Status
 from cache.reading import FeatureBank, ShardPool, load_bank
 from cache.remote.client import Location
-from cache.remote.storage import COPY_BYTES, attach, holds_cache, open_storage, publish
+from cache.remote.published import COPY_BYTES, attach, holds_cache, publish
+from cache.remote.storage import open_storage
 from cache.shards import Backend
 from cache.shards.protocol import ShardData
 from cache.shards.writer import ShardWriter

@@ -11,8 +11,7 @@ from cache.common.errors import DamageError, MrrnError
 from cache.ledger import Outcome, Place, ShardRow, broken_structure, contradictions
 from cache.shards import SUFFIXES, open_shard
 from cache.shards.protocol import ShardIndex, damaged_videos
-from cache.shards.writer import hash_files
-from cache.storage import Finding
+from cache.storage import Finding, bytes_problem
 from cache.store import FeatureCache
 
 _THREADS = 4
@@ -106,12 +105,11 @@ def _problem_of(
     if Path(row.name).suffix != SUFFIXES[cache.backend]:
         return f"it is not of this cache's format, {cache.backend}"
     try:
-        written = hash_files(path)
-    except OSError as error:
-        return f"it cannot be read: {error.strerror}"
-    if written.num_bytes != row.num_bytes or written.digest != row.digest:
         # Bytes that are known to be damaged are kept away from the libraries that parse shards.
-        return f"its bytes are not those that were written ({written.num_bytes} bytes, {row.num_bytes} were written)"
+        if problem := bytes_problem(path, row):
+            return problem
+    except FileNotFoundError as error:
+        return f"it cannot be read: {error.strerror}"
     if not row.name.split("-")[1].startswith(row.digest[:16]):
         return "its name does not contain its own hash"
     try:

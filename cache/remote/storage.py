@@ -1,96 +1,47 @@
-"""A cache in an object store.
+"""A cache in an object store, as a `Storage`.
 
 The store has cache.json, datasets, shards, and the log of records that decides what is in the cache. The folder on this
 machine is a working copy: the same cache.json, the dataset and ledger that the log leads to, and some of the shards. It
-may be lost at any time. `remote.json` in it says where the store is; `open_storage` looks for that file.
+may be lost at any time.
 """
 
-import os
-import secrets
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from sqlite3 import Connection
-from typing import Any, Final
-
-import xxhash
+from typing import Any
 
 from cache.commit import adopt
-from cache.common.errors import CacheError, DamageError, DatasetError, UnsafePathError
+from cache.common.errors import CacheError, DamageError, UnsafePathError
 from cache.common.files import (
     discard,
-    from_json,
-    read_sealed_json,
-    sealed_json,
-    unsealed_json,
     write_bytes_durably,
-    write_sealed_json,
 )
-from cache.dataset import Dataset, check_relative_path, dataset_bytes, dataset_of, read_dataset
-from cache.description import Description, description_json, description_of
+from cache.dataset import Dataset, check_relative_path, dataset_bytes, read_dataset
+from cache.description import Description, description_json
 from cache.ledger import Ledger, Outcome, ShardRow, Status
 from cache.remote.client import Location, Objects
 from cache.remote.lease import DriverLease
 from cache.remote.log import MAX_FILES, Kind, Record, RecordLog, is_hash, object_of, shard_object
+from cache.remote.published import Attachment, find_cache, read_dataset_object, write_dataset_object
 from cache.remote.working_copy import LocalCopy, is_transfer
 from cache.shards import SUFFIXES
-from cache.shards.writer import hash_files
-from cache.storage import Finding, LocalStorage, Storage, create_folder, create_ledger
+from cache.storage import Finding, LocalStorage, Storage, bytes_problem, create_ledger
 
-FILE: Final = "remote.json"
-
-COPY_BYTES: Final = 64 << 30
-"""Default limit on the bytes of all shards in a working copy."""
-
-_MAX_DESCRIPTION_BYTES = 16 << 20
-_MAX_DATASET_BYTES = 16 << 30
 _WINDOW = 256
 """Records applied in one transaction."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Attachment:
-    """The content of remote.json."""
-
-    location: str
-    """s3://bucket/prefix."""
-    driver: str
-    """Tells this working copy from others of the same cache."""
-    copy_bytes: int
-    """Limit on the bytes of all shards in the working copy."""
-
-    def __post_init__(self) -> None:
-        Location.parse(self.location)
-
-    def write(self, folder: Path) -> None:
-        """Make `folder` a working copy."""
-        write_sealed_json(folder / FILE, {"format": 1, **asdict(self)})
-
-    @classmethod
-    def read(cls, folder: Path) -> "Attachment | None":
-        """Of the working copy in `folder`; None if the cache is in the folder itself."""
-        if not os.path.lexists(folder / FILE):
-            return None
-        try:
-            return from_json(read_sealed_json(folder / FILE), cls, exact=False)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise CacheError(f"{folder / FILE} does not say where the cache's store is: {error!r}") from error
+def open_storage(folder: Path, description: Description) -> Storage:
+    """The storage of the cache in `folder`: an object store if `folder` is a working copy, else the folder itself."""
+    attachment = Attachment.read(folder)
+    return LocalStorage(folder, description) if attachment is None else ObjectStorage(folder, description, attachment)
 
 
-@dataclass(frozen=True)
-class Orphan:
-    """Objects below shards/ that no record refers to: of a commit that died, or of a shard that was forgotten."""
-
-    name: str
-    files: dict[str, int]
-    """Size of each object by its path below `name`; if `name` itself is the only object, its path is empty."""
-
-
-class ObjectStorage:
-    """See `cache.storage.Storage`."""
+class ObjectStorage(Storage):
+    """A cache in an object store. One machine at a time extends it."""
 
     shards_are_copies = True
 
@@ -267,30 +218,24 @@ class ObjectStorage:
     def check(self) -> Iterator[Finding]:
         """Damaged copies of shards, and orphans."""
         for row in self.ledger.shards():
-            problem = self._copy_problem(row)
+            problem = None
+            with suppress(FileNotFoundError):
+                problem = bytes_problem(self.folder / "shards" / row.name, row)
             if problem:
-                what = f"the copy of shard {row.name} here: {problem}"
-                yield Finding(what=what, shard=row, copy_only=True)
-        for orphan in self._orphans():
+                yield Finding(what=f"the copy of shard {row.name} here: {problem}", shard=row, copy_only=True)
+        for name in self._orphans():
             what = "no record refers to it; `python -m cache repair` adopts or removes it"
-            yield Finding(what=f"{self.address}/{orphan.name}: {what}", harmless=True)
-
-    def _copy_problem(self, row: ShardRow) -> str | None:
-        try:
-            written = hash_files(self.folder / "shards" / row.name)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            return f"it cannot be read: {error.strerror}"
-        same = (written.digest, written.num_bytes) == (row.digest, row.num_bytes)
-        return None if same else "its bytes are not those that were written"
+            yield Finding(what=f"{self.address}/{name}: {what}", harmless=True)
 
     def is_transfer(self, name: str) -> bool:
         """See Storage."""
         return is_transfer(name)
 
-    def _orphans(self) -> list[Orphan]:
-        """By a listing of shards/."""
+    def _orphans(self) -> dict[str, dict[str, int]]:
+        """What is below shards/ without a record: of a commit that died, or of a shard that was forgotten.
+
+        The size of each object, by its path below the shard's name; if that is the object itself, its path is empty.
+        """
         known = {object_of(row) for row in self.ledger.shards()}
         found: dict[str, dict[str, int]] = {}
         for entry in self.objects.names("shards"):
@@ -298,7 +243,7 @@ class ObjectStorage:
             name = "/".join(parts[:2])
             if name not in known:
                 found.setdefault(name, {})["/".join(parts[2:])] = entry.num_bytes
-        return [Orphan(name, files) for name, files in found.items()]
+        return found
 
     def settle(self) -> list[str]:
         """Adopt the orphans that are complete and whose videos are still pending, remove the others."""
@@ -306,27 +251,27 @@ class ObjectStorage:
         if orphans and self.ledger.next_expiry() is not None:
             return [f"left {len(orphans)} shards without a record alone: an extraction is at work"]
         done = []
-        for orphan in orphans:
-            if self._adopted(orphan):
-                done.append(f"adopted {orphan.name}, which was complete but not yet recorded")
+        for name, files in orphans.items():
+            if self._adopted(name, files):
+                done.append(f"adopted {name}, which was complete but not yet recorded")
             else:
-                self.objects.delete([f"{orphan.name}/{file}" if file else orphan.name for file in orphan.files])
-                done.append(f"removed {orphan.name}, which no record refers to")
+                self.objects.delete([f"{name}/{file}" if file else name for file in files])
+                done.append(f"removed {name}, which no record refers to")
         return done
 
-    def _adopted(self, orphan: Orphan) -> bool:
-        digest = orphan.name.removeprefix("shards/").removesuffix(self._suffix)
-        if shard_object(digest, self._suffix) != orphan.name or not _plausible(digest, orphan.files):
+    def _adopted(self, name: str, files: Mapping[str, int]) -> bool:
+        digest = name.removeprefix("shards/").removesuffix(self._suffix)
+        if shard_object(digest, self._suffix) != name or not _plausible(digest, files):
             return False
         path = self.copy.new_name()
         try:
-            self.copy.download(orphan.name, orphan.files, path)
+            self.copy.download(name, files, path)
             with self.ledger.transaction() as connection:
                 # `adopt` returns None for whatever is wrong with the orphan. Later errors are not the orphan's.
                 rows = adopt(self, connection, path, digest)
                 if rows is None:
                     return False
-                self.commit(connection, *rows, path, orphan.files)
+                self.commit(connection, *rows, path, files)
             return True
         finally:
             discard(path)
@@ -350,84 +295,3 @@ def _plausible(digest: str, files: Mapping[str, int]) -> bool:
     except UnsafePathError:
         return False
     return is_hash(digest) and len(files) <= MAX_FILES
-
-
-# -- making, finding and opening caches -------------------------------------------------------------------------------
-
-
-def open_storage(folder: Path, description: Description) -> Storage:
-    """The storage of the cache in `folder`: an object store if `folder` is a working copy, else the folder itself."""
-    attachment = Attachment.read(folder)
-    return LocalStorage(folder, description) if attachment is None else ObjectStorage(folder, description, attachment)
-
-
-def publish(folder: Path, dataset: Dataset, description: Description, location: Location | None) -> None:
-    """Make an empty cache in `folder`, or at `location` with `folder` as its working copy.
-
-    A cache in a store exists once its cache.json does. Raises `CacheError` if there is a cache already.
-    """
-    if location is None:
-        create_folder(folder, dataset, description)
-        return
-    objects = Objects(location)
-    name = write_dataset_object(objects, dataset)
-    # The nonce tells apart two machines that make the same cache at the same time: one of them succeeds.
-    value = {**description_json(description), "dataset": name, "nonce": secrets.token_hex(16)}
-    if not objects.create("cache.json", sealed_json(value)):
-        raise CacheError(f"{location} holds a cache already; open it, or choose another prefix")
-    attach(folder, location)
-
-
-def attach(folder: Path, location: Location, copy_bytes: int = COPY_BYTES) -> None:
-    """Make `folder`, which must not exist, a working copy of the cache at `location`."""
-    description, dataset = _required(location)
-    attachment = Attachment(location=str(location), driver=secrets.token_hex(8), copy_bytes=copy_bytes)
-    create_folder(folder, dataset, description, attachment.write)
-
-
-def dataset_name(location: Location) -> str:
-    """Name of the dataset of the cache at `location`. Raises `CacheError` if there is no cache."""
-    return _required(location)[1].name
-
-
-def holds_cache(location: Location) -> bool:
-    """Whether there is a cache at `location`."""
-    return find_cache(Objects(location)) is not None
-
-
-def find_cache(objects: Objects) -> tuple[Description, str] | None:
-    """The cache in the store, and the object of the dataset it was made with; None if there is no cache."""
-    found = objects.read("cache.json", _MAX_DESCRIPTION_BYTES)
-    if found is None:
-        return None
-    where = f"{objects.location}/cache.json"
-    try:
-        value = unsealed_json(found[0], where)
-        return description_of(value, str(objects.location)), str(value["dataset"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CacheError(f"{where} is not a cache's description: {error!r}; it was changed or is damaged") from error
-
-
-def _required(location: Location) -> tuple[Description, Dataset]:
-    objects = Objects(location)
-    found = find_cache(objects)
-    if found is None:
-        raise CacheError(f"there is no cache at {location}: `make extract CACHE={location}` makes one")
-    return found[0], read_dataset_object(objects, found[1])
-
-
-def write_dataset_object(objects: Objects, dataset: Dataset) -> str:
-    """Put a dataset into the store. Returns its object's name, which contains its hash."""
-    content = dataset_bytes(dataset)
-    name = f"datasets/{xxhash.xxh3_128_hexdigest(content)}.json"
-    objects.write(name, content)
-    return name
-
-
-def read_dataset_object(objects: Objects, name: str) -> Dataset:
-    """The inverse of `write_dataset_object`. Raises `DatasetError` if the object is missing or was changed."""
-    where = f"{objects.location}/{name}"
-    found = objects.read(name, _MAX_DATASET_BYTES)
-    if found is None or f"datasets/{xxhash.xxh3_128_hexdigest(found[0])}.json" != name:
-        raise DatasetError(f"{where} is missing or not what was written; extract the dataset again")
-    return dataset_of(found[0], where)
