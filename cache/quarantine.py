@@ -24,4 +24,4 @@ def quarantine(cache: Path, path: Path) -> list[str]:
     path.rename(target)
     fsync_folder(target.parent)
     fsync_folder(path.parent)
-    return [f"set {path.name} aside as {target.relative_to(cache)}"]
+    return [f"moved {path.name} to {target.relative_to(cache)}"]

@@ -46,7 +46,7 @@ def write_bytes_durably(path: Path, content: bytes) -> None:
     """Replace `path` by `content`: temporary file beside it, fsync, rename, fsync of the folder."""
     make_folder_durably(path.parent)
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    # What an earlier process of this number left, or a link that somebody put there; "x" follows none.
+    # An earlier process with this id may have left it, or somebody put a link there; "x" does not follow links.
     temporary.unlink(missing_ok=True)
     try:
         with temporary.open("xb") as file:
@@ -60,12 +60,12 @@ def write_bytes_durably(path: Path, content: bytes) -> None:
 
 
 def write_tree_durably(path: Path, files: Mapping[str, bytes]) -> None:
-    """Write new files below `path`, or one file at `path` where its name is empty; all on disk when this returns.
+    """Write new files below `path`, or one file at `path` if its name is empty; all on disk when this returns.
 
-    The entry of `path` itself in its folder is the caller's to make durable, together with the rename that follows.
+    The caller makes the entry of `path` in its folder durable, together with the rename that follows.
     """
     folders = {folder for name in files if name for folder in (path / name).parents if folder.is_relative_to(path)}
-    # One by one: where somebody took `path` away meanwhile, it must not come back.
+    # Without parents: if another process removed `path` meanwhile, it must not come back.
     for folder in sorted(folders):
         folder.mkdir()
     for name, content in files.items():
@@ -98,7 +98,7 @@ def write_json_durably(path: Path, value: Any) -> None:
 
 
 def sealed_json(value: dict[str, Any]) -> bytes:
-    """Indented UTF-8 JSON with a last field `seal`: xxh3_128 over all that stands before it."""
+    """Returns indented UTF-8 JSON with a last key `seal`: xxh3_128 over everything before it."""
     body = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False).removesuffix("\n}").encode()
     return body + f',\n  "seal": "{xxhash.xxh3_128_hexdigest(body)}"\n}}\n'.encode()
 
@@ -150,14 +150,14 @@ def _check_keys(value: Any, made: Any, path: str) -> None:
 
 
 def read_plain(path: Path) -> bytes:
-    """The content of a plain file; OSError where it is none."""
+    """Returns the content of a plain file. Raises `OSError` if it is something else."""
     with os.fdopen(open_plain(path), "rb") as file:
         return file.read()
 
 
 def open_plain(path: Path) -> int:
-    """A descriptor to read `path` with; OSError unless it is a plain file: a link could lead out of its folder."""
-    # Without O_NONBLOCK, opening a pipe would wait for somebody to write into it.
+    """Returns a descriptor for reading. Raises `OSError` unless `path` is a plain file: a link could lead outside."""
+    # Without O_NONBLOCK, opening a pipe would wait for a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -172,19 +172,19 @@ class PositionedFile:
     """
 
     def __init__(self, path: Path) -> None:
-        """OSError where `path` is not a plain file."""
+        """Raises `OSError` if `path` is not a plain file."""
         self.path = path
         self._descriptor = open_plain(path)
         weakref.finalize(self, os.close, self._descriptor)
         self.num_bytes = os.fstat(self._descriptor).st_size
 
     def read_into(self, out: memoryview, position: int) -> None:
-        """Fill `out`, a view of bytes, from `position` on; DamageError where the file ends before."""
+        """Fill `out`, a view of bytes, from `position` on. Raises `DamageError` if the file ends early."""
         while out:
             try:
                 count = os.preadv(self._descriptor, [out], position)
             except OSError as error:
-                raise DamageError(f"{self.path} cannot be read: {error.strerror}; look after the disk") from error
+                raise DamageError(f"{self.path} cannot be read: {error.strerror}; check the disk") from error
             if count == 0:
                 raise DamageError(f"{self.path} ends early: something shortened it since it was opened")
             out, position = out[count:], position + count

@@ -59,7 +59,7 @@ class Hdf5Shard:
     """ShardReader of one file."""
 
     def __init__(self, path: Path) -> None:
-        """Look at the structure and read the index; DamageError or CacheError where it is not a shard of ours."""
+        """Check the structure and read the index. Raises `DamageError` if it is not a shard of ours."""
         self.path = path
         try:
             self._file = PositionedFile(path)
@@ -123,7 +123,7 @@ class _StoredArray:
             raise CacheError(f"array {name!r} has a type that is stored otherwise than {expected}")
         num_bytes = int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
         if name not in LEVELS and num_bytes > MAX_INDEX_BYTES:
-            # A file with holes can be that long and take no space.
+            # A sparse file can be that long without taking space.
             raise CacheError(f"array {name!r} of shape {self.shape} is larger than in any shard")
         self.start: int = dataset.get_offset() if num_bytes else 0
         if num_bytes == 0 or self.start is None or self.start + num_bytes > file_bytes:

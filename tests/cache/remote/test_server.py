@@ -45,7 +45,7 @@ def test_creating_and_replacing_are_conditional_and_errors_are_without_secrets(
     assert [entry.name for entry in objects.names("a", "a/1")] == ["a/2"]
     with faulty(s3_server, fail_every=1) as proxy:
         use(monkeypatch, proxy.endpoint)
-        with pytest.raises(CacheError, match="look after the server") as caught:
+        with pytest.raises(CacheError, match="check the server") as caught:
             Objects(location("plain"), RetryPolicy(seconds=0.3)).write("a/3", b"")
     assert SECRET not in repr(caught.value) + str(caught.value.__cause__)
     use(monkeypatch, s3_server.endpoint)
