@@ -78,7 +78,7 @@ class ShardWriter:
         self._child: subprocess.Popen[bytes] | None = None
 
     def write(self, path: Path, backend: Backend, data: ShardData) -> Written:
-        """As `write_shard`; OSError where the system refused, CacheError where the child died."""
+        """As `write_shard`. Raises `OSError` if the system refused and `CacheError` if the child died."""
         with self._lock:
             if self._child is not None and self._child.poll() is not None:
                 self._end(kill=True)
