@@ -1,4 +1,4 @@
-"""`python -m cache`: look at a cache and look after it."""
+"""`python -m cache`: inspect and maintain a cache."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=StageGroup)
 def main() -> None:
-    """Look at a feature cache and look after it.
+    """Inspect and maintain a feature cache.
 
     Each command takes the cache's FOLDER, or finds it by --work and --dataset.
 
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def cache_argument(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The argument and options that say which cache; the command gets its folder as `path`."""
+    """Adds the argument and options that choose the cache; the command gets its folder as `path`."""
 
     @click.argument("folder", required=False, type=click.Path(path_type=Path))
     @work_option
@@ -62,7 +62,7 @@ def info(path: Path, as_json: bool) -> None:
 def verify_command(path: Path) -> None:
     """Read every byte and list what is not as it was written.
 
-    Writes nothing. Exit code 1 where anything is damaged, 0 where all is well.
+    Writes nothing. Exit code 1 if anything is damaged, else 0.
     """
     from cache.common.errors import DamageError
     from cache.verify import verify
@@ -75,8 +75,8 @@ def verify_command(path: Path) -> None:
     damage = [finding for finding in findings if not finding.harmless]
     if damage:
         raise DamageError(
-            f"{len(damage)} things in {path} are not as they were written. `python -m cache repair {path}` sets "
-            "damaged shards aside and queues their videos again"
+            f"{len(damage)} things in {path} are not as they were written. `python -m cache repair {path}` moves "
+            "damaged shards to quarantine/ and queues their videos again"
         )
     click.echo(f"{path}: everything is as it was written")
 
@@ -84,9 +84,9 @@ def verify_command(path: Path) -> None:
 @main.command("repair")
 @cache_argument
 def repair_command(path: Path) -> None:
-    """Set damaged shards aside and queue their videos again.
+    """Move damaged shards to quarantine/ and queue their videos again.
 
-    Damaged files go to the folder quarantine/ in the cache; the next extraction fills the gaps.
+    The folder quarantine/ is in the cache; the next extraction fills the gaps.
     """
     from cache.repair import repair
 
@@ -103,7 +103,7 @@ def repair_command(path: Path) -> None:
 def convert_command(folder: Path, target: Path, backend: "Backend") -> None:
     """Write the cache FOLDER again at TARGET in another format.
 
-    Proves that both hold the same, bit by bit. What was interrupted is continued by the same command.
+    Proves that both hold the same, bit by bit. The same command continues an interrupted conversion.
     """
     from cache.convert import convert
     from cache.store import FeatureCache
@@ -117,19 +117,19 @@ def convert_command(folder: Path, target: Path, backend: "Backend") -> None:
 @click.argument("location", metavar="s3://BUCKET/PREFIX")
 @work_option
 @dataset_option
-@click.option("--copy-gib", type=click.IntRange(min=1), default=64, show_default=True, help="Room for shards here.")
+@click.option("--copy-gib", type=click.IntRange(min=1), default=64, show_default=True, help="Room for shards.")
 def attach_command(location: str, workspace: Workspace, dataset: str | None, copy_gib: int) -> None:
     """Make a working copy of a cache in an object store.
 
-    It lies below --work, under the dataset's name, and serves every command as a cache of this machine does: shards
-    are fetched when they are first read, and kept while there is room. Credentials come from the environment (AWS_*).
+    It is made below --work, under the dataset's name, and works with every command as a local cache does: shards are
+    fetched when first read, and kept while there is room. Credentials come from the environment (AWS_*).
     """
-    from cache.remote.client import Location, Objects
-    from cache.remote.storage import name_of
+    from cache.remote.client import Location
+    from cache.remote.published import dataset_name
     from cache.store import FeatureCache
 
     where = Location.parse(location)
-    name = dataset or name_of(Objects(where))
+    name = dataset or dataset_name(where)
     with FeatureCache.attach(workspace.cache(name), where, copy_gib << 30) as cache:
         counts = cache.ledger.counts()
         workspace.remember_dataset(name)

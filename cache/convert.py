@@ -1,4 +1,4 @@
-"""Write a cache again in the other format, and prove that both say the same."""
+"""Write a cache again in the other format, and prove that both hold the same."""
 
 import json
 from collections.abc import Mapping
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cache.commit import ShardNotes
 from cache.common.console import progress
 from cache.common.errors import CacheError, DamageError
 from cache.fingerprint import Level
@@ -21,10 +22,11 @@ _EVERYTHING = 1 << 40
 
 
 def convert(source: FeatureCache, target: Path, backend: Backend) -> int:
-    """Make a cache at `target` with all that is in `source`, as `backend`; how many videos have features there.
+    """Make a cache at `target` with all that is in `source`, as `backend`. Returns how many videos have features there.
 
-    Features, times, outcomes and surroundings are the same, and are compared once they are on disk. What was
-    interrupted goes on. CacheError where `target` is another cache, DamageError where `source` is damaged or differs.
+    Features, times, outcomes and environments are the same, and are compared once they are on disk. An interrupted
+    conversion continues. Raises `CacheError` if `target` is another cache and `DamageError` if `source` is damaged or
+    differs.
     """
     with _open_target(source, target, backend) as made:
         claim = made.ledger.claim(this_process(), _EVERYTHING, _LEASE_SECONDS)
@@ -36,13 +38,13 @@ def convert(source: FeatureCache, target: Path, backend: Backend) -> int:
 
 
 def _fill(source: FeatureCache, made: FeatureCache, claim: Claim) -> None:
-    """Commit what `source` has of the claimed videos, a shard for a shard."""
+    """Commit the claimed videos that `source` has, one shard for each of its shards."""
     wanted = {video.id for video in claim.videos}
     outcomes = {o.video_id: o for o in source.ledger.outcomes() if o.video_id in wanted}
     places = _by_shard(source)
     with progress(f"converting to {made.backend}", len(places), "shards") as shown:
-        for done, (number, held) in enumerate(places.items(), 1):
-            left = [place for place in held if place.video_id in wanted]
+        for done, (number, stored) in enumerate(places.items(), 1):
+            left = [place for place in stored if place.video_id in wanted]
             if left:
                 claim = made.ledger.renew(claim, _LEASE_SECONDS)
                 _convert_shard(source, number, left, made, claim, outcomes)
@@ -68,7 +70,7 @@ def _open_target(source: FeatureCache, target: Path, backend: Backend) -> Featur
 
 
 def _by_shard(cache: FeatureCache) -> dict[int, list[Place]]:
-    """Places of the videos of each shard, in its order."""
+    """Places of the videos of each shard, in the shard's order."""
     found: dict[int, list[Place]] = {row.number: [] for row in cache.ledger.shards()}
     for place in sorted(cache.ledger.places(), key=lambda place: place.position):
         found[place.shard].append(place)
@@ -87,8 +89,8 @@ def _convert_shard(
     for place in places:
         shard.check_place(place)
     data = _selected(shard.reader, [place.position for place in places])
-    surroundings = json.loads(json.loads(shard.reader.index.notes)["environment"])
-    made.commit(claim, data, [outcomes[place.video_id] for place in places], surroundings)
+    environment = json.loads(ShardNotes.of(shard.reader.index).environment)
+    made.commit(claim, data, [outcomes[place.video_id] for place in places], environment)
 
 
 def _selected(reader: ShardReader, positions: list[int]) -> ShardData:
@@ -106,16 +108,16 @@ def _selected(reader: ShardReader, positions: list[int]) -> ShardData:
 
 
 def prove_equal(one: FeatureCache, other: FeatureCache) -> None:
-    """DamageError, naming the first difference, unless both hold the same features, times and outcomes, bit by bit."""
+    """Raises `DamageError` naming the first difference in features, times or outcomes, compared bit by bit."""
     for mine, theirs in zip(one.ledger.outcomes(), other.ledger.outcomes(), strict=True):
         if mine != theirs:
-            raise DamageError(f"{one.path} and {other.path} differ in what became of {mine.video_id!r}")
+            raise DamageError(f"{one.path} and {other.path} differ in the outcome of {mine.video_id!r}")
     with progress("comparing", len(one.video_ids), "videos") as shown:
         for done, video_id in enumerate(one.video_ids, 1):
             same = np.array_equal(one.pts_seconds(video_id), other.pts_seconds(video_id))
             for level in one.levels:
                 for view in range(len(one.views)):
-                    # Bytes, not numbers: a negative zero is not a zero here.
+                    # Bytes, not numbers: a negative zero differs from a zero.
                     a, b = (cache.features(video_id, level, view).tobytes() for cache in (one, other))
                     same = same and a == b
             if not same:

@@ -4,23 +4,24 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from cache.common.errors import DamageError, DatasetError, UnsafePathError
-from cache.common.files import read_plain, sealed_json, unsealed_json, write_bytes_durably
+from cache.common.files import from_json, read_plain, sealed_json, unsealed_json, write_bytes_durably
 
 Half = Literal["train", "test", "none"]
-"""What a split says of a video; `none` leaves it out of that split."""
+"""Which half of a split a video is in; `none` leaves it out of that split."""
 
 SPLITS = (1, 2, 3)
 
 _UNSAFE_CHARACTERS = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]")
+_NO_PARTS = frozenset(("", ".", ".."))
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _HOST = r"https://[A-Za-z0-9][A-Za-z0-9.-]*(?::\d{1,5})?"
 _BUCKET = r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
 _PART = r"/(?!\.{1,2}(?:/|$))[^/\\?#\x00-\x1f\x7f\u2028\u2029]+"
 ADDRESS = re.compile(f"(?:{_HOST}|{_BUCKET})(?:{_PART})+")
-"""A video that is elsewhere. Without a name, a password or a query: those may be secret, and this is written down."""
+"""A remote video. Without a name, a password or a query: those may be secret, and addresses are written down."""
 
 _DATASET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -29,7 +30,7 @@ _HMDB_ENDING = re.compile(r"_[fhlu]_[cn]m_np\d+_(ba|fr|le|ri)_(bad|med|goo)_\d+$
 
 
 def check_relative_path(path: str) -> str:
-    """Return `path` if it is a plain relative POSIX path that stays below its root; UnsafePathError otherwise."""
+    """Returns `path`. Raises `UnsafePathError` unless it is a plain relative POSIX path that stays below its root."""
     if not path:
         raise UnsafePathError("an empty path was given where a video's path was expected")
     if _UNSAFE_CHARACTERS.search(path):
@@ -41,8 +42,7 @@ def check_relative_path(path: str) -> str:
             f"path {path!r} looks like a URL; only files below the dataset's root are read (with --allow-remote a "
             "manifest may name others, https:// and s3://, without a password or a query)"
         )
-    parts = path.split("/")
-    if path.startswith("/") or any(part in ("", ".", "..") for part in parts):
+    if not _NO_PARTS.isdisjoint(path.split("/")):
         raise UnsafePathError(
             f"path {path!r} is not a plain path below the dataset's root (no '/' first, no '.', '..')"
         )
@@ -50,12 +50,12 @@ def check_relative_path(path: str) -> str:
 
 
 def check_video_path(path: str) -> str:
-    """Return `path` if it is a plain relative path or an `ADDRESS`; UnsafePathError otherwise."""
-    return path if ADDRESS.fullmatch(path) else check_relative_path(path)
+    """Returns `path`. Raises `UnsafePathError` unless it is a plain relative path or an `ADDRESS`."""
+    return path if "://" in path and ADDRESS.fullmatch(path) else check_relative_path(path)
 
 
 def check_dataset_name(name: str) -> str:
-    """Return `name` if it can name a folder anywhere; DatasetError otherwise."""
+    """Returns `name`. Raises `DatasetError` unless it can name a folder on any system."""
     if not _DATASET_NAME.fullmatch(name):
         raise DatasetError(
             f"dataset name {name!r} cannot name a folder: use up to 100 letters, digits, '.', '_', '-', "
@@ -65,9 +65,9 @@ def check_dataset_name(name: str) -> str:
 
 
 def video_id(path: str) -> str:
-    """Id of the video at `path`: the path without its suffix. `a/b.c.avi` -> `a/b.c`.
+    """Returns the id of the video at `path`: the path without its suffix. `a/b.c.avi` -> `a/b.c`.
 
-    Of one that is elsewhere, host or bucket come first: `s3://bucket/a/b.avi` -> `bucket/a/b`.
+    The id of a remote video begins with its host or bucket: `s3://bucket/a/b.avi` -> `bucket/a/b`.
     """
     return str(PurePosixPath(_SCHEME.sub("", path)).with_suffix(""))
 
@@ -90,9 +90,9 @@ class Video:
     id: str
     """Its path relative to the dataset's root, without suffix, '/'-separated."""
     path: str
-    """The same with its suffix; or its address, https:// or s3://, where the user allowed that."""
+    """The same with its suffix; or its address, https:// or s3://, if the user allowed remote videos."""
     label: int | None
-    """Index of its class; None where it is not known."""
+    """Index of its class; None if it is not known."""
     splits: Mapping[int, Half] = field(default_factory=dict)
     """Which half of each split it is in."""
 
@@ -108,15 +108,15 @@ class Video:
 
 @dataclass(frozen=True, kw_only=True)
 class Subset:
-    """What a dataset lacks of the published one; every report says so."""
+    """How a dataset differs from the complete published one; every report mentions it."""
 
     published_videos: int | None
-    """Videos of the complete dataset, where that is known."""
+    """Videos of the complete dataset; None if that is not known."""
     published_classes: int | None
     listed_videos: int
     """Videos that the split files at hand list."""
     missing: tuple[str, ...]
-    """Ids that are listed and whose files are not there."""
+    """Ids that are listed but whose files are missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +137,7 @@ class Dataset:
         check_dataset_name(self.name)
         if len(set(self.classes)) != len(self.classes):
             twice = sorted({name for name in self.classes if self.classes.count(name) > 1})
-            raise DatasetError(f"dataset {self.name!r}: class names stand twice: {', '.join(map(repr, twice))}")
+            raise DatasetError(f"dataset {self.name!r}: class names are used twice: {', '.join(map(repr, twice))}")
         seen: dict[str, str] = {}
         for video in self.videos:
             if video.id in seen:
@@ -150,7 +150,7 @@ class Dataset:
                 raise DatasetError(f"video {video.id!r}: label {video.label} is outside 0..{len(self.classes) - 1}")
 
     def half(self, split: int, half: Half) -> tuple[Video, ...]:
-        """Videos of one half of a split, in id order; DatasetError where the dataset has no such split."""
+        """Returns the videos of one half of a split, in id order. Raises `DatasetError` if there is no such split."""
         if not any(split in video.splits for video in self.videos):
             have = sorted({number for video in self.videos for number in video.splits})
             raise DatasetError(
@@ -160,48 +160,31 @@ class Dataset:
 
 
 def dataset_bytes(dataset: Dataset) -> bytes:
-    """`dataset` as JSON with a seal over it."""
+    """Returns `dataset` as sealed JSON."""
     return sealed_json({"format": 1, **asdict(dataset)})
 
 
 def dataset_of(content: bytes, where: str) -> Dataset:
-    """The inverse; DatasetError, beginning with `where`, where it is malformed or names unsafe paths."""
+    """The inverse of `dataset_bytes`. Raises `DatasetError` naming `where` if it is malformed or has unsafe paths."""
     try:
         value = unsealed_json(content, where)
         if value.pop("format") != 1:
             raise DatasetError(f"{where} has another format than 1; a newer version of this program wrote it")
-        return _dataset_from_json(value)
+        return from_json(value, Dataset)
     except (DamageError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DatasetError(f"{where} is not a dataset written by this program: {error}") from error
 
 
 def write_dataset(path: Path, dataset: Dataset) -> None:
-    """Write `dataset`, replacing `path` at once."""
+    """Replace `path` by `dataset`; readers see the old file or the new one."""
     write_bytes_durably(path, dataset_bytes(dataset))
 
 
 def read_dataset(path: Path) -> Dataset:
-    """Read a dataset.json; DatasetError where the file is missing, malformed or names unsafe paths."""
+    """Read a dataset.json. Raises `DatasetError` if the file is missing, malformed or has unsafe paths."""
     try:
         return dataset_of(read_plain(path), str(path))
     except FileNotFoundError:
         raise DatasetError(f"{path} is missing; extract the dataset again") from None
     except OSError as error:
         raise DatasetError(f"{path} is not a dataset written by this program: {error}") from error
-
-
-def _dataset_from_json(value: dict[str, Any]) -> Dataset:
-    videos = tuple(
-        Video(**{**video, "splits": {int(split): half for split, half in video["splits"].items()}})
-        for video in value["videos"]
-    )
-    subset = value["subset"] and Subset(**{**value["subset"], "missing": tuple(value["subset"]["missing"])})
-    return Dataset(
-        **{
-            **value,
-            "classes": tuple(value["classes"]),
-            "videos": videos,
-            "subset": subset,
-            "extra": tuple(value["extra"]),
-        }
-    )

@@ -20,7 +20,7 @@ Grouping = Literal["video", "level"]
 
 
 def export(cache: FeatureCache, target: Path, container: Container, grouping: Grouping) -> int:
-    """Write the features of all videos below `target`, a new folder, which is there when all is; how many files.
+    """Write the features of all videos below `target`, a new folder that appears when complete. Returns how many files.
 
     By video: `<video id>.npz` with each level `[V, F, C]` float16 and `pts_seconds [F]`. By level: `<level>.npz` with
     `features [V, F, C]`, `offsets [N + 1]`, `pts_seconds [F]` and `video_ids`. Safetensors has no arrays of text: ids
@@ -28,20 +28,20 @@ def export(cache: FeatureCache, target: Path, container: Container, grouping: Gr
     """
     if target.exists():
         raise CacheError(f"{target} is there already; choose a new folder, so that nothing is mixed or overwritten")
-    aside = target.with_name(f".tmp-{target.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    make_folder_durably(aside)
+    temporary = target.with_name(f".tmp-{target.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    make_folder_durably(temporary)
     files = _by_video(cache) if grouping == "video" else _by_level(cache)
     total = len(cache.video_ids) if grouping == "video" else len(cache.levels)
     written = 0
     with progress("exporting", total, "files") as shown:
         for name, arrays, texts in files:
-            path = aside / f"{name}.{container}"
+            path = temporary / f"{name}.{container}"
             path.parent.mkdir(parents=True, exist_ok=True)
             _write(path, container, arrays, texts)
             written += 1
             shown.update(written)
-    aside.rename(target)
+    temporary.rename(target)
     return written
 
 

@@ -1,7 +1,4 @@
-"""What every cache holds: the levels, their widths, the number format, the format's version.
-
-What features depend on, and how two such descriptions differ.
-"""
+"""The fingerprint: what features depend on, and how two fingerprints differ; levels, widths, the format's version."""
 
 import json
 from collections.abc import Mapping
@@ -24,27 +21,27 @@ DTYPE: Final = "float16"
 """How features are stored; they are computed and averaged in float32."""
 
 FORMAT_VERSION: Final = 1
-"""Grows when the files of a cache change in a way that older code would misread."""
+"""Raised when the files of a cache change in a way that older code would misread."""
 
 CENTER_VIEW: Final = "center"
 """View 0 of every cache, the one that testing uses."""
 
 
 JSON: TypeAlias = Any
-"""What `json.dumps` takes: dicts with text keys, lists, text, numbers, booleans, None."""
+"""What `json.dumps` takes: dicts with string keys, lists, strings, numbers, booleans, None."""
 
 ABSENT = "(absent)"
-"""How a field that one side lacks is shown."""
+"""Shown for a field that one side lacks."""
 
 
 def canonical_json(value: JSON) -> str:
-    """One text for equal values: sorted keys, no blanks, no NaN."""
+    """Returns the same text for equal values: sorted keys, no blanks, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fingerprint:
-    """Settings and surroundings that features come from."""
+    """Settings and environment that features come from."""
 
     identity: Mapping[str, JSON]
     """Must match to append or train: weights_sha256, weights, backbone, levels, transform, views, views_seed, dtype,
@@ -65,16 +62,8 @@ class Fingerprint:
         return xxhash.xxh3_128_hexdigest(canonical_json(_compared(self.identity)).encode())
 
     def to_json(self) -> dict[str, JSON]:
-        """As a JSON object."""
+        """Returns both parts as a JSON object."""
         return {"identity": dict(self.identity), "environment": dict(self.environment)}
-
-    @classmethod
-    def from_json(cls, value: JSON) -> "Fingerprint":
-        """The inverse of `to_json`; CacheError where `value` is something else."""
-        try:
-            return cls(identity=value["identity"], environment=value["environment"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise CacheError(f"not a fingerprint: {error!r}; the file was changed or is damaged") from error
 
 
 @dataclass(frozen=True)
@@ -92,9 +81,9 @@ class Difference:
 
 
 def differences(theirs: Fingerprint, ours: Fingerprint) -> list[Difference]:
-    """Every field that differs, identity first, each part in name order.
+    """Returns every field that differs, identity first, each part in name order.
 
-    `weights` is a name for reports: where the weights' hashes agree it is not compared.
+    `weights` is a name for reports: it is not compared if there is a hash of the weights.
     """
     found = []
     for identity, left, right in (
@@ -109,7 +98,7 @@ def differences(theirs: Fingerprint, ours: Fingerprint) -> list[Difference]:
 
 
 def check_fingerprint(theirs: Fingerprint, ours: Fingerprint, *, allow_drift: bool, where: str) -> None:
-    """FingerprintError where `ours` cannot go on from `theirs`; it names each field, both values and what to do."""
+    """Raises `FingerprintError` with each differing field and both values if `ours` cannot extend `theirs`."""
     found = differences(theirs, ours)
     identity = [difference for difference in found if difference.identity]
     if identity:
@@ -119,8 +108,8 @@ def check_fingerprint(theirs: Fingerprint, ours: Fingerprint, *, allow_drift: bo
         )
     if found and not allow_drift:
         raise FingerprintError(
-            f"{where} was made in other surroundings. {_listed(found)}. "
-            "Use the same ones, or give --allow-drift to go on; the shards made from now on then record the difference"
+            f"{where} was made in another environment. {_listed(found)}. "
+            "Use the same one, or give --allow-drift to go on; the shards made from now on then record the difference"
         )
 
 

@@ -12,11 +12,11 @@ _LISTED = 20
 
 
 def cache_info(cache: FeatureCache) -> dict[str, Any]:
-    """Counts, sizes, settings and reasons as a JSON object."""
+    """Returns counts, sizes, settings and reasons as a JSON object."""
     shards = cache.ledger.shards()
     return {
         "path": str(cache.path),
-        "location": None if cache.remote is None else str(cache.remote.location),
+        "location": cache.storage.address,
         "dataset": cache.dataset.name,
         "backend": cache.backend,
         "levels": cache.levels,
@@ -38,7 +38,7 @@ def _reasons(cache: FeatureCache, status: Status) -> list[dict[str, str]]:
 
 
 def info_text(info: dict[str, Any]) -> str:
-    """The same for people."""
+    """Returns the same as text for the user."""
     counts = ", ".join(f"{number:,} {status}" for status, number in info["videos"].items())
     where = f", a working copy of {info['location']}" if info["location"] else ""
     lines = [
@@ -52,7 +52,7 @@ def info_text(info: dict[str, Any]) -> str:
     for part in ("identity", "environment"):
         lines += [f"  {name:<16} {value}" for name, value in info["fingerprint"][part].items()]
     if len(info["environments"]) > 1:
-        lines.append("the shards were made in different surroundings:")
+        lines.append("the shards were made in different environments:")
         lines += [f"  {number:,} shards: {text}" for text, number in info["environments"].items()]
     for status in ("suspect", "failed"):
         lines += _listed(status, info[status])

@@ -1,23 +1,22 @@
-"""What the ledger's rows say, as values: outcomes of videos, claims on them, shards and places in them.
+"""The ledger: one SQLite row per video with what became of it, a row per claim and per shard.
 
-The record of what happened to each video: SQLite, one row per video, work shared by leases with a fencing token.
-
-Every change is one transaction, on disk when it returns (WAL, synchronous=FULL). Claims and commits touch only their
-own rows through indexes, so their cost does not depend on how many videos there are.
-
-Whether a ledger's rows make sense: questions in SQL, each answered by the ids of the videos that do not.
+Every change is one transaction, on disk when it returns (WAL, synchronous=FULL). Work is shared by claims: leases with
+a fencing token. Claims and commits touch only their own rows through indexes, so their cost does not depend on how many
+videos there are.
 """
 
 import re
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, get_args
+from typing import Annotated, Final, Literal, NamedTuple, get_args
+
+import msgspec
 
 from cache.common.errors import DamageError, LeaseLostError
+from cache.common.files import from_json
 from cache.processes import is_dead
 from cache.sqlite import Database
 
@@ -25,11 +24,14 @@ Status = Literal["pending", "done", "suspect", "failed"]
 
 STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 
-SHARD_NAME: Final = re.compile(r"\d{6,}-(?P<digest>[0-9a-f]{16})\.(h5|zarr)")
-"""Number, beginning of the hash over its bytes, format."""
-
 WITH_FEATURES: Final[tuple[Status, ...]] = ("done", "suspect")
 """Statuses of videos whose features are in a shard."""
+
+SHARD_NAME: Final = re.compile(r"\d{6,}-(?P<digest>[0-9a-f]{16})\.(h5|zarr)")
+"""Number, first half of the hash over its bytes, format."""
+
+Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
+"""Checked where a value comes from outside, by `from_json`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +42,12 @@ class Outcome:
     status: Status
     reason: str = ""
     """Why it failed or is suspect."""
-    num_frames: int = 0
+    num_frames: Count = 0
     """Frames decoded and cached."""
-    declared_frames: int | None = None
-    """Frames the file's header promises; None where it does not say."""
-    decoder_errors: int = 0
-    """Errors the decoder reported on the way."""
+    declared_frames: Count | None = None
+    """Frames that the file's header declares; None if it does not."""
+    decoder_errors: Count = 0
+    """Errors that the decoder reported."""
     seconds: float = 0.0
     """Time spent decoding."""
 
@@ -76,27 +78,20 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRow:
-    """What the ledger knows of one shard."""
+    """The ledger's row of one shard."""
 
-    number: int
-    name: str
+    number: Count
+    name: Annotated[str, msgspec.Meta(pattern=rf"\A{SHARD_NAME.pattern}\Z")]
     """Of the file or folder in `shards/`."""
     digest: str
     """Over its bytes; see `cache.shards.writer.hash_files`."""
     content: str
-    """Over what it says; see `ShardIndex.content`."""
-    num_videos: int
-    num_frames: int
-    num_bytes: int
+    """Over its index; see `ShardIndex.content`."""
+    num_videos: Count
+    num_frames: Count
+    num_bytes: Count
     environment: str
     """JSON: the fingerprint's environment fields as they were when this shard was made."""
-
-    def __post_init__(self) -> None:
-        numbers = (self.number, self.num_videos, self.num_frames, self.num_bytes)
-        texts = (self.name, self.digest, self.content, self.environment)
-        plain = all(isinstance(n, int) and n >= 0 for n in numbers) and all(isinstance(t, str) for t in texts)
-        if not plain or not SHARD_NAME.fullmatch(self.name):
-            raise DamageError(f"the ledger lists shard {self.name!r}, which no ledger of ours does; it is damaged")
 
 
 class Place(NamedTuple):
@@ -107,8 +102,6 @@ class Place(NamedTuple):
     position: int
     num_frames: int
 
-
-__all__ = ["STATUSES", "WITH_FEATURES", "Claim", "ClaimedVideo", "Ledger", "Outcome", "Place", "ShardRow", "Status"]
 
 _SCHEMA = """
 CREATE TABLE videos (
@@ -142,50 +135,36 @@ CREATE TABLE shards (
 );
 """
 
-
 _ANEW = (
     "status = 'pending', claim = NULL, shard = NULL, position = NULL, reason = '', num_frames = 0,"
     " declared_frames = NULL, decoder_errors = 0, seconds = 0"
 )
-"""What makes a video's row like new."""
+"""Assignments that make a video pending again and forget its features."""
 
 
-class Ledger:
+class Ledger(Database):
     """An open ledger. Safe to use from several threads, and from a forked child, which opens its own connection."""
 
     def __init__(self, path: Path) -> None:
-        """CacheError where there is no ledger at `path`."""
-        self.path = path
-        self._database = Database(path, _SCHEMA)
+        """Raises `CacheError` if there is no ledger at `path`."""
+        super().__init__(path, _SCHEMA)
 
     @classmethod
     def create(cls, path: Path, videos: Iterable[tuple[str, str]]) -> "Ledger":
-        """A new ledger with all `(id, path)` pending, numbered in the given order."""
+        """Make a new ledger with all `(id, path)` pending, numbered in the given order."""
         path.touch(exist_ok=False)
         ledger = cls(path)
-        ledger._database.create()
+        ledger.make_tables()
         with ledger.transaction() as connection:
-            connection.executemany("INSERT INTO videos (id, path) VALUES (?, ?)", videos)
+            ledger.add(connection, videos)
         return ledger
 
-    def close(self) -> None:
-        """Close the file; the next call opens it again."""
-        self._database.close()
-
-    def reading(self) -> AbstractContextManager[sqlite3.Connection]:
-        """The connection, for queries."""
-        return self._database.reading()
-
-    def transaction(self) -> AbstractContextManager[sqlite3.Connection]:
-        """One change, all or nothing, alone among all processes; on disk when it is left without an error."""
-        return self._database.transaction()
-
-    # -- sharing the work ---------------------------------------------------------------------------------------------
+    # -- claims -------------------------------------------------------------------------------------------------------
 
     def claim(self, owner: str, limit: int, lease_seconds: float) -> Claim | None:
-        """Take up to `limit` pending videos that nobody has, in the order of the dataset; None where there are none.
+        """Take up to `limit` pending, unclaimed videos in the order of the dataset; None if there are none.
 
-        None with videos still pending means that others have them: wait until `next_expiry`, or be done.
+        If there are none but videos are pending, others have claimed them: wait until `next_expiry`, or stop.
         """
         now = time.time()
         with self.transaction() as connection:
@@ -204,25 +183,27 @@ class Ledger:
         return Claim(owner, token, tuple(ClaimedVideo(row[1], row[2]) for row in rows), expires)
 
     def renew(self, claim: Claim, lease_seconds: float) -> Claim:
-        """Put the end of the lease off; LeaseLostError where somebody else has taken the videos over."""
+        """Extend the lease. Raises `LeaseLostError` if somebody else has taken the videos over."""
         expires = time.time() + lease_seconds
         with self.transaction() as connection:
             self.check_claim(connection, claim)
             connection.execute("UPDATE claims SET expires = ? WHERE token = ?", (expires, claim.token))
-        return Claim(claim.owner, claim.token, claim.videos, expires)
+        return replace(claim, expires=expires)
 
     def release(self, claim: Claim) -> None:
-        """Give back what of the claim was not committed; nothing happens where it was lost already."""
+        """Give back the videos of the claim that were not committed; nothing happens if the claim was lost."""
         with self.transaction() as connection:
             _free(connection, [claim.token])
 
     def next_expiry(self) -> float | None:
-        """Unix time at which the next lease ends; None where nobody has any."""
+        """Unix time at which the next lease ends; None if there are no claims."""
         with self.reading() as connection:
             return connection.execute("SELECT min(expires) FROM claims").fetchone()[0]
 
+    # What follows takes the connection of a transaction: its caller decides what else is in that transaction.
+
     def check_claim(self, connection: sqlite3.Connection, claim: Claim) -> None:
-        """LeaseLostError unless `claim` still holds, within a transaction."""
+        """Raises `LeaseLostError` unless `claim` still holds."""
         if connection.execute("SELECT 1 FROM claims WHERE token = ?", (claim.token,)).fetchone() is None:
             raise LeaseLostError(
                 f"the lease of {claim.owner} on {len(claim.videos)} videos ended and they were taken over; its result "
@@ -230,68 +211,56 @@ class Ledger:
             )
 
     def free_lapsed(self, connection: sqlite3.Connection, now: float) -> None:
-        """Free what dead owners hold and whose lease has ended, within a transaction."""
+        """Free the videos of claims whose lease has ended or whose owner is dead."""
         claims = connection.execute("SELECT token, owner, expires FROM claims").fetchall()
         dead = {owner for owner in {row[1] for row in claims} if is_dead(owner)}
         _free(connection, [token for token, owner, expires in claims if expires <= now or owner in dead])
 
-    def add(self, videos: Iterable[tuple[str, str]]) -> int:
-        """Put the `(id, path)` that are not known yet behind the others, pending; how many they were.
+    # -- changes ------------------------------------------------------------------------------------------------------
 
-        Of those that are known, the path is brought up to date.
-        """
-        with self.transaction() as connection:
-            return self.add_within(connection, videos)
-
-    def add_within(self, connection: sqlite3.Connection, videos: Iterable[tuple[str, str]]) -> int:
-        """As `add`, within a transaction."""
-        count = "SELECT count(*) FROM videos"
-        before = connection.execute(count).fetchone()[0]
+    def add(self, connection: sqlite3.Connection, videos: Iterable[tuple[str, str]]) -> None:
+        """Append the `(id, path)` that are not known yet, pending; update the path of those that are."""
         connection.executemany(
             "INSERT INTO videos (id, path) VALUES (?, ?)"
             " ON CONFLICT (id) DO UPDATE SET path = excluded.path WHERE path != excluded.path",
             videos,
         )
-        return connection.execute(count).fetchone()[0] - before
-
-    # -- results ------------------------------------------------------------------------------------------------------
 
     def record(
         self, connection: sqlite3.Connection, token: int | None, outcomes: Sequence[Outcome], shard: ShardRow | None
     ) -> None:
-        """Write outcomes, and the shard that holds those with features, within a transaction.
+        """Write outcomes, and the row of the shard that holds those with features.
 
-        With a token, only videos that this claim holds; without, only pending ones that nobody has (adoption).
+        With a token, only videos of that claim may change; without one, only pending, unclaimed videos (adoption).
+        Raises `LeaseLostError` for any other video.
         """
-        for outcome in self._written(connection, outcomes, shard, " AND status = 'pending' AND claim IS ?", (token,)):
-            raise LeaseLostError(
-                f"video {outcome.video_id!r} was taken over by another extractor; this result is dropped"
-            )
+        refused = self._write(connection, outcomes, shard, " AND status = 'pending' AND claim IS ?", (token,))
+        if refused is not None:
+            raise LeaseLostError(f"video {refused!r} was taken over by another extractor; this result is dropped")
         if token is not None:
             connection.execute(
                 "DELETE FROM claims WHERE token = ?1 AND NOT EXISTS (SELECT 1 FROM videos WHERE claim = ?1)", (token,)
             )
 
     def replay(self, connection: sqlite3.Connection, outcomes: Sequence[Outcome], shard: ShardRow | None) -> None:
-        """Write what was committed elsewhere, within a transaction, whatever the rows and claims here say.
+        """Write a commit that a log has recorded, whatever the rows and claims here say.
 
-        DamageError where it speaks of videos that the ledger does not have.
+        Raises `DamageError` if it has videos that the ledger does not have.
         """
-        for outcome in self._written(connection, outcomes, shard, "", ()):
-            raise DamageError(
-                f"{self.path}: video {outcome.video_id!r} was committed, and the dataset does not have it"
-            )
+        refused = self._write(connection, outcomes, shard, "", ())
+        if refused is not None:
+            raise DamageError(f"{self.path}: video {refused!r} was committed, but the dataset does not have it")
         connection.execute("DELETE FROM claims WHERE token NOT IN (SELECT claim FROM videos WHERE claim IS NOT NULL)")
 
-    def _written(
-        self,
+    @staticmethod
+    def _write(
         connection: sqlite3.Connection,
         outcomes: Sequence[Outcome],
         shard: ShardRow | None,
         condition: str,
         values: tuple[int | None, ...],
-    ) -> Iterator[Outcome]:
-        """Write a shard's row and those of videos, where they meet `condition`; gives out those that do not."""
+    ) -> str | None:
+        """Write a shard's row and the rows of videos. Returns the first video whose row does not meet `condition`."""
         if shard is not None:
             fields = vars(shard)
             marks = ", ".join("?" * len(fields))
@@ -302,51 +271,48 @@ class Ledger:
             if outcome.status in WITH_FEATURES:
                 assert shard is not None
                 place, position = (shard.number, position), position + 1
+            details = (outcome.reason, outcome.num_frames, outcome.declared_frames)
             changed = connection.execute(
                 "UPDATE videos SET status = ?, claim = NULL, shard = ?, position = ?, reason = ?, num_frames = ?,"
                 f" declared_frames = ?, decoder_errors = ?, seconds = ? WHERE id = ?{condition}",
-                (outcome.status, *place, *_details(outcome), outcome.video_id, *values),
+                (outcome.status, *place, *details, outcome.decoder_errors, outcome.seconds, outcome.video_id, *values),
             ).rowcount
             if changed != 1:
-                yield outcome
+                return outcome.video_id
+        return None
 
-    def requeue(self, statuses: Sequence[Status]) -> int:
-        """Make all videos of these statuses pending again; how many there were. Their old features are forgotten."""
-        with self.transaction() as connection:
-            return self.requeue_within(connection, statuses)
-
-    def requeue_within(self, connection: sqlite3.Connection, statuses: Sequence[Status]) -> int:
-        """As `requeue`, within a transaction."""
+    def requeue(self, connection: sqlite3.Connection, statuses: Sequence[Status]) -> int:
+        """Make all videos of these statuses pending again and forget their features. Returns how many there were."""
         marks = ", ".join("?" * len(statuses))
         return connection.execute(f"UPDATE videos SET {_ANEW} WHERE status IN ({marks})", tuple(statuses)).rowcount
 
     def forget_shard(self, connection: sqlite3.Connection, number: int) -> int:
-        """Strike a shard out, within a transaction; its videos become pending again. How many they were."""
+        """Remove a shard's row and make its videos pending again. Returns how many there were."""
         connection.execute("DELETE FROM shards WHERE number = ?", (number,))
         return connection.execute(f"UPDATE videos SET {_ANEW} WHERE shard = ?", (number,)).rowcount
 
     def forget_video(self, connection: sqlite3.Connection, video_id: str) -> None:
-        """Make a video pending again, within a transaction, whatever its row says."""
+        """Make a video pending again, whatever its row says."""
         connection.execute(f"UPDATE videos SET {_ANEW} WHERE id = ?", (video_id,))
 
     def applied(self, connection: sqlite3.Connection) -> int:
-        """How many records of a log elsewhere this ledger has followed; 0 where it follows none."""
+        """Number of records of a log in an object store that this ledger has followed; 0 if it follows none."""
         return connection.execute("PRAGMA user_version").fetchone()[0]
 
     def set_applied(self, connection: sqlite3.Connection, count: int) -> None:
-        """The same, set within a transaction, together with what the records say."""
+        """Set that number, in the transaction that applies the records."""
         connection.execute(f"PRAGMA user_version = {count:d}")
 
-    # -- looking ------------------------------------------------------------------------------------------------------
+    # -- queries ------------------------------------------------------------------------------------------------------
 
     def counts(self) -> dict[Status, int]:
-        """Videos of each status."""
+        """Number of videos of each status."""
         with self.reading() as connection:
             found = dict(connection.execute("SELECT status, count(*) FROM videos GROUP BY status").fetchall())
         return {status: found.get(status, 0) for status in STATUSES}
 
     def outcomes(self, status: Status | None = None) -> Iterator[Outcome]:
-        """What became of each video, in id order; of those with one status where it is given."""
+        """Yields what became of each video, in id order; only of videos with `status` if it is given."""
         columns = "id, status, reason, num_frames, declared_frames, decoder_errors, seconds"
         chosen = "" if status is None else "AND status = ?"
         last = ""
@@ -364,7 +330,7 @@ class Ledger:
             last = rows[-1][0]
 
     def num_frames(self) -> int:
-        """Frames cached of all videos; what a shard holds of videos that were queued again does not count."""
+        """Frames of all videos with features; frames in shards whose videos were requeued do not count."""
         with self.reading() as connection:
             return connection.execute(
                 "SELECT coalesce(sum(num_frames), 0) FROM videos WHERE shard IS NOT NULL"
@@ -383,10 +349,13 @@ class Ledger:
 
     def shards(self) -> list[ShardRow]:
         """All shards, in the order in which they were committed."""
+        names = tuple(ShardRow.__dataclass_fields__)
         with self.reading() as connection:
-            names = ", ".join(ShardRow.__dataclass_fields__)
-            rows = connection.execute(f"SELECT {names} FROM shards ORDER BY number").fetchall()
-        return [ShardRow(**dict(zip(ShardRow.__dataclass_fields__, row, strict=True))) for row in rows]
+            rows = connection.execute(f"SELECT {', '.join(names)} FROM shards ORDER BY number").fetchall()
+        try:
+            return from_json([dict(zip(names, row, strict=True)) for row in rows], list[ShardRow])
+        except ValueError as error:
+            raise DamageError(f"{self.path} lists a shard that no ledger of ours does: {error}") from error
 
 
 def _free(connection: sqlite3.Connection, tokens: Sequence[int]) -> None:
@@ -395,20 +364,12 @@ def _free(connection: sqlite3.Connection, tokens: Sequence[int]) -> None:
         connection.execute("DELETE FROM claims WHERE token = ?", (token,))
 
 
-def _details(outcome: Outcome) -> tuple[str, int, int | None, int, float]:
-    return (
-        outcome.reason,
-        outcome.num_frames,
-        outcome.declared_frames,
-        outcome.decoder_errors,
-        outcome.seconds,
-    )
-
+# -- consistency ------------------------------------------------------------------------------------------------------
 
 _ALL = ", ".join(f"'{status}'" for status in STATUSES)
 _WITH_FEATURES = ", ".join(f"'{status}'" for status in WITH_FEATURES)
 
-_QUESTIONS = {
+_CONTRADICTIONS = {
     "its status is unknown": f"status NOT IN ({_ALL})",
     "its row holds text where a number belongs, or the other way round": (
         "typeof(id) != 'text' OR typeof(path) != 'text' OR typeof(reason) != 'text'"
@@ -436,14 +397,14 @@ _QUESTIONS = {
 }
 
 
-def odd_rows(connection: sqlite3.Connection) -> Iterator[tuple[str, list[str]]]:
-    """What is wrong, and the ids of the videos whose rows are so."""
-    for what, where in _QUESTIONS.items():
+def contradictions(connection: sqlite3.Connection) -> Iterator[tuple[str, list[str]]]:
+    """Yields what is wrong with rows of videos, and the ids of those videos."""
+    for what, where in _CONTRADICTIONS.items():
         ids = [str(row[0]) for row in connection.execute(f"SELECT id FROM videos WHERE {where} ORDER BY id")]
         if ids:
             yield what, ids
 
 
 def broken_structure(connection: sqlite3.Connection) -> list[str]:
-    """What SQLite itself finds wrong with the file, in its words."""
+    """Returns what SQLite itself finds wrong with the file."""
     return [row[0] for row in connection.execute("PRAGMA integrity_check(20)") if row[0] != "ok"]

@@ -1,4 +1,4 @@
-"""Who does a piece of work: names for processes that tell, later, whether the process is still there."""
+"""Names of processes, from which other processes can later tell whether they still run."""
 
 import os
 import re
@@ -12,12 +12,12 @@ _OWNER = re.compile(r"(?P<machine>.+)-(?P<kernel>[0-9a-f]{16})-(?P<pid>\d+)-(?P<
 
 
 def this_process() -> str:
-    """Name of the calling process, unlike any other's: host, kernel, process id, start time."""
+    """Returns a unique name of the calling process: host, kernel, process id, start time."""
     return f"{_host()}-{_kernel()}-{os.getpid()}-{_started(os.getpid()) or 0}"
 
 
 def is_dead(owner: str) -> bool:
-    """Whether `owner` is known to have ended; False also where it cannot be known (another machine, another name)."""
+    """Whether the process `owner` is known to have ended; False if that cannot be known, as on another machine."""
     parts = _OWNER.fullmatch(owner)
     if not parts or parts["kernel"] != _kernel() or parts["machine"] != _host():
         return False
@@ -30,7 +30,7 @@ def _host() -> str:
 
 @cache
 def _kernel() -> str:
-    """Hex that names the running kernel and the process-id namespace: process ids mean nothing outside of both."""
+    """Hex for the running kernel and the process-id namespace, within which process ids are unique."""
     boot = _read(Path("/proc/sys/kernel/random/boot_id")) or b""
     try:
         namespace = str(Path("/proc/self/ns/pid").readlink())
@@ -40,13 +40,13 @@ def _kernel() -> str:
 
 
 def _started(pid: int) -> int | None:
-    """Start time of a running process in clock ticks since boot (0 where the system does not tell); None if gone."""
+    """Start time of a running process in clock ticks since boot (0 if the system does not tell); None if it ended."""
     if not Path("/proc/self/stat").exists():
         return _runs(pid)
     stat = _read(Path(f"/proc/{pid}/stat"))
     if stat is None:
         return None
-    # The command name, in brackets, may hold blanks and brackets of its own.
+    # The command name, in brackets, may contain blanks and brackets.
     state, *fields = stat[stat.rindex(b")") + 2 :].split()
     return None if state in (b"Z", b"X") else int(fields[18])
 

@@ -1,6 +1,4 @@
-"""The shards of a cache, opened when first read and kept open, a limited number at a time.
-
-Features of many videos in one array: what training, scoring and exporting read from the cache.
+"""Reading features: a pool of open shards, and the features of many videos in one array.
 
 Shapes: N videos, V views, F frames of all videos together, C channels.
 """
@@ -12,7 +10,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -35,15 +32,15 @@ if TYPE_CHECKING:
 
 
 _FETCHES = 3
-"""How often a shard is fetched that disappears before it is open."""
+"""Attempts at a shard that another process removes before it is open."""
 
 _OPEN_SHARDS = 128
-"""Kept open at a time; well below the usual limit of 1,024 open files, also with three files a shard."""
+"""Shards kept open at a time; well below the usual limit of 1,024 open files, also with three files a shard."""
 
 
 @dataclass(frozen=True)
 class OpenShard:
-    """A shard whose index was found to be the one that was committed."""
+    """A shard whose index is the one that was committed."""
 
     reader: ShardReader
     verified: NDArray[np.bool_]
@@ -62,7 +59,7 @@ class OpenShard:
         return whole_FC[start:stop]
 
     def check_place(self, place: Place) -> None:
-        """DamageError where the ledger says otherwise than the shard of what stands at this place."""
+        """Raises `DamageError` if the shard has another video, or another number of frames, at this place."""
         index, i = self.reader.index, place.position
         there = index.video_ids[i] if 0 <= i < index.num_videos else None
         if there != place.video_id or index.offsets[i + 1] - index.offsets[i] != place.num_frames:
@@ -80,9 +77,9 @@ class ShardPool:
         folder: Path,
         backend: Backend,
         rows: Mapping[int, ShardRow],
-        fetch: Callable[[ShardRow], Path] | None = None,
+        fetch: Callable[[ShardRow], Path],
     ) -> None:
-        """`fetch` brings a shard into `folder` that is not there, or not any more."""
+        """`fetch` returns the path of a shard, which another process may remove before it is open."""
         self.folder, self._backend, self._rows, self._fetch = folder, backend, rows, fetch
         self._forget()
 
@@ -92,7 +89,7 @@ class ShardPool:
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
 
     def shard(self, number: int) -> OpenShard:
-        """The shard with this number; DamageError where it is missing or not the one that was committed."""
+        """Returns the shard with this number. Raises `DamageError` if it is missing or not the one committed."""
         if self._process != os.getpid():
             # Another thread may have held the parent's lock at the moment of the fork.
             self._forget()
@@ -105,33 +102,31 @@ class ShardPool:
         with self._lock:
             self._open[number] = shard
             while len(self._open) > _OPEN_SHARDS:
-                # Whoever still reads from it holds a reference; its files are closed after that.
+                # Its files are closed when the last reader drops its reference.
                 self._open.popitem(last=False)
         return shard
 
     def _opened(self, number: int) -> OpenShard:
         row = self._rows.get(number)
         if row is None:
-            raise CacheError(f"the ledger speaks of shard {number}, which it does not list; it is damaged")
+            raise CacheError(f"the ledger refers to shard {number}, which it does not list; it is damaged")
         reader = self._reader(row)
         if reader.index.content != row.content:
             raise DamageError(
                 f"shard {reader.path} is not the one that the ledger lists: it was replaced. "
-                "`python -m cache verify` lists all damage, `python -m cache repair` sets it aside"
+                "`python -m cache verify` lists all damage, `python -m cache repair` queues it again"
             )
         return OpenShard(reader, np.zeros(reader.index.checksums.shape, dtype=np.bool_))
 
     def _reader(self, row: ShardRow) -> ShardReader:
-        path = self.folder / row.name
-        for _ in range(_FETCHES if self._fetch else 0):
-            assert self._fetch is not None
+        for attempt in range(1, _FETCHES + 1):
             path = self._fetch(row)
-            # Another process may take it away before it is open, to make room for others.
-            with suppress(DamageError):
+            try:
                 return open_shard(path, self._backend)
-            if path.exists():
-                break
-        return open_shard(path, self._backend)
+            except DamageError:
+                if attempt == _FETCHES or path.exists():
+                    raise
+        raise AssertionError("the last attempt returns or raises")
 
 
 _MIB = 1 << 20
@@ -146,7 +141,7 @@ class FeatureBank:
     level: Level
     video_ids: tuple[str, ...]
     features: "torch.Tensor"
-    """`[V, F, C]` float16 on the device asked for; backed by a file where it would not fit into memory."""
+    """`[V, F, C]` float16 on the requested device; backed by a file if it does not fit into memory."""
     offsets: NDArray[np.int64]
     """`[N + 1]`: video i has frames `[offsets[i], offsets[i + 1])`."""
     pts_seconds: NDArray[np.float64]
@@ -163,7 +158,7 @@ class _Run:
 
 
 def offsets_of(places: Sequence[Place]) -> NDArray[np.int64]:
-    """`[N + 1]`: where each video begins when they are put one after the other."""
+    """`[N + 1]`: first frame of each video when they are put one after the other."""
     return np.concatenate([[0], np.cumsum([place.num_frames for place in places])]).astype(np.int64)
 
 
@@ -188,15 +183,15 @@ def load_bank(pool: ShardPool, level: Level, places: Sequence[Place], device: st
 
 
 def allocate(shape: tuple[int, ...], folder: Path) -> NDArray[np.float16]:
-    """Room for features: memory, or a nameless file below `folder` that is mapped, where memory would not hold them.
+    """Returns an uninitialised float16 array: in memory, or, if that is too small, in a mapped file below `folder`.
 
-    The file is gone when the array is.
+    The file has no name and is removed with the array.
     """
     num_bytes = prod(shape) * 2
     if num_bytes <= available_bytes() // 2:
         return np.empty(shape, dtype=np.float16)
     with tempfile.TemporaryFile(dir=folder) as file:
-        # Takes the space now: a full disk is an error here, and not a crash when a page is first written.
+        # Allocates the space now: a full disk is an error here instead of a crash when a page is first written.
         os.posix_fallocate(file.fileno(), 0, num_bytes)
         return np.frombuffer(mmap.mmap(file.fileno(), num_bytes), dtype=np.float16).reshape(shape)
 
@@ -206,8 +201,7 @@ def read_features(
 ) -> NDArray[np.float64]:
     """Fill `out_VFC` with the given views of whole videos, and return their frames' times `[F]`.
 
-    Shards are read in parallel; every checksum is verified, and DamageError names the first video that is not as it was
-    committed.
+    Shards are read in parallel and every checksum is verified. Raises `DamageError` naming the first damaged video.
     """
     offsets = offsets_of(places)
     pts_F = np.empty(int(offsets[-1]), dtype=np.float64)

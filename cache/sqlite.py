@@ -1,4 +1,4 @@
-"""SQLite for many processes, threads and forks: a connection per process, changes that are on disk when they return."""
+"""SQLite for many processes, threads and forks: one connection a process, changes on disk when they return."""
 
 import os
 import sqlite3
@@ -18,7 +18,7 @@ class Database:
     """An open database file. Safe to use from several threads, and from a forked child, which opens its own."""
 
     def __init__(self, path: Path, schema: str) -> None:
-        """`schema` is the SQL that makes the tables; CacheError where there is no plain file at `path`."""
+        """`schema` is the SQL that makes the tables. Raises `CacheError` if there is no plain file at `path`."""
         try:
             plain = stat.S_ISREG(path.lstat().st_mode)
         except OSError:
@@ -36,7 +36,7 @@ class Database:
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
 
-    def create(self) -> None:
+    def make_tables(self) -> None:
         """Turn an empty file into a database with a write-ahead log and the tables."""
         with self._translated():
             connection = self._connect()
@@ -68,7 +68,7 @@ class Database:
     def reading(self) -> Iterator[sqlite3.Connection]:
         """The connection, for queries."""
         if self._process != os.getpid():
-            # After a fork neither the lock nor the connection may be used. SQLite forbids even closing the latter.
+            # After a fork neither the lock nor the connection may be used. SQLite forbids even closing it.
             self._inherited = self._connection
             self._start()
         with self._lock, self._translated():
@@ -78,7 +78,7 @@ class Database:
             yield self._connection
 
     def _check_beside(self) -> None:
-        """Refuse what SQLite would follow: links, and journals, whose content it would put into the file.
+        """Refuse what SQLite would follow: links, and journals, whose content it would write into the file.
 
         With a write-ahead log there never is a journal, whenever a process dies.
         """
@@ -87,7 +87,7 @@ class Database:
             with suppress(FileNotFoundError):
                 if not (stat.S_ISREG(beside.lstat().st_mode) and allowed):
                     raise DamageError(
-                        f"{beside} is nothing that a ledger of ours has beside it; "
+                        f"{beside} never belongs to a ledger of ours; "
                         f"`python -m cache repair {self.path.parent}` makes the ledger anew from the shards"
                     )
 
@@ -101,7 +101,7 @@ class Database:
         return connection
 
     def _address(self) -> str:
-        """Where nothing can be written, a write-ahead log cannot be shared; without one there is nothing to share."""
+        """The URI to open. In a folder without write access, SQLite cannot share a write-ahead log: open read-only."""
         address = f"file:{quote(str(self.path.resolve()))}"
         if os.access(self.path.parent, os.W_OK):
             return address
@@ -109,7 +109,7 @@ class Database:
         return f"{address}?mode=ro" if log.exists() else f"{address}?immutable=1"
 
     def _check_schema(self, connection: sqlite3.Connection) -> None:
-        """Refuse tables, triggers and views that are not ours: they could run SQL of somebody else's."""
+        """Refuse tables, triggers and views that are not ours: they could run foreign SQL."""
         if _tables(connection) != _expected_tables(self._schema):
             raise DamageError(f"{self.path} has other tables than a ledger of ours; it is damaged or not to be trusted")
 
@@ -122,14 +122,14 @@ class Database:
 
 
 def _what_next(error: sqlite3.Error) -> str:
-    """What can be done about an error of the disk; nothing to say of others."""
-    advice = {sqlite3.SQLITE_FULL: "free some space", sqlite3.SQLITE_IOERR: "look after the disk and its free space"}
+    """Advice for an error of the disk; empty for others."""
+    advice = {sqlite3.SQLITE_FULL: "free some space", sqlite3.SQLITE_IOERR: "check the disk and its free space"}
     todo = advice.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
     return f". All that was committed is safe: {todo}, then run the same command again" if todo else ""
 
 
 def _tables(connection: sqlite3.Connection) -> list[tuple[str, str]]:
-    """Name and SQL of all that is defined, but for SQLite's own."""
+    """Name and SQL of everything defined, except SQLite's own."""
     return connection.execute(
         "SELECT name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY name"
     ).fetchall()

@@ -1,4 +1,4 @@
-"""FeatureCache: one dataset's features on disk. The only way in which other parts of the program touch them."""
+"""FeatureCache: one dataset's features on disk. The only way in which other packages touch them."""
 
 import atexit
 import shutil
@@ -11,36 +11,39 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.commit import Aside, Destination, commit_aside, recover, write_aside
+from cache.commit import StagedShard, commit_staged, recover, stage
 from cache.common.errors import CacheError
-from cache.dataset import Dataset, read_dataset, write_dataset
-from cache.description import Description, create_cache, read_description
+from cache.dataset import Dataset, read_dataset
+from cache.description import Description, read_description
 from cache.fingerprint import JSON, Fingerprint, Level, check_fingerprint
 from cache.ledger import Claim, Ledger, Outcome, Place, Status
 from cache.reading import FeatureBank, ShardPool, load_bank
-from cache.remote.client import Location, Objects
-from cache.remote.storage import COPY_BYTES, Attachment, Remote, find, publish, read_dataset_object, required
+from cache.remote.client import Location
+from cache.remote.published import COPY_BYTES, attach, holds_cache, publish
+from cache.remote.storage import open_storage
 from cache.shards import Backend
 from cache.shards.protocol import ShardData
 from cache.shards.writer import ShardWriter
+from cache.storage import Storage
 
 
 class FeatureCache:
     """An open cache. Cheap to open; safe to read from several threads, and after a fork or pickling."""
 
-    def __init__(self, path: Path, description: Description, attachment: Attachment | None) -> None:
+    def __init__(self, storage: Storage) -> None:
         """Used by `open`."""
-        self.path = path
-        self.fingerprint = description.fingerprint
-        self.settings = description.settings
-        """How extraction was asked for, so that the same can be continued."""
-        self.backend = description.backend
-        self.levels = description.levels
-        self.views = description.views
-        self.remote = None if attachment is None else Remote(path, attachment, self.fingerprint.digest)
-        """The object store that has the cache, where the folder is a working copy; None where the folder has it all."""
-        self._ledger = Ledger(path / "ledger.sqlite")
+        self.storage = storage
+        """For the other modules of this package."""
+        self.path = storage.folder
+        self.fingerprint = storage.description.fingerprint
+        self.settings = storage.description.settings
+        """Options that the extraction was started with, so that it can be continued."""
+        self.backend = storage.description.backend
+        self.levels = storage.description.levels
+        self.views = storage.description.views
         self._writer = ShardWriter()
+
+    # -- open ---------------------------------------------------------------------------------------------------------
 
     @classmethod
     def create(
@@ -53,72 +56,62 @@ class FeatureCache:
         backend: Backend = "h5",
         location: Location | None = None,
     ) -> "FeatureCache":
-        """Make an empty cache at `path`, where nothing may be yet; levels and views are the fingerprint's.
+        """Make an empty cache at `path`, or at `location` in an object store with `path` as its working copy.
 
-        With a `location`, where nothing may be either, the cache is there, and `path` its working copy.
+        Levels and views are the fingerprint's. Raises `CacheError` if `path` or a cache at `location` exists.
         """
-        description = Description(backend=backend, fingerprint=fingerprint, settings=settings)
-        if location is None:
-            create_cache(path, dataset, description)
-            return cls.open(path)
-        publish(Objects(location), dataset, description)
-        return cls.attach(path, location)
+        publish(path, dataset, Description(backend=backend, fingerprint=fingerprint, settings=settings), location)
+        return cls.open(path)
 
     @classmethod
     def attach(cls, path: Path, location: Location, copy_bytes: int = COPY_BYTES) -> "FeatureCache":
-        """Make `path`, where nothing may be yet, a working copy of the cache in the object store, and open it.
+        """Make `path`, which must not exist, a working copy of the cache at `location`, and open it.
 
-        `copy_bytes`: what the shards in it may take together. CacheError where there is no cache at `location`.
+        `copy_bytes` limits the bytes of all shards in it. Raises `CacheError` if there is no cache at `location`.
         """
-        objects = Objects(location)
-        description, name = required(objects)
-        dataset = read_dataset_object(objects, name)
-        create_cache(path, dataset, description, Attachment.new(location, copy_bytes).write)
+        attach(path, location, copy_bytes)
         return cls.open(path)
 
     @classmethod
     def find(cls, path: Path, location: Location | None) -> "FeatureCache | None":
-        """The cache at `path`, or the one at `location`, which gets its working copy there; None where is none.
+        """Open the cache at `path`, or attach `path` to the one at `location`; None if there is neither.
 
-        CacheError where the cache at `path` is another one than that at `location`.
+        Raises `CacheError` if the cache at `path` is not the one at `location`.
         """
         if not (path / "cache.json").exists():
-            there = location is not None and find(Objects(location)) is not None
-            return cls.attach(path, location) if location is not None and there else None
+            return cls.attach(path, location) if location is not None and holds_cache(location) else None
         cache = cls.open(path)
-        if location is not None and (cache.remote is None or cache.remote.location != location):
-            where = "this folder alone" if cache.remote is None else str(cache.remote.location)
+        if location is not None and cache.storage.address != str(location):
             raise CacheError(
-                f"the cache {path} is in {where}, and {location} was asked for: leave CACHE= (--cache) out to go on "
-                "with it, or choose another folder (WORK= or --work)"
+                f"the cache {path} is in {cache.storage.address or 'this folder alone'}, and {location} was asked for: "
+                "leave CACHE= (--cache) out to go on with it, or choose another folder (WORK= or --work)"
             )
         return cache
 
     @classmethod
     def open(cls, path: Path) -> "FeatureCache":
-        """Open a cache to read; CacheError where there is none, or one of another format."""
-        return cls(path, read_description(path), Attachment.read(path))
+        """Open a cache to read. Raises `CacheError` if there is none, or one of another format."""
+        return cls(open_storage(path, read_description(path)))
 
     @classmethod
     def open_for_extraction(cls, path: Path, fingerprint: Fingerprint, allow_drift: bool = False) -> "FeatureCache":
         """Open a cache to add to it, and clear up after extractions that died.
 
-        FingerprintError, naming the fields, unless `fingerprint` agrees with the cache's.
+        Raises `FingerprintError`, naming the fields, unless `fingerprint` agrees with the cache's.
         """
         cache = cls.open(path)
         check_fingerprint(cache.fingerprint, fingerprint, allow_drift=allow_drift, where=f"the cache {path}")
         try:
-            if cache.remote is not None:
-                cache.remote.take(read_description(path))
-                cache.remote.catch_up(cache.ledger)
-            recover(cache.destination)
+            cache.storage.acquire()
+            cache.storage.catch_up()
+            cache.recover()
         except BaseException:
             cache.close()
             raise
         return cache
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_reopened, (self.path, self.remote and self.remote.location))
+        return (_reopened, (self.path, self.storage.address))
 
     def __enter__(self) -> "FeatureCache":
         return self
@@ -127,21 +120,17 @@ class FeatureCache:
         self.close()
 
     def close(self) -> None:
-        """End the writing process and close the ledger; both come back when they are needed."""
+        """End the writing process and close the ledger; both start again when they are needed."""
         self._writer.close()
-        if self.remote is not None and self.remote.lease.held:
-            # What others of this machine have claimed, they will commit as the same driver.
-            self.remote.lease.release(for_all=self._ledger.next_expiry() is None)
-        self._ledger.close()
+        self.storage.close()
 
     @cached_property
     def ledger(self) -> Ledger:
-        """What became of each video; of a cache in an object store, as its log says when this is first asked for."""
-        if self.remote is not None:
-            self.remote.catch_up(self._ledger)
-        return self._ledger
+        """What became of each video; brought up to date when first asked for."""
+        self.storage.catch_up()
+        return self.storage.ledger
 
-    # -- what is in it ------------------------------------------------------------------------------------------------
+    # -- contents -----------------------------------------------------------------------------------------------------
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -160,19 +149,17 @@ class FeatureCache:
 
     @cached_property
     def pool(self) -> ShardPool:
-        """The shards; for the parts of this folder that read whole ones."""
+        """The shards; for modules of this package that read whole ones."""
         rows = {row.number: row for row in self.ledger.shards()}
-        return ShardPool(
-            self.path / "shards", self.backend, rows, None if self.remote is None else self.remote.copy.fetch
-        )
+        return ShardPool(self.path / "shards", self.backend, rows, self.storage.fetch)
 
     @property
     def video_ids(self) -> tuple[str, ...]:
-        """Ids of the videos that have features (done and suspect), in id order, as they were when first asked for."""
+        """Ids of the videos that have features (done and suspect), in id order, as of the first call."""
         return tuple(self._places)
 
     def num_frames(self, video_id: str) -> int:
-        """Frames cached of a video; CacheError where it has none."""
+        """Frames cached of a video. Raises `CacheError` if it has none."""
         return self._place(video_id).num_frames
 
     def _place(self, video_id: str) -> Place:
@@ -185,7 +172,7 @@ class FeatureCache:
         return place
 
     def require_finished(self) -> None:
-        """CacheError where videos are still waiting to be extracted."""
+        """Raises `CacheError` if videos are still pending."""
         counts = self.ledger.counts()
         if counts["pending"]:
             raise CacheError(
@@ -193,12 +180,12 @@ class FeatureCache:
                 f"not extracted yet. `make extract DATASET={self.dataset.name}` continues where it stopped"
             )
 
-    # -- reading ------------------------------------------------------------------------------------------------------
+    # -- read ---------------------------------------------------------------------------------------------------------
 
     def features(
         self, video_id: str, level: Level, view: int = 0, start: int = 0, stop: int | None = None
     ) -> NDArray[np.float16]:
-        """Frames `[start, stop)` of a video (all by default), `[F, C]`; DamageError where they are not as committed."""
+        """Frames `[start, stop)` of a video (all by default), `[F, C]`. Raises `DamageError` if they were damaged."""
         place = self._place(video_id)
         self._check_request(level, (view,))
         stop = place.num_frames if stop is None else stop
@@ -207,7 +194,7 @@ class FeatureCache:
         return self.pool.shard(place.shard).features(place, level, view, start, stop)
 
     def pts_seconds(self, video_id: str) -> NDArray[np.float64]:
-        """Time of each cached frame of a video, `[F]`."""
+        """Time of each cached frame of a video in seconds, `[F]`."""
         place = self._place(video_id)
         index = self.pool.shard(place.shard).reader.index
         return index.pts_seconds[index.offsets[place.position] : index.offsets[place.position + 1]].copy()
@@ -217,7 +204,7 @@ class FeatureCache:
     ) -> FeatureBank:
         """Features of whole videos in one tensor on `device`, in the order given, every checksum verified.
 
-        `views` are numbers of views; None takes all. CacheError names videos without features.
+        `views` are numbers of views; None takes all. Raises `CacheError` naming a video without features.
         """
         views = range(len(self.views)) if views is None else views
         self._check_request(level, views)
@@ -232,47 +219,48 @@ class FeatureCache:
                     f"the cache {self.path} has {len(self.views)} views, {', '.join(self.views)}; got {view}"
                 )
 
-    # -- writing ------------------------------------------------------------------------------------------------------
+    # -- write --------------------------------------------------------------------------------------------------------
 
     @property
-    def destination(self) -> Destination:
-        """Where commits go; for the parts of this folder that add shards and mend them."""
-        return Destination(self.path / "shards", self.backend, self._ledger, self.fingerprint.digest, self.remote)
+    def place(self) -> str:
+        """Where the cache is kept and in which format, as text for the user."""
+        return self.storage.place
+
+    def free_bytes(self) -> int | None:
+        """Free space for more features where the cache is kept; None if it is not limited (an object store)."""
+        return self.storage.free_bytes()
+
+    def recover(self) -> list[str]:
+        """Clear up after extractions that died: free claims, adopt or remove shards. Returns what was done."""
+        return recover(self.storage)
 
     def replace_dataset(self, dataset: Dataset) -> int:
-        """Make `dataset` the one whose features these are; how many of its videos are new, and pending now.
+        """Make `dataset` the one whose features these are. Returns how many of its videos are new, and now pending.
 
         What was extracted stays, also of videos that `dataset` does not have.
         """
         before = sum(self.ledger.counts().values())
-        if self.remote is not None:
-            self.remote.replace_dataset(self.ledger, dataset)
-        else:
-            self.ledger.add(sorted((video.id, video.path) for video in dataset.videos))
-            write_dataset(self.path / "dataset.json", dataset)
+        self.storage.replace_dataset(dataset)
         self.__dict__.pop("dataset", None)
         return sum(self.ledger.counts().values()) - before
 
     def requeue(self, statuses: Sequence[Status]) -> int:
-        """Make all videos of these statuses pending again; how many there were. Their old features are forgotten."""
-        if self.remote is None:
-            return self.ledger.requeue(statuses)
-        counts = self.ledger.counts()
-        self.remote.change(self.ledger, "retry", statuses=tuple(statuses))
-        return sum(counts[status] for status in statuses)
+        """Make all videos of these statuses pending again and forget their features. Returns how many there were."""
+        _ = self.ledger  # brings a working copy up to date
+        return self.storage.requeue(statuses)
 
     def commit(
         self, claim: Claim, data: ShardData | None, outcomes: Sequence[Outcome], environment: Mapping[str, JSON]
     ) -> None:
         """Put one shard and what became of its videos into the cache; on disk when this returns.
 
-        `data` holds exactly the videos whose outcome is done or suspect; None where there are none. `environment` is
-        the extraction's own, recorded with the shard. LeaseLostError where the claim was taken over by others,
-        CacheError where the disk refuses: then nothing of it is in the cache, and what was there before still is.
+        `data` holds exactly the videos whose outcome is done or suspect; None if there are none. `environment` is the
+        extraction's own, recorded with the shard. Raises `LeaseLostError` if the claim was taken over and `CacheError`
+        if the disk refuses: then nothing of it is in the cache, and what was there before still is.
         """
-        self.commit_aside(claim, self.write_aside(claim.token, data, outcomes, environment, keep=True))
+        self.commit_staged(claim, self.stage(claim.token, data, outcomes, environment, keep=True))
 
-    def write_aside(
+    def stage(
         self,
         token: int,
         data: ShardData | None,
@@ -280,30 +268,30 @@ class FeatureCache:
         environment: Mapping[str, JSON],
         *,
         keep: bool = False,
-    ) -> Aside:
-        """The first half of `commit`, for whoever computes: on any machine that sees the cache's folder or its store.
+    ) -> StagedShard:
+        """The first half of `commit`, on any machine that sees the cache's folder or its object store.
 
-        `token` is that of the claim on the videos. Nothing of it is in the cache until `commit_aside`. `keep`: leave a
-        shard that is in the object store on this machine too, where `commit_aside` finds it.
+        `token` is that of the claim on the videos. Nothing is in the cache until `commit_staged`. `keep`: if the shard
+        goes to an object store, leave it on this machine too, where `commit_staged` finds it.
         """
         if data is not None and (data.index.levels != self.levels or data.index.num_views != len(self.views)):
             raise CacheError(
                 f"a shard has levels {data.index.levels} and {data.index.num_views} views; "
                 f"the cache {self.path} has {self.levels} and {len(self.views)}"
             )
-        return write_aside(self.destination, self._writer, token, data, outcomes, environment, keep=keep)
+        return stage(self.storage, self._writer, token, data, outcomes, environment, keep=keep)
 
-    def commit_aside(self, claim: Claim, aside: Aside) -> None:
-        """The second half of `commit`, for whoever holds the claim."""
-        commit_aside(self.destination, claim, aside)
+    def commit_staged(self, claim: Claim, staged: StagedShard) -> None:
+        """The second half of `commit`, by the holder of the claim."""
+        commit_staged(self.storage, claim, staged)
         for stale in ("_places", "pool"):
             self.__dict__.pop(stale, None)
 
 
-def _reopened(path: Path, location: Location | None) -> FeatureCache:
-    """The cache in another process; on another machine than the working copy's, with one of its own for as long."""
-    if location is None or path.exists():
+def _reopened(path: Path, address: str | None) -> FeatureCache:
+    """The cache in another process; on a machine without the working copy, with a temporary one."""
+    if address is None or path.exists():
         return FeatureCache.open(path)
     folder = tempfile.mkdtemp(prefix="mrrn-cache-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return FeatureCache.attach(Path(folder) / path.name, location)
+    return FeatureCache.attach(Path(folder) / path.name, Location.parse(address))

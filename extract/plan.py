@@ -1,6 +1,5 @@
 """What an extraction has to do: its dataset against the cache's, the cache it adds to, how much disk it needs."""
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -144,11 +143,8 @@ def announce(
         f"  on {where} in {settings.precision}, batches of {settings.batch_frames}; "
         f"{settings.jobs} decoding ({settings.decoder})"
     )
-    if cache.remote is not None:
-        click.echo(f"  into {cache.remote.location} ({cache.backend}); a working copy of it is {cache.path}")
-        return
-    frames = frames_per_video(cache, extraction.video_paths, settings)
-    click.echo(f"  into {cache.path} ({cache.backend}); {check_disk(cache.path, settings, pending, frames)}")
+    disk = check_disk(cache, settings, pending, extraction.video_paths)
+    click.echo("; ".join(filter(None, [f"  into {cache.place}", disk])))
 
 
 def bytes_per_frame(settings: ExtractSettings) -> int:
@@ -156,19 +152,22 @@ def bytes_per_frame(settings: ExtractSettings) -> int:
     return len(settings.views) * sum(CHANNELS[level] for level in settings.levels) * 2 + 8
 
 
-def check_disk(folder: Path, settings: ExtractSettings, pending: int, frames: float | None) -> str:
-    """What `pending` videos of `frames` frames each (None: unknown) will need and what is free, as text.
+def check_disk(cache: FeatureCache, settings: ExtractSettings, pending: int, videos: Mapping[str, Path]) -> str:
+    """What `pending` of `videos` will need and what is free, as text; empty if space is not limited (an object store).
 
-    CacheError if the disk is too small.
+    Raises `CacheError` if it cannot be enough.
     """
-    free_bytes = shutil.disk_usage(folder).free
+    free_bytes = cache.free_bytes()
+    if free_bytes is None:
+        return ""
+    frames = frames_per_video(cache, videos, settings)
     needed_bytes = int(pending * (frames or 0) * bytes_per_frame(settings))
     text = f"{_size(free_bytes)} of disk free"
     if frames is not None:
         text = f"about {_size(needed_bytes)} of disk needed, {text}"
     if needed_bytes + RESERVE_BYTES > free_bytes:
         raise CacheError(
-            f"{text}, in {folder}: make room, move the cache (WORK= or --work), or keep less with --max-frames, "
+            f"{text}, in {cache.path}: make room, move the cache (WORK= or --work), or keep less with --max-frames, "
             "--fps, --levels or fewer --views"
         )
     return text

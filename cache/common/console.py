@@ -14,8 +14,7 @@ from cache.common.errors import MrrnError
 from cache.common.workspace import Workspace
 
 FINISHED_WITH_FAILURES = 3
-"""Exit code of a run that reached its end with some videos failed and listed."""
-
+"""Exit code of a run that reached its end with some failed videos, which are listed."""
 
 _DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
@@ -28,7 +27,7 @@ class _ExpectedError(click.ClickException):
 
 
 class StageGroup(click.Group):
-    """A click group whose named, expected errors become a message and exit code 1; bugs keep their traceback."""
+    """A click group that shows expected errors as a message with exit code 1; bugs keep their traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -39,7 +38,7 @@ class StageGroup(click.Group):
             if error.errno not in _DISK_REFUSES:
                 raise
             raise _ExpectedError(
-                f"the disk refuses: {error}. What was finished is safe: look after the disk, then run the same again"
+                f"the disk refuses: {error}. What was finished is safe: check the disk, then run the same command again"
             ) from error
 
 
@@ -65,7 +64,7 @@ device_option = click.option(
 
 
 def choose_dataset(workspace: Workspace, given: str | None) -> str:
-    """The dataset to work on: the one given, else the one extracted last, else the demo; says so when it chose."""
+    """Returns the dataset given, else the one extracted last, else "demo"; prints the choice unless it was given."""
     if given:
         return given
     last = workspace.last_dataset()
@@ -76,14 +75,14 @@ def choose_dataset(workspace: Workspace, given: str | None) -> str:
 
 
 class Progress(Protocol):
-    """How far a long piece of work is."""
+    """Shows how far a long piece of work is."""
 
     def update(self, done: float, text: str = "") -> None:
-        """`done` of the total is finished; `text` is what to show beside it (rates, losses, failures)."""
+        """Show that `done` of the total is finished, and `text` beside it (rates, losses, failures)."""
 
 
 class _LineProgress:
-    """A line now and then, for logs: at most one in `every_seconds`, and one at the end."""
+    """For logs: at most one line in `every_seconds`."""
 
     def __init__(self, title: str, total: float, unit: str, every_seconds: float = 30.0) -> None:
         self.title, self.total, self.unit, self.every_seconds = title, total, unit, every_seconds
@@ -115,7 +114,7 @@ class _BarProgress:
 
 @contextmanager
 def progress(title: str, total: float, unit: str, *, initial: float = 0.0) -> Iterator[Progress]:
-    """Show a bar with rate and time left on a terminal, a line now and then elsewhere. `initial` was done before."""
+    """Show a bar with time left on a terminal, else a line twice a minute. `initial` was done before the start."""
     if not sys.stderr.isatty():
         lines = _LineProgress(title, total, unit)
         yield lines

@@ -1,7 +1,4 @@
-"""Which device computes: what was asked for has to be there, and nothing else is taken in silence.
-
-How much memory there is to use, and keeping what was used once.
-"""
+"""The machine's resources: the device that computes, the memory that is available, and malloc's use of it."""
 
 import ctypes
 import platform
@@ -12,8 +9,11 @@ from cache.common.errors import MrrnError
 
 
 def find_device(asked: str) -> str:
-    """`asked` itself, or for "auto" CUDA where there is one, else the CPU; MrrnError where this machine lacks it."""
-    import torch  # here: nothing else in this folder needs it
+    """Returns the device `asked` for; for "auto", CUDA if there is one, else the CPU. Never falls back silently.
+
+    Raises `MrrnError` if this machine does not have it.
+    """
+    import torch  # here, because the rest of this package works without it
 
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -41,11 +41,11 @@ _KEPT_BYTES = 1 << 30
 
 
 def keep_freed_memory() -> None:
-    """Have malloc keep what is freed for what comes next, so that nobody asks the kernel for it page by page again.
+    """Make glibc's malloc keep freed memory instead of returning it to the kernel.
 
-    By default glibc gives freed memory back beyond some ten megabytes, and takes each large block anew. That is 37,000
-    page faults for a batch of the extraction's network on a processor, a tenth of its time; and a twentieth of a
-    training step's. Other C libraries are left as they are.
+    By default it returns freed memory beyond some ten megabytes, and maps each large block anew. That costs 37,000 page
+    faults for a batch of the extraction's network on a processor, a tenth of its time; and a twentieth of a training
+    step's. Other C libraries are left as they are.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
@@ -54,12 +54,12 @@ def keep_freed_memory() -> None:
 
 
 def available_bytes() -> int:
-    """Memory that can be had without swapping, within the container's limit; huge where the system does not tell."""
+    """Bytes of memory available without swapping, within the container's limit; 2^62 if the system does not tell."""
     machine = _fields(Path("/proc/meminfo")).get("MemAvailable:")
     limits = [1 << 62 if machine is None else machine * 1024]
     limit, used = _number(_CONTAINER / "memory.max"), _number(_CONTAINER / "memory.current")
     if limit is not None and used is not None:
-        # What files left in memory counts as used, and is given up when memory is asked for.
+        # Cached file pages count as used, but are freed on demand.
         cached = _fields(_CONTAINER / "memory.stat")
         limits.append(limit - used + cached.get("file", 0) - cached.get("shmem", 0))
     return max(0, min(limits))
@@ -73,7 +73,7 @@ def _number(file: Path) -> int | None:
 
 
 def _fields(file: Path) -> dict[str, int]:
-    """The lines `name number ...` of a file of the kernel's."""
+    """The lines `name number ...` of a kernel file, as a dictionary."""
     try:
         lines = [line.split() for line in file.read_text().splitlines()]
     except OSError:

@@ -1,19 +1,27 @@
-"""Small files written so that a reader finds the old content or the new, never half, also after a power cut."""
+"""Files: written so that a reader finds the old content or the new, also after a power cut; read without following
+links.
 
+JSON files carry a seal, a hash over their own content. `from_json` turns what they hold into typed values.
+"""
+
+import contextlib
 import errno
 import json
 import os
 import re
+import shutil
 import stat
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import xxhash
 
 from cache.common.errors import DamageError
 
+_T = TypeVar("_T")
 _SEAL = re.compile(rb',\n  "seal": "(?P<digest>[0-9a-f]{32})"\n\}\n\Z')
 
 
@@ -38,7 +46,7 @@ def write_bytes_durably(path: Path, content: bytes) -> None:
     """Replace `path` by `content`: temporary file beside it, fsync, rename, fsync of the folder."""
     make_folder_durably(path.parent)
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    # What an earlier process of this number left, or a link that somebody put there; "x" follows none.
+    # An earlier process with this id may have left it, or somebody put a link there; "x" does not follow links.
     temporary.unlink(missing_ok=True)
     try:
         with temporary.open("xb") as file:
@@ -52,12 +60,12 @@ def write_bytes_durably(path: Path, content: bytes) -> None:
 
 
 def write_tree_durably(path: Path, files: Mapping[str, bytes]) -> None:
-    """Write new files below `path`, or one file at `path` where its name is empty; all on disk when this returns.
+    """Write new files below `path`, or one file at `path` if its name is empty; all on disk when this returns.
 
-    The entry of `path` itself in its folder is the caller's to make durable, together with the rename that follows.
+    The caller makes the entry of `path` in its folder durable, together with the rename that follows.
     """
     folders = {folder for name in files if name for folder in (path / name).parents if folder.is_relative_to(path)}
-    # One by one: where somebody took `path` away meanwhile, it must not come back.
+    # Without parents: if another process removed `path` meanwhile, it must not come back.
     for folder in sorted(folders):
         folder.mkdir()
     for name, content in files.items():
@@ -69,6 +77,20 @@ def write_tree_durably(path: Path, files: Mapping[str, bytes]) -> None:
         fsync_folder(folder)
 
 
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all that is in it; nothing happens if there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def discard(path: Path) -> None:
+    """As `remove`, but leaves what the disk refuses to remove: the next extraction clears it up."""
+    with contextlib.suppress(OSError):
+        remove(path)
+
+
 def write_json_durably(path: Path, value: Any) -> None:
     """Replace `path` by `value` as indented UTF-8 JSON with a closing newline; NaN and infinities are refused."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -76,13 +98,13 @@ def write_json_durably(path: Path, value: Any) -> None:
 
 
 def sealed_json(value: dict[str, Any]) -> bytes:
-    """Indented UTF-8 JSON with a last field `seal`: xxh3_128 over all that stands before it."""
+    """Returns indented UTF-8 JSON with a last key `seal`: xxh3_128 over everything before it."""
     body = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False).removesuffix("\n}").encode()
     return body + f',\n  "seal": "{xxhash.xxh3_128_hexdigest(body)}"\n}}\n'.encode()
 
 
 def unsealed_json(content: bytes, where: str) -> dict[str, Any]:
-    """The inverse, without the seal; DamageError, beginning with `where`, where it is not that of the content."""
+    """The inverse of `sealed_json`, without the seal. Raises `DamageError` naming `where` if the seal does not fit."""
     seal = _SEAL.search(content)
     if seal is None or xxhash.xxh3_128_hexdigest(memoryview(content)[: seal.start()]).encode() != seal["digest"]:
         raise DamageError(f"{where} is not as it was written: it was edited, cut short or damaged")
@@ -97,19 +119,45 @@ def write_sealed_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def read_sealed_json(path: Path) -> dict[str, Any]:
-    """The inverse, without the seal; DamageError where it is not that of the content."""
+    """The inverse of `write_sealed_json`, without the seal. Raises `DamageError` if the seal does not fit."""
     return unsealed_json(read_plain(path), str(path))
 
 
+def from_json(value: Any, kind: type[_T], *, exact: bool = True) -> _T:
+    """Returns `value`, parsed from JSON, as a `kind`: a dataclass, or a list or tuple of dataclasses.
+
+    Raises `ValueError` with the path of whatever has another type. If `exact`, a dataclass must also have all of its
+    keys and no others. Errors of `__post_init__` that are not a ValueError pass unchanged.
+    """
+    made = msgspec.convert(value, kind, str_keys=True)
+    if exact:
+        _check_keys(value, made, "$")
+    return made
+
+
+def _check_keys(value: Any, made: Any, path: str) -> None:
+    """msgspec ignores keys that a dataclass does not have, and puts defaults for missing ones."""
+    if isinstance(value, list):
+        for i, (inner, made_inner) in enumerate(zip(value, made, strict=True)):
+            if isinstance(inner, dict | list):
+                _check_keys(inner, made_inner, f"{path}[{i}]")
+    elif known := getattr(made, "__dataclass_fields__", None):
+        if value.keys() != known.keys():
+            raise ValueError(f"unknown or missing keys {sorted(value.keys() ^ known.keys())} - at `{path}`")
+        for key, inner in value.items():
+            if isinstance(inner, dict | list):
+                _check_keys(inner, getattr(made, key), f"{path}.{key}")
+
+
 def read_plain(path: Path) -> bytes:
-    """The content of a plain file; OSError where it is none."""
+    """Returns the content of a plain file. Raises `OSError` if it is something else."""
     with os.fdopen(open_plain(path), "rb") as file:
         return file.read()
 
 
 def open_plain(path: Path) -> int:
-    """A descriptor to read `path` with; OSError unless it is a plain file: a link could lead out of its folder."""
-    # Without O_NONBLOCK, opening a pipe would wait for somebody to write into it.
+    """Returns a descriptor for reading. Raises `OSError` unless `path` is a plain file: a link could lead outside."""
+    # Without O_NONBLOCK, opening a pipe would wait for a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -124,19 +172,19 @@ class PositionedFile:
     """
 
     def __init__(self, path: Path) -> None:
-        """OSError where `path` is not a plain file."""
+        """Raises `OSError` if `path` is not a plain file."""
         self.path = path
         self._descriptor = open_plain(path)
         weakref.finalize(self, os.close, self._descriptor)
         self.num_bytes = os.fstat(self._descriptor).st_size
 
     def read_into(self, out: memoryview, position: int) -> None:
-        """Fill `out`, a view of bytes, from `position` on; DamageError where the file ends before."""
+        """Fill `out`, a view of bytes, from `position` on. Raises `DamageError` if the file ends early."""
         while out:
             try:
                 count = os.preadv(self._descriptor, [out], position)
             except OSError as error:
-                raise DamageError(f"{self.path} cannot be read: {error.strerror}; look after the disk") from error
+                raise DamageError(f"{self.path} cannot be read: {error.strerror}; check the disk") from error
             if count == 0:
                 raise DamageError(f"{self.path} ends early: something shortened it since it was opened")
             out, position = out[count:], position + count

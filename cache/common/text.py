@@ -9,7 +9,7 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def visible(name: str) -> str:
-    """`name` with control, direction and other invisible characters shown as escapes, so that none takes effect."""
+    """Returns `name` with control, direction and other invisible characters as escapes, so that none takes effect."""
     return "".join(
         character if character == " " or unicodedata.category(character)[0] not in "CZ" else _escape(character)
         for character in name
@@ -21,7 +21,7 @@ def _escape(character: str) -> str:
 
 
 def markdown(name: str) -> str:
-    """`name` as literal text of a Markdown table cell."""
+    """Returns `name` as literal text of a Markdown table cell."""
     return _MARKDOWN.sub(r"\\\1", visible(name))
 
 
@@ -33,12 +33,12 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], numeric:
 
 
 def csv_cell(name: str) -> str:
-    """`name` for a CSV that may be opened as a spreadsheet: an apostrophe keeps it from being read as a formula."""
+    """Returns `name` for a CSV cell: an apostrophe keeps spreadsheets from reading it as a formula."""
     return f"'{name}" if name.startswith(_FORMULA_STARTS) else name
 
 
 def shortened(name: str, length: int) -> str:
-    """At most `length` characters, the middle left out: both ends of a file's name tell it apart."""
+    """Returns at most `length` characters of `name`, without its middle: both ends of a file's name matter."""
     if len(name) <= length:
         return name
     head = (length - 1) // 2

@@ -1,4 +1,4 @@
-"""Where things lie below `work/`: the names of folders, and which dataset was extracted last."""
+"""The layout of `work/`: names of folders, and the dataset extracted last."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ class Workspace:
         return self.root / "runs" / check_dataset_name(dataset) / f"split{split}"
 
     def run(self, dataset: str, split: int, level: Level, pool: str, seed: int, variant: str = "") -> Path:
-        """Folder of one run; `variant` tells apart runs that differ from the dataset's usual settings."""
+        """Folder of one run; `variant` distinguishes runs with other settings than the dataset's usual ones."""
         name = f"{level}-{pool}-seed{seed}" + (f"-{variant}" if variant else "")
         return self.runs(dataset, split) / name
 
@@ -32,7 +32,7 @@ class Workspace:
         return self.root / "report" / check_dataset_name(dataset) / f"split{split}"
 
     def sweep(self, dataset: str, name: str) -> Path:
-        """Folder of one sweep's table; its runs stand with the others."""
+        """Folder of one sweep's table; its runs are in the folder of all runs."""
         return self.root / "sweeps" / check_dataset_name(dataset) / name
 
     @property
@@ -40,13 +40,13 @@ class Workspace:
         return self.root / "last-dataset"
 
     def last_dataset(self) -> str | None:
-        """Name of the dataset extracted last; None where nothing was extracted."""
+        """Name of the dataset extracted last; None if nothing was extracted."""
         try:
             return check_dataset_name(self._last_dataset_file.read_text().strip())
         except FileNotFoundError:
             return None
 
     def remember_dataset(self, name: str) -> None:
-        """Make `name` the dataset that later stages take unless told otherwise."""
+        """Make `name` the default dataset of later stages."""
         if self.last_dataset() != name:
             write_bytes_durably(self._last_dataset_file, f"{check_dataset_name(name)}\n".encode())

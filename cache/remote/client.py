@@ -1,10 +1,8 @@
-"""Where a cache in an object store lies: `s3://bucket/prefix`, checked once.
+"""Objects below one prefix of a bucket, through obstore: requests are retried, counted, and fail without secrets.
 
-Objects below one prefix of a bucket, through obstore: retried patiently, errors without secrets, requests counted.
-
-Credentials come from the environment alone (AWS_*, web identity, the machine's role), and AWS_ENDPOINT_URL names
-another server than Amazon's. An error's text is made of the status and the server's error code only: what servers
-send beside that may quote the request, signature and all.
+Credentials come from the environment alone (AWS_*, web identity, the machine's role); AWS_ENDPOINT_URL names another
+server than Amazon's. An error's text consists of the status and the server's error code only: the rest of an answer may
+quote the request with its signature.
 """
 
 import contextlib
@@ -27,9 +25,22 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore as Store
 
 
+_T = TypeVar("_T")
+_STATUS = re.compile(r"status code: (?P<status>\d{3})")
+_CODE = re.compile(r"<Code>(?P<code>[A-Za-z0-9.]{1,60})</Code>")
+_KIND = re.compile(r"kind: (?P<kind>[A-Z][A-Za-z]{1,30})")
+_KINDS = {"Connect": "no connection", "Timeout": "no answer in time", "Interrupted": "the connection was cut"}
+_PAGE = 1000
+_CONFLICTS = 8
+_AGAIN = frozenset({"408", "425", "429"})
+"""Client errors that are temporary."""
+
+SMALL_SECONDS, BULK_SECONDS = 15, 600
+"""Time limits of one request: for a record, and for a shard's file."""
+
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _PREFIX = re.compile(r"[A-Za-z0-9_=+-][A-Za-z0-9._=+-]*(/[A-Za-z0-9_=+-][A-Za-z0-9._=+-]*)*")
-"""Names that every server and every local folder take as they are; no part begins with a point."""
+"""Names that every server and every local folder accept unchanged; no part begins with a dot."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +52,11 @@ class Location:
 
     @classmethod
     def parse(cls, text: str) -> "Location":
-        """The location that `s3://bucket/prefix` names; CacheError where it is anything else."""
+        """Returns the location of the text `s3://bucket/prefix`. Raises `CacheError` if it is anything else."""
         scheme, separator, rest = text.partition("://")
         bucket, _, prefix = rest.partition("/")
         if "@" in bucket:
-            # Not quoted: it holds what nobody should see.
+            # Not quoted: it contains a secret.
             raise CacheError(
                 "a cache's address has a name or password in it: give it as s3://bucket/prefix, and the credentials in "
                 "the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
@@ -62,28 +73,14 @@ class Location:
         return f"s3://{self.bucket}/{self.prefix}"
 
 
-_T = TypeVar("_T")
-_STATUS = re.compile(r"status code: (?P<status>\d{3})")
-_CODE = re.compile(r"<Code>(?P<code>[A-Za-z0-9.]{1,60})</Code>")
-_KIND = re.compile(r"kind: (?P<kind>[A-Z][A-Za-z]{1,30})")
-_KINDS = {"Connect": "no connection", "Timeout": "no answer in time", "Interrupted": "the connection was cut"}
-_PAGE = 1000
-_CONFLICTS = 8
-_AGAIN = frozenset({"408", "425", "429"})
-"""Client errors that pass."""
-
-SMALL_SECONDS, BULK_SECONDS = 15, 600
-"""Within which a request for a record, or for a shard's file, must have ended before it is tried again."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class Patience:
-    """How long a server that fails is asked again."""
+class RetryPolicy:
+    """How long and how often a failed request is repeated."""
 
     seconds: float = 75.0
-    """From the first failure of a request on; less than others wait for the ledger meanwhile."""
+    """Time limit from a request's first failure; shorter than other processes' wait for the ledger's lock."""
     pause_seconds: float = 0.1
-    """Before the second attempt; about twice as long before each further one."""
+    """Pause before the second attempt; about twice as long before each further one."""
     longest_pause_seconds: float = 5.0
 
 
@@ -97,18 +94,18 @@ class Entry(NamedTuple):
 class Objects:
     """The objects below one location. Names are relative to it. Thread-safe; a forked child opens its own."""
 
-    def __init__(self, location: Location, patience: Patience = Patience()) -> None:
-        """CacheError where obstore is not installed or the environment cannot be understood."""
-        self.location, self._patience, self._process = location, patience, os.getpid()
+    def __init__(self, location: Location, policy: RetryPolicy = RetryPolicy()) -> None:
+        """Raises `CacheError` if obstore is not installed or the AWS_* variables cannot be used."""
+        self.location, self._policy, self._process = location, policy, os.getpid()
         self.requests: Counter[str] = Counter()
-        """Attempts so far, by kind: put, get, list (a page of 1,000 names), delete."""
+        """Attempts so far by kind: put, get, list (a page of 1,000 names), delete."""
         self._small, self._bulk = (open_store(location, seconds) for seconds in (SMALL_SECONDS, BULK_SECONDS))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Objects, (self.location, self._patience))
+        return (Objects, (self.location, self._policy))
 
     def read(self, name: str, max_bytes: int) -> tuple[bytes, str] | None:
-        """Content and tag of a small object, None where there is none; DamageError where it is larger."""
+        """Returns content and tag of a small object; None if it is missing. Raises `DamageError` if it is larger."""
         import obstore
 
         def read() -> tuple[bytes, str]:
@@ -118,12 +115,12 @@ class Objects:
             return bytes(found.bytes()), str(found.meta["e_tag"])
 
         try:
-            return self._patiently("get", name, read)
+            return self._retried("get", name, read)
         except FileNotFoundError:
             return None
 
     def download(self, name: str, path: Path, num_bytes: int) -> None:
-        """Put an object into a new file; DamageError where it is missing or has another size than `num_bytes`."""
+        """Download an object to a new file. Raises `DamageError` if it is missing or does not have `num_bytes`."""
 
         def check(found_bytes: int) -> None:
             if found_bytes != num_bytes:
@@ -134,9 +131,9 @@ class Objects:
             raise DamageError(f"{self.location}/{name} came with {path.stat().st_size:,} of {num_bytes:,} bytes")
 
     def fetch(self, name: str, path: Path, check: Callable[[int], None], deadline: float = math.inf) -> None:
-        """Put an object into a new file, after `check` has seen its size; DamageError where there is none.
+        """Download an object to a new file, after `check` has accepted its size. Raises `DamageError` if it is missing.
 
-        CacheError where it is not here by `deadline`, a time of `time.monotonic`.
+        Raises `CacheError` if it takes longer than `deadline`, a time of `time.monotonic`.
         """
         import obstore
 
@@ -150,47 +147,47 @@ class Objects:
                         raise CacheError(f"{self.location}/{name} did not come in time")
 
         try:
-            self._patiently("get", name, fetch)
+            self._retried("get", name, fetch)
         except FileNotFoundError:
             raise DamageError(f"{self.location}/{name} is not there, or not any more") from None
 
     def write(self, name: str, content: bytes | Path) -> None:
-        """Write an object, whatever is there."""
+        """Write an object, replacing any other."""
         import obstore
 
-        self._patiently("put", name, lambda: obstore.put(self._bulk, name, content, use_multipart=False))
+        self._retried("put", name, lambda: obstore.put(self._bulk, name, content, use_multipart=False))
 
     def create(self, name: str, content: bytes) -> bool:
-        """Write a new object (If-None-Match); False where there is another one already, and nothing is changed."""
+        """Write a new object (If-None-Match). Returns False if there is another one, which stays."""
         import obstore
         from obstore.exceptions import AlreadyExistsError
 
         for _ in range(_CONFLICTS):
             try:
-                self._patiently("put", name, lambda: obstore.put(self._small, name, content, mode="create"))
+                self._retried("put", name, lambda: obstore.put(self._small, name, content, mode="create"))
                 return True
             except AlreadyExistsError:
-                # The answer to an earlier attempt may have been lost on its way: then what is there is ours.
+                # The answer to an earlier attempt may have been lost: then the object is ours.
                 there = self.read(name, max(len(content), 1 << 20))
             if there is not None:
                 return there[0] == content
-            # Two wrote at the same time, and the server let neither in (409).
-            time.sleep(random.uniform(0.0, self._patience.pause_seconds))
-        raise CacheError(f"{self.location}/{name}: others write it all the time; run the same command again")
+            # Two wrote at the same time, and the server accepted neither (409).
+            time.sleep(random.uniform(0.0, self._policy.pause_seconds))
+        raise CacheError(f"{self.location}/{name}: other drivers keep writing it; run the same command again")
 
     def replace(self, name: str, content: bytes, tag: str) -> bool:
-        """Write an object in the place of the one with this tag (If-Match); False where that is no longer there."""
+        """Replace the object that has this tag (If-Match). Returns False if it no longer exists."""
         import obstore
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
         try:
-            self._patiently("put", name, lambda: obstore.put(self._small, name, content, mode={"e_tag": tag}))
+            self._retried("put", name, lambda: obstore.put(self._small, name, content, mode={"e_tag": tag}))
         except (AlreadyExistsError, PreconditionError, FileNotFoundError):
             return False
         return True
 
     def names(self, folder: str, after: str = "") -> Iterator[Entry]:
-        """All objects below `folder/`, those whose names come after `after`, in order of their names."""
+        """Yields all objects below `folder/` whose names sort after `after`, in order of their names."""
         import obstore
 
         while True:
@@ -200,28 +197,28 @@ class Objects:
                 found = next(iter(obstore.list(self._small, folder, offset=start, chunk_size=_PAGE)), [])
                 return [Entry(str(row["path"]), int(row["size"])) for row in found]
 
-            entries = sorted(self._patiently("list", folder, page))
+            entries = sorted(self._retried("list", folder, page))
             yield from entries
             if len(entries) < _PAGE:
                 return
             after = entries[-1].name
 
     def delete(self, names: list[str]) -> None:
-        """Remove objects; those that are not there do not matter."""
+        """Remove objects; missing ones are ignored."""
         import obstore
 
         for name in names:
             with contextlib.suppress(FileNotFoundError):
-                self._patiently("delete", name, partial(obstore.delete, self._small, name))
+                self._retried("delete", name, partial(obstore.delete, self._small, name))
 
-    def _patiently(self, kind: str, name: str, request: Callable[[], _T]) -> _T:
-        """The request's answer, however often it has to be asked; CacheError where patience or hope run out."""
+    def _retried(self, kind: str, name: str, request: Callable[[], _T]) -> _T:
+        """Returns the request's answer, repeating it as the policy says. Raises `CacheError` if it keeps failing."""
         from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
         if os.getpid() != self._process:
-            # obstore's threads are not in the child, and it would wait for them for ever.
+            # obstore's threads do not exist in the child, which would wait for them for ever.
             raise CacheError(f"{self.location} was opened before a fork: open the cache in the child, or use spawn")
-        pause, deadline = self._patience.pause_seconds, None
+        pause, deadline = self._policy.pause_seconds, None
         while True:
             self.requests[kind] += 1
             try:
@@ -232,21 +229,21 @@ class Objects:
                 raise
             except BaseError as error:
                 now = time.monotonic()
-                deadline = now + self._patience.seconds if deadline is None else deadline
+                deadline = now + self._policy.seconds if deadline is None else deadline
                 if _is_final(error) or now + pause > deadline:
                     raise self._refused(kind, name, error) from None
             time.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(2 * pause, self._patience.longest_pause_seconds)
+            pause = min(2 * pause, self._policy.longest_pause_seconds)
 
     def _refused(self, kind: str, name: str, error: Exception) -> CacheError:
         return CacheError(
-            f"{self.location}/{name}: the object store does not {kind} it ({said(error)}). All that was committed is "
-            "safe: look after the server, the bucket and the AWS_* variables, then run the same command again"
+            f"{self.location}/{name}: the object store does not {kind} it ({reason_of(error)}). All that was committed "
+            "is safe: check the server, the bucket and the AWS_* variables, then run the same command again"
         )
 
 
 def open_store(location: Location, seconds: int) -> "Store":
-    """obstore's own object for the location, with a limit on the time of one request; tests put others in its place."""
+    """Returns obstore's store for the location, with a time limit for one request. Tests replace this function."""
     try:
         from obstore.exceptions import BaseError
         from obstore.store import S3Store
@@ -264,15 +261,15 @@ def open_store(location: Location, seconds: int) -> "Store":
                 "timeout": timedelta(seconds=seconds),
                 "connect_timeout": timedelta(seconds=5),
             },
-            # Attempts are made, and counted, here.
+            # Requests are repeated, and counted, by `Objects`.
             retry_config={"max_retries": 0},
         )
     except (BaseError, ValueError) as error:
-        raise CacheError(f"{location} cannot be used: {said(error)}; look at the AWS_* variables") from None
+        raise CacheError(f"{location} cannot be used: {reason_of(error)}; check the AWS_* variables") from None
 
 
-def said(error: Exception) -> str:
-    """What went wrong, without anything that the server or the request may have had beside it."""
+def reason_of(error: Exception) -> str:
+    """Returns what went wrong, without anything else that the server or the request contained."""
     text = str(error)
     status, code = _STATUS.search(text), _CODE.search(text)
     if "/latest/api/token" in text or "/latest/meta-data" in text:
@@ -284,7 +281,7 @@ def said(error: Exception) -> str:
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether asking again cannot help."""
+    """Whether repeating the request cannot help."""
     from obstore.exceptions import GenericError
 
     if not isinstance(error, GenericError):

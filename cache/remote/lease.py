@@ -1,7 +1,7 @@
-"""Who extends a cache in an object store: one driver at a time, by a lease that it renews.
+"""The lease of a cache in an object store: one driver at a time extends the cache.
 
-The lease keeps a second driver from beginning. That nothing is committed twice does not hang on it, nor on clocks:
-that is the log's doing, which has room for one record at each position.
+The lease keeps a second driver from starting. Neither it nor clocks decide what is committed: the log does, which takes
+one record for each position.
 """
 
 import contextlib
@@ -13,19 +13,20 @@ from datetime import UTC, datetime
 from typing import Final
 
 from cache.common.errors import CacheError
+from cache.common.files import from_json
 from cache.processes import is_dead, this_process
 from cache.remote.client import Objects
 
 NAME: Final = "driver.json"
 LEASE_SECONDS: Final = 120.0
-"""How long a driver that gives no sign of life keeps others out (one that died on this machine does not)."""
+"""Time for which a driver that does not renew its lease keeps others out (unless it died on this machine)."""
 
 _MAX_BYTES = 4096
 _ATTEMPTS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held:
+class LeaseRecord:
     """The content of the lease."""
 
     driver: str
@@ -37,7 +38,7 @@ class Held:
 
 
 class DriverLease:
-    """This working copy's right to extend the cache. Renewed by a thread from the first `hold` until `release`."""
+    """This working copy's right to extend the cache. A thread renews it from the first `hold` until `release`."""
 
     def __init__(self, objects: Objects, driver: str) -> None:
         self._objects, self._driver = objects, driver
@@ -47,7 +48,7 @@ class DriverLease:
         self._lost = ""
 
     def hold(self) -> None:
-        """Take the lease, or see that it is still ours; CacheError that names the driver that has it."""
+        """Take the lease unless it is ours already. Raises `CacheError` naming the driver that has it."""
         with self._lock:
             if self._lost:
                 raise CacheError(self._lost)
@@ -63,21 +64,21 @@ class DriverLease:
         return self._renewer is not None
 
     def release(self, *, for_all: bool) -> None:
-        """Renew it no longer; let others in, unless processes of this working copy go on (`for_all` is False)."""
+        """Stop renewing. If `for_all`, remove the lease; otherwise other processes of this working copy go on."""
         with self._lock:
             if self._renewer is None:
                 return
             self._stop.set()
             self._renewer.join()
             self._renewer = None
-            # Where the store does not answer, the lease lapses by itself.
+            # If the store does not answer, the lease lapses by itself.
             with contextlib.suppress(CacheError):
                 if for_all and not self._lost and (found := self._read()) and found[0].driver == self._driver:
                     self._objects.delete([NAME])
 
     def _take(self) -> None:
         for _ in range(_ATTEMPTS):
-            mine = Held(driver=self._driver, owner=this_process(), until=time.time() + LEASE_SECONDS)
+            mine = LeaseRecord(driver=self._driver, owner=this_process(), until=time.time() + LEASE_SECONDS)
             content = json.dumps(asdict(mine)).encode()
             found = self._read()
             if found is None:
@@ -91,7 +92,7 @@ class DriverLease:
                 return
         self._refuse(theirs if found else None)
 
-    def _refuse(self, theirs: Held | None) -> None:
+    def _refuse(self, theirs: LeaseRecord | None) -> None:
         who = "another driver"
         if theirs is not None:
             until = datetime.fromtimestamp(theirs.until, UTC).isoformat(timespec="seconds")
@@ -102,42 +103,27 @@ class DriverLease:
             "run the same command again"
         )
 
-    def _read(self) -> tuple[Held, str] | None:
+    def _read(self) -> tuple[LeaseRecord, str] | None:
         found = self._objects.read(NAME, _MAX_BYTES)
         if found is None:
             return None
         try:
-            value = json.loads(found[0])
-            return Held(driver=str(value["driver"]), owner=str(value["owner"]), until=float(value["until"])), found[1]
-        except (ValueError, KeyError, TypeError, RecursionError):
+            return from_json(json.loads(found[0]), LeaseRecord, exact=False), found[1]
+        except (ValueError, RecursionError) as error:
             raise CacheError(
-                f"{self._objects.location}/{NAME} does not say who is working on the cache: it was changed. Remove "
-                "this one object if nobody is"
+                f"{self._objects.location}/{NAME} does not say who is working on the cache ({error}): it was changed. "
+                "Remove this one object if nobody is"
             ) from None
 
     def _renew(self) -> None:
         while not self._stop.wait(LEASE_SECONDS / 4):
-            # A server that is away for a while is no reason to stop: the next commit will tell.
-            with contextlib.suppress(_Unreachable):
-                self._renew_once()
-
-    def _renew_once(self) -> None:
-        try:
-            found = self._read()
-        except CacheError as error:
-            raise _Unreachable from error
-        if found is not None and found[0].driver != self._driver:
-            self._lost = (
-                f"{self._objects.location}: another driver ({found[0].driver}) has taken the cache over, because this "
-                "one gave no sign of life for longer than its lease; nothing is committed twice"
-            )
-            self._stop.set()
-            return
-        try:
-            self._take()
-        except CacheError as error:
-            raise _Unreachable from error
-
-
-class _Unreachable(Exception):
-    """The store did not answer, or somebody else was quicker; looked at again soon."""
+            # A store that does not answer for a while is no reason to stop: the next commit will tell.
+            with contextlib.suppress(CacheError):
+                found = self._read()
+                if found is not None and found[0].driver != self._driver:
+                    self._lost = (
+                        f"{self._objects.location}: another driver ({found[0].driver}) has taken the cache over, "
+                        "because this one did not renew its lease in time; nothing is committed twice"
+                    )
+                    return
+                self._take()

@@ -1,8 +1,6 @@
 """The log of a cache in an object store: numbered, immutable records that together are its ledger.
 
-What a record says is checked when it is made, also when it is made of bytes that came from elsewhere.
-
-The log in the object store: read from a position on, extended by exactly one record a position.
+`Record` is one of them, `RecordLog` reads them from a position on and appends exactly one for each position.
 """
 
 import re
@@ -12,12 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any, Final, Literal, get_args
+from typing import Annotated, Final, Literal
+
+import msgspec
 
 from cache.common.errors import CacheError, DamageError, MrrnError
-from cache.common.files import sealed_json, unsealed_json
+from cache.common.files import from_json, sealed_json, unsealed_json
 from cache.dataset import check_relative_path
-from cache.ledger import STATUSES, WITH_FEATURES, Outcome, ShardRow, Status
+from cache.ledger import WITH_FEATURES, Count, Outcome, ShardRow, Status
 from cache.remote.client import Objects
 
 Kind = Literal["commit", "forget", "retry", "dataset"]
@@ -28,18 +28,20 @@ MAX_RECORD_BYTES: Final = 256 << 20
 MAX_FILES: Final = 4096
 """A shard has some two files for each array and one for each view."""
 
+_READERS = 16
+"""Records fetched at a time; each is small, and the store is far away."""
+
 _NAME = re.compile(r"records/(?P<position>\d{8,10})\.json")
 _HEX32 = re.compile(r"[0-9a-f]{32}")
-_DATASET = re.compile(r"datasets/[0-9a-f]{32}\.json")
-_TEXT_FIELDS = ("video_id", "reason")
-_COUNT_FIELDS = ("num_frames", "decoder_errors")
+
+DatasetObject = Annotated[str, msgspec.Meta(pattern=rf"\A(datasets/{_HEX32.pattern}\.json)?\Z")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One change of the cache; checked when made (DamageError)."""
+    """One change of the cache. Raises `DamageError` when made from values that do not fit together."""
 
-    position: int
+    position: Count
     """Its place in the log, from 0; there is one record for each."""
     kind: Kind
     driver: str
@@ -50,119 +52,96 @@ class Record:
     """commit: what became of some videos, those with features first, in the shard's order."""
     shard: ShardRow | None = None
     """commit: the shard with their features; its number is the record's position."""
-    files: Mapping[str, int] = field(default_factory=dict)
-    """commit: size of each of the shard's files by its path below the shard; of one file under the empty path."""
-    forgotten: tuple[int, ...] = ()
-    """forget: numbers of shards that are damaged; their videos are pending again."""
+    files: Mapping[str, Count] = field(default_factory=dict)
+    """commit: size of each of the shard's files by its path below the shard; a single file has an empty path."""
+    forgotten: tuple[Count, ...] = ()
+    """forget: numbers of damaged shards; their videos are pending again."""
     statuses: tuple[Status, ...] = ()
     """retry: all videos of these statuses are pending again."""
-    dataset: str = ""
+    dataset: DatasetObject = ""
     """dataset: name of the object that is the dataset from now on."""
     written: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     nonce: str = field(default_factory=lambda: secrets.token_hex(16))
-    """Makes two attempts at one position different, so that each knows whether it is the one that is there."""
+    """Tells apart two attempts at one position, so that each knows whether its own record is there."""
 
     def __post_init__(self) -> None:
         where = f"record {self.position}"
         for outcome in self.outcomes:
-            _check_outcome(outcome, where)
+            check_relative_path(outcome.video_id)
+            _expect(outcome.status != "pending", f"{where}: {outcome.video_id!r} is pending")
         ids = [outcome.video_id for outcome in self.outcomes]
-        held = sum(outcome.status in WITH_FEATURES for outcome in self.outcomes)
-        _expect(len(set(ids)) == len(ids), f"{where} names a video twice")
-        _expect(held == (self.shard.num_videos if self.shard else 0), f"{where}: {held} videos have features in it")
-        _expect(all(_is_count(number) for number in self.forgotten), f"{where} forgets {self.forgotten!r}")
-        _expect(all(status in STATUSES for status in self.statuses), f"{where} retries {self.statuses!r}")
-        _expect(self.kind != "dataset" or _DATASET.fullmatch(self.dataset) is not None, f"{where}: {self.dataset!r}")
+        with_features = sum(outcome.status in WITH_FEATURES for outcome in self.outcomes)
+        num_videos = self.shard.num_videos if self.shard else 0
+        _expect(len(set(ids)) == len(ids), f"{where} has a video twice")
+        _expect(
+            with_features == num_videos, f"{where}: {with_features} videos with features, {num_videos} in its shard"
+        )
+        _expect(self.kind != "dataset" or bool(self.dataset), f"{where} has no dataset")
         if self.shard is not None:
             self._check_files(self.shard, where)
 
     def _check_files(self, shard: ShardRow, where: str) -> None:
-        _expect(shard.number == self.position, f"{where} speaks of shard {shard.number}")
+        _expect(shard.number == self.position, f"{where} has shard number {shard.number}")
         _expect(is_hash(shard.digest), f"{where}: the shard's hash is {shard.digest!r}")
-        _expect(shard.name.split("-")[1].startswith(shard.digest[:16]), f"{where}: {shard.name} is not of its own hash")
+        _expect(f"-{shard.digest[:16]}." in shard.name, f"{where}: {shard.name} does not contain its own hash")
         _expect(0 < len(self.files) <= MAX_FILES, f"{where}: a shard of {len(self.files)} files")
-        for name, num_bytes in self.files.items():
-            _expect(_is_count(num_bytes), f"{where}: file {name!r} has {num_bytes!r} bytes")
+        for name in self.files:
             if name or len(self.files) > 1:
                 check_relative_path(name)
+        total = sum(self.files.values())
         _expect(
-            sum(self.files.values()) == shard.num_bytes, f"{where}: the sizes of {shard.name}'s files do not add up"
+            total == shard.num_bytes, f"{where}: the files of {shard.name} have {total}, not {shard.num_bytes} bytes"
         )
 
     def to_bytes(self) -> bytes:
         """As sealed JSON."""
-        shard = self.shard and asdict(self.shard)
-        return sealed_json({"format": 1, **asdict(self), "shard": shard, "files": dict(self.files)})
+        return sealed_json({"format": 1, **asdict(self)})
 
 
 def is_hash(text: str) -> bool:
-    """Whether it is xxh3_128 in hex."""
+    """Whether `text` is an xxh3_128 in hex."""
     return _HEX32.fullmatch(text) is not None
 
 
 def record_name(position: int) -> str:
-    """The object that holds the record."""
+    """Name of the object that holds the record."""
     return f"records/{position:08d}.json"
 
 
 def position_of(name: str) -> int | None:
-    """The position of the record with this name; None where it is no record's."""
+    """Position of the record with this name; None if it is not a record's."""
     match = _NAME.fullmatch(name)
     position = int(match["position"]) if match else -1
     return position if record_name(position) == name else None
 
 
 def shard_object(digest: str, suffix: str) -> str:
-    """The name, or the beginning of the names, of a shard's objects: its hash, so equal shards have equal names."""
+    """Name, or first part of the names, of a shard's objects. It has the shard's hash: equal shards, equal names."""
     return f"shards/{digest}{suffix}"
 
 
 def object_of(shard: ShardRow) -> str:
-    """The same for a shard that was committed."""
+    """The same for a committed shard."""
     return shard_object(shard.digest, f".{shard.name.rpartition('.')[2]}")
 
 
 def record_of(content: bytes, position: int, where: str) -> Record:
-    """The inverse of `to_bytes`; DamageError, beginning with `where`, where `content` is no record of this position."""
+    """The inverse of `to_bytes`. Raises `DamageError` naming `where` if it is not the record of this position."""
     try:
         value = unsealed_json(content, where)
         if value.pop("format") != 1:
             raise DamageError("it has another format than 1; a newer version of this program wrote it")
-        if value["position"] != position or value["kind"] not in get_args(Kind):
-            raise DamageError(f"it calls itself {value['kind']!r} record {value['position']!r}")
-        value["outcomes"] = tuple(Outcome(**row) for row in value["outcomes"])
-        value["shard"] = None if value["shard"] is None else ShardRow(**value["shard"])
-        value |= {name: tuple(value[name]) for name in ("forgotten", "statuses")}
-        _expect(isinstance(value["files"], dict), "its files have no names")
-        _expect(all(isinstance(value[name], str) for name in ("driver", "fingerprint", "written", "nonce")), "no texts")
-        return Record(**value)
+        record = from_json(value, Record)
     except (MrrnError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamageError(f"{where} is not a record that was written here: {error}") from error
-
-
-def _check_outcome(outcome: Outcome, where: str) -> None:
-    check_relative_path(outcome.video_id)
-    for name in _TEXT_FIELDS:
-        _expect(isinstance(getattr(outcome, name), str), f"{where}: {name} of {outcome.video_id!r} is no text")
-    for name in _COUNT_FIELDS:
-        _expect(_is_count(getattr(outcome, name)), f"{where}: {name} of {outcome.video_id!r} is no count")
-    declared: Any = outcome.declared_frames
-    _expect(declared is None or _is_count(declared), f"{where}: declared_frames of {outcome.video_id!r} is no count")
-    _expect(isinstance(outcome.seconds, int | float), f"{where}: seconds of {outcome.video_id!r} are no number")
-    _expect(outcome.status != "pending", f"{where}: {outcome.video_id!r} is pending")
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53
+    if record.position != position:
+        raise DamageError(f"{where} calls itself record {record.position}")
+    return record
 
 
 def _expect(holds: bool, what: str) -> None:
     if not holds:
         raise DamageError(what)
-
-
-_READERS = 16
-"""Records fetched at a time; each is small, and far away."""
 
 
 class RecordLog:
@@ -172,7 +151,7 @@ class RecordLog:
         self._objects = objects
 
     def read(self, position: int) -> Record:
-        """One record; DamageError where it is missing or not as it was written."""
+        """Returns one record. Raises `DamageError` if it is missing or was changed."""
         name = record_name(position)
         found = self._objects.read(name, MAX_RECORD_BYTES)
         if found is None:
@@ -180,22 +159,22 @@ class RecordLog:
         return record_of(found[0], position, f"{self._objects.location}/{name}")
 
     def since(self, position: int) -> Iterator[Record]:
-        """Records from `position` on, in order; DamageError where one before the last is missing.
+        """Yields the records from `position` on. Raises `DamageError` if one before the last is missing.
 
-        Where `position` is not 0, the record before it has to be there still: otherwise this is another cache's log.
+        Unless `position` is 0, the record before it must still be there: otherwise this is another cache's log.
         """
         wanted = self._positions(max(position - 1, 0))
         if position and next(wanted, None) != position - 1:
             raise DamageError(
                 f"{self._objects.location} has no record {position - 1}, which the working copy knows: the store's "
-                "content was removed or replaced. Remove the working copy to begin anew from what the store has"
+                "content was removed or replaced. Remove the working copy to start again from what the store has"
             )
         with ThreadPoolExecutor(_READERS, thread_name_prefix="records") as threads:
             while window := list(islice(wanted, 4 * _READERS)):
                 yield from threads.map(self.read, window)
 
     def _positions(self, first: int) -> Iterator[int]:
-        """Positions from `first` on that have a record, by a listing; they follow one another."""
+        """Yields the positions from `first` on that have a record, by a listing; there are no gaps."""
         after = record_name(first - 1) if first else ""
         found = (position_of(entry.name) for entry in self._objects.names("records", after))
         for expected, position in enumerate((p for p in found if p is not None), first):
@@ -207,7 +186,7 @@ class RecordLog:
             yield position
 
     def append(self, record: Record) -> None:
-        """Write the record, if its position is free; CacheError where another driver was there before."""
+        """Write the record if its position is free. Raises `CacheError` if another driver has written one there."""
         if not self._objects.create(record_name(record.position), record.to_bytes()):
             theirs = self.read(record.position)
             raise CacheError(

@@ -1,319 +1,293 @@
-"""A cache in an object store, and the working copy of it on this machine.
+"""A cache in an object store, as a `Storage`.
 
-The store has the truth: cache.json, datasets, shards, and the log of records. The working copy has what is needed to
-work from it: the same cache.json, the ledger that the log leads to, and some of the shards. It may be lost at any time.
-
-What `verify` and `repair` ask about a cache in an object store: is the log followed, what has no record.
+The store has cache.json, datasets, shards, and the log of records that decides what is in the cache. The folder on this
+machine is a working copy: the same cache.json, the dataset and ledger that the log leads to, and some of the shards. It
+may be lost at any time.
 """
 
-import os
-import secrets
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Final
+from sqlite3 import Connection
+from typing import Any
 
-import xxhash
-
-from cache.commit import adopt, discard
-from cache.common.errors import CacheError, DamageError, DatasetError, UnsafePathError
-from cache.common.files import read_sealed_json, sealed_json, unsealed_json, write_bytes_durably, write_sealed_json
-from cache.dataset import Dataset, check_relative_path, dataset_bytes, dataset_of, read_dataset
-from cache.description import Description, description_json, description_of
-from cache.ledger import Ledger, Outcome, ShardRow
+from cache.commit import adopt
+from cache.common.errors import CacheError, DamageError, UnsafePathError
+from cache.common.files import (
+    discard,
+    write_bytes_durably,
+)
+from cache.dataset import Dataset, check_relative_path, dataset_bytes, read_dataset
+from cache.description import Description, description_json
+from cache.ledger import Ledger, Outcome, ShardRow, Status
 from cache.remote.client import Location, Objects
 from cache.remote.lease import DriverLease
 from cache.remote.log import MAX_FILES, Kind, Record, RecordLog, is_hash, object_of, shard_object
-from cache.remote.working_copy import LocalCopy
-from cache.shards import SUFFIXES, Backend
-from cache.shards.writer import hash_files
+from cache.remote.published import Attachment, find_cache, read_dataset_object, write_dataset_object
+from cache.remote.working_copy import LocalCopy, is_transfer
+from cache.shards import SUFFIXES
+from cache.storage import Finding, LocalStorage, Storage, bytes_problem, create_ledger
 
-if TYPE_CHECKING:
-    from cache.store import FeatureCache
-
-
-FILE: Final = "remote.json"
-"""In a working copy: where the store is."""
-
-COPY_BYTES: Final = 64 << 30
-"""What the shards in a working copy may take together, unless it is said otherwise."""
-
-_MAX_DESCRIPTION_BYTES = 16 << 20
-_MAX_DATASET_BYTES = 16 << 30
 _WINDOW = 256
 """Records applied in one transaction."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Attachment:
-    """The content of remote.json."""
-
-    location: Location
-    driver: str
-    """Tells this working copy from others of the same cache."""
-    copy_bytes: int
-
-    @classmethod
-    def new(cls, location: Location, copy_bytes: int = COPY_BYTES) -> "Attachment":
-        """For a working copy that is about to be made."""
-        return cls(location=location, driver=secrets.token_hex(8), copy_bytes=copy_bytes)
-
-    def write(self, folder: Path) -> None:
-        """Make `folder` a working copy."""
-        write_sealed_json(folder / FILE, {"format": 1, **asdict(self), "location": str(self.location)})
-
-    @classmethod
-    def read(cls, folder: Path) -> "Attachment | None":
-        """Of a working copy; None for a cache that is nowhere else."""
-        if not os.path.lexists(folder / FILE):
-            return None
-        try:
-            value = read_sealed_json(folder / FILE)
-            return cls(
-                location=Location.parse(value["location"]),
-                driver=str(value["driver"]),
-                copy_bytes=int(value["copy_bytes"]),
-            )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CacheError(f"{folder / FILE} does not say where the cache's store is: {error!r}") from error
+def open_storage(folder: Path, description: Description) -> Storage:
+    """The storage of the cache in `folder`: an object store if `folder` is a working copy, else the folder itself."""
+    attachment = Attachment.read(folder)
+    return LocalStorage(folder, description) if attachment is None else ObjectStorage(folder, description, attachment)
 
 
-class Remote:
-    """The store behind one working copy."""
+class ObjectStorage(Storage):
+    """A cache in an object store. One machine at a time extends it."""
 
-    def __init__(self, folder: Path, attachment: Attachment, fingerprint: str) -> None:
-        """`folder`: the working copy; `fingerprint`: digest of the identity of the cache's features."""
-        self._folder, self._attachment, self._fingerprint = folder, attachment, fingerprint
-        self.location = attachment.location
-        self.objects = Objects(attachment.location)
+    shards_are_copies = True
+
+    def __init__(self, folder: Path, description: Description, attachment: Attachment) -> None:
+        """`folder` is the working copy."""
+        self.folder, self.description = folder, description
+        self.ledger = Ledger(folder / "ledger.sqlite")
+        self._driver, self._fingerprint = attachment.driver, description.fingerprint.digest
+        self._suffix = SUFFIXES[description.backend]
+        self.objects = Objects(Location.parse(attachment.location))
         self.log = RecordLog(self.objects)
         self.lease = DriverLease(self.objects, attachment.driver)
         self.copy = LocalCopy(folder / "shards", self.objects, self.log, attachment.copy_bytes)
 
-    def catch_up(self, ledger: Ledger) -> None:
-        """Bring the working copy's ledger to where the log is."""
+    @property
+    def address(self) -> str | None:
+        """See Storage."""
+        return str(self.objects.location)
+
+    @property
+    def place(self) -> str:
+        """See Storage."""
+        return f"{self.address} ({self.description.backend}); a working copy of it is {self.folder}"
+
+    def free_bytes(self) -> int | None:
+        """Not limited: the working copy makes room."""
+        return None
+
+    def close(self) -> None:
+        """See Storage."""
+        if self.lease.held:
+            # Other processes on this machine share the driver's identity: the lease stays while they hold claims.
+            self.lease.release(for_all=self.ledger.next_expiry() is None)
+        self.ledger.close()
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def catch_up(self) -> None:
+        """Apply the log's new records to the working copy."""
+        self._follow_log(self.ledger)
+
+    def _follow_log(self, ledger: Ledger) -> None:
         with ledger.reading() as connection:
             records = self.log.since(ledger.applied(connection))
         while window := list(islice(records, _WINDOW)):
             with ledger.transaction() as connection:
                 for record in window:
-                    # Another process of this machine may have been quicker.
+                    # Another process of this machine may have applied it meanwhile.
                     if record.position >= ledger.applied(connection):
                         self._apply(ledger, connection, record)
 
-    def change(self, ledger: Ledger, kind: Kind, **fields: Any) -> None:
-        """Write a record that is no commit, and do what it says."""
-        self.lease.hold()
-        with ledger.transaction() as connection:
-            record = self._record(ledger.applied(connection), kind, **fields)
-            self.log.append(record)
-            self._apply(ledger, connection, record)
-
-    def replace_dataset(self, ledger: Ledger, dataset: Dataset) -> None:
-        """Make `dataset` the one whose features these are."""
-        self.lease.hold()
-        self.change(ledger, "dataset", dataset=write_dataset_object(self.objects, dataset))
-
-    def upload(self, shard: Path, digest: str, backend: Backend) -> dict[str, int]:
-        """Put a written shard, a file or folder, into the store; its files' sizes by their names."""
-        name = shard_object(digest, SUFFIXES[backend])
-        paths = [shard] if shard.is_file() else sorted(path for path in shard.rglob("*") if path.is_file())
-        files = {"" if path == shard else str(path.relative_to(shard)): path for path in paths}
-        for file, path in files.items():
-            self.objects.write(f"{name}/{file}" if file else name, path)
-        return {file: path.stat().st_size for file, path in files.items()}
-
-    def commit(
-        self,
-        ledger: Ledger,
-        connection: Any,
-        outcomes: tuple[Outcome, ...],
-        shard: ShardRow | None,
-        files: Mapping[str, int],
-    ) -> None:
-        """Write the record of a commit: with it, and not before, the videos are in the cache."""
-        position = ledger.applied(connection)
-        self.log.append(self._record(position, "commit", outcomes=outcomes, shard=shard, files=files))
-        ledger.set_applied(connection, position + 1)
-
-    def take(self, description: Description) -> None:
-        """Become the driver that extends the cache; CacheError where there is another, or another cache."""
-        self.check_same(description)
-        self.lease.hold()
-        self.copy.clear()
-
-    def check_same(self, description: Description) -> None:
-        """CacheError unless the store still has the cache that this is the working copy of."""
-        found = find(self.objects)
-        if found is None or description_json(found[0]) != description_json(description):
-            raise CacheError(
-                f"{self.location} does not hold the cache that {self._folder} is a working copy of: it was removed or "
-                "replaced. Remove the working copy to begin anew from what the store has"
-            )
-
-    def _record(self, position: int, kind: Kind, **fields: Any) -> Record:
-        return Record(
-            position=position, kind=kind, driver=self._attachment.driver, fingerprint=self._fingerprint, **fields
-        )
-
-    def _apply(self, ledger: Ledger, connection: Any, record: Record) -> None:
+    def _apply(self, ledger: Ledger, connection: Connection, record: Record) -> None:
         if record.fingerprint != self._fingerprint:
-            raise DamageError(f"record {record.position} of {self.location} belongs to another cache's features")
+            raise DamageError(f"record {record.position} of {self.address} belongs to another cache's features")
         if record.kind == "commit":
             ledger.replay(connection, record.outcomes, record.shard)
         elif record.kind == "forget":
             for number in record.forgotten:
                 ledger.forget_shard(connection, number)
         elif record.kind == "retry":
-            ledger.requeue_within(connection, record.statuses)
+            ledger.requeue(connection, record.statuses)
         else:
             dataset = read_dataset_object(self.objects, record.dataset)
-            ledger.add_within(connection, sorted((video.id, video.path) for video in dataset.videos))
+            ledger.add(connection, sorted((video.id, video.path) for video in dataset.videos))
             write_bytes_durably(ledger.path.with_name("dataset.json"), dataset_bytes(dataset))
         ledger.set_applied(connection, record.position + 1)
 
+    def fetch(self, row: ShardRow) -> Path:
+        """The shard in the working copy, downloaded if it is not there."""
+        return self.copy.fetch(row)
 
-def write_dataset_object(objects: Objects, dataset: Dataset) -> str:
-    """Put a dataset into the store; its object's name, which is of its hash."""
-    content = dataset_bytes(dataset)
-    name = f"datasets/{xxhash.xxh3_128_hexdigest(content)}.json"
-    objects.write(name, content)
-    return name
+    def original(self, row: ShardRow) -> AbstractContextManager[Path]:
+        """The shard, downloaded anew."""
+        return self.copy.fresh(row)
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    def acquire(self) -> None:
+        """Take the driver's lease."""
+        found = find_cache(self.objects)
+        if found is None or description_json(found[0]) != description_json(self.description):
+            raise CacheError(
+                f"{self.address} does not hold the cache that {self.folder} is a working copy of: it was removed or "
+                "replaced. Remove the working copy to start again from what the store has"
+            )
+        self.lease.hold()
+        self.copy.clear()
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """See Storage."""
+        self.lease.hold()
+        with self.ledger.transaction() as connection:
+            yield connection
+
+    def upload(self, staged: Path, digest: str, *, keep: bool) -> Mapping[str, int]:
+        """Put the shard's files below shards/<hash>. Returns their sizes by their names."""
+        name = shard_object(digest, self._suffix)
+        paths = [staged] if staged.is_file() else sorted(path for path in staged.rglob("*") if path.is_file())
+        files = {"" if path == staged else str(path.relative_to(staged)): path for path in paths}
+        for file, path in files.items():
+            self.objects.write(f"{name}/{file}" if file else name, path)
+        sizes = {file: path.stat().st_size for file, path in files.items()}
+        if not keep:
+            discard(staged)
+        return sizes
+
+    def next_number(self, connection: Connection) -> int:
+        """The position of the next record."""
+        return self.ledger.applied(connection)
+
+    def commit(
+        self,
+        connection: Connection,
+        outcomes: Sequence[Outcome],
+        shard: ShardRow | None,
+        staged: Path,
+        files: Mapping[str, int],
+    ) -> None:
+        """Write the record: with it, and not before, the videos are in the cache."""
+        position = self.ledger.applied(connection)
+        self.log.append(self._record(position, "commit", outcomes=tuple(outcomes), shard=shard, files=files))
+        self.ledger.set_applied(connection, position + 1)
+        if shard is not None:
+            self.copy.keep(staged, shard)
+
+    def requeue(self, statuses: Sequence[Status]) -> int:
+        """See Storage."""
+        counts = self.ledger.counts()
+        self._change("retry", statuses=tuple(statuses))
+        return sum(counts[status] for status in statuses)
+
+    def replace_dataset(self, dataset: Dataset) -> None:
+        """See Storage."""
+        self.lease.hold()
+        self._change("dataset", dataset=write_dataset_object(self.objects, dataset))
+
+    def _change(self, kind: Kind, **fields: Any) -> None:
+        """Write a record that is not a commit, and apply it."""
+        with self.transaction() as connection:
+            record = self._record(self.ledger.applied(connection), kind, **fields)
+            self.log.append(record)
+            self._apply(self.ledger, connection, record)
+
+    def _record(self, position: int, kind: Kind, **fields: Any) -> Record:
+        return Record(position=position, kind=kind, driver=self._driver, fingerprint=self._fingerprint, **fields)
+
+    # -- verify and repair --------------------------------------------------------------------------------------------
+
+    def ledger_problems(self) -> Iterator[str]:
+        """Replays the whole log beside the working copy and compares."""
+        self.catch_up()
+        with tempfile.TemporaryDirectory(prefix="mrrn-log-") as folder:
+            found = find_cache(self.objects)
+            if found is None:
+                yield f"{self.address} no longer holds a cache: its cache.json is missing"
+                return
+            dataset = read_dataset_object(self.objects, found[1])
+            create_ledger(Path(folder) / "ledger.sqlite", dataset)
+            ledger = Ledger(Path(folder) / "ledger.sqlite")
+            self._follow_log(ledger)
+            if (Path(folder) / "dataset.json").exists():
+                dataset = read_dataset(Path(folder) / "dataset.json")
+            outcomes, places, shards = zip(
+                *((list(one.outcomes()), one.places(), one.shards()) for one in (ledger, self.ledger)), strict=True
+            )
+            ledger.close()
+        if dataset != read_dataset(self.folder / "dataset.json"):
+            yield "dataset.json of the working copy is not the one in the store"
+        for what, (logged, ours) in {"outcomes": outcomes, "places": places, "shards": shards}.items():
+            if logged != ours:
+                yield f"the working copy's ledger has other {what} than the records in the store"
+
+    def check(self) -> Iterator[Finding]:
+        """Damaged copies of shards, and orphans."""
+        for row in self.ledger.shards():
+            problem = None
+            with suppress(FileNotFoundError):
+                problem = bytes_problem(self.folder / "shards" / row.name, row)
+            if problem:
+                yield Finding(what=f"the copy of shard {row.name} here: {problem}", shard=row, copy_only=True)
+        for name in self._orphans():
+            what = "no record refers to it; `python -m cache repair` adopts or removes it"
+            yield Finding(what=f"{self.address}/{name}: {what}", harmless=True)
+
+    def is_transfer(self, name: str) -> bool:
+        """See Storage."""
+        return is_transfer(name)
+
+    def _orphans(self) -> dict[str, dict[str, int]]:
+        """What is below shards/ without a record: of a commit that died, or of a shard that was forgotten.
+
+        The size of each object, by its path below the shard's name; if that is the object itself, its path is empty.
+        """
+        known = {object_of(row) for row in self.ledger.shards()}
+        found: dict[str, dict[str, int]] = {}
+        for entry in self.objects.names("shards"):
+            parts = PurePosixPath(entry.name).parts
+            name = "/".join(parts[:2])
+            if name not in known:
+                found.setdefault(name, {})["/".join(parts[2:])] = entry.num_bytes
+        return found
+
+    def settle(self) -> list[str]:
+        """Adopt the orphans that are complete and whose videos are still pending, remove the others."""
+        orphans = self._orphans()
+        if orphans and self.ledger.next_expiry() is not None:
+            return [f"left {len(orphans)} shards without a record alone: an extraction is at work"]
+        done = []
+        for name, files in orphans.items():
+            if self._adopted(name, files):
+                done.append(f"adopted {name}, which was complete but not yet recorded")
+            else:
+                self.objects.delete([f"{name}/{file}" if file else name for file in files])
+                done.append(f"removed {name}, which no record refers to")
+        return done
+
+    def _adopted(self, name: str, files: Mapping[str, int]) -> bool:
+        digest = name.removeprefix("shards/").removesuffix(self._suffix)
+        if shard_object(digest, self._suffix) != name or not _plausible(digest, files):
+            return False
+        path = self.copy.new_name()
+        try:
+            self.copy.download(name, files, path)
+            with self.ledger.transaction() as connection:
+                # `adopt` returns None for whatever is wrong with the orphan. Later errors are not the orphan's.
+                rows = adopt(self, connection, path, digest)
+                if rows is None:
+                    return False
+                self.commit(connection, *rows, path, files)
+            return True
+        finally:
+            discard(path)
+
+    def mend(self, finding: Finding) -> list[str]:
+        """Copies are fetched again; of damaged shards in the store the log says that they are forgotten."""
+        if finding.shard is None:
+            return []
+        discard(self.folder / "shards" / finding.shard.name)
+        if finding.copy_only:
+            return [f"removed the damaged copy of {finding.shard.name}; it is fetched again when it is read"]
+        self._change("forget", forgotten=(finding.shard.number,))
+        return [f"queued the {len(finding.videos)} videos of {finding.shard.name} again"]
 
 
-def read_dataset_object(objects: Objects, name: str) -> Dataset:
-    """The inverse; DatasetError where it is not there as it was written."""
-    where = f"{objects.location}/{name}"
-    found = objects.read(name, _MAX_DATASET_BYTES)
-    if found is None or f"datasets/{xxhash.xxh3_128_hexdigest(found[0])}.json" != name:
-        raise DatasetError(f"{where} is missing or not what was written; extract the dataset again")
-    return dataset_of(found[0], where)
-
-
-def publish(objects: Objects, dataset: Dataset, description: Description) -> None:
-    """Make an empty cache in the store, which is there when its cache.json is; CacheError where one is already."""
-    name = write_dataset_object(objects, dataset)
-    # The nonce tells two that make the same cache at the same time apart: one of them makes it.
-    value = {**description_json(description), "dataset": name, "nonce": secrets.token_hex(16)}
-    if not objects.create("cache.json", sealed_json(value)):
-        raise CacheError(f"{objects.location} holds a cache already; open it, or choose another prefix")
-
-
-def find(objects: Objects) -> tuple[Description, str] | None:
-    """The cache in the store, and the name of the dataset it began with; None where there is none."""
-    found = objects.read("cache.json", _MAX_DESCRIPTION_BYTES)
-    if found is None:
-        return None
-    where = f"{objects.location}/cache.json"
-    try:
-        value = unsealed_json(found[0], where)
-        return description_of(value, str(objects.location)), str(value["dataset"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CacheError(f"{where} is not a cache's description: {error!r}; it was changed or is damaged") from error
-
-
-def name_of(objects: Objects) -> str:
-    """Name of the dataset whose features the store has; CacheError where it has none."""
-    return read_dataset_object(objects, required(objects)[1]).name
-
-
-def required(objects: Objects) -> tuple[Description, str]:
-    """As `find`; CacheError where there is no cache."""
-    found = find(objects)
-    if found is None:
-        raise CacheError(f"there is no cache at {objects.location}: `make extract CACHE={objects.location}` makes one")
-    return found
-
-
-@dataclass(frozen=True)
-class Orphan:
-    """Objects below shards/ that no record speaks of: of a commit that died, or of a shard that was forgotten."""
-
-    name: str
-    files: dict[str, int]
-    """Size of each object by its path below `name`; of one object with that very name under the empty path."""
-
-
-def log_problems(cache: "FeatureCache") -> Iterator[str]:
-    """Where the working copy's ledger and dataset are not those that the log leads to, in words."""
-    assert cache.remote is not None
-    with tempfile.TemporaryDirectory(prefix="mrrn-log-") as folder:
-        found = find(cache.remote.objects)
-        if found is None:
-            yield f"{cache.remote.location} holds no cache any more: its cache.json is missing"
-            return
-        dataset = read_dataset_object(cache.remote.objects, found[1])
-        ledger = Ledger.create(
-            Path(folder) / "ledger.sqlite", sorted((video.id, video.path) for video in dataset.videos)
-        )
-        cache.remote.catch_up(ledger)
-        if (Path(folder) / "dataset.json").exists():
-            dataset = read_dataset(Path(folder) / "dataset.json")
-        ledgers = (ledger, cache.ledger)
-        outcomes, places, shards = zip(
-            *((list(one.outcomes()), one.places(), one.shards()) for one in ledgers), strict=True
-        )
-        ledger.close()
-    if dataset != cache.dataset:
-        yield "dataset.json of the working copy is not the one in the store"
-    for what, (logged, here) in {"outcomes": outcomes, "places": places, "shards": shards}.items():
-        if logged != here:
-            yield f"the working copy's ledger has other {what} than the records in the store"
-
-
-def orphans(cache: "FeatureCache") -> list[Orphan]:
-    """What lies below shards/ in the store without a record, by a listing."""
-    assert cache.remote is not None
-    known = {object_of(row) for row in cache.ledger.shards()}
-    found: dict[str, dict[str, int]] = {}
-    for entry in cache.remote.objects.names("shards"):
-        parts = PurePosixPath(entry.name).parts
-        name = "/".join(parts[:2])
-        if name not in known:
-            found.setdefault(name, {})["/".join(parts[2:])] = entry.num_bytes
-    return [Orphan(name, files) for name, files in found.items()]
-
-
-def settle(cache: "FeatureCache") -> list[str]:
-    """Adopt the orphans that are complete and whose videos are still wanted, remove the others; what was done."""
-    assert cache.remote is not None
-    left = orphans(cache)
-    if left and cache.ledger.next_expiry() is not None:
-        return [f"left {len(left)} shards without a record alone: an extraction is at work"]
-    done = []
-    for orphan in left:
-        if _adopted(cache, orphan):
-            done.append(f"adopted {orphan.name}, which was complete but not yet recorded")
-        else:
-            cache.remote.objects.delete([f"{orphan.name}/{file}" if file else orphan.name for file in orphan.files])
-            done.append(f"removed {orphan.name}, which no record speaks of")
-    return done
-
-
-def _adopted(cache: "FeatureCache", orphan: Orphan) -> bool:
-    assert cache.remote is not None
-    digest = orphan.name.removeprefix("shards/").removesuffix(SUFFIXES[cache.backend])
-    if shard_object(digest, SUFFIXES[cache.backend]) != orphan.name or not _plausible(digest, orphan.files):
-        return False
-    path = cache.remote.copy.new_name()
-    try:
-        cache.remote.copy.download(orphan.name, orphan.files, path)
-        with cache.ledger.transaction() as connection:
-            # Whatever is wrong with it ends here; an error of what follows is none of the orphan's.
-            adoptable = adopt(cache.destination, connection, path, digest)
-            if adoptable is None:
-                return False
-            outcomes, shard = adoptable
-            cache.remote.commit(cache.ledger, connection, outcomes, shard, orphan.files)
-            cache.remote.copy.keep(path, shard)
-        return True
-    finally:
-        discard(path)
-
-
-def _plausible(digest: str, files: dict[str, int]) -> bool:
+def _plausible(digest: str, files: Mapping[str, int]) -> bool:
     try:
         for name in files:
             if name or len(files) > 1:
@@ -321,17 +295,3 @@ def _plausible(digest: str, files: dict[str, int]) -> bool:
     except UnsafePathError:
         return False
     return is_hash(digest) and len(files) <= MAX_FILES
-
-
-def damaged_copies(cache: "FeatureCache", rows: list[ShardRow]) -> Iterator[tuple[ShardRow, str]]:
-    """Shards of the working copy whose bytes are not those that were committed."""
-    for row in rows:
-        path = cache.path / "shards" / row.name
-        try:
-            written = hash_files(path)
-            if (written.digest, written.num_bytes) != (row.digest, row.num_bytes):
-                yield row, "its bytes are not those that were written"
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            yield row, f"it cannot be read: {error.strerror}"

@@ -1,4 +1,4 @@
-"""Shards of an object store as files here: fetched whole when first read, checked, kept while there is room."""
+"""Local copies of the shards in an object store: fetched whole when first read, checked, kept while there is room."""
 
 import contextlib
 import os
@@ -12,55 +12,55 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from cache.commit import discard
 from cache.common.errors import CacheError, DamageError
+from cache.common.files import discard
 from cache.ledger import SHARD_NAME, ShardRow
 from cache.processes import is_dead, this_process
 from cache.remote.client import Objects
 from cache.remote.log import RecordLog, object_of
 from cache.shards.writer import hash_files
 
-_COMING = re.compile(r"\.get-(?P<owner>.+)-[0-9a-f]{16}")
+_TRANSFER = re.compile(r"\.get-(?P<owner>.+)-[0-9a-f]{16}")
 
 _THREADS = 8
-"""Files of one shard that are on their way at a time."""
+"""Files of one shard that are downloaded at a time."""
 
 _RESERVE_BYTES = 64 << 20
 """Left free on the disk."""
 
 
 class LocalCopy:
-    """The folder `shards/` of a working copy. Several processes may use it; none waits for another."""
+    """The folder `shards/` of a working copy. Several processes may use it without waiting for each other."""
 
     def __init__(self, folder: Path, objects: Objects, log: RecordLog, limit_bytes: int) -> None:
-        """`limit_bytes`: what the shards in `folder` may take together; one is always allowed."""
+        """`limit_bytes`: limit on the bytes of all shards in `folder`; one shard is always allowed."""
         self._folder, self._objects, self._log, self._limit_bytes = folder, objects, log, limit_bytes
         self._lock = threading.Lock()
-        self._one_each: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
+        self._shard_locks: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
 
     def fetch(self, row: ShardRow) -> Path:
-        """The shard's file or folder here; DamageError where what the store has is not what was committed."""
+        """Returns the shard's local file or folder. Raises `DamageError` if the store's shard was changed."""
         path = self._folder / row.name
         with self._lock:
-            mine = self._one_each[row.number]
-        with mine:
+            lock = self._shard_locks[row.number]
+        with lock:
             if not os.path.lexists(path):
-                with self.fresh(row) as came:
+                with self.fresh(row) as fetched:
                     self.make_room(row)
-                    # Where another process was quicker, its copy will do.
+                    # If another process was quicker, its copy is kept.
                     with contextlib.suppress(OSError):
-                        came.rename(path)
+                        fetched.rename(path)
         with contextlib.suppress(OSError):
             os.utime(path)
         return path
 
     @contextmanager
     def fresh(self, row: ShardRow) -> Iterator[Path]:
-        """The shard as the store has it now, its bytes those that were committed; gone afterwards unless renamed."""
+        """Downloads the shard anew and checks its hash. The path is removed afterwards unless it was renamed."""
         record = self._log.read(row.number)
         if record.shard != row:
             raise DamageError(
-                f"record {row.number} of {self._objects.location} says other things of {row.name} than here"
+                f"record {row.number} of {self._objects.location} does not agree with this ledger about {row.name}"
             )
         temporary = self.new_name()
         try:
@@ -76,17 +76,17 @@ class LocalCopy:
             discard(temporary)
 
     def download(self, source: str, files: Mapping[str, int], target: Path) -> None:
-        """Fetch a shard's files, whose names have been checked; DamageError where one has not the size given here."""
+        """Fetch a shard's files, whose names have been checked. Raises `DamageError` if one has another size."""
         self._check_space(source, sum(files.values()))
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="shard-files") as threads:
-            coming = []
+            downloads = []
             for name, num_bytes in files.items():
                 path = target / name if name else target
                 path.parent.mkdir(parents=True, exist_ok=True)
                 remote = f"{source}/{name}" if name else source
-                coming.append(threads.submit(self._objects.download, remote, path, num_bytes))
-            for file in coming:
-                file.result()
+                downloads.append(threads.submit(self._objects.download, remote, path, num_bytes))
+            for download in downloads:
+                download.result()
 
     def _check_space(self, name: str, num_bytes: int) -> None:
         free_bytes = shutil.disk_usage(self._folder).free
@@ -97,25 +97,25 @@ class LocalCopy:
             )
 
     def keep(self, shard: Path, row: ShardRow) -> None:
-        """Make a shard that was just committed one of the copy, if it is on this machine."""
+        """Move a committed shard into the copy, if it is on this machine."""
         self.make_room(row)
         with contextlib.suppress(OSError):
             shard.rename(self._folder / row.name)
 
     def clear(self) -> None:
-        """Remove what processes that died were fetching or removing."""
+        """Remove what dead processes were fetching or removing."""
         for path in self._folder.iterdir():
-            if (match := _COMING.fullmatch(path.name)) and is_dead(match["owner"]):
+            if (match := _TRANSFER.fullmatch(path.name)) and is_dead(match["owner"]):
                 discard(path)
 
     def new_name(self) -> Path:
-        """Where something can be put that is to become a shard here, or to go."""
+        """Returns a temporary name for a shard that is being fetched or removed."""
         return self._folder / f".get-{this_process()}-{secrets.token_hex(8)}"
 
     def make_room(self, row: ShardRow) -> None:
-        """Remove the shards here that were not read for longest, until there is room for this one too.
+        """Remove the least recently read shards until there is room for this one.
 
-        Whoever has one of them open reads on: on disk it is gone when the last reader closes it.
+        Open shards stay readable: the disk frees them when the last reader closes them.
         """
         with self._lock:
             kept = sorted(self._kept(), key=lambda found: found[0])
@@ -129,7 +129,7 @@ class LocalCopy:
                     used_bytes -= num_bytes
 
     def _kept(self) -> Iterator[tuple[float, int, Path]]:
-        """When it was last used, how large it is, and where, of each shard here."""
+        """Yields time of last use, size and path of each shard in the folder."""
         for path in self._folder.iterdir():
             if SHARD_NAME.fullmatch(path.name):
                 with contextlib.suppress(OSError):
@@ -137,6 +137,6 @@ class LocalCopy:
                     yield path.lstat().st_mtime, sum(f.lstat().st_size for f in files if not f.is_dir()), path
 
 
-def is_coming(name: str) -> bool:
-    """Whether a name in `shards/` is of a shard that is being fetched or removed, or was when that process died."""
-    return _COMING.fullmatch(name) is not None
+def is_transfer(name: str) -> bool:
+    """Whether a name in `shards/` was made by `new_name`, for a transfer that goes on or was interrupted."""
+    return _TRANSFER.fullmatch(name) is not None

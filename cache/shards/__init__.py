@@ -26,7 +26,7 @@ def encode(backend: Backend, data: ShardData) -> dict[str, bytes]:
 
 
 def open_shard(path: Path, backend: Backend) -> ShardReader:
-    """Open a shard and check its structure and index; DamageError where it is not as it was written."""
+    """Open a shard and check its structure and index. Raises `DamageError` if it was changed."""
     if backend == "h5":
         from cache.shards.hdf5 import Hdf5Shard
 

@@ -59,14 +59,14 @@ class Hdf5Shard:
     """ShardReader of one file."""
 
     def __init__(self, path: Path) -> None:
-        """Look at the structure and read the index; DamageError or CacheError where it is not a shard of ours."""
+        """Check the structure and read the index. Raises `DamageError` if it is not a shard of ours."""
         self.path = path
         try:
             self._file = PositionedFile(path)
         except OSError as error:
             raise DamageError(f"shard {path} cannot be read: {error.strerror}") from error
         try:
-            self._places, content = _places(path, self._file.num_bytes)
+            self._arrays, content = _stored_arrays(path, self._file.num_bytes)
             self.index = self._read_index()
             self.index.check()
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, UnicodeError, CacheError) as error:
@@ -77,17 +77,17 @@ class Hdf5Shard:
 
     def read_into(self, level: Level, view: int, start: int, out_FC: NDArray[np.float16]) -> None:
         """See ShardReader."""
-        place = self._places[level]
+        array = self._arrays[level]
         assert out_FC.flags.c_contiguous
-        assert 0 <= start <= start + len(out_FC) <= place.shape[1]
-        row_bytes = place.shape[2] * out_FC.itemsize
-        position = place.start + (view * place.shape[1] + start) * row_bytes
+        assert 0 <= start <= start + len(out_FC) <= array.shape[1]
+        row_bytes = array.shape[2] * out_FC.itemsize
+        position = array.start + (view * array.shape[1] + start) * row_bytes
         self._file.read_into(out_FC.reshape(-1).view(np.uint8).data, position)
 
     def _read_array(self, name: str) -> NDArray[Any]:
-        place = self._places[name]
-        array: NDArray[Any] = np.empty(place.shape, dtype=place.dtype)
-        self._file.read_into(array.reshape(-1).view(np.uint8).data, place.start)
+        stored = self._arrays[name]
+        array: NDArray[Any] = np.empty(stored.shape, dtype=stored.dtype)
+        self._file.read_into(array.reshape(-1).view(np.uint8).data, stored.start)
         return array
 
     def _read_index(self) -> ShardIndex:
@@ -96,18 +96,18 @@ class Hdf5Shard:
             offsets=self._read_array("offsets"),
             pts_seconds=self._read_array("pts_seconds"),
             checksums=self._read_array("checksum"),
-            levels=tuple(level for level in LEVELS if level in self._places),
+            levels=tuple(level for level in LEVELS if level in self._arrays),
             notes=self._read_array("notes").item().decode(),
         )
 
     def _check_features(self) -> None:
         for level in self.index.levels:
             expected = (self.index.num_views, self.index.num_frames, CHANNELS[level])
-            if self._places[level].shape != expected:
-                raise DamageError(f"shard {self.path}: {level} is {self._places[level].shape}; expected {expected}")
+            if self._arrays[level].shape != expected:
+                raise DamageError(f"shard {self.path}: {level} is {self._arrays[level].shape}; expected {expected}")
 
 
-class _Place:
+class _StoredArray:
     """Where one array lies in the file."""
 
     def __init__(self, name: str, dataset: "h5py.h5d.DatasetID", file_bytes: int) -> None:
@@ -123,7 +123,7 @@ class _Place:
             raise CacheError(f"array {name!r} has a type that is stored otherwise than {expected}")
         num_bytes = int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
         if name not in LEVELS and num_bytes > MAX_INDEX_BYTES:
-            # A file with holes can be that long and take no space.
+            # A sparse file can be that long without taking space.
             raise CacheError(f"array {name!r} of shape {self.shape} is larger than in any shard")
         self.start: int = dataset.get_offset() if num_bytes else 0
         if num_bytes == 0 or self.start is None or self.start + num_bytes > file_bytes:
@@ -133,23 +133,23 @@ class _Place:
 _DTYPES = {"offsets": "<i8", "pts_seconds": "<f8", "checksum": "<u8"}
 
 
-def _places(path: Path, file_bytes: int) -> tuple[dict[str, _Place], str]:
-    """Where each array lies, and the content hash; refuses whatever a shard of ours never has, before following it."""
+def _stored_arrays(path: Path, file_bytes: int) -> tuple[dict[str, _StoredArray], str]:
+    """Where each array lies, and the content hash. Refuses whatever a shard of ours never has before following it."""
     with h5py.File(path, "r", locking=False) as file:
         names = set(file.id)
         levels = {name.encode() for name in LEVELS} & names
         if names != levels | {name.encode() for name in _INDEX} or not levels:
             raise CacheError(f"it holds {sorted(names)}; expected {sorted(_INDEX)} and levels")
-        places = {}
+        arrays = {}
         for name in names:
             if file.id.links.get_info(name).type != h5py.h5l.TYPE_HARD:
                 raise CacheError(f"{name!r} is a link, perhaps to another file; links are not followed")
             if h5py.h5o.get_info(file.id, name).type != h5py.h5o.TYPE_DATASET:
                 raise CacheError(f"{name!r} is not an array")
-            places[name.decode()] = _Place(name.decode(), h5py.h5d.open(file.id, name), file_bytes)
+            arrays[name.decode()] = _StoredArray(name.decode(), h5py.h5d.open(file.id, name), file_bytes)
         if _attribute(file, "format") != _FORMAT:
             raise CacheError(f"its format is not {_FORMAT}; another version of this program may have written it")
-        return places, _attribute(file, "content")
+        return arrays, _attribute(file, "content")
 
 
 def _attribute(file: h5py.File, name: str) -> str:

@@ -1,4 +1,4 @@
-"""One shard: the features of some videos, as arrays, and what reading and writing it means in either format.
+"""One shard: the features of some videos as arrays, and the contract for reading and writing it in either format.
 
 Shapes: N videos, V views, F frames of all videos together, C channels. Video i has frames `[offsets[i], offsets[i+1])`.
 """
@@ -18,7 +18,7 @@ from cache.dataset import check_relative_path
 from cache.fingerprint import CHANNELS, LEVELS, Level
 
 MAX_INDEX_BYTES = 1 << 30
-"""Far above what the index of any shard takes; whatever declares more was made up and gets no memory."""
+"""Far above the size of any shard's index; whatever declares more was made up and gets no memory."""
 
 
 def checksum(span_FC: NDArray[np.float16]) -> int:
@@ -28,7 +28,7 @@ def checksum(span_FC: NDArray[np.float16]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardIndex:
-    """Everything in a shard but the features themselves; small, and checked as a whole by `content`."""
+    """Everything in a shard except the features; small, and checked as a whole by `content`."""
 
     video_ids: tuple[str, ...]
     offsets: NDArray[np.int64]
@@ -39,7 +39,7 @@ class ShardIndex:
     """`[N, levels, V]`: `checksum` of each video's features."""
     levels: tuple[Level, ...]
     notes: str
-    """JSON: what the ledger has to know of these videos, so that a shard without a ledger row can be adopted."""
+    """JSON: what the ledger's rows of these videos say (`cache.commit.ShardNotes`)."""
 
     @property
     def num_videos(self) -> int:
@@ -58,7 +58,7 @@ class ShardIndex:
 
     @cached_property
     def content(self) -> str:
-        """Hex that stands for all the shard says, in whichever format it is stored."""
+        """Hash of the index, in hex; the same in either format."""
         digest = xxhash.xxh3_128()
         texts = ("\n".join(self.video_ids), " ".join(self.levels), self.notes)
         arrays = (self.offsets, self.pts_seconds, self.checksums)
@@ -68,9 +68,9 @@ class ShardIndex:
         return digest.hexdigest()
 
     def check(self) -> None:
-        """CacheError where the parts do not fit together; what has passed can be used without looking again."""
+        """Raises `CacheError` if the parts do not fit together; what has passed needs no further checks."""
         if not self.video_ids or len(set(self.video_ids)) != len(self.video_ids):
-            raise CacheError(f"a shard of {self.num_videos} videos: each id must stand once, and there must be one")
+            raise CacheError(f"a shard of {self.num_videos} videos: there must be one, and no id twice")
         for video_id in self.video_ids:
             try:
                 check_relative_path(video_id)
@@ -104,7 +104,7 @@ class ShardData:
     features: Mapping[Level, NDArray[np.float16]]
     """`[V, F, C]` of each level, finite."""
     notes: str = "{}"
-    """See `ShardIndex.notes`; FeatureCache.commit fills it."""
+    """See `ShardIndex.notes`; filled when the shard is staged."""
 
     def __post_init__(self) -> None:
         _expect("offsets", self.offsets, (len(self.video_ids) + 1,), np.int64)
@@ -122,7 +122,7 @@ class ShardData:
 
     @cached_property
     def index(self) -> ShardIndex:
-        """All but the features, with their checksums."""
+        """Everything except the features, with their checksums."""
         levels = tuple(level for level in LEVELS if level in self.features)
         if len(levels) != len(self.features):
             raise CacheError(f"features have levels {sorted(self.features)}; known are {LEVELS}")
@@ -151,11 +151,11 @@ class ShardReader(Protocol):
     index: ShardIndex
 
     def read_into(self, level: Level, view: int, start: int, out_FC: NDArray[np.float16]) -> None:
-        """Fill `out_FC` with frames `[start, start + len(out_FC))` of the shard; DamageError where it is too short."""
+        """Fill `out_FC` with frames `[start, start + len(out_FC))`. Raises `DamageError` if the file is too short."""
 
 
 def features(reader: ShardReader, i: int, level: Level, view: int, start: int, stop: int) -> NDArray[np.float16]:
-    """Frames `[start, stop)` of the shard's video `i`, `[F, C]`, as stored, not checked against the checksum."""
+    """Returns frames `[start, stop)` of the shard's video `i`, `[F, C]`, without checking the checksum."""
     first = int(reader.index.offsets[i])
     assert 0 <= start <= stop <= int(reader.index.offsets[i + 1]) - first
     out_FC = np.empty((stop - start, CHANNELS[level]), dtype=np.float16)
@@ -164,17 +164,17 @@ def features(reader: ShardReader, i: int, level: Level, view: int, start: int, s
 
 
 def check_span(reader: ShardReader, i: int, level: Level, view: int, span_FC: NDArray[np.float16]) -> None:
-    """DamageError naming the video unless `span_FC` is what was committed for video `i`."""
+    """Raises `DamageError` naming the video unless `span_FC` is what was committed for video `i`."""
     index = reader.index
     if checksum(span_FC) != int(index.checksums[i, index.levels.index(level), view]):
         raise DamageError(
             f"video {index.video_ids[i]!r}: level {level}, view {view} in {reader.path} is not what was written "
-            "(checksum differs). `python -m cache verify` lists all damage, `python -m cache repair` sets it aside"
+            "(checksum differs). `python -m cache verify` lists all damage, `python -m cache repair` queues it again"
         )
 
 
 def damaged_videos(reader: ShardReader) -> list[str]:
-    """Ids of the videos with any level or view that is not what was committed; reads everything."""
+    """Returns the ids of videos with a level or view that was damaged; reads everything."""
     damaged = []
     index = reader.index
     for i, video_id in enumerate(index.video_ids):

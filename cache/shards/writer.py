@@ -29,7 +29,7 @@ _BLOCK_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """What is on disk after a shard was written."""
+    """Hash and size of a written shard."""
 
     digest: str
     """Hex over all bytes of its files, see `hash_files`."""
@@ -37,9 +37,9 @@ class Written:
 
 
 def write_shard(path: Path, backend: Backend, data: ShardData) -> Written:
-    """Write a new shard at `path`, durably, and read it back; OSError where the system refuses.
+    """Write a new shard at `path`, durably. Raises `OSError` if the system refuses.
 
-    What is read back is hashed, and its index compared with the data, before anybody is told that it is there.
+    The shard is read back and hashed, and its index compared with the data, before this returns.
     """
     write_tree_durably(path, encode(backend, data))
     written = hash_files(path)
@@ -63,7 +63,7 @@ def hash_files(path: Path) -> Written:
 
 
 def _plain_files(path: Path) -> list[Path]:
-    """All that is not a real folder; opening a link among them fails."""
+    """Everything that is not a real folder; opening a link among them fails."""
     if path.is_symlink():
         return [path]
     entries = [path, *path.rglob("*")]
@@ -71,14 +71,14 @@ def _plain_files(path: Path) -> list[Path]:
 
 
 class ShardWriter:
-    """Writes shards in one child process that it starts when first needed, and again when it died. Thread-safe."""
+    """Writes shards in one child process, which is started when first needed and after it died. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
 
     def write(self, path: Path, backend: Backend, data: ShardData) -> Written:
-        """As `write_shard`; OSError where the system refused, CacheError where the child died."""
+        """As `write_shard`. Raises `OSError` if the system refused and `CacheError` if the child died."""
         with self._lock:
             if self._child is not None and self._child.poll() is not None:
                 self._end(kill=True)
@@ -93,7 +93,7 @@ class ShardWriter:
             except BrokenPipeError:
                 answer = b""
             except BaseException:
-                # Interrupted in the middle of a message: nobody could make sense of what the child says next.
+                # Interrupted in the middle of a message: the child's next answer could not be understood.
                 self._end(kill=True)
                 raise
             if not answer.endswith(b"\n"):
@@ -102,7 +102,7 @@ class ShardWriter:
                     f"the process that writes shards died (exit status {status}) while writing {path}; "
                     "nothing was lost. Look for a full disk or too little memory, then run the same command again"
                 )
-        return _understand(json.loads(answer), path)
+        return _parsed_answer(json.loads(answer), path)
 
     def close(self) -> None:
         """Let the child end."""
@@ -129,12 +129,12 @@ def _start_child() -> "subprocess.Popen[bytes]":
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": path},
-        # Ctrl-C goes to the caller, who decides what becomes of the shard in hand.
+        # Ctrl-C goes to the caller, which decides what becomes of the current shard.
         start_new_session=True,
     )
 
 
-def _understand(answer: dict[str, Any], path: Path) -> Written:
+def _parsed_answer(answer: dict[str, Any], path: Path) -> Written:
     if "errno" in answer:
         raise OSError(answer["errno"], os.strerror(answer["errno"]), str(path))
     if "error" in answer:
@@ -162,7 +162,7 @@ def _send(stream: IO[bytes], path: Path, backend: Backend, data: ShardData) -> N
 
 def _received(stream: IO[bytes]) -> Iterable[tuple[Path, Backend, ShardData]]:
     while length := stream.read(8):
-        header = json.loads(_exactly(stream, int.from_bytes(length, "little")))
+        header = json.loads(_read_exactly(stream, int.from_bytes(length, "little")))
         arrays = {name: _array(stream, *layout) for name, layout in header["arrays"].items()}
         data = ShardData(
             video_ids=tuple(header["video_ids"]),
@@ -177,19 +177,19 @@ def _received(stream: IO[bytes]) -> Iterable[tuple[Path, Backend, ShardData]]:
 
 def _array(stream: IO[bytes], dtype: str, shape: list[int]) -> NDArray[Any]:
     num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    return np.frombuffer(_exactly(stream, num_bytes), dtype=dtype).reshape(shape)
+    return np.frombuffer(_read_exactly(stream, num_bytes), dtype=dtype).reshape(shape)
 
 
-def _exactly(stream: IO[bytes], num_bytes: int) -> bytes:
+def _read_exactly(stream: IO[bytes], num_bytes: int) -> bytes:
     content = stream.read(num_bytes)
     if len(content) != num_bytes:
-        # The caller was killed in the middle of a message; whoever comes next clears away what is half-written.
+        # The caller was killed in the middle of a message; the next extraction clears away the half-written shard.
         sys.exit(0)
     return content
 
 
 def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
-    """Write what is asked for until there are no more requests."""
+    """Write shards until there are no more requests."""
     for path, backend, data in _received(requests):
         answer: dict[str, Any]
         try:

@@ -63,7 +63,7 @@ def _create(
         chunks=chunk,
         shards=shard,
         compressors=Crc32cCodec(),
-        # All-zero features are data too: a chunk that is not there always means damage.
+        # All-zero features are data too: a missing chunk always means damage.
         config={"write_empty_chunks": True},
     )
     created[...] = array
@@ -73,7 +73,7 @@ class ZarrShard:
     """ShardReader of one group."""
 
     def __init__(self, path: Path) -> None:
-        """Look at the structure and read the index; DamageError or CacheError where it is not a shard of ours."""
+        """Check the structure and read the index. Raises `DamageError` if it is not a shard of ours."""
         self.path = path
         try:
             _check_structure(path)
@@ -84,7 +84,7 @@ class ZarrShard:
             self.index.check()
             self._chunks = {level: self._open_level(level) for level in self.index.levels}
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError, CacheError) as error:
-            # MemoryError: what holds texts may declare any number of them, and the library believes it.
+            # MemoryError: an array of strings may declare any number of them, and the library believes it.
             raise DamageError(f"shard {path} is not what was written: {error}") from error
         if self.index.content != group.attrs.get("content"):
             raise DamageError(f"shard {path} is not what was written: its index does not agree with its own hash")
@@ -139,7 +139,7 @@ def _read_index(group: zarr.Group, path: Path) -> ShardIndex:
     for name in _INDEX:
         array = group[name]
         assert isinstance(array, zarr.Array)
-        # The declared shape may be absurd; what the files hold bounds it.
+        # The declared shape may be absurd; the size of the files bounds it.
         file_bytes = sum(file.stat().st_size for file in (path / name / "c").rglob("*") if file.is_file())
         if array.size * 4 > file_bytes or file_bytes > MAX_INDEX_BYTES:
             raise CacheError(
@@ -157,7 +157,7 @@ def _read_index(group: zarr.Group, path: Path) -> ShardIndex:
 
 
 def _check_structure(path: Path) -> None:
-    """Refuse, before the library follows any of it, whatever a group of ours never has: links, other arrays, codecs."""
+    """Before the library follows it, refuse whatever a group of ours never has: links, other arrays, other codecs."""
     if not stat.S_ISDIR(path.lstat().st_mode):
         raise CacheError("it is not a folder")
     for entry in path.rglob("*"):

@@ -13,7 +13,6 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cache.commit import recover
 from cache.common.console import progress
 from cache.common.errors import MrrnError
 from cache.fingerprint import Fingerprint
@@ -99,7 +98,7 @@ def extract_pending(
                 claims.drain()
         except RayError as error:
             raise MrrnError(f"Ray gave up: {error}. What was committed is safe; the same command goes on") from error
-        recover(cache.destination)
+        cache.recover()
     return counts
 
 
@@ -107,7 +106,7 @@ def _commit(cache: FeatureCache, claims: ClaimQueue, task: ExtractTask, report: 
     if report.error:
         raise MrrnError(report.error)
     for number, staged in enumerate(report.staged, 1):
-        commit = partial(cache.commit_aside, task.claim, staged)
+        commit = partial(cache.commit_staged, task.claim, staged)
         claims.submit(commit, task.claim, last=number == len(report.staged))
 
 

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
 from typing import Final
 
-from cache.commit import Aside
+from cache.commit import StagedShard
 
 RECENT_SECONDS: Final = 300.0
 SHOWN: Final = 4
@@ -20,7 +20,7 @@ _DETAIL = re.compile(r"[:;(].*|\d[\d,.]*", re.DOTALL)
 class TaskReport:
     """What a worker made of a task."""
 
-    staged: tuple[Aside, ...] = ()
+    staged: tuple[StagedShard, ...] = ()
     """Its shards, which wait to be committed."""
     error: str = ""
     """Why there are none: something that the next task would meet as well, as a text for the user."""

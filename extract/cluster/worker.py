@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import ray
 
-from cache.commit import Aside
+from cache.commit import StagedShard
 from cache.common.errors import MrrnError
 from cache.fingerprint import check_fingerprint
 from cache.ledger import Outcome
@@ -120,7 +120,7 @@ class ExtractWorker:
     def _features_of(self, videos: Iterable[tuple[str, Path]], meter: Meter) -> Iterator[VideoFeatures]:
         return extract_features(videos, self._settings, engine=self._engine, meter=meter, pool=self._pool)
 
-    def _staged(self, task: ExtractTask, one_by_one: bool, meter: Meter) -> Iterator[Aside]:
+    def _staged(self, task: ExtractTask, one_by_one: bool, meter: Meter) -> Iterator[StagedShard]:
         def features_of(videos: Iterable[tuple[str, Path]]) -> Iterator[VideoFeatures]:
             return self._each_alone(videos, meter) if one_by_one else self._features_of(videos, meter)
 
@@ -136,9 +136,9 @@ class ExtractWorker:
                 yield from self._features_of([(video_id, path)], meter)
             ray.get(self._deaths.end.remote(video_id))
 
-    def _stage(self, shard: FinishedShard) -> Aside:
+    def _stage(self, shard: FinishedShard) -> StagedShard:
         outcomes = [video.outcome for video in shard.videos]
-        return self._cache.write_aside(shard.claim.token, shard_data(shard.videos), outcomes, self._environment)
+        return self._cache.stage(shard.claim.token, shard_data(shard.videos), outcomes, self._environment)
 
     def _text_of(self, error: Exception) -> str:
         """The text of an expected error; of a bug the traceback; with the node where it happened."""

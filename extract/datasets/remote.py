@@ -21,8 +21,7 @@ from urllib.request import HTTPRedirectHandler, HTTPSHandler, ProxyHandler, Requ
 from cache.common.errors import CacheError, DecodeError, MrrnError
 from cache.dataset import ADDRESS
 from cache.ledger import Outcome
-from cache.remote.client import Location, Objects
-from cache.remote.client import Patience as StorePatience
+from cache.remote.client import Location, Objects, RetryPolicy
 from extract.datasets.official.download import BLOCK_BYTES, DownloadRetries, is_final
 from extract.decode import DecodePool, FrameBlock, Limits, VideoEnd
 
@@ -144,7 +143,7 @@ def fetch_video(address: str, target: Path, limits: Limits) -> Path:
 def _from_store(address: str, target: Path, most_bytes: int, seconds: float) -> None:
     bucket, _, key = address.removeprefix("s3://").partition("/")
     try:
-        objects = Objects(Location(bucket, ""), StorePatience(seconds=seconds))
+        objects = Objects(Location(bucket, ""), RetryPolicy(seconds=seconds))
         check = partial(_check_size, address, most_bytes=most_bytes)
         objects.fetch(key, target, check, time.monotonic() + seconds)
     except CacheError as error:

@@ -112,8 +112,9 @@ def test_failed_videos_are_requeued_when_asked(ledger: Ledger) -> None:
     fail(ledger, claim, "v0")
     fail(ledger, claim, "v1")
     assert [(o.video_id, o.reason) for o in ledger.outcomes("failed")] == [("v0", "broken"), ("v1", "broken")]
-    assert ledger.requeue(["failed"]) == 2
-    assert ledger.requeue(["failed", "suspect"]) == 0
+    with ledger.transaction() as connection:
+        assert ledger.requeue(connection, ["failed"]) == 2
+        assert ledger.requeue(connection, ["failed", "suspect"]) == 0
     assert ledger.counts() == {"pending": 10, "done": 0, "suspect": 0, "failed": 0}
     assert all(outcome == Outcome(video_id=outcome.video_id, status="pending") for outcome in ledger.outcomes())
 

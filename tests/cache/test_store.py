@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from cache import reading as bank
-from cache.commit import recover
 from cache.common.errors import CacheError, DamageError, FingerprintError, LeaseLostError
 from cache.fingerprint import LEVELS
 from cache.ledger import Outcome
@@ -259,7 +258,7 @@ def test_a_stray_shard_is_adopted_once_and_a_changed_one_removed(tmp_path: Path,
         assert_holds_all(cache, all_ids(cache)[:4])
         assert cache.ledger.counts()["pending"] == 4
         fill(cache)
-        assert recover(cache.destination) == []
+        assert cache.recover() == []
         assert_holds_all(FeatureCache.open(tmp_path / "c"), all_ids(cache))
     assert sorted(path.name for path in (tmp_path / "c/shards").iterdir()) == [first.name, second.name, "notes.txt"]
 
@@ -268,7 +267,7 @@ def test_a_stray_whose_videos_were_done_meanwhile_is_removed(tmp_path: Path) -> 
     cache = filled_cache(tmp_path / "c", 4)
     (shard,) = (cache.path / "shards").iterdir()
     shutil.copy(shard, shard.with_name(shard.name.replace("000000", "000007")))
-    recover(cache.destination)
+    cache.recover()
     assert list((cache.path / "shards").iterdir()) == [shard]
 
 
@@ -277,9 +276,9 @@ def test_the_shard_of_a_living_worker_is_left_alone(tmp_path: Path) -> None:
     claim = cache.ledger.claim("someone", 2, 60)
     assert claim is not None
     (cache.path / f"shards/.tmp-{claim.token}-1-0").write_bytes(b"being written")
-    assert recover(cache.destination) == []
+    assert cache.recover() == []
     cache.ledger.release(claim)
-    assert len(recover(cache.destination)) == 1
+    assert len(cache.recover()) == 1
 
 
 def test_threads_and_forked_children_read_the_same(tmp_path: Path, backend: Backend) -> None:

@@ -236,7 +236,7 @@ def make_clean(path: Path, number: int) -> FeatureCache:
         return make_cache(path, 3, backend=backend)
     cache = filled_cache(path, 9, backend=backend, views=("center", "random0")[: 1 + number // 50])
     if kind == 2:
-        cache.ledger.requeue(["done"])
+        cache.requeue(["done"])
     if kind == 3:
         with cache.ledger.transaction() as connection:
             cache.ledger.forget_video(connection, cache.video_ids[number % 9])

@@ -12,7 +12,7 @@ from typing import IO, Any
 import h5py  # noqa: F401 (imported before the fork, so that workers need not)
 import zarr  # noqa: F401
 
-from cache import commit
+from cache import storage
 from cache.common.errors import CacheError, LeaseLostError
 from cache.ledger import Outcome
 from cache.processes import this_process
@@ -110,7 +110,7 @@ def extract_acknowledged(cache: str, trace: str, videos: int) -> int:
 
 def extract_and_die(cache: str, videos: int) -> int:
     """Die within the first commit, when the shard has its name and before that is safe."""
-    commit.fsync_folder = lambda _: os._exit(9)
+    storage.fsync_folder = lambda _: os._exit(9)
     return extract(cache, os.devnull, videos)
 
 

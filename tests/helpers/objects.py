@@ -49,6 +49,43 @@ def stores_in_memory(monkeypatch: pytest.MonkeyPatch) -> Any:
     return stores[LOCATION]
 
 
+def names(store: Any, prefix: str) -> list[str]:
+    """Names of all objects below a prefix."""
+    import obstore
+
+    return sorted(row["path"] for page in obstore.list(store, prefix) for row in page)
+
+
+def content(store: Any, name: str) -> bytes:
+    """The bytes of an object."""
+    import obstore
+
+    return bytes(obstore.get(store, name).bytes())
+
+
+def flip(store: Any, name: str) -> None:
+    """Change one bit of an object."""
+    import obstore
+
+    bytes_ = bytearray(content(store, name))
+    bytes_[len(bytes_) // 2] ^= 1
+    obstore.put(store, name, bytes(bytes_))
+
+
+def cut(store: Any, name: str) -> None:
+    """Remove the last byte of an object."""
+    import obstore
+
+    obstore.put(store, name, content(store, name)[:-1])
+
+
+def remove(store: Any, name: str) -> None:
+    """Remove an object."""
+    import obstore
+
+    obstore.delete(store, name)
+
+
 def _free_port() -> int:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))

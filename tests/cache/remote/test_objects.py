@@ -136,22 +136,22 @@ def test_a_reader_fetches_each_shard_once(tmp_path: Path) -> None:
         rows = one.ledger.shards()
     with FeatureCache.attach(tmp_path / "two", LOCATION) as two:
         assert_complete(two)
-        gets = two.remote.objects.requests["get"]
+        gets = two.storage.objects.requests["get"]
         assert gets == len(rows) * (FILES_OF_A_SHARD + 2)  # the record, when the log is read and with the shard
         assert_complete(two)
-        assert two.remote.objects.requests["get"] == gets
+        assert two.storage.objects.requests["get"] == gets
 
 
 def test_what_a_commit_costs(tmp_path: Path) -> None:
     """docs/formats.md states these numbers."""
     with create(tmp_path / "one") as one:
         claims = [one.ledger.claim("test", 2, 60) for _ in range(3)]
-        one.remote.lease.hold()
-        before = dict(one.remote.objects.requests)
+        one.storage.lease.hold()
+        before = dict(one.storage.objects.requests)
         for claim in claims:
             ids = [video.id for video in claim.videos]
             one.commit(claim, make_shard(ids), done(ids), {})
-        spent = {kind: count - before.get(kind, 0) for kind, count in one.remote.objects.requests.items()}
+        spent = {kind: count - before.get(kind, 0) for kind, count in one.storage.objects.requests.items()}
         assert spent == {"put": 3 * (FILES_OF_A_SHARD + 1), "get": 0, "list": 0}
 
 
@@ -163,10 +163,10 @@ def test_a_pickled_cache_writes_from_a_machine_without_the_folder(tmp_path: Path
         (tmp_path / "one").rename(tmp_path / "elsewhere")
         with sent(one) as there:
             assert there.path != one.path
-            aside = there.write_aside(claim.token, make_shard(ids), done(ids), {})
+            staged = there.stage(claim.token, make_shard(ids), done(ids), {})
             assert list((there.path / "shards").iterdir()) == []
         (tmp_path / "elsewhere").rename(tmp_path / "one")
-        one.commit_aside(claim, sent(aside))
+        one.commit_staged(claim, sent(staged))
         assert_complete(one)
 
 

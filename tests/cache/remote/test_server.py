@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from cache.common.errors import CacheError
-from cache.remote.client import Location, Objects, Patience
+from cache.remote.client import Location, Objects, RetryPolicy
 from cache.store import FeatureCache
 from cache.verify import verify
 from tests.cache.remote.test_objects import assert_complete, create
@@ -31,7 +31,7 @@ def test_creating_and_replacing_are_conditional_and_errors_are_without_secrets(
     s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     use(monkeypatch, s3_server.endpoint)
-    objects = Objects(location("plain"), Patience(seconds=0.3))
+    objects = Objects(location("plain"), RetryPolicy(seconds=0.3))
     assert [objects.create("a/1", b"x"), objects.create("a/1", b"y"), objects.create("a/1", b"x")] == [
         True,
         False,
@@ -45,8 +45,8 @@ def test_creating_and_replacing_are_conditional_and_errors_are_without_secrets(
     assert [entry.name for entry in objects.names("a", "a/1")] == ["a/2"]
     with faulty(s3_server, fail_every=1) as proxy:
         use(monkeypatch, proxy.endpoint)
-        with pytest.raises(CacheError, match="look after the server") as caught:
-            Objects(location("plain"), Patience(seconds=0.3)).write("a/3", b"")
+        with pytest.raises(CacheError, match="check the server") as caught:
+            Objects(location("plain"), RetryPolicy(seconds=0.3)).write("a/3", b"")
     assert SECRET not in repr(caught.value) + str(caught.value.__cause__)
     use(monkeypatch, s3_server.endpoint)
     with pytest.raises(CacheError, match="NoSuchBucket"):
@@ -146,8 +146,7 @@ def test_killed_drivers_lose_nothing_and_do_nothing_twice(
     with FeatureCache.open_for_extraction(tmp_path / "cache", make_fingerprint()) as cache:
         fill(cache, shard_videos=50)
         assert_complete(cache, videos)
-        assert cache.remote is not None
-        recorded = [outcome.video_id for record in cache.remote.log.since(0) for outcome in record.outcomes]
+        recorded = [outcome.video_id for record in cache.storage.log.since(0) for outcome in record.outcomes]
     assert sorted(recorded) == sorted(set(recorded)), "a video was committed twice"
     assert len(recorded) == videos
     assert len(noted) == len(set(noted))
@@ -211,7 +210,7 @@ def test_extraction_into_it_and_training_from_it(
         assert "the videos are not at hand, and not needed" in result.output, result.output
         caches = [FeatureCache.open(work / "work" / "cache" / "toy") for work in (here, there, elsewhere)]
         for cache in caches[1:]:
-            assert cache.remote is not None
+            assert cache.storage.address
             assert_same(everything(cache), everything(caches[0]))
         scores = [train(work / "work") for work in (here, elsewhere)]
         assert scores[0]["video_ids"].tolist() == scores[1]["video_ids"].tolist()

@@ -131,7 +131,7 @@ def spoil(data: ShardData, level: str, where: tuple[int, int, int], value: float
 WRONG: dict[str, tuple[Callable[[ShardData], dict[str, Any]], str]] = {
     "NaN": (lambda d: spoil(d, "mid", (0, int(d.offsets[1]), 3), np.nan), "'Läufer/ü': features of level mid"),
     "infinity": (lambda d: spoil(d, "low", (0, 0, 0), np.inf), "are not finite"),
-    "an id twice": (lambda _: {"video_ids": ("a", "a", "b")}, "each id must stand once"),
+    "an id twice": (lambda _: {"video_ids": ("a", "a", "b")}, "no id twice"),
     "no videos": (lambda d: {"video_ids": (), "offsets": d.offsets[:1]}, "there must be one"),
     "an unsafe id": (lambda _: {"video_ids": ("a", "../b", "c")}, r"\.\./b"),
     "too few offsets": (lambda d: {"offsets": d.offsets[:-1]}, "offsets is int64"),

@@ -1,0 +1,27 @@
+"""Where a cache's damaged files go: nothing that could still be good is deleted."""
+
+import os
+from itertools import chain, count
+from pathlib import Path
+from typing import Final
+
+from cache.common.errors import CacheError
+from cache.common.files import fsync_folder, make_folder_durably
+
+QUARANTINE: Final = "quarantine"
+"""Folder, within the cache, for damaged files. Nothing reads it; it can be deleted."""
+
+
+def quarantine(cache: Path, path: Path) -> list[str]:
+    """Move a file or folder of the cache in folder `cache` to its quarantine, if it exists. Returns what was done."""
+    if not os.path.lexists(path):
+        return []
+    if (cache / QUARANTINE).is_symlink():
+        raise CacheError(f"{cache / QUARANTINE} is a link; damaged files stay in the cache: remove the link")
+    make_folder_durably(cache / QUARANTINE)
+    candidates = (cache / QUARANTINE / name for name in chain([path.name], (f"{path.name}.{n}" for n in count(1))))
+    target = next(candidate for candidate in candidates if not os.path.lexists(candidate))
+    path.rename(target)
+    fsync_folder(target.parent)
+    fsync_folder(path.parent)
+    return [f"moved {path.name} to {target.relative_to(cache)}"]

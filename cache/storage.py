@@ -1,0 +1,291 @@
+"""What a cache is kept in: a folder of this machine (here), or an object store (`cache/remote/storage.py`).
+
+Everything above works with a `Storage` and never asks which one it has. Both have a folder on this machine with
+cache.json, dataset.json, the ledger and shards/: the cache itself, or a working copy that may be lost at any time.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from sqlite3 import Connection
+from typing import Protocol
+
+from cache.common.errors import CacheError
+from cache.common.files import discard, fsync_folder, make_folder_durably, write_bytes_durably, write_sealed_json
+from cache.dataset import Dataset, read_dataset, write_dataset
+from cache.description import Description, description_json
+from cache.ledger import Ledger, Outcome, ShardRow, Status
+from cache.quarantine import quarantine
+from cache.shards.writer import hash_files
+
+_README = """\
+This folder is a feature cache of MRRN: what a frozen image network says of every frame of the videos of one dataset.
+Heads are trained from it without the videos. It took hours to make; keep it, or make it again with `make extract`.
+
+  cache.json      what the features are: format, levels, views, settings, fingerprint
+  dataset.json    the videos, their classes and splits
+  ledger.sqlite   what became of each video: done, suspect, failed and why (its -wal, where there is one, belongs to it)
+  shards/         the features: write-once files, HDF5 or Zarr v3
+
+Each shard holds several videos: video_id [N], offsets [N + 1] (video i has frames offsets[i] to offsets[i + 1]),
+pts_seconds [F], low, mid, high [views, F, 128 | 256 | 512] float16, checksum [N, levels, views] (xxh3_64).
+
+  python -m cache info FOLDER      what is in it
+  python -m cache verify FOLDER    whether every byte is as it was written
+
+Do not add, rename or change files here. What is in shards/ without a row in the ledger is removed.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing in a cache that is not as it was written."""
+
+    what: str
+    """A sentence for the user."""
+    videos: tuple[str, ...] = ()
+    """Ids of the videos whose features or rows cannot be trusted."""
+    shard: ShardRow | None = None
+    """The damaged shard; None if the finding is not about one."""
+    harmless: bool = False
+    """A leftover that no reader looks at."""
+    copy_only: bool = False
+    """Only this working copy is damaged; the object store has everything as it was written."""
+
+
+class Storage(Protocol):
+    """One open cache: its description, its ledger, its shards. Safe to use from several threads.
+
+    Subclasses may inherit the bodies below: they fit a cache that nobody but processes of this machine can change.
+    """
+
+    folder: Path
+    """The folder on this machine."""
+    description: Description
+    """The content of cache.json."""
+    ledger: Ledger
+    """What became of each video, as of the last `catch_up`."""
+    shards_are_copies: bool = False
+    """Whether a shard in `folder` without a row in the ledger is a stale copy. Otherwise it may be adopted."""
+
+    @property
+    def address(self) -> str | None:
+        """`s3://bucket/prefix` of the object store that has the cache; None if `folder` is the cache itself."""
+
+    @property
+    def place(self) -> str:
+        """Where the cache is kept and in which format, as text for the user."""
+
+    def free_bytes(self) -> int | None:
+        """Free space for more shards where the cache is kept; None if it is not limited or not known."""
+
+    def close(self) -> None:
+        """Close the ledger and give up the right to extend the cache."""
+        self.ledger.close()
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def catch_up(self) -> None:
+        """Bring the ledger up to date with what other machines have committed."""
+        return
+
+    def fetch(self, row: ShardRow) -> Path:
+        """Path of a shard on this machine. Another process may remove it again before it is open."""
+
+    def original(self, row: ShardRow) -> AbstractContextManager[Path]:
+        """A shard as it is where the cache is kept, not an earlier copy; the path is valid inside the context."""
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    def acquire(self) -> None:
+        """Become the one that extends the cache, and clear up after this machine's dead processes.
+
+        Raises `CacheError` if another machine extends it, or if the cache was replaced by another one.
+        """
+        return
+
+    def transaction(self) -> AbstractContextManager[Connection]:
+        """A ledger transaction of the one that extends the cache. Raises `CacheError` if that is another machine."""
+        return self.ledger.transaction()
+
+    def upload(self, staged: Path, digest: str, *, keep: bool) -> Mapping[str, int]:
+        """Take a staged shard to where the cache is kept, invisible to readers. Returns `StagedShard.files`.
+
+        `keep`: leave the staged file on this machine too, for a commit by this machine.
+        """
+        return {}
+
+    def next_number(self, connection: Connection) -> int:
+        """Number of the next shard."""
+
+    def commit(
+        self,
+        connection: Connection,
+        outcomes: Sequence[Outcome],
+        shard: ShardRow | None,
+        staged: Path,
+        files: Mapping[str, int],
+    ) -> None:
+        """Make a shard and its outcomes visible to readers: the last step before the transaction ends."""
+
+    def requeue(self, statuses: Sequence[Status]) -> int:
+        """Make all videos of these statuses pending again. Returns how many there were."""
+
+    def replace_dataset(self, dataset: Dataset) -> None:
+        """Make `dataset` the one whose features these are; its new videos are pending."""
+
+    # -- verify and repair --------------------------------------------------------------------------------------------
+
+    def ledger_problems(self) -> Iterable[str]:
+        """Where the ledger and dataset in `folder` differ from those that the cache's log leads to."""
+        return ()
+
+    def check(self) -> Iterable[Finding]:
+        """Findings about other things than the ledger's shards: copies, objects that nothing refers to."""
+        return ()
+
+    def is_transfer(self, name: str) -> bool:
+        """Whether a name in shards/ belongs to a shard that is being fetched or removed, or was when a process died."""
+        return False
+
+    def settle(self) -> list[str]:
+        """Adopt or remove shards outside of `folder` that nothing refers to. Returns what was done."""
+        return []
+
+    def mend(self, finding: Finding) -> list[str]:
+        """Remove what a finding is about and queue its videos again. Returns what was done."""
+
+
+class LocalStorage(Storage):
+    """A cache that is a folder of this machine. Any number of extractors share it, and its ledger is the only one."""
+
+    address = None
+
+    def __init__(self, folder: Path, description: Description) -> None:
+        """`description` is that of the cache in `folder`."""
+        self.folder, self.description = folder, description
+        self.ledger = Ledger(folder / "ledger.sqlite")
+
+    @property
+    def place(self) -> str:
+        """See Storage."""
+        return f"{self.folder} ({self.description.backend})"
+
+    def free_bytes(self) -> int | None:
+        """See Storage."""
+        return shutil.disk_usage(self.folder).free
+
+    def fetch(self, row: ShardRow) -> Path:
+        """See Storage."""
+        return self.folder / "shards" / row.name
+
+    @contextmanager
+    def original(self, row: ShardRow) -> Iterator[Path]:
+        """See Storage."""
+        yield self.fetch(row)
+
+    def next_number(self, connection: Connection) -> int:
+        """See Storage."""
+        return connection.execute("SELECT coalesce(max(number) + 1, 0) FROM shards").fetchone()[0]
+
+    def commit(
+        self,
+        connection: Connection,
+        outcomes: Sequence[Outcome],
+        shard: ShardRow | None,
+        staged: Path,
+        files: Mapping[str, int],
+    ) -> None:
+        """Give the shard its final name, durably."""
+        if shard is None:
+            return
+        final = self.fetch(shard)
+        staged.rename(final)
+        try:
+            fsync_folder(final.parent)
+        except OSError:
+            # Whether the name is on disk is unknown. Nothing refers to it yet, so it must not be found later.
+            discard(final)
+            raise
+
+    def requeue(self, statuses: Sequence[Status]) -> int:
+        """See Storage."""
+        with self.ledger.transaction() as connection:
+            return self.ledger.requeue(connection, statuses)
+
+    def replace_dataset(self, dataset: Dataset) -> None:
+        """See Storage."""
+        with self.ledger.transaction() as connection:
+            self.ledger.add(connection, _ids_and_paths(dataset))
+        write_dataset(self.folder / "dataset.json", dataset)
+
+    def mend(self, finding: Finding) -> list[str]:
+        """Damaged shards go to the quarantine."""
+        with self.ledger.transaction() as connection:
+            if finding.shard is not None:
+                queued = self.ledger.forget_shard(connection, finding.shard.number)
+                moved = quarantine(self.folder, self.fetch(finding.shard))
+                return [*moved, f"queued the {queued} videos of {finding.shard.name} again"]
+            for video_id in finding.videos:
+                self.ledger.forget_video(connection, video_id)
+            # Videos of dataset.json that have no row get one.
+            self.ledger.add(connection, _ids_and_paths(read_dataset(self.folder / "dataset.json")))
+        if not finding.videos:
+            return []
+        return [f"queued {len(finding.videos)} videos again ({finding.what})"]
+
+
+def create_folder(
+    path: Path, dataset: Dataset, description: Description, complete: Callable[[Path], None] = lambda _: None
+) -> None:
+    """Make an empty cache at `path`, which must not exist; it appears there complete or not at all.
+
+    `complete` adds to the folder before it gets its name.
+    """
+    if path.exists():
+        raise CacheError(f"{path} is there already; open it, or choose another folder (WORK= or --work)")
+    make_folder_durably(path.parent)
+    temporary = path.parent / f".tmp-{os.getpid()}-{path.name}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        (temporary / "shards").mkdir(parents=True)
+        create_ledger(temporary / "ledger.sqlite", dataset)
+        # Each of these writes also makes durable what was made in the folder before it.
+        write_sealed_json(temporary / "cache.json", description_json(description))
+        write_dataset(temporary / "dataset.json", dataset)
+        complete(temporary)
+        write_bytes_durably(temporary / "README.txt", _README.encode())
+        temporary.rename(path)
+        fsync_folder(path.parent)
+    except OSError as error:
+        raise CacheError(f"the cache {path} cannot be made: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def create_ledger(path: Path, dataset: Dataset) -> None:
+    """Make a ledger with all videos of `dataset` pending."""
+    Ledger.create(path, _ids_and_paths(dataset)).close()
+
+
+def _ids_and_paths(dataset: Dataset) -> list[tuple[str, str]]:
+    return sorted((video.id, video.path) for video in dataset.videos)
+
+
+def bytes_problem(path: Path, row: ShardRow) -> str | None:
+    """How the bytes of the shard at `path` differ from those that were committed; None if they do not.
+
+    Raises `FileNotFoundError` if there is no shard.
+    """
+    try:
+        written = hash_files(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+    if (written.digest, written.num_bytes) == (row.digest, row.num_bytes):
+        return None
+    return f"its bytes are not those that were written ({written.num_bytes} bytes, {row.num_bytes} were written)"
