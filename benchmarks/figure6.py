@@ -12,9 +12,9 @@ clips in a batch for ours and LRCN, 4 for the stacked LSTM, 40 for C3D. What a s
     stacked LSTM    GoogLeNet with five LSTM layers of 512 units, trained end to end: 30 frames of 224 x 224
     C3D             eight 3 x 3 x 3 convolutions and three linear layers: 16 frames of 112 x 112
 
-Training is forward, cross-entropy, backward, Adam, in single precision, without compilation, in cuDNN's benchmark mode
-on a GPU. Before anything is timed, each model has to give finite logits of the right shape and its parameters have to
-move. A model that would run longer than --seconds is timed on fewer batches, and the output says so.
+Training is forward, cross-entropy, backward, Adam, in single precision (no TF32), without compilation, in cuDNN's
+benchmark mode on a GPU. Before anything is timed, each model has to give finite logits of the right shape and its
+parameters have to move. A model that would run longer than --seconds is timed on fewer batches, and the output says so.
 """
 
 from collections.abc import Callable
@@ -203,6 +203,7 @@ def main(device: str, batches: int, seconds: float, out: Path) -> None:
     """Time a training step of our heads and of others' models (the paper's Figure 6)."""
     where = choose_device(device)
     torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     notes, timed = [], []
     for case in CASES:
         if where.type == "cpu" and available_bytes() < case.memory_bytes:
