@@ -292,7 +292,8 @@ def steps(check: Check) -> list[Step]:
         return Step(name=name, command=command, limit_seconds=limit, figures=figures.name)
 
     def train(precision: str, limit: float) -> Step:
-        size = ("--every", 137, "--steps", 2, "--turn", 1) if small else ("--steps", 320, "--turn", 40)
+        tiny = ("--every", 137, "--steps", 2, "--turn", 1, "--level", "low", "--recipe", "small")
+        size = tiny if small else ("--steps", 320, "--turn", 40)
         what = ("--counts", counts, "--precision", precision, "--scratch", work)
         return measure(f"train-{precision}", limit, "train", *what, *size)
 
