@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)  # a script's own folder stands there, where `cache` and `train` are other files
 
 NEEDED = {
     "extraction": [
@@ -117,13 +116,13 @@ class Check:
     def run(self, step: Step) -> None:
         """Run a step, and write down what became of it."""
         result = next(each for each in self.results if each.name == step.name)
-        limit = min(step.limit_seconds, self.deadline - time.monotonic())
+        left = self.deadline - time.monotonic()
         if not (self.gpu or self.rehearse or step.anywhere):
             result.status = "no GPU"
-        elif limit < 5:
+        elif left < 5:
             result.status, result.reason = "out of time", "the minutes of --minutes were over"
         else:
-            self._run(step, result, limit)
+            self._run(step, result, min(step.limit_seconds, left))
         self.write()
         print(f"{step.name:14} {result.status:12} {result.seconds:6.1f} s  {result.reason}", flush=True)
 
@@ -136,7 +135,7 @@ class Check:
             begin = file.tell()
             process = subprocess.Popen(
                 [sys.executable, *step.command],
-                cwd=ROOT, env=self.environment(), stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+                cwd=ROOT, env=self.environment(), stdout=file, stderr=subprocess.STDOUT, process_group=0,
             )  # fmt: skip
             try:
                 code = process.wait(limit)
@@ -146,7 +145,7 @@ class Check:
                 stop(process)
         result.seconds = time.monotonic() - started
         said = log.read_bytes()[begin:].decode(errors="replace")
-        result.status, result.reason = judge(code, said, limit)
+        result.status, result.reason = judge(code, said, limit, proves=step.proves)
         path = self.scratch / step.figures
         if step.figures and path.exists():
             result.figures = json.loads(path.read_text())
@@ -178,16 +177,21 @@ def stop(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-def judge(code: int | None, said: str, limit: float) -> tuple[str, str]:
-    """Status and reason of a step by its exit code (None: stopped at its limit) and what it printed."""
+def judge(code: int | None, said: str, limit: float, *, proves: bool = False) -> tuple[str, str]:
+    """Status and reason of a step by its exit code (None: stopped at its limit) and what it printed.
+
+    A package that a test lacks is one test's failure; in other steps it means that nothing could run.
+    """
     if code is None:
         return "out of time", f"stopped after {limit:.0f} s"
-    missing = re.findall(r"No module named '?([\w.]+)", said)
-    if code and missing:
-        return "missing", f"the package {missing[-1]} is missing"
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     last = lines[-1] if lines else ""
-    return ("ok", last[:100]) if code == 0 else ("failed", f"exit code {code}: {last[:160]}")
+    if code == 0:
+        return "ok", last[:100]
+    lacking = ", ".join(sorted(set(re.findall(r"No module named '?(\w+)", said))))
+    if lacking and (not proves or "pytest" in lacking):
+        return "missing", f"packages missing: {lacking}"
+    return "failed", f"exit code {code}: {last[:160]}" + (f"; packages missing: {lacking}" if lacking else "")
 
 
 def verdict(check: Check) -> list[str]:
@@ -407,7 +411,7 @@ def versions(scratch: Path) -> None:
 def find_gpu() -> str:
     """Name of the GPU as PyTorch gives it, asked in a process of its own; empty where there is none."""
     code = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
-    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     return asked.stdout.strip().splitlines()[-1] if asked.returncode == 0 and asked.stdout.strip() else ""
 
 
@@ -423,6 +427,7 @@ def main() -> int:
     parser.add_argument("--packages", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--versions", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    sys.path[0] = str(ROOT)  # in place of this script's own folder, where `cache` and `train` are other files
     if given.packages:
         packages(given.packages, given.carried)
         return 0
