@@ -88,4 +88,5 @@ def test_the_package_takes_the_smallest_videos_of_each_folder_and_pinned_version
     assert {str(path.relative_to(to)) for path in to.rglob("*") if path.is_file()} == {"a/2.avi", "a/3.avi", "b/4.mp4"}
     assert gpu_pack.size_of(to) == 129
     assert all("==" in each for each in gpu_pack.pinned(gpu_pack.PACKAGES))
-    assert gpu_pack.checkout_size(to) > 100_000
+    if (ROOT / ".git").exists():  # not where a checkout was carried
+        assert gpu_pack.checkout_size(to) > 100_000
