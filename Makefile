@@ -1,11 +1,11 @@
-# MRRN: extract features once, train heads in seconds, fuse them into predictions. `make help` lists everything.
+# MRRN: extract features once, train heads from the cache, fuse them into predictions. `make help` lists everything.
 PYTHON3 ?= python3.11
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 # The variables of the three stages; each may be given on the command line or in the environment.
-# DATASET DATA SUBSET WEIGHTS LEVEL POOL SPLIT SEED RECIPE VIEWS FORMAT DEVICE JOBS ENGINE WORKERS FRESH CACHE WORK
+# DATASET DATA SUBSET WEIGHTS LEVEL POOL SPLIT SEED RECIPE VIEWS FORMAT DEVICE JOBS ENGINE WORKERS FRESH TABLE VIDEO CACHE WORK
 WORK ?= work
 
 quoted = '$(subst ','\'',$(1))'
@@ -24,7 +24,7 @@ FUSE = --work $(call quoted,$(WORK)) $(call option,--dataset,DATASET) $(call opt
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@echo; echo "  Variables: DATASET DATA SUBSET WEIGHTS LEVEL POOL SPLIT SEED RECIPE VIEWS FORMAT DEVICE JOBS ENGINE WORKERS FRESH CACHE WORK (see README.md)"
+	@echo; echo "  Variables: DATASET DATA SUBSET WEIGHTS LEVEL POOL SPLIT SEED RECIPE VIEWS FORMAT DEVICE JOBS ENGINE WORKERS FRESH TABLE VIDEO CACHE WORK (see docs/usage.md)"
 
 install: $(READY) ## set up .venv (the other targets do it when needed)
 
@@ -33,41 +33,41 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-demo: $(READY) ## the whole pipeline on a small data set made on the spot, no network needed
+demo: $(READY) ## the whole pipeline on a small dataset made on the spot, without network
 	$(MAKE) --no-print-directory fuse DATASET=demo
 
-extract: $(READY) ## stage one: videos -> cached features                   DATASET= DATA= SUBSET=1 WEIGHTS= VIEWS= FORMAT=
+extract: $(READY) ## stage one: videos -> cached features                DATASET= DATA= SUBSET=1 WEIGHTS= VIEWS= FORMAT=
 	$(PY) -m extract $(COMMON) $(EXTRACT)
 
-# For the later stages: a cache that is finished although some videos failed (exit code 3) is one to train from.
+# For the later stages: a cache in which some videos failed (exit code 3) is complete enough to train from.
 cached: $(READY)
 	@$(PY) -m extract $(COMMON) $(EXTRACT) || test $$? -eq 3
 
-train: cached ## stage two: cached features -> heads and scores     DATASET= LEVEL=low|mid|high|all POOL= RECIPE= SPLIT= SEED= FRESH=1
+train: cached ## stage two: cached features -> heads and scores      DATASET= LEVEL=low|mid|high|all POOL= RECIPE= SPLIT= SEED= FRESH=1
 	$(PY) -m train $(COMMON) $(call option,--level,LEVEL) $(TRAIN)
 
-fuse: ## stage three: scores -> predictions, tables, report     DATASET= POOL= RECIPE= SPLIT= SEED=
+fuse: ## stage three: scores -> predictions, tables, report  DATASET= POOL= RECIPE= SPLIT= SEED=
 	@$(MAKE) --no-print-directory train LEVEL=all
 	$(PY) -m fuse $(FUSE)
 
-data: $(READY) ## fetch and unpack the official videos and splits        DATASET=ucf101|hmdb51 DATA=
+data: $(READY) ## download and unpack the official videos and splits  DATASET=ucf101|hmdb51 DATA=
 	$(PY) -m extract data $(call option,--dataset,DATASET) $(call option,--data,DATA)
 
-reproduce: cached ## all stages, all of the paper's tables and figures       DATASET=
+reproduce: cached ## all stages, all of the paper's tables and figures   DATASET=
 	$(PY) -m fuse reproduce $(FUSE) $(call option,--device,DEVICE)
 
-sweep: cached ## the paper's grids of settings                         DATASET= TABLE=1|2|fusion
+sweep: cached ## the paper's grids of settings                       DATASET= TABLE=1|2|fusion
 	$(PY) -m train sweep $(COMMON) $(call option,--table,TABLE)
 
-# A path that exists is one video or folder, blanks and all; otherwise VIDEO is several, separated by blanks.
-predict: $(READY) ## top-5 classes of new videos                           VIDEO=clip.mp4 DATASET=
+# If VIDEO is an existing path, it is one video or folder, even with blanks in its name; otherwise blanks separate several.
+predict: $(READY) ## top-5 classes of new videos                         VIDEO=clip.mp4 DATASET=
 	@video=$(call quoted,$(VIDEO)); if [ -e "$$video" ]; then set -- "$$video"; else set -- $$video; fi; \
 	$(PY) -m fuse predict $(FUSE) $(call option,--device,DEVICE) -- "$$@"
 
-test: $(READY) ## the tests, without those that take long
+test: $(READY) ## the tests, without the slow ones
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m 'not slow' --numprocesses auto --dist worksteal
 
-test-all: $(READY) ## every test, also the ones that take long
+test-all: $(READY) ## every test
 	$(PY) -m pytest
 
 # With whatever python3 the machine has: where a GPU is, an installation of its own is at hand already.

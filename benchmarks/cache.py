@@ -1,7 +1,16 @@
-"""Reading a cache: into memory against plain files, random clips against other layouts. `python -m benchmarks.cache`.
+"""How fast features are read: whole levels into memory, and random clips, against other ways of storing them.
 
-Prints one JSON object. Every way of reading is first checked to give the same numbers. Ratios are taken within one run;
-the page cache is warm, which is what training meets.
+    python -m benchmarks.cache
+
+Makes a cache of random numbers in each format, with videos as long as UCF-101's, and measures
+
+    bulk                           one level of all videos into memory, with checksums verified; `ratio` is the rate
+                                   against one thread that reads a plain file of the same bytes
+    clips_per_second               random clips of 40 frames
+    other_layouts_clips_per_second the same clips from one HDF5 dataset per video, and from one npy file per video
+
+Prints one JSON object. Before it is timed, every way of reading has to give the same numbers. Ratios are taken within
+one run. The page cache is warm, as it is in training.
 """
 
 import json
@@ -30,8 +39,8 @@ SHARD_VIDEOS = 64
 CLIP_FRAMES = 40
 
 
-def made_up_shard(ids: list[str], lengths: list[int]) -> ShardData:
-    """Features that compress as badly as real ones."""
+def random_shard(ids: list[str], lengths: list[int]) -> ShardData:
+    """Random features, which compress as badly as real ones."""
     rng = np.random.default_rng(len(ids[0]) + sum(lengths))
     frames = sum(lengths)
     return ShardData(
@@ -46,7 +55,7 @@ def made_up_shard(ids: list[str], lengths: list[int]) -> ShardData:
 
 
 def make_cache(path: Path, backend: str, videos: int) -> FeatureCache:
-    """A cache of videos as long as UCF-101's: 186 frames on average."""
+    """A cache of `videos` videos with UCF-101's average length, 186 frames."""
     rng = np.random.default_rng(0)
     lengths = {f"v{i:06d}": int(n) for i, n in enumerate(rng.integers(60, 313, videos))}
     dataset = Dataset(
@@ -61,13 +70,13 @@ def make_cache(path: Path, backend: str, videos: int) -> FeatureCache:
     while claim := cache.ledger.claim("benchmark", SHARD_VIDEOS, 600):
         ids = [video.id for video in claim.videos]
         outcomes = [Outcome(video_id=i, status="done", num_frames=lengths[i]) for i in ids]
-        cache.commit(claim, made_up_shard(ids, [lengths[i] for i in ids]), outcomes, {})
+        cache.commit(claim, random_shard(ids, [lengths[i] for i in ids]), outcomes, {})
     cache.close()
     return FeatureCache.open(path)
 
 
 def seconds_of(action: Callable[[], object], repeats: int = 7) -> float:
-    """Median time of one call; the first call warms up."""
+    """Median seconds of one call, after one call to warm up."""
     action()
     times = []
     for _ in range(repeats):
@@ -78,7 +87,7 @@ def seconds_of(action: Callable[[], object], repeats: int = 7) -> float:
 
 
 def bulk(cache: FeatureCache, folder: Path) -> dict[str, float]:
-    """One level into memory: the cache, checksums and all, against one plain file of the same bytes."""
+    """Rates of reading one level into memory: from the cache, with checksums verified, and from a plain file."""
     expected = cache.load("high", cache.video_ids).features.numpy()
     plain = folder / "plain.bin"
     expected.tofile(plain)
@@ -105,7 +114,10 @@ def bulk(cache: FeatureCache, folder: Path) -> dict[str, float]:
 
 
 def clips_a_second(read: Callable[[str, int, int], np.ndarray], cache: FeatureCache, clips: int) -> float:
-    """Random clips of 40 frames of level high; the same clips for every way of reading, each checked once."""
+    """Rate of reading random clips of 40 frames of level high; every way of reading gets the same clips.
+
+    The first 200 clips are compared with those of the cache.
+    """
     rng = np.random.default_rng(1)
     ids = cache.video_ids
     chosen = [ids[i] for i in rng.integers(0, len(ids), clips)]
@@ -122,7 +134,7 @@ def clips_a_second(read: Callable[[str, int, int], np.ndarray], cache: FeatureCa
 
 
 def other_layouts(cache: FeatureCache, folder: Path, clips: int) -> dict[str, float]:
-    """The same clips from one HDF5 dataset per video, and from one npy file per video."""
+    """Rates for the same clips from one HDF5 dataset per video, and from one npy file per video."""
     single, files = folder / "per-video.h5", folder / "npy"
     files.mkdir()
     with h5py.File(single, "w") as file:
@@ -141,22 +153,22 @@ def other_layouts(cache: FeatureCache, folder: Path, clips: int) -> dict[str, fl
 
 @click.command()
 @click.option("--videos", default=1600, show_default=True, help="Videos of 186 frames on average (0.33 MB each).")
-@click.option("--clips", default=20_000, show_default=True, help="Random clips read in each way.")
-@click.option("--folder", type=click.Path(path_type=Path), help="Where to put the data. [default: a temporary folder]")
+@click.option("--clips", default=20_000, show_default=True, help="Random clips for each way of reading.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Parent of the temporary folder.")
 def main(videos: int, clips: int, folder: Path | None) -> None:
-    """Measure reading; prints JSON."""
+    """Measure how fast features are read; prints JSON."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
-        place, found = Path(name), {}
+        scratch, results = Path(name), {}
         for backend in BACKENDS:
-            cache = make_cache(place / backend, backend, videos)
-            found[backend] = {
-                "bulk": bulk(cache, place),
+            cache = make_cache(scratch / backend, backend, videos)
+            results[backend] = {
+                "bulk": bulk(cache, scratch),
                 "clips_per_second": clips_a_second(
                     lambda video, start, stop, cache=cache: cache.features(video, "high", 0, start, stop), cache, clips
                 ),
             }
-        found["other_layouts_clips_per_second"] = other_layouts(cache, place, clips)
-    click.echo(json.dumps({"videos": videos, "clips": clips, **found}, indent=2))
+        results["other_layouts_clips_per_second"] = other_layouts(cache, scratch, clips)
+    click.echo(json.dumps({"videos": videos, "clips": clips, **results}, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,18 @@
-"""Extraction end to end against the network alone and decoding alone, in one run on one machine.
+"""Extraction end to end, against the network alone and decoding alone, in one run on one machine.
 
-    python -m benchmarks.extract VIDEOS --weights FILE --videos 24 --rounds 3         # a processor: ten minutes
+    python -m benchmarks.extract VIDEOS --weights FILE --videos 24 --rounds 3         # on a CPU: ten minutes
     python -m benchmarks.extract VIDEOS --device cuda --copies 50 --frame-counts ucf101_split1_frames.csv
 
-Contestants take turns, `--rounds` times, over the same videos (`--copies` of each, under new ids):
+VIDEOS is a folder with videos. In each of `--rounds` rounds these run one after the other, over the same videos
+(`--copies` of each, under new ids):
 
-    network        the folded trunk on one ready batch of normalised crops, nothing else: --seconds a turn
-    decoding       the decode pool alone, blocks given back at once
-    end to end     what `python -m extract` does after its start: claim, decode, pack, forward, commit to disk
+    network        the folded network on one ready batch of normalised crops, for --seconds; before and after the others
+    decoding       the decode pool alone; blocks of frames are released at once
+    end to end     what `python -m extract` does after starting: claim, decode, pack, forward, commit to disk
 
-The aim is an end-to-end rate of at least 0.9 of the lesser of the other two. Before anything is timed, features of the
-first video have to agree with the network in fp32 on frames transformed one by one by torchvision.
+The output has the rates of each round in frames per second, their medians, and the ratio of the end-to-end rate to the
+lower of the other two. The aim is 0.9. Before anything is timed, features of the first video have to agree with the
+network in fp32 on frames transformed one by one by torchvision.
 """
 
 import csv
@@ -35,7 +37,7 @@ from cache.common.files import write_json_durably
 from cache.dataset import Dataset, Video
 from cache.store import FeatureCache
 from extract.claims import Work
-from extract.decode.pool import DecodePool, FrameBlock
+from extract.decode import DecodePool, FrameBlock
 from extract.device import CPU_BATCH, GPU_BATCH, default_jobs, default_precision, shard_rows
 from extract.meter import Meter, ticking
 from extract.network.backbones import folded_trunk, level_means, torch_dtype
@@ -52,7 +54,7 @@ AIM = 0.9
 
 
 def agree(path: Path, settings: ExtractSettings, weights: Weights) -> float:
-    """Least cosine, over frames and levels, of extracted features with fp32 ones of torchvision's transform."""
+    """Lowest cosine, over frames and levels, between extracted features and fp32 ones of torchvision's transform."""
     short = replace(settings, max_frames=CHECKED_FRAMES)
     to_float, scaled = v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)
     transform = v2.Compose([v2.Resize(RESIZED_SHORTER_SIDE, antialias=True), v2.CenterCrop(CROP), to_float, scaled])
@@ -73,7 +75,7 @@ def agree(path: Path, settings: ExtractSettings, weights: Weights) -> float:
 
 
 def network_rate(settings: ExtractSettings, weights: Weights, seconds: float) -> float:
-    """Crops a second of the bare network on a ready batch."""
+    """Crops per second of the network on a ready batch."""
     dtype, on_gpu = torch_dtype(settings.precision), settings.device != "cpu"
     net = folded_trunk(weights).to(settings.device, dtype).to(memory_format=torch.channels_last)
     batch = torch.randn(settings.batch_frames, 3, CROP, CROP, device=settings.device).to(dtype)
@@ -96,7 +98,7 @@ def network_rate(settings: ExtractSettings, weights: Weights, seconds: float) ->
 
 
 def decode_rate(videos: Mapping[str, Path], settings: ExtractSettings) -> float:
-    """Frames a second of decoding alone, from the first block on."""
+    """Frames per second of decoding alone, from the first block on."""
     frames, started = 0, 0.0
     with DecodePool(decode_settings(settings)) as pool:
         for item in pool.decode(videos.items()):
@@ -110,7 +112,7 @@ def decode_rate(videos: Mapping[str, Path], settings: ExtractSettings) -> float:
 def end_to_end(
     videos: Mapping[str, Path], settings: ExtractSettings, weights: Weights, engine: Engine, folder: Path
 ) -> tuple[float, Meter, list[int]]:
-    """Frames a second from the first claim to the last commit, the meter, and own memory in MiB about each second."""
+    """Frames per second from the first claim to the last commit, the meter, and this process's MiB, once a second."""
     listed = tuple(Video(id=name, path=f"{name}{path.suffix}", label=0) for name, path in videos.items())
     dataset = Dataset(name="benchmark", source="folder", classes=("all",), videos=listed)
     made_with = fingerprint(settings, weights_text=weights.text, weights_sha256=weights.sha256)
@@ -136,13 +138,13 @@ def end_to_end(
 
 
 def own_memory_mib() -> int:
-    """Resident memory of this process that it shares with nobody."""
+    """Resident memory of this process that is not shared."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("RssAnon"))
 
 
 def choose_videos(root: Path, count: int | None, copies: int) -> dict[str, Path]:
-    """Ids and files: `count` videos drawn evenly from below `root`, each `copies` times."""
+    """Files by id: `count` videos, evenly chosen from below `root`, each `copies` times."""
     found = sorted(path.absolute() for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
     found = found[:: max(1, len(found) // (count or len(found) or 1))][:count]
     if not found:
@@ -151,7 +153,7 @@ def choose_videos(root: Path, count: int | None, copies: int) -> dict[str, Path]
 
 
 def total_frames(counts: Path) -> int:
-    """Frames of a whole data set, by a CSV with a column frames_decoded_estimate."""
+    """Frames of a whole dataset, from a CSV with a column frames_decoded_estimate."""
     with counts.open(newline="") as file:
         return sum(int(row["frames_decoded_estimate"]) for row in csv.DictReader(file))
 
@@ -161,18 +163,23 @@ def total_frames(counts: Path) -> int:
 @click.option("--weights", "spec", default="random:0", show_default=True)
 @click.option("--device", default="auto", show_default=True)
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]))
-@click.option("--videos", "count", type=int, help="Videos drawn evenly. [default: all]")
-@click.option("--copies", default=1, show_default=True)
-@click.option("--max-frames", type=int)
-@click.option("--jobs", type=int)
+@click.option("--videos", "count", type=int, help="Number of videos, evenly chosen. [default: all]")
+@click.option("--copies", default=1, show_default=True, help="Times that each video is extracted.")
+@click.option("--max-frames", type=int, help="Frames per video. [default: all]")
+@click.option("--jobs", type=int, help="Decode processes. [default: as in extraction]")
 @click.option("--rounds", default=3, show_default=True)
-@click.option("--seconds", default=15.0, show_default=True, help="Of the network alone, in each round.")
-@click.option("--frame-counts", type=click.Path(exists=True, path_type=Path), help="Say how long that set would take.")
-@click.option("--out", type=click.Path(path_type=Path), help="Also write the figures there, as JSON.")
+@click.option("--seconds", default=15.0, show_default=True, help="Length of each measurement of the network alone.")
+@click.option(
+    "--frame-counts",
+    type=click.Path(exists=True, path_type=Path),
+    help="CSV with the frames of a dataset: also print how long that dataset would take.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Also write the figures to this file, as JSON.")
 def main(
     root: Path, spec: str, device: str, precision: str | None, count: int | None, copies: int, max_frames: int | None,
     jobs: int | None, rounds: int, seconds: float, frame_counts: Path | None, out: Path | None,
 ) -> None:  # fmt: skip
+    """Time extraction end to end against the network alone and decoding alone."""
     device = find_device(device)
     settings = ExtractSettings(
         weights=spec,
@@ -212,7 +219,7 @@ def main(
 def report(
     settings: ExtractSettings, weights: Weights, cosine: float, turns: list[dict], counts: Path | None, out: Path | None
 ) -> None:
-    """Print medians, the ratio against the aim, memory, and what a whole data set would take."""
+    """Print medians, the ratio and its aim, memory, and the time for a whole dataset."""
     median = {name: statistics.median(turn[name] for turn in turns) for name in ("network", "decoding", "end_to_end")}
     ratio = statistics.median(turn["end_to_end"] / min(turn["network"], turn["decoding"]) for turn in turns)
     memory = turns[-1]["memory_mib"]
@@ -222,9 +229,9 @@ def report(
     click.echo(f"torch {torch.__version__}, {settings.device} {settings.precision}, weights {weights.text}")
     click.echo(f"features agree with fp32: cosine {cosine:.5f}")
     click.echo(f"median frames/s: {', '.join(f'{name} {rate:.1f}' for name, rate in median.items())}")
-    click.echo(f"end to end / lesser of the others: {ratio:.3f} (aim {AIM})")
-    click.echo(f"own memory: first third {max(memory[:third])} MiB, last third {max(memory[-third:])} MiB")
-    click.echo(f"highest memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MiB")
+    click.echo(f"end to end / the lower of the others: {ratio:.3f} (aim {AIM})")
+    click.echo(f"memory of this process: first third {max(memory[:third])} MiB, last third {max(memory[-third:])} MiB")
+    click.echo(f"peak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MiB")
     if counts:
         frames = total_frames(counts)
         hours = frames / median["end_to_end"] / 3600

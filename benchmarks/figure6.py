@@ -1,20 +1,21 @@
-"""Figure 6: time of a training step on one batch, ours and others' models, on this machine.
+"""Figure 6 of the paper: time of a training step on one batch, for our heads and other models, on this machine.
 
-    python -m benchmarks.figure6                      # GPU where there is one; WORK/benchmarks/figure6.json
+    python -m benchmarks.figure6                      # on a GPU if there is one; writes work/benchmarks/figure6.json
     python -m benchmarks.figure6 --device cpu --seconds 30
 
-As the paper describes it (section 5.3): whole models, the same samples again and again, the mean of 100 batches; 10
-clips in a batch for ours and LRCN, 4 for the stacked LSTM, 40 for C3D. What a step is:
+As the paper describes it (section 5.3): whole models, the same samples in every step, the mean of 100 batches; 10
+clips in a batch for ours and LRCN, 4 for the stacked LSTM, 40 for C3D. A step of each model:
 
     ours            frozen ResNet-34 up to the level, then training the head: 30 frames of 224 x 224
-    ours, cached    training the head on cached features: a step in this project, where the network has run before
+    ours, cached    training the head on cached features, as this project does: the network has run before
     LRCN-like       AlexNet to fc6 with an LSTM of 256 units, trained end to end: 16 frames of 224 x 224
     stacked LSTM    GoogLeNet with five LSTM layers of 512 units, trained end to end: 30 frames of 224 x 224
     C3D             eight 3 x 3 x 3 convolutions and three linear layers: 16 frames of 112 x 112
 
-Training is forward, cross-entropy, backward, Adam, in single precision (no TF32), without compilation, in cuDNN's
-benchmark mode on a GPU. Before anything is timed, each model has to give finite logits of the right shape and its
-parameters have to move. A model that would run longer than --seconds is timed on fewer batches, and the output says so.
+Training is forward, cross-entropy, backward and Adam, in single precision (no TF32), without compilation, and in
+cuDNN's benchmark mode on a GPU. Before a model is timed, its logits have to be finite and of the right shape, and a
+step has to change its parameters. A model that would take longer than --seconds is timed on fewer batches, and the
+output says so. The report of `python -m fuse` shows the times in the file.
 """
 
 from collections.abc import Callable
@@ -40,10 +41,10 @@ from train.heads import Head, HeadSettings
 CLASSES = 101
 WARM_UP = 2
 FEWEST = 2
-"""Batches that are timed however long they take."""
+"""Batches that are always timed, however long they take."""
 
 Step = Callable[[], Tensor]
-"""One training step; gives the logits [B, K]."""
+"""One training step; returns the logits [B, K]."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,9 @@ class Case:
     frames: int
     what: str
     build: Callable[["Case", torch.device], tuple[nn.Module, Step]]
-    """Makes what is trained, and its step."""
+    """Returns the module that is trained, and its step."""
     memory_bytes: int = 0
-    """What a step needs on a CPU, roughly; with less it is left out."""
+    """Memory that a step needs on a CPU, roughly; with less the model is left out."""
 
 
 class Lrcn(nn.Module):
@@ -140,7 +141,7 @@ def whole(make: Callable[[], nn.Module], *shape: int) -> Callable[[Case, torch.d
 
 
 def rrn(level: Level, *, cached: bool) -> Callable[[Case, torch.device], tuple[nn.Module, Step]]:
-    """Our head of one level, on features that the frozen network computes in each step, or that are cached."""
+    """Our head of one level, on features from the cache or from the frozen network in each step."""
 
     def build(case: Case, device: torch.device) -> tuple[nn.Module, Step]:
         head = Head(HeadSettings(channels=CHANNELS[level], classes=CLASSES)).to(device).train()
@@ -175,7 +176,7 @@ CASES = (
 
 
 def check(case: Case, model: nn.Module, step: Step) -> None:
-    """The model computes: logits of the right shape and finite, parameters that move."""
+    """Raises AssertionError unless logits are finite and of the right shape, and a step changes every parameter."""
     before = [parameter.detach().clone() for parameter in model.parameters()]
     logits_BK = step()
     assert logits_BK.shape == (case.batch, CLASSES), f"{case.model}: logits have shape {tuple(logits_BK.shape)}"
@@ -185,7 +186,7 @@ def check(case: Case, model: nn.Module, step: Step) -> None:
 
 
 def measure(case: Case, device: torch.device, batches: int, seconds: float) -> Timed:
-    """Mean time of a step, each one waited for."""
+    """Mean time of a step; each is waited for."""
     model, step = case.build(case, device)
     check(case, model, step)
     turns = take_turns({case.model: step}, device, batches, warm_up=WARM_UP, seconds=seconds, fewest=FEWEST)
@@ -197,13 +198,11 @@ def measure(case: Case, device: torch.device, batches: int, seconds: float) -> T
 @click.command()
 @click.option("--device", default="auto", show_default=True)
 @click.option("--batches", type=click.IntRange(FEWEST), default=100, show_default=True, help="Batches timed.")
-@click.option("--seconds", default=60.0, show_default=True, help="Time after which a model is timed on fewer batches.")
-@click.option(
-    "--model", "models", multiple=True, type=click.Choice([case.model for case in CASES]), help="[default: all]"
-)
+@click.option("--seconds", default=60.0, show_default=True, help="Time per model; then no further batch is timed.")
+@click.option("--model", "models", multiple=True, metavar="NAME", help="Only this model. [default: all]")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("work/benchmarks") / FILE, show_default=True)
 def main(device: str, batches: int, seconds: float, models: tuple[str, ...], out: Path) -> None:
-    """Time a training step of our heads and of others' models (the paper's Figure 6)."""
+    """Time a training step of our heads and of other models (the paper's Figure 6)."""
     where = choose_device(device)
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
@@ -212,14 +211,17 @@ def main(device: str, batches: int, seconds: float, models: tuple[str, ...], out
         if where.type == "cpu" and available_bytes() < case.memory_bytes:
             notes.append(f"{case.model} is left out: it needs about {case.memory_bytes >> 30} GiB of memory.")
             continue
-        found = measure(case, where, batches, seconds)
-        timed.append(found)
-        click.echo(f"{found.model}: {found.seconds:.4f} s a batch of {found.batch} x {found.frames} ({found.batches})")
+        result = measure(case, where, batches, seconds)
+        timed.append(result)
+        click.echo(
+            f"{result.model}: {result.seconds:.4f} s for a batch of {result.batch} x {result.frames}, "
+            f"mean of {result.batches}"
+        )
         if where.type == "cuda":
             torch.cuda.empty_cache()
     fewer = [f"{each.model} {each.batches}" for each in timed if each.batches < batches]
     if fewer:
-        notes.append(f"Batches timed where {batches} took too long: {', '.join(fewer)}.")
+        notes.append(f"Fewer than {batches} batches were timed, because they took too long: {', '.join(fewer)}.")
     name = machine(where)
     date = datetime.now(UTC).date().isoformat()
     write_json_durably(out, {"device": name, "date": date, "notes": notes, "models": [asdict(each) for each in timed]})

@@ -1,11 +1,12 @@
-"""Extraction against a straightforward script, on the same videos and weights: how many times faster, same features.
+"""Extraction against a plain script, on the same videos and weights: how many times as fast, with the same features.
 
     python -m benchmarks.naive VIDEOS --weights FILE --videos 5
 
-The script is what one writes first, in the way of video_features: one video at a time, frames by PyAV as PIL images,
-torchvision's transform of each, batches of that video alone, fp32, features by `create_feature_extractor`. Both get
-the same number of threads. Times leave out loading the weights; ours holds the start of the decoders and every commit.
-The cosine of the two in every frame and level has to be above 0.999, or nothing is reported.
+The script is the first that one would write, in the manner of video_features: one video at a time, frames by PyAV as
+PIL images, torchvision's transform of each, batches of one video alone, fp32, features by `create_feature_extractor`.
+Both get the same number of threads. The times exclude loading the weights; ours includes starting the decoders and
+every commit. Prints both rates in frames per second and their ratio. The cosine between the features of both has to be
+at least 0.999 in every frame and level, or nothing is reported.
 """
 
 import tempfile
@@ -33,7 +34,7 @@ BATCH = 32
 
 
 def naive_features(path: Path, extractor: torch.nn.Module, max_frames: int | None) -> dict[str, np.ndarray]:
-    """Features [F, C] of each level of one video."""
+    """Features `[F, C]` of each level of one video, fp32."""
     to_float, scaled = v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)
     transform = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.PILToTensor(), to_float, scaled])
     parts: dict[str, list[torch.Tensor]] = {"low": [], "mid": [], "high": []}
@@ -60,7 +61,7 @@ def batches(path: Path, transform: v2.Compose, max_frames: int | None) -> Iterat
 
 
 def naive_extractor(weights: Weights) -> torch.nn.Module:
-    """torchvision's network as it is, fp32."""
+    """torchvision's own network, fp32."""
     net = models.resnet34(weights=None).eval()
     net.load_state_dict(dict(weights.tensors), strict=False)
     return create_feature_extractor(net, {"layer2": "low", "layer3": "mid", "layer4": "high"})
@@ -69,9 +70,10 @@ def naive_extractor(weights: Weights) -> torch.nn.Module:
 @click.command()
 @click.argument("root", metavar="VIDEOS", type=click.Path(exists=True, path_type=Path))
 @click.option("--weights", "spec", default="random:0", show_default=True)
-@click.option("--videos", "count", default=5, show_default=True)
-@click.option("--max-frames", type=int)
+@click.option("--videos", "count", default=5, show_default=True, help="Number of videos, evenly chosen.")
+@click.option("--max-frames", type=int, help="Frames per video. [default: all]")
 def main(root: Path, spec: str, count: int, max_frames: int | None) -> None:
+    """Time extraction against a plain script on the same videos."""
     settings = ExtractSettings(
         weights=spec,
         precision=default_precision("cpu"),
@@ -93,13 +95,13 @@ def main(root: Path, spec: str, count: int, max_frames: int | None) -> None:
     threads = torch.get_num_threads()
     click.echo(f"{len(videos)} videos, {meter.frames} frames, {threads} threads, weights {weights.text}")
     click.echo(f"features agree: cosine at least {cosine:.5f} in every frame and level")
-    click.echo(f"straightforward script, fp32: {naive_rate:.1f} frames/s")
+    click.echo(f"plain script, fp32: {naive_rate:.1f} frames/s")
     click.echo(f"ours, {settings.precision}: {rate:.1f} frames/s")
     click.echo(f"ours is {rate / naive_rate:.2f} times as fast")
 
 
 def least_cosine(cache: FeatureCache, theirs: dict[str, dict[str, np.ndarray]]) -> float:
-    """Over all videos, levels and frames; videos of different lengths do not agree at all."""
+    """Lowest cosine over all videos, levels and frames; 0 if a video's lengths differ."""
     least = 1.0
     for video_id, levels in theirs.items():
         for level in cache.levels:

@@ -1,4 +1,4 @@
-"""What ours is compared with in training: the loop, the clips and the head that everybody writes first.
+"""The usual way to train on features, as a contestant for `benchmarks/train.py`: a DataLoader, nn.LSTM, a plain loop.
 
 Shapes: T steps, B batch, C channels, K classes.
 """
@@ -21,11 +21,11 @@ from train.split import Split
 WORKERS = 2
 
 TakeSteps = Callable[[int], None]
-"""Takes so many steps."""
+"""Takes the given number of training steps."""
 
 
 class PlainClips(Dataset):  # type: ignore[type-arg]
-    """Clips as they are usually read: an HDF5 file with a dataset for each video, opened by each worker."""
+    """Clips from an HDF5 file with a dataset per video, which each worker opens."""
 
     def __init__(self, path: Path, bank: Bank) -> None:
         self.path, self.clips = path, bank.clips
@@ -37,7 +37,7 @@ class PlainClips(Dataset):  # type: ignore[type-arg]
         return len(self.clips)
 
     def __getitem__(self, clip: int) -> tuple[Tensor, int]:
-        """Features `[T, C]` float32 and label of one clip."""
+        """Features `[T, C]`, float32, and label of one clip."""
         self.file = self.file or h5py.File(self.path)
         video = int(self.clips.video_N[clip])
         frames_T = self.clips.frames_NT[clip] - self.first_frame[video]
@@ -47,14 +47,14 @@ class PlainClips(Dataset):  # type: ignore[type-arg]
 
 
 def write_plain_file(path: Path, split: Split, level: Level) -> None:
-    """The training videos' features, a dataset each."""
+    """Write the training videos' features, a dataset for each."""
     with h5py.File(path, "w") as file:
         for index, video in enumerate(split.training):
             file[str(index)] = split.cache.features(video.id, level)
 
 
 def batches(clips: PlainClips, batch: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Shuffled batches without end: `[T, B, C]` and labels on the device."""
+    """Endless shuffled batches: features `[T, B, C]` and labels `[B]`, on the device."""
     loader = DataLoader(
         clips, batch, shuffle=True, num_workers=WORKERS, pin_memory=device.type == "cuda", drop_last=True
     )
@@ -64,7 +64,7 @@ def batches(clips: PlainClips, batch: int, device: torch.device) -> Iterator[tup
 
 
 class PlainLSTM(nn.Module):
-    """nn.LSTM, tanh, linear at each step, mean over time."""
+    """nn.LSTM, tanh, a linear layer at each step, mean over time."""
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class PlainLSTM(nn.Module):
 def plain_loop(
     head: nn.Module, source: Iterator[tuple[Tensor, Tensor]], fused: bool, precision: Precision = "fp32"
 ) -> TakeSteps:
-    """The loop that everybody writes first."""
+    """The usual loop: batch, forward, cross-entropy, backward, Adam, loss.item()."""
     optimizer = torch.optim.Adam(head.parameters(), lr=1e-5, fused=fused)
     head.train()
 

@@ -1,4 +1,4 @@
-"""A cache as large as a real data set's, with random numbers for features."""
+"""A cache with the size of a real dataset and random numbers as features, for `benchmarks/train.py`."""
 
 import csv
 from pathlib import Path
@@ -16,7 +16,10 @@ NAME = "random-features"
 
 
 def make_cache(counts: Path, workspace: Workspace, limit: int | None) -> None:
-    """A cache with random features for every video of the CSV, unless it is there already."""
+    """Make a cache with random features for every video of the CSV `counts`, unless it exists.
+
+    `limit`: only every N-th video.
+    """
     if (workspace.cache(NAME) / "cache.json").exists():
         return
     with counts.open() as file:

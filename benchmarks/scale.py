@@ -1,11 +1,13 @@
-"""What a job on a cluster costs besides decoding and the network. `python -m benchmarks.scale`.
+"""What a job on a cluster costs beside decoding and the network.
 
-Runs the real driver, ledger, Ray Data, shards and commits with 1,000, 10,000 and 100,000 videos, each number in a
-process of its own on one machine, but **extraction is stubbed**: a video's features are random numbers, five frames
-each, made in no time, in claims of 16 as on CPUs, where a claim costs most. Flat is: a video costs the same, and the
-driver's memory does not grow but for the list of videos itself, which is measured before the job begins.
+    python -m benchmarks.scale
 
-Prints one JSON object.
+Runs the real driver, ledger, cluster engine, shards and commits with 1,000, 10,000 and 100,000 videos, each number in
+a process of its own on one machine. **Extraction is replaced by a stub**: a video's features are random numbers, five
+frames each, made in no time, in claims of 16 videos as on CPUs, where a claim costs most.
+
+Prints one JSON object. The cost is constant if `ms_per_video` and `driver_processor_ms_per_video` do not grow with the
+number of videos, and if `driver_mib_peak` exceeds `driver_mib_before`, which includes the list of videos, by little.
 """
 
 import json
@@ -37,8 +39,8 @@ COUNTS = (1_000, 10_000, 100_000)
 WORKERS = 2
 
 
-def made_up(videos: Iterable[tuple[str, Path]], meter: Meter) -> Iterator[VideoFeatures]:
-    """Random features, whatever the file: there is none."""
+def random_features(videos: Iterable[tuple[str, Path]], meter: Meter) -> Iterator[VideoFeatures]:
+    """Random features for each video; no file is opened."""
     rng = np.random.default_rng(0)
     for video_id, _ in videos:
         meter.frames += FRAMES
@@ -53,15 +55,15 @@ def made_up(videos: Iterable[tuple[str, Path]], meter: Meter) -> Iterator[VideoF
 
 
 def own_mib() -> float:
-    """Memory of this process that it shares with nobody."""
+    """Resident memory of this process that is not shared, in MiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
 
 
-class Watch:
-    """The largest `own_mib` while it is open."""
+class PeakMemory:
+    """A context manager that records the largest `own_mib` in `peak_mib`."""
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "PeakMemory":
         self.peak_mib, self._stop = 0.0, threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
@@ -77,7 +79,7 @@ class Watch:
 
 
 def one_job(count: int) -> dict[str, float]:
-    """A job of `count` videos, its figures."""
+    """Run a job of `count` videos and return its figures."""
     with tempfile.TemporaryDirectory() as folder, connected():
         from extract.cluster.job import extract_on
         from extract.cluster.worker import Assignment, Extractor
@@ -87,7 +89,7 @@ def one_job(count: int) -> dict[str, float]:
                 pass
 
             def _extract(self, videos: Iterable[tuple[str, Path]], meter: Meter) -> Iterator[VideoFeatures]:
-                return made_up(videos, meter)
+                return random_features(videos, meter)
 
         made_with = fingerprint(ExtractSettings(), weights_text="made up", weights_sha256="made up")
         videos = tuple(Video(id=f"class/v{i:09d}", path=f"class/v{i:09d}.mp4", label=0) for i in range(count))
@@ -99,12 +101,12 @@ def one_job(count: int) -> dict[str, float]:
             assignment = Assignment(partial(reopen, *there), ExtractSettings(), strict=False, allow_drift=False)
             weights = Weights(text="made up", backbone="resnet34", tensors={}, sha256="made up")
             before, started, processor = own_mib(), time.perf_counter(), time.process_time()
-            with Watch() as watch:
+            with PeakMemory() as memory:
                 tally = extract_on(Slots(WORKERS, 0, 1), cache, paths, made_with, assignment, weights, Stubbed)
             processor = time.process_time() - processor
             seconds, starting = time.perf_counter() - started, tally.first_seconds or 0.0
             if cache.ledger.counts()["done"] != count or tally.finished != count:
-                raise SystemExit(f"not every video was extracted once: {cache.ledger.counts()}")
+                raise SystemExit(f"expected every video to be extracted once: {cache.ledger.counts()}")
             shards = len(cache.ledger.shards())
     return {
         "videos": count,
@@ -114,22 +116,22 @@ def one_job(count: int) -> dict[str, float]:
         "driver_processor_ms_per_video": round(1e3 * processor / count, 3),
         "shards": shards,
         "driver_mib_before": round(before),
-        "driver_mib_peak": round(watch.peak_mib),
+        "driver_mib_peak": round(memory.peak_mib),
     }
 
 
 @click.command()
-@click.option("--videos", type=int, help="Only this many, in this process.")
+@click.option("--videos", type=int, help="Run only a job of this many videos, in this process.")
 def main(videos: int | None) -> None:
-    """Measure jobs of 1,000, 10,000 and 100,000 videos."""
+    """Measure what a job costs beside extraction, for 1,000, 10,000 and 100,000 videos."""
     if videos is not None:
         click.echo(json.dumps(one_job(videos)))
         return
     results = []
     for count in COUNTS:
         command = [sys.executable, "-m", "benchmarks.scale", "--videos", str(count)]
-        said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ).stdout
-        results.append(json.loads(said.splitlines()[-1]))
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ).stdout
+        results.append(json.loads(output.splitlines()[-1]))
     click.echo(json.dumps({"extraction": "stubbed by random numbers", "workers": WORKERS, "jobs": results}, indent=2))
 
 

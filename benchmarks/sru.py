@@ -1,17 +1,17 @@
-"""Forward and backward of the SRU against its matrix products alone, nn.LSTM, nn.GRU and the `sru` package.
+"""Forward and backward of the SRU, against its matrix products alone, nn.LSTM, nn.GRU and the `sru` package.
 
-    python -m benchmarks.sru                                        # this machine's GPU, else its processor
+    python -m benchmarks.sru                                        # on a GPU if there is one
     python -m benchmarks.sru --device cpu --dtype float32 --shape 30 28 512 1024 3
 
 The first size is the paper's: 28 clips of 30 frames, 512 channels in, three layers of 1024 units. "matrix products" are
-those of the SRU and nothing else: forward, and backward for weights and for inputs (not for those of the first layer,
+those of the SRU and nothing else: forward, and backward for weights and for inputs (except those of the first layer,
 which are features). Before anything is timed, the SRU's outputs and gradients have to equal the reference's.
 
-Contestants take turns, one step each, and each ratio is the median over turns of a step's time to that of the matrix
-products in the same turn: what else the machine does then hits both. On a GPU a step is a replayed CUDA graph, as in
-training. Contestants that have used up --seconds sit the later turns out. The `sru` package compiles itself when it is
-imported and needs ninja and a compiler; where that fails, the output says why. Its gates also read the state
-(arXiv 1709.02755, later versions), ours and the paper's do not.
+Contestants take turns, one step each. `x products` is the median over turns of a step's time divided by that of the
+matrix products in the same turn, so that other load of the machine affects both. On a GPU a step is a replayed CUDA
+graph, as in training. A contestant that has used up --seconds skips the later turns. The `sru` package compiles itself
+when it is imported and needs ninja and a compiler; if that fails, the output says why. Its gates also read the state
+(arXiv 1709.02755, later versions); ours and the paper's do not.
 """
 
 import statistics
@@ -35,12 +35,12 @@ from train.sru.reference import TOLERANCES, error
 BASELINE = "matrix products"
 WARM_UP = 3
 FEWEST = 3
-"""Turns that everyone takes, however long they last."""
+"""Turns that every contestant takes, however long they last."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """What is computed."""
+    """Shape of the input and of the network."""
 
     steps: int
     batch: int
@@ -61,7 +61,7 @@ SIZES = (
 
 
 def matrix_products(size: Size, device: torch.device, dtype: torch.dtype) -> Step:
-    """All products of a forward and a backward pass, operands made in advance."""
+    """A step with all matrix products of a forward and a backward pass; the operands are made in advance."""
     rows, operands = size.steps * size.batch, []
     for layer, weight in enumerate(SRU(size.channels, size.hidden, size.layers).weights):
         weight_UC = weight.detach().flatten(0, 1).to(device, dtype)
@@ -80,7 +80,7 @@ def matrix_products(size: Size, device: torch.device, dtype: torch.dtype) -> Ste
 
 
 def forward_and_backward(module: nn.Module, size: Size, device: torch.device, dtype: torch.dtype) -> Step:
-    """One pass of a recurrent module over features, and the gradients of its parameters."""
+    """A step of a recurrent module: one pass over features, and the gradients of its parameters."""
     module = module.to(device, dtype)
     parameters = list(module.parameters())
     x_TBC = torch.randn(size.steps, size.batch, size.channels, device=device, dtype=dtype)
@@ -93,7 +93,7 @@ def forward_and_backward(module: nn.Module, size: Size, device: torch.device, dt
 
 
 def contestants(size: Size) -> tuple[dict[str, nn.Module], list[str]]:
-    """The modules to time, and notes on those that cannot run here."""
+    """The modules to time, and a note on each that cannot run on this machine."""
     arguments = (size.channels, size.hidden, size.layers)
     modules = {"SRU (ours)": SRU(*arguments), "nn.LSTM": nn.LSTM(*arguments), "nn.GRU": nn.GRU(*arguments)}
     try:
@@ -104,7 +104,7 @@ def contestants(size: Size) -> tuple[dict[str, nn.Module], list[str]]:
 
 
 def check(size: Size, device: torch.device, dtype: torch.dtype) -> None:
-    """The recurrence that is timed equals the reference at this size, outputs and gradients."""
+    """Raises AssertionError unless outputs and gradients of the timed recurrence equal the reference's at this size."""
     shape, state = (size.steps, size.batch, size.hidden), torch.promote_types(dtype, torch.float32)
     given = [
         torch.randn(size.steps, size.batch, 3, size.hidden, device=device).to(dtype),
@@ -181,8 +181,8 @@ def show(table: dict[str, Any]) -> None:
 @click.option(
     "--shape", "shapes", type=(int,) * 5, multiple=True, metavar="T B C D LAYERS", help="[default: four sizes]"
 )
-@click.option("--turns", type=click.IntRange(FEWEST), default=20, show_default=True, help="Steps timed of each.")
-@click.option("--seconds", default=20.0, show_default=True, help="Time after which a contestant sits turns out.")
+@click.option("--turns", type=click.IntRange(FEWEST), default=20, show_default=True, help="Steps timed per contestant.")
+@click.option("--seconds", default=20.0, show_default=True, help="Time per contestant, after which it skips turns.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("work/benchmarks/sru.json"), show_default=True)
 def main(
     device: str, dtypes: tuple[str, ...], shapes: tuple[tuple[int, ...], ...], turns: int, seconds: float, out: Path

@@ -1,19 +1,19 @@
-"""Training a head at HMDB-51's real size, against a plain loop: seconds an epoch, seconds a run, memory.
+"""Training a head at HMDB-51's real size, against a plain loop: seconds per epoch and per run, memory.
 
-    python -m benchmarks.train --counts hmdb51_frames.csv            # GPU where there is one; minutes on a processor
+    python -m benchmarks.train --counts hmdb51_frames.csv            # on a GPU if there is one; on a CPU, minutes
     python -m benchmarks.train --counts hmdb51_frames.csv --recipe paper-24fps --level high --steps 40
 
-`--counts` is a CSV with the columns video, class, split1 and frames_decoded_estimate. Features are random numbers, one
-view, written through FeatureCache to --scratch (1.2 GB), where a second call finds them. Contestants:
+`--counts` is a CSV with the columns video, class, split1 and frames_decoded_estimate. The features are random numbers
+of one view, in a cache below --scratch (1.2 GB) that later calls use again. Contestants:
 
-    ours                     bank on the device, clips gathered by index, the recipe's head; a CUDA graph on a GPU
+    ours                     features on the device, clips gathered by index, the recipe's head; a CUDA graph on a GPU
     matrix products          those of that head alone: forward, and backward for weights and inputs
-    our head, DataLoader     the same head and fused Adam, fed by a DataLoader with two workers reading HDF5
-    nn.LSTM, DataLoader      the plain loop: nn.LSTM of the same size, HDF5 with a dataset a video, Adam, loss.item()
+    our head, DataLoader     the same head and fused Adam, fed by a DataLoader with two workers that read HDF5
+    nn.LSTM, DataLoader      the plain loop: nn.LSTM of the same size, HDF5 with a dataset per video, Adam, loss.item()
 
-They take turns of --turn steps. An epoch is the median time of a step times the steps of an epoch: the steps are all
-alike, and on a processor an epoch of the paper's takes minutes. Before anything is timed, the DataLoader has to give
-the same clips, bit for bit, as the bank.
+They take turns of --turn steps. Seconds per epoch are the median time of a step times the steps of an epoch, because
+all steps are alike and an epoch takes minutes on a CPU. Before anything is timed, the DataLoader has to give the same
+clips as ours, bit for bit.
 """
 
 import resource
@@ -49,7 +49,7 @@ WARM_UP_TURNS = 1
 
 
 def our_loop(trainer: Trainer) -> TakeSteps:
-    """Steps of the trainer, epoch after epoch; on a GPU those of the first epoch again and again."""
+    """Steps of our trainer, epoch after epoch; on a GPU those of the first epoch again and again."""
     ticks = trainer.run(tick_seconds=0.0 if trainer.device.type == "cpu" else 1e9)
     clip_N, view_N = (each.to(trainer.device) for each in trainer._order())
 
@@ -62,13 +62,13 @@ def our_loop(trainer: Trainer) -> TakeSteps:
         for step in range(steps):
             at = (step * batch) % (len(clip_N) - batch)
             trainer.take_step(clip_N[at : at + batch], view_N[at : at + batch], batch)
-        trainer.tally.read(trainer.group)
+        trainer.sums.read(trainer.group)
 
     return take
 
 
 def products(head: Head, steps_in_clip: int, batch: int, device: torch.device, precision: Precision) -> TakeSteps:
-    """The head's matrix products: forward, and backward for weights and (but for features) inputs."""
+    """Steps with the head's matrix products alone: forward, and backward for weights and, except features, inputs."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     rows, operands = steps_in_clip * batch, []
     matrices = [each.detach().flatten(0, -2) for each in head.parameters() if each.dim() > 1 and each.shape[-1] > 2]
@@ -91,7 +91,7 @@ def products(head: Head, steps_in_clip: int, batch: int, device: torch.device, p
 
 
 def check(bank: Bank, clips: PlainClips) -> None:
-    """The plain loop reads the clips that the bank gathers."""
+    """Raises AssertionError unless the DataLoader gives the clips that the bank gathers."""
     for clip in (0, len(bank) // 2, len(bank) - 1):
         device = bank.label_N.device
         ours_TC = bank.gather(torch.tensor([clip], device=device), torch.tensor([0], device=device))[:, 0].cpu()
@@ -152,7 +152,7 @@ def measure(
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Most memory used so far: on the GPU, or by this process."""
+    """Peak memory so far, on the GPU or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -178,10 +178,10 @@ def show(table: dict[str, Any]) -> None:
 @click.option("--device", default="auto", show_default=True)
 @click.option("--level", "levels", multiple=True, type=click.Choice(LEVELS), default=LEVELS, show_default=True)
 @click.option("--recipe", type=click.Choice(sorted(RECIPES)), default="paper-24fps", show_default=True)
-@click.option("--precision", type=click.Choice(PRECISIONS), help="Of the products, for all. [default: the recipe's]")
-@click.option("--steps", type=click.IntRange(1), default=40, show_default=True, help="Steps timed of each contestant.")
-@click.option("--turn", type=click.IntRange(1), default=4, show_default=True, help="Steps in one turn.")
-@click.option("--every", type=click.IntRange(1), help="Take every N-th video only: to try the script out.")
+@click.option("--precision", type=click.Choice(PRECISIONS), help="Of all products. [default: the recipe's]")
+@click.option("--steps", type=click.IntRange(1), default=40, show_default=True, help="Steps timed per contestant.")
+@click.option("--turn", type=click.IntRange(1), default=4, show_default=True, help="Steps per turn.")
+@click.option("--every", type=click.IntRange(1), help="Use only every N-th video, to try the script.")
 @click.option("--scratch", type=click.Path(path_type=Path), default=Path("work/benchmarks/train"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("work/benchmarks/train.json"), show_default=True)
 def main(

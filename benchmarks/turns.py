@@ -1,7 +1,7 @@
-"""Timing in turns: contestants take one step each, round after round, so that what else the machine does hits all.
+"""Timing in turns: contestants take one step each, round after round, so that other load of the machine affects all.
 
-On a processor with one thread (OMP_NUM_THREADS=1) the clock is the process's own processor time, which a busy machine
-distorts far less than the time on the wall; what child processes do is not in it.
+On a CPU with one thread (OMP_NUM_THREADS=1) the clock is the process's own processor time, which other load distorts
+far less than wall-clock time. It does not include child processes.
 """
 
 import platform
@@ -23,10 +23,10 @@ def take_turns(
     fewest: int = 1,
     steady: str = "",
 ) -> dict[str, list[float]]:
-    """Seconds of each contestant's steps, turn by turn, each one waited for; `warm_up` turns before are not counted.
+    """Seconds of each contestant's steps, turn by turn; each step is waited for. `warm_up` turns come before.
 
-    After `fewest` turns a contestant that has used up `seconds` sits the others out, except the one called `steady`,
-    which the others are compared with turn by turn.
+    After `fewest` turns a contestant that has used up `seconds` skips the rest, except the one called `steady`, with
+    which the others are compared turn by turn.
     """
     clock = time.process_time if by_processor_time(device) else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in steps}
@@ -44,12 +44,12 @@ def take_turns(
 
 
 def by_processor_time(device: torch.device) -> bool:
-    """Whether the clock is the process's own processor time."""
+    """Whether the clock is this process's processor time, not wall-clock time."""
     return device.type == "cpu" and torch.get_num_threads() == 1
 
 
 def machine(device: torch.device) -> str:
-    """What a table says that it was measured on."""
+    """Name of the device for a table's heading."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} CPU, " + (

@@ -1,6 +1,6 @@
-"""From clips to videos, from three levels to one prediction: what sweeps and fusion share. Pure arrays, no I/O.
+"""From clips to videos, from three levels to one prediction, and which predictions are right. Pure arrays, no I/O.
 
-Shapes: N clips or videos, K classes. Missing rows are NaN and stay NaN.
+Shapes: N clips or videos, K classes. The row of a video without features is NaN, stays NaN, and counts as wrong.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,11 +19,14 @@ PAPER_WEIGHTS: Final[dict[Level, float]] = {"high": 0.7, "mid": 0.2, "low": 0.1}
 MEAN_WEIGHTS: Final[dict[Level, float]] = {level: 1 / len(LEVELS) for level in LEVELS}
 """The plain mean of the levels, the other reading of the paper's text."""
 
+NO_PREDICTION: Final = -1
+"""Predicted class of a video whose row is NaN."""
+
 
 def clips_to_videos(video_ids: ArrayLike, softmax: ArrayLike) -> tuple[list[str], NDArray[np.float64]]:
     """Mean softmax of each video's clips (paper, section 4.2): ids in order of first appearance, `[videos, K]` float64.
 
-    `video_ids` is `[N]`, `softmax` `[N, K]`: one row per clip. ScoreError where their lengths differ.
+    `video_ids` is `[N]`, `softmax` `[N, K]`: one row per clip. Raises `ScoreError` if their lengths differ.
     """
     ids_N, softmax_NK = np.asarray(video_ids), np.asarray(softmax, dtype=np.float64)
     if softmax_NK.ndim != 2 or ids_N.shape != softmax_NK.shape[:1]:
@@ -42,7 +45,7 @@ def fuse_levels(
     """Weighted sum of the levels' probabilities (equation 10), `[videos, K]` float64.
 
     `probabilities` holds `[videos, K]` for every level that has a weight, rows in the same order of videos.
-    ScoreError names levels that are missing or shaped differently, and weights that do not sum to 1.
+    Raises `ScoreError` if levels are missing or differ in shape, or if the weights do not sum to 1.
     """
     check_weights(weights)
     missing = [level for level in weights if level not in probabilities]
@@ -58,7 +61,7 @@ def fuse_levels(
 
 
 def check_weights(weights: Mapping[Level, float]) -> None:
-    """ScoreError unless the weights are known levels' non-negative shares of 1."""
+    """Raises `ScoreError` unless the weights are non-negative, of known levels, and sum to 1."""
     unknown = [level for level in weights if level not in LEVELS]
     if unknown:
         raise ScoreError(f"fusion weights name unknown levels {unknown}; the levels are {', '.join(LEVELS)}")
@@ -68,7 +71,7 @@ def check_weights(weights: Mapping[Level, float]) -> None:
 
 
 def align(ids: Sequence[str], probabilities: NDArray[np.float64], expected: Sequence[str]) -> NDArray[np.float64]:
-    """Rows of `probabilities` `[videos, K]` (of `ids`) in the order of `expected`; NaN rows where one has none."""
+    """Rows of `probabilities` (one for each of `ids`) in the order of `expected`; NaN for videos that have none."""
     aligned = np.full((len(expected), probabilities.shape[1]), np.nan)
     row = {video: index for index, video in enumerate(ids)}
     present = [index for index, video in enumerate(expected) if video in row]
@@ -76,13 +79,29 @@ def align(ids: Sequence[str], probabilities: NDArray[np.float64], expected: Sequ
     return aligned
 
 
+def predicted(probabilities_NK: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Most probable class of each video `[N]`, the first one on a tie; NO_PREDICTION for a NaN row."""
+    missing_N = np.asarray(np.isnan(probabilities_NK).any(axis=1))
+    return np.where(missing_N, NO_PREDICTION, np.where(missing_N[:, None], 0, probabilities_NK).argmax(axis=1))
+
+
+def correct(probabilities_NK: NDArray[np.float64], labels_N: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether the most probable class of each video is its label `[N]`; never for a NaN row or a label below 0."""
+    return np.asarray((predicted(probabilities_NK) == labels_N) & (labels_N >= 0))
+
+
+def fraction(correct_N: NDArray[np.bool_]) -> float:
+    """Share of videos that are right: the accuracy; 0 if there are no videos."""
+    return float(correct_N.mean()) if len(correct_N) else 0.0
+
+
 def search_weights(
     probabilities: Mapping[Level, NDArray[np.float64]], labels: NDArray[np.int64], step: float = 0.05
 ) -> dict[Level, float]:
-    """Fusion weights that classify most videos right, of all that are multiples of `step` and sum to 1.
+    """Fusion weights that classify the most videos right, among all multiples of `step` that sum to 1.
 
-    `probabilities` holds `[videos, K]` for each level, `labels` is `[videos]`: held-out training videos, never test
-    videos. Ties go to the weights under which the true classes are most probable.
+    `probabilities` holds `[N, K]` for each level, `labels` is `[N]`: held-out training videos, never test videos.
+    Ties go to the weights under which the true classes are most probable.
     """
     levels = [level for level in LEVELS if level in probabilities]
     parts = round(1 / step)
@@ -92,7 +111,7 @@ def search_weights(
     def quality(split: tuple[int, ...]) -> tuple[int, float]:
         fused = np.tensordot(np.asarray(split) / parts, stacked, axes=1)
         likelihood = np.log(np.maximum(fused[np.arange(len(labels)), labels], 1e-12)).mean()
-        return int((fused.argmax(axis=1) == labels).sum()), float(likelihood)
+        return int(correct(fused, labels).sum()), float(likelihood)
 
     best = max(splits, key=quality)
     return {level: part / parts for level, part in zip(levels, best, strict=True)}

@@ -24,6 +24,9 @@ ADDRESS = re.compile(f"(?:{_HOST}|{_BUCKET})(?:{_PART})+")
 
 _DATASET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
+_UCF_GROUP = re.compile(r"(.*_g\d+)(?:_.*)?")
+_HMDB_ENDING = re.compile(r"_[fhlu]_[cn]m_np\d+_(ba|fr|le|ri)_(bad|med|goo)_\d+$")
+
 
 def check_relative_path(path: str) -> str:
     """Return `path` if it is a plain relative POSIX path that stays below its root; UnsafePathError otherwise."""
@@ -67,6 +70,17 @@ def video_id(path: str) -> str:
     Of one that is elsewhere, host or bucket come first: `s3://bucket/a/b.avi` -> `bucket/a/b`.
     """
     return str(PurePosixPath(_SCHEME.sub("", path)).with_suffix(""))
+
+
+def group_of(video_id: str) -> str:
+    """Returns the name of the recording that a video was cut from, as far as its id tells.
+
+    Archery/v_Archery_g03_c02               -> Archery/v_Archery_g03  (UCF-101: the last g and its number)
+    wave/TrumanShow_wave_f_nm_np1_fr_med_26 -> wave/TrumanShow_wave   (HMDB-51: without what tells a film's clips apart)
+    anything/else                           -> itself
+    """
+    found = _UCF_GROUP.fullmatch(video_id)
+    return found[1] if found else _HMDB_ENDING.sub("", video_id)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cache.aggregate import clips_to_videos
 from cache.common.errors import ScoreError
 from cache.common.files import write_bytes_durably
 
@@ -22,7 +23,7 @@ _ARRAYS = ("video_ids", "spans", "labels", "softmax", "classes", "run")
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreTable:
-    """Softmax scores of the clips of one run; checked when made, so that later stages can trust it."""
+    """Softmax scores of the clips of one run. Raises `ScoreError` if the arrays are inconsistent or no softmax."""
 
     video_ids: NDArray[np.str_]
     """`[N]`: the video of each clip; the clips of one video follow one another."""
@@ -35,9 +36,12 @@ class ScoreTable:
     classes: NDArray[np.str_]
     """`[K]`: class names in label order."""
     run: Mapping[str, Any]
-    """Where the scores come from: dataset, split, level, pooling, seed, recipe, the cache's fingerprint."""
+    """Origin of the scores: dataset, split, level, pooling, seed, recipe, the cache's fingerprint; JSON values."""
 
     def __post_init__(self) -> None:
+        fingerprint = self.run.get("fingerprint", {}) if isinstance(self.run, Mapping) else None
+        if not (isinstance(fingerprint, Mapping) and isinstance(fingerprint.get("identity", {}), Mapping)):
+            raise ScoreError("scores: run and its fingerprint are not mappings of names to values")
         clips, classes = len(self.video_ids), len(self.classes)
         expected = {"video_ids": (clips,), "spans": (clips, 2), "labels": (clips,), "softmax": (clips, classes)}
         for name, shape in expected.items():
@@ -58,12 +62,23 @@ class ScoreTable:
         if changes != len(set(self.video_ids.tolist())):
             raise ScoreError("scores: the clips of one video do not follow one another")
 
+    @property
+    def label_of(self) -> dict[str, int]:
+        """Label of each scored video."""
+        return dict(zip(self.video_ids.tolist(), self.labels.tolist(), strict=True))
+
+    def videos(self) -> tuple[list[str], NDArray[np.float64], NDArray[np.int64]]:
+        """The scored videos in order: ids, mean softmax of each one's clips `[videos, K]`, and labels `[videos]`."""
+        ids, probabilities = clips_to_videos(self.video_ids, self.softmax)
+        label_of = self.label_of
+        return ids, probabilities, np.fromiter((label_of[video] for video in ids), dtype=np.int64)
+
     def _first_video(self, chosen: NDArray[np.bool_]) -> str:
         return str(self.video_ids[np.flatnonzero(chosen)[0]])
 
 
 def write_scores(path: Path, scores: ScoreTable) -> None:
-    """Write an npz of plain arrays (no pickles), replacing `path` at once."""
+    """Write an npz of plain arrays (no pickles), replacing the file `path` at once."""
     arrays = {
         "video_ids": np.asarray(scores.video_ids, dtype=np.str_),
         "spans": np.asarray(scores.spans, dtype=np.int64),
@@ -78,7 +93,7 @@ def write_scores(path: Path, scores: ScoreTable) -> None:
 
 
 def read_scores(path: Path) -> ScoreTable:
-    """Read a scores.npz; ScoreError where it is missing, malformed, or holds anything but plain arrays."""
+    """Read a scores.npz. Raises `ScoreError` if it is missing, malformed, or holds anything but plain arrays."""
     try:
         # Opened here, because np.load leaves the file open when it finds no archive in it.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:

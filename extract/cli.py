@@ -9,8 +9,7 @@ from cache.common.errors import CacheError
 from cache.fingerprint import LEVELS
 from cache.remote.client import Location
 from extract.data_cli import data_command
-from extract.decode.backends import DECODER_NAMES, DEFAULT_DECODER
-from extract.decode.types import parse_limits
+from extract.decode import DECODER_NAMES, DEFAULT_DECODER, parse_limits
 from extract.network.preprocess import parse_views
 from extract.probe_cli import probe_command
 from extract.settings import BACKBONES, PRECISIONS

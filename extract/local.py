@@ -13,7 +13,7 @@ from cache.common.console import progress
 from cache.common.errors import MrrnError
 from cache.common.workspace import Workspace
 from cache.store import FeatureCache
-from extract.decode.types import Limits
+from extract.decode import Limits
 
 LOOK_EVERY_SECONDS: Final = 1.0
 

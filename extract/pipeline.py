@@ -1,10 +1,11 @@
 """Videos in, features and outcomes out: decode, pack, forward, unpack. No cache, no global state.
 
-The same function serves extraction, prediction of new videos and any engine that spreads the work over machines.
+The same function serves extraction, the prediction of new videos, and extraction on many machines.
 
     decode workers (processes) -> blocks -> resize, crop -> batches of one shape -> network -> rows -> videos
 
-Memory is bounded by the decoders' ring of blocks, a few batches, and the features of the videos under way.
+Remote videos are downloaded before they are decoded. Memory is bounded by the decoders' rings of blocks, a few batches,
+and the features of the videos under way.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 
 from cache.fingerprint import Level
 from cache.ledger import Outcome
-from extract.decode.pool import DecodePool, DecodeSettings, FrameBlock, VideoEnd
+from extract.datasets.remote import decode_with_downloads
+from extract.decode import DecodePool, DecodeSettings, FrameBlock, VideoEnd
 from extract.meter import Meter
 from extract.network.backbones import split_levels
 from extract.network.engine import Engine, open_engine
@@ -29,13 +31,13 @@ from extract.settings import ExtractSettings
 
 @dataclass(frozen=True, kw_only=True)
 class VideoFeatures:
-    """What became of one video, and its features where it has some."""
+    """What became of one video, and its features if it has some."""
 
     outcome: Outcome
     features: Mapping[Level, NDArray[np.float16]]
     """[V, F, C] of each level; empty for a failed video."""
     pts_seconds: NDArray[np.float64]
-    """[F]: time of each frame since the first."""
+    """[F]: seconds from the first frame to each frame."""
 
 
 def extract_features(
@@ -48,17 +50,17 @@ def extract_features(
 ) -> Iterator[VideoFeatures]:
     """Features of `videos` (id, path), each once, in the order in which they are finished.
 
-    A video that cannot be decoded comes out as failed with the reason; the others are not touched by it. `videos` is
-    drawn from as decoders become free, so it may be endless or wait. Without an `engine` or a `pool` one is opened for
+    A video that cannot be decoded comes out as failed, with the reason, and does not affect the others. `videos` is
+    consumed as decoders become free, so it may be endless or block. Without an `engine` or a `pool` one is opened for
     `settings`.
     """
     engine = engine or open_engine(settings, load_weights(settings.weights, settings.backbone))
     with DecodePool(decode_settings(settings)) if pool is None else nullcontext(pool) as decoders:
-        yield from features_of_frames(decoders.decode(videos), settings, engine, meter or Meter())
+        yield from features_of_frames(decode_with_downloads(decoders, videos), settings, engine, meter or Meter())
 
 
 def decode_settings(settings: ExtractSettings) -> DecodeSettings:
-    """What of `settings` concerns decoding."""
+    """The part of `settings` that concerns decoding."""
     return DecodeSettings(
         decoder=settings.decoder,
         workers=settings.jobs,
@@ -71,7 +73,7 @@ def decode_settings(settings: ExtractSettings) -> DecodeSettings:
 def features_of_frames(
     stream: Iterable[FrameBlock | VideoEnd], settings: ExtractSettings, engine: Engine, meter: Meter
 ) -> Iterator[VideoFeatures]:
-    """The part after decoding: blocks of frames in, finished videos out."""
+    """The part after decoding: yields each video when its features are complete."""
     assembly = _Assembly(settings, engine, meter)
     for item in meter.waiting("decode", stream):
         if isinstance(item, VideoEnd):
@@ -86,7 +88,7 @@ def features_of_frames(
 
 
 class _Assembly:
-    """The videos under way."""
+    """The videos under way, and the packer that their rows go through."""
 
     def __init__(self, settings: ExtractSettings, engine: Engine, meter: Meter) -> None:
         self._settings, self._engine, self._meter = settings, engine, meter
@@ -94,7 +96,7 @@ class _Assembly:
         self._videos: dict[str, VideoRows] = {}
 
     def take(self, block: FrameBlock) -> None:
-        """Resize, crop and pack a block; its memory goes back to the decoders as soon as that is possible."""
+        """Resize, crop and pack a block; its memory goes back to the decoders as early as possible."""
         video = self._videos.setdefault(block.video_id, VideoRows())
         frames, height, width, _ = block.frames_FHW3.shape
         if np.prod(resized_size(height, width)) > MAX_RESIZED_PIXELS:
@@ -112,17 +114,17 @@ class _Assembly:
         self._meter.batches = self._packer.batches
 
     def end(self, outcome: Outcome) -> None:
-        """A video's last block has come."""
+        """Note a video's outcome, after its last block."""
         self._videos.setdefault(outcome.video_id, VideoRows()).outcome = outcome
 
     def flush(self) -> None:
-        """Compute what waits in a batch that is not full."""
+        """Compute the last batch, even if it is not full."""
         with self._meter.during("forward"):
             self._packer.flush()
         self._meter.batches = self._packer.batches
 
     def finished(self) -> list[VideoFeatures]:
-        """The videos that are complete, or failed, since the last call."""
+        """The videos that became complete, or failed, since the last call."""
         ended = [
             video_id
             for video_id, video in self._videos.items()
@@ -156,14 +158,14 @@ class _Assembly:
 
 
 def failed(outcome: Outcome, reason: str) -> VideoFeatures:
-    """The outcome of a video that has no features, with the reason."""
+    """A video without features, failed for `reason`."""
     return VideoFeatures(
         outcome=replace(outcome, status="failed", reason=reason, num_frames=0), features={}, pts_seconds=np.empty(0)
     )
 
 
 def _not_finite(features_VFC: NDArray[np.float16], settings: ExtractSettings) -> str:
-    """What is wrong with features that float16 cannot hold; empty where all is well."""
+    """Why features cannot be stored, if some are not finite in float16; empty if all are."""
     finite_F = np.isfinite(features_VFC).all(axis=(0, 2))
     if finite_F.all():
         return ""

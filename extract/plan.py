@@ -10,7 +10,7 @@ from cache.common.errors import CacheError, DatasetError
 from cache.dataset import ADDRESS, Dataset, Video
 from cache.fingerprint import CHANNELS
 from cache.store import FeatureCache
-from extract.decode.pool import DecodePool, DecodeSettings, VideoEnd
+from extract.decode import DecodePool, DecodeSettings, VideoEnd
 from extract.settings import ExtractSettings
 
 RESERVE_BYTES = 64 << 20

@@ -21,10 +21,7 @@ from cache.common.files import write_bytes_durably
 from cache.fingerprint import CHANNELS
 from cache.ledger import Outcome
 from cache.shards import encode
-from extract.decode.backends import MissingDecoderError, decoder_version
-from extract.decode.containers import open_regular
-from extract.decode.pool import DecodePool, FrameBlock, VideoEnd
-from extract.decode.types import Limits
+from extract.decode import DecodePool, FrameBlock, Limits, MissingDecoderError, VideoEnd, decoder_version, open_regular
 from extract.meter import STAGES, Meter
 from extract.network.engine import Engine
 from extract.network.preprocess import Crop, crop_of

@@ -39,7 +39,7 @@ def probe_command(paths: tuple[Path, ...], seconds: float, device: str, jobs: in
 
     from cache.common.device import find_device
     from extract import probe
-    from extract.decode.backends import DECODER_NAMES
+    from extract.decode import DECODER_NAMES
     from extract.device import CPU_BATCH, GPU_BATCH, default_jobs, default_precision
     from extract.network.engine import open_engine
     from extract.network.weights import load_weights

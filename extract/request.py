@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cache.fingerprint import CENTER_VIEW, LEVELS, Fingerprint, check_fingerprint
-from extract.decode.backends import DEFAULT_DECODER, decoder_version
-from extract.decode.types import Limits
+from extract.decode import DEFAULT_DECODER, Limits, decoder_version
 from extract.network.weights import is_file_spec, weights_text
 from extract.settings import IMAGENET, ExtractSettings, fingerprint
 

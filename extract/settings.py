@@ -1,22 +1,13 @@
 """What extraction is asked for: one frozen record that decides the features, and the fingerprint that names them."""
 
 from dataclasses import dataclass, field
-from typing import Final, Literal, get_args
 
 from cache.common.errors import MrrnError
 from cache.fingerprint import CENTER_VIEW, DTYPE, FORMAT_VERSION, LEVELS, Fingerprint, Level
-from extract.decode.backends import DEFAULT_DECODER, decoder_version
-from extract.decode.types import Limits
+from extract.decode import DEFAULT_DECODER, Limits, decoder_version
+from extract.network.backbones import PRECISIONS, Precision
 from extract.network.preprocess import TRANSFORM
-
-Precision = Literal["fp32", "bf16", "fp16"]
-PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
-
-BACKBONES: Final = ("resnet34", "resnet18")
-"""Networks of one family whose levels have the same widths."""
-
-IMAGENET: Final = "imagenet1k_v1"
-"""torchvision's first ImageNet weights, the ones of the paper's time."""
+from extract.network.weights import BACKBONES, IMAGENET
 
 
 @dataclass(frozen=True, kw_only=True)

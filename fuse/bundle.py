@@ -1,4 +1,4 @@
-"""A bundle: three trained heads in one folder that can be handed to somebody else. Data only: safetensors and JSON.
+"""Bundles: three trained heads in one folder to hand to somebody else. Data only: safetensors and JSON.
 
 bundle/
   bundle.json            what it is: classes, fusion weights, the backbone it needs, accuracy, hashes of the files
@@ -8,27 +8,29 @@ bundle/
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from cache.aggregate import check_weights
+from cache.aggregate import PAPER_WEIGHTS, check_weights
 from cache.common.errors import ScoreError, WeightsError
 from cache.common.files import write_bytes_durably, write_json_durably
-from cache.common.text import markdown
+from cache.common.text import markdown, markdown_table
 from cache.fingerprint import LEVELS, Level
 from fuse.report.tables import NONE
 from fuse.results import TITLES
+from train.config import CHECKPOINT_FILE, CONFIG_FILE
 
 FORMAT: Final = 1
 DESCRIPTION: Final = "bundle.json"
-_FILES: Final = ("config.json", "checkpoint.safetensors")
+_FILES: Final = (CONFIG_FILE, CHECKPOINT_FILE)
+_KEPT: Final[Mapping[str, str]] = {"first": "the first", "even": "evenly spread"}
 
 
 def write_bundle(out: Path, folders: Mapping[Level, Path], summary: Mapping[str, Any]) -> None:
-    """Write the heads in `folders` and what results.json (`summary`) says of them to the folder `out`.
+    """Write the heads of the run folders `folders` and their figures (`summary`, as in results.json) to `out`.
 
-    bundle.json is written last: a folder without it is no bundle. ScoreError where `out` holds something else.
+    bundle.json is written last: a folder without it is no bundle. Raises `ScoreError` if `out` holds other files.
     """
     if out.exists() and any(out.iterdir()) and not (out / DESCRIPTION).exists():
         raise ScoreError(f"the folder {out} is not empty and is no bundle; choose another with --out")
@@ -47,19 +49,17 @@ def write_bundle(out: Path, folders: Mapping[Level, Path], summary: Mapping[str,
 
 
 def read_bundle(folder: Path) -> tuple[dict[Level, Path], dict[Level, float]]:
-    """Run folders and fusion weights of a bundle; WeightsError where it is missing, changed or of another format."""
+    """Run folders and fusion weights of a bundle. Raises `WeightsError` if it is missing, changed or not readable."""
     path = folder / DESCRIPTION
     try:
         description = json.loads(path.read_bytes())
         if description["format"] != FORMAT:
             raise WeightsError(f"{path} has format {description['format']!r}, this program reads {FORMAT}")
-        weights: dict[Level, float] = {level: float(description["fusion_weights"][level]) for level in LEVELS}
+        # In the order in which trained runs are added, so that the sums are the same to the bit.
+        weights: dict[Level, float] = {level: float(description["fusion_weights"][level]) for level in PAPER_WEIGHTS}
         check_weights(weights)
-        hashes = {
-            name: str(description["sha256"][name]) for name in (f"{at}/{file}" for at in LEVELS for file in _FILES)
-        }
-        for name, expected in hashes.items():
-            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected:
+        for name in (f"{level}/{file}" for level in LEVELS for file in _FILES):
+            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != description["sha256"][name]:
                 raise WeightsError(f"{folder / name} is not the file that the bundle was made with; copy it again")
     except FileNotFoundError as error:
         raise WeightsError(
@@ -71,48 +71,33 @@ def read_bundle(folder: Path) -> tuple[dict[Level, Path], dict[Level, float]]:
 
 
 def model_card(summary: Mapping[str, Any]) -> str:
-    """README.md: what the heads are, what they need, how good they are, what they are not for."""
+    """README.md of a bundle: what the heads are, what they need, how good they are, what they are not for."""
     identity, environment = summary["fingerprint"]["identity"], summary["fingerprint"]["environment"]
+    rule = summary["runs"]["high"]["clips"]
+    rate = "the native frame rate" if rule["fps"] is None else f"{rule['fps']:g} frames a second"
+    printed = summary["paper"]
     rows = [
-        f"| {TITLES[model]} | {100 * value:.2f} | {_paper(summary['paper'].get(model))} |"
-        for model, value in summary["accuracy"].items()
+        (TITLES[model], f"{100 * accuracy:.2f}", f"{100 * printed[model]:.2f}" if model in printed else NONE)
+        for model, accuracy in summary["accuracy"].items()
     ]
     return _CARD.format(
         dataset=markdown(str(summary["dataset"])),
         notes="".join(f"> **Note:** {markdown(note)}\n>\n" for note in summary["notes"]) or "\n",
         split=summary["split"],
         videos=f"{summary['videos']:,}",
-        rows="\n".join(rows),
+        accuracies=markdown_table(("model", "accuracy %", "paper %"), rows, numeric=(1, 2)),
         weights=markdown(str(identity["weights"])),
         sha256=identity["weights_sha256"],
         backbone=markdown(str(identity["backbone"])),
         transform=markdown(str(identity["transform"])),
         precision=markdown(f"{environment['precision']} on {environment['device']}"),
-        clips=_clips(summary["runs"]["high"]["clips"]),
+        clips=f"{rule['length']} frames at {rate}, a clip every {rule['stride']} frames, "
+        f"at most {rule['max_clips']} of a video ({_KEPT[rule['keep']]})",
         count=len(summary["classes"]),
-        classes=_names(summary["classes"]),
+        classes=", ".join(map(markdown, summary["classes"])),
         version=summary["made"]["version"],
         date=summary["made"]["date"],
     )
-
-
-_KEPT: Final = {"first": "the first", "even": "evenly spread"}
-
-
-def _clips(rule: Mapping[str, Any]) -> str:
-    rate = "the native frame rate" if rule["fps"] is None else f"{rule['fps']:g} frames a second"
-    return (
-        f"{rule['length']} frames at {rate}, a clip every {rule['stride']} frames, "
-        f"at most {rule['max_clips']} of a video ({_KEPT[rule['keep']]})"
-    )
-
-
-def _paper(fraction: float | None) -> str:
-    return NONE if fraction is None else f"{100 * fraction:.2f}"
-
-
-def _names(classes: Sequence[str]) -> str:
-    return ", ".join(markdown(name) for name in classes)
 
 
 _CARD = """# MRRN heads for {dataset}
@@ -137,9 +122,7 @@ Zheng, An, Ruan, "Multi-Level Recurrent Residual Networks for Action Recognition
 
 {videos} test videos of split {split}, none of them seen in training; videos without features count as wrong.
 
-| model | accuracy % | paper % |
-| --- | ---: | ---: |
-{rows}
+{accuracies}
 
 ## What it is not for
 

@@ -2,30 +2,32 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from cache.common.console import FINISHED_WITH_FAILURES, StageGroup, device_option
-from cache.common.errors import DecodeError
-from fuse.scores import Choice, run_options
+from cache.common.errors import DecodeError, MrrnError
+from cache.store import FeatureCache
+from extract.datasets.paths import find_videos, require_folder
+from fuse.scores import RunChoice, read_levels, read_scored_cache, run_options, searched_weights
 
 if TYPE_CHECKING:
     from fuse.predict import Heads, Prediction
 
-Choose = Callable[[], Choice]
+Choose = Callable[[], RunChoice]
 
 
 @click.group(cls=StageGroup, invoke_without_command=True)
 @run_options
 @click.pass_context
 def main(context: click.Context, choose: Choose) -> None:
-    """Fuse the three levels' scores into one prediction per video, and report how good it is.
+    """Fuse the three levels' scores into one prediction for each video, and report its accuracy.
 
-    Clip scores are averaged per video; the levels are added by equation 10 (0.7 high + 0.2 mid + 0.1 low), with
-    their plain mean beside it. The report stands beside the paper's figures in
+    Clip scores are averaged over each video; the levels are added by equation 10 (0.7 high + 0.2 mid + 0.1 low), and
+    by their plain mean. The report compares the results with the paper's. It is written to
     WORK/report/DATASET/splitN/: report.html, results.json, and the tables and figures as files.
 
     \b
@@ -37,25 +39,23 @@ def main(context: click.Context, choose: Choose) -> None:
         _fuse(choose())
 
 
-def _fuse(choice: Choice) -> None:
-    from fuse.predict import sample_frames
+def _fuse(choice: RunChoice) -> None:
     from fuse.report.html import Extras, publish
-    from fuse.report.samples import FRAMES, choose
-    from fuse.report.sweeps import read_tables
+    from fuse.report.samples import choose_samples, sample_frames
+    from fuse.report.sweeps import mean_over_splits, read_tables
     from fuse.report.tables import table_3, to_text
     from fuse.report.timing import FILE, read_timing
-    from fuse.results import caveats, evaluate, made_now, mean_over_splits
-    from fuse.scores import read_levels, read_source, searched_weights
+    from fuse.results import caveats, evaluate, made_now
 
     tables, workspace = read_levels(choice), choice.workspace
-    source = read_source(workspace, choice.dataset)
-    results = evaluate(tables, source, choice.split, searched_weights(choice, tables))
-    notes, samples = caveats(results), choose(results)
+    cache = read_scored_cache(workspace, choice.dataset)
+    results = evaluate(tables, cache, choice.split, searched_weights(choice, tables))
+    notes, samples = caveats(results), choose_samples(results)
     extras = Extras(
         samples=samples,
-        frames=sample_frames(workspace, choice.dataset, [sample.video for sample in samples], FRAMES),
+        frames=sample_frames(workspace, choice.dataset, [sample.video for sample in samples]),
         timing=read_timing(workspace.root / "benchmarks" / FILE),
-        sweeps=read_tables(workspace, choice.dataset, notes, choice.split, tables["high"].run.get("cache_digest")),
+        sweeps=read_tables(workspace, choice.dataset, notes, choice.split, results.runs["high"].get("cache_digest")),
     )
     page = publish(workspace.report(choice.dataset, choice.split), results, notes, made_now(), extras)
     click.echo(to_text(table_3(results, notes, literature=False)))
@@ -69,10 +69,11 @@ def _fuse(choice: Choice) -> None:
 @device_option
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs per cell of Tables 1 and 2.")
 def reproduce(choose: Choose, device: str, seeds: int) -> None:
-    """All of the paper's tables and figures for an extracted dataset, in one report; the same command continues.
+    """Make all of the paper's tables and figures for an extracted dataset, in one report.
 
     Trains what is missing (the three levels, the runs that fusion weights are searched on, the grids of Tables 1 and
-    2), times Figure 6 on this machine, and writes the report. What is done is not done again.
+    2), times Figure 6 on this machine, and writes the report. If it was interrupted, the same command continues:
+    what is done is not done again.
     """
     from fuse.reproduce import run_all
 
@@ -84,8 +85,8 @@ def reproduce(choose: Choose, device: str, seeds: int) -> None:
 @main.command()
 @click.argument("videos", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="VIDEO...")
 @run_options
-@click.option("--bundle", type=click.Path(path_type=Path), help="Use the heads in this folder instead of trained runs.")
-@click.option("--weights", help="The backbone's weights, where they are not where extraction had them.")
+@click.option("--bundle", type=click.Path(path_type=Path), help="Use the heads of this bundle instead of trained runs.")
+@click.option("--weights", help="The backbone's weights, if they are no longer where extraction had them.")
 @device_option
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Videos decoded at the same time.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the probabilities of all classes.")
@@ -100,8 +101,8 @@ def predict(
 ) -> None:
     """Name the five most probable classes of new videos (files, or folders of them).
 
-    The videos go the way that the dataset's went: the same decoding, transform, backbone and clips, then the three
-    heads and their fusion. Exit code 3: some files could not be read, the others are predicted.
+    New videos are treated as the dataset's were: the same decoding, transform, backbone and clips, then the three
+    heads and their fusion. Exit code 3: some files could not be read; the others are predicted.
 
     \b
     Examples:
@@ -109,24 +110,39 @@ def predict(
       python -m fuse predict --dataset ucf101 --json holiday/ > holiday.json
       python -m fuse predict --bundle ucf101-heads --weights resnet34.pth clip.mp4
     """
+    files = _find_files(videos)  # before torch is imported, so that a wrong path is told at once
     from fuse.bundle import read_bundle
-    from fuse.predict import find_files, heads_in, open_backbone, settings_for, weights_for
+    from fuse.predict import load_heads, open_backbone, settings_for, weights_for
     from fuse.predict import predict as run
 
-    files = find_files(videos)
     if bundle:
-        heads, recorded = heads_in(*read_bundle(bundle)), None
+        heads, recorded = load_heads(*read_bundle(bundle)), None
     else:
         choice = choose()
-        heads, recorded = heads_in(choice.folders()), _recorded_weights(choice)
+        heads, recorded = load_heads(choice.folders()), _recorded_weights(choice)
     settings = settings_for(heads, weights=weights_for(heads, weights, recorded), device=device, jobs=jobs)
     _answer(run(files, heads, settings, open_backbone(heads, settings)), heads, files, as_json)
 
 
-def _recorded_weights(choice: Choice) -> str | None:
-    """Where extraction had the backbone's weights."""
-    from cache.store import FeatureCache
+def _find_files(given: Iterable[Path]) -> list[Path]:
+    """The files given, and the video files below the folders given. Raises `MrrnError` naming what does not exist."""
+    found: list[Path] = []
+    for path in given:
+        if path.is_dir():
+            root = require_folder(path, "give a video file or a folder of them")
+            inside = [path / name for name in find_videos(root)]
+            if not inside:
+                raise MrrnError(f"the folder {path} holds no video files")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise MrrnError(f"there is no file or folder {path}; give videos with VIDEO= or as arguments")
+    return list(dict.fromkeys(found))
 
+
+def _recorded_weights(choice: RunChoice) -> str | None:
+    """Where extraction had the backbone's weights; None if the cache does not say."""
     with FeatureCache.open(choice.workspace.cache(choice.dataset)) as cache:
         weights = cache.settings.get("weights")
     return str(weights) if weights else None
@@ -134,8 +150,7 @@ def _recorded_weights(choice: Choice) -> str | None:
 
 def _answer(predictions: "Iterator[Prediction]", heads: "Heads", files: list[Path], as_json: bool) -> None:
     """Print predictions as they come (JSON: all at the end, in the order asked for) and set the exit code."""
-    from fuse.predict import as_json as to_json
-    from fuse.predict import as_text
+    from fuse.predict import to_json, to_text
     from fuse.results import weights_caveats
 
     notes, done = weights_caveats(heads.identity), []
@@ -144,7 +159,7 @@ def _answer(predictions: "Iterator[Prediction]", heads: "Heads", files: list[Pat
     for prediction in predictions:
         done.append(prediction)
         if not as_json:
-            click.echo(as_text(prediction, heads.classes))
+            click.echo(to_text(prediction, heads.classes))
     if as_json:
         order = {str(path): index for index, path in enumerate(files)}
         done.sort(key=lambda prediction: order[prediction.video])
@@ -162,18 +177,17 @@ def _answer(predictions: "Iterator[Prediction]", heads: "Heads", files: list[Pat
 @run_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write. [default: WORK/bundles/DATASET-splitN]")
 def bundle(choose: Choose, out: Path | None) -> None:
-    """Put the three trained heads in one folder to hand to somebody else: safetensors, JSON and a model card.
+    """Copy the three trained heads into one folder to hand to somebody else: safetensors, JSON and a model card.
 
-    Whoever gets it predicts with `python -m fuse predict --bundle FOLDER`, without the cache or the videos.
+    The recipient predicts with `python -m fuse predict --bundle FOLDER`, without the cache or the videos.
     """
     from fuse.bundle import write_bundle
-    from fuse.predict import heads_in
+    from fuse.predict import load_heads
     from fuse.results import caveats, evaluate, made_now, summarise
-    from fuse.scores import read_levels, read_source
 
     choice = choose()
-    results = evaluate(read_levels(choice), read_source(choice.workspace, choice.dataset), choice.split)
-    heads_in(choice.folders())  # what is handed on can be read
+    results = evaluate(read_levels(choice), read_scored_cache(choice.workspace, choice.dataset), choice.split)
+    load_heads(choice.folders())  # raises unless the bundle can be used
     out = out or choice.workspace.root / "bundles" / f"{choice.dataset}-split{choice.split}"
     write_bundle(out, choice.folders(), summarise(results, caveats(results), made_now()))
     click.echo(f"bundle: {out}")

@@ -1,56 +1,48 @@
-"""How good predictions are, and how sure one can be of it. Pure arrays.
+"""How good predictions are beyond plain accuracy (`cache.aggregate.correct`), and how certain that is. Pure arrays.
 
 Shapes: N videos, K classes. A video without prediction is a NaN row of `probabilities`; it counts as wrong everywhere.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cache.aggregate import NO_PREDICTION
+
 Probabilities = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
-NO_PREDICTION = -1
-"""Predicted class of a video without scores."""
+TOP: Final = 5
+"""Classes that a prediction is shown with."""
 
-RESAMPLES = 10_000
+RESAMPLES: Final = 10_000
 """Bootstrap resamples: enough that the interval's ends do not move by a tenth of a point between seeds."""
 
 
-def without_prediction(probabilities_NK: Probabilities) -> NDArray[np.bool_]:
-    """Which videos have no scores `[N]`."""
-    return np.asarray(np.isnan(probabilities_NK).any(axis=1))
-
-
-def predicted(probabilities_NK: Probabilities) -> Labels:
-    """Most probable class of each video `[N]`, the first one on a tie; NO_PREDICTION for a NaN row."""
-    missing = without_prediction(probabilities_NK)
-    return np.where(missing, NO_PREDICTION, np.where(missing[:, None], 0, probabilities_NK).argmax(axis=1))
+def ranked(probabilities_K: NDArray[np.float64]) -> list[int]:
+    """Indices of the TOP most probable classes, the smaller index first on a tie."""
+    return np.argsort(-probabilities_K, kind="stable")[:TOP].tolist()
 
 
 def label_rank(probabilities_NK: Probabilities, labels_N: Labels) -> Labels:
     """How many classes come before the true one `[N]`: 0 is a correct prediction, K stands for no prediction.
 
-    Ties go to the class with the smaller index, as in `predicted`.
+    Ties go to the class with the smaller index, as in `cache.aggregate.predicted`.
     """
     classes = probabilities_NK.shape[1]
     own = np.take_along_axis(probabilities_NK, labels_N[:, None], axis=1)
     tied_before = (probabilities_NK == own) & (np.arange(classes) < labels_N[:, None])
     ahead = ((probabilities_NK > own) | tied_before).sum(axis=1)
-    return np.where(without_prediction(probabilities_NK), classes, ahead)
+    return np.where(np.isnan(probabilities_NK).any(axis=1), classes, ahead)
 
 
-def top_k_correct(probabilities_NK: Probabilities, labels_N: Labels, k: int = 1) -> NDArray[np.bool_]:
+def top_k_correct(probabilities_NK: Probabilities, labels_N: Labels, k: int) -> NDArray[np.bool_]:
     """Whether the true class is among the `k` most probable ones, per video `[N]`."""
     rank = label_rank(probabilities_NK, labels_N)
     return (rank < k) & (rank < probabilities_NK.shape[1])
-
-
-def fraction(correct_N: NDArray[np.bool_]) -> float:
-    """Share of videos that are right; 0 where there are none."""
-    return float(correct_N.mean()) if len(correct_N) else 0.0
 
 
 def per_class(correct_N: NDArray[np.bool_], labels_N: Labels, classes: int) -> NDArray[np.float64]:

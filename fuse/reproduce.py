@@ -1,4 +1,4 @@
-"""What is to be trained and timed before the paper's tables and figures can be shown: other stages, as commands."""
+"""All of the paper's tables and figures in one go: the commands of other stages that the report needs, in order."""
 
 import shlex
 import subprocess
@@ -13,10 +13,10 @@ import click
 
 from cache.common.errors import TrainingError
 from fuse.report.timing import FILE
-from fuse.scores import Choice
+from fuse.scores import RunChoice
 
 CHECKOUT: Final = Path(__file__).resolve().parents[1]
-"""Has benchmarks/; an installed package has not."""
+"""The repository, which has benchmarks/; an installed package has not."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Step:
     title: str
     command: tuple[str, ...]
     folder: Path | None = None
-    """Where it has to run; None: anywhere."""
+    """Working directory; None for the current one."""
 
 
-def run_all(choice: Choice, *, device: str, seeds: int) -> None:
-    """Run the steps one after the other; TrainingError for the first that fails. Each knows by itself what is done."""
+def run_all(choice: RunChoice, *, device: str, seeds: int) -> None:
+    """Run the steps one after the other; each skips what is done. Raises `TrainingError` if one fails."""
     steps = list(steps_of(choice, device=device, seeds=seeds))
     for number, step in enumerate(steps, 1):
         click.echo(f"\n[{number}/{len(steps)}] {step.title}\n  {shlex.join(('python', *step.command))}")
@@ -43,8 +43,8 @@ def run_all(choice: Choice, *, device: str, seeds: int) -> None:
         click.echo(f"  {time.monotonic() - started:.0f} s")
 
 
-def steps_of(choice: Choice, *, device: str, seeds: int) -> Iterator[Step]:
-    """The commands in order: first what the report cannot do without. Tables 1 and 2 have `seeds` runs a cell."""
+def steps_of(choice: RunChoice, *, device: str, seeds: int) -> Iterator[Step]:
+    """The commands, those first that the report cannot do without. Tables 1 and 2 have `seeds` runs for each cell."""
     root = choice.workspace.root
     common = ("--work", str(root), "--device", device)
     run = ("-m", "train", *common, *choice.options())

@@ -1,35 +1,36 @@
-"""Which runs are meant: the options that all of fuse's commands share, and the folders they stand for.
+"""Which runs a command is about, their score tables, and the checks that these belong together.
 
-The three levels' scores, checked to be of one dataset, split, cache and set of videos before anything is fused.
-
-What fusion needs to know of the cache that scores come from.
+A RunChoice stands for the three levels' runs of one dataset, split, pooling and seed. Before anything is fused, their
+scores are compared with one another (`check_same`) and with the cache they were made from (`check_against_cache`).
 """
 
 import functools
-import json
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
-import numpy as np
 
-from cache.aggregate import clips_to_videos, search_weights
+from cache.aggregate import align, search_weights
 from cache.common.console import choose_dataset, dataset_option, work_option
 from cache.common.errors import ScoreError
+from cache.common.text import some
 from cache.common.workspace import Workspace
 from cache.dataset import Dataset
 from cache.fingerprint import LEVELS, Level
 from cache.scores import ScoreTable, read_scores
+from cache.store import FeatureCache
+from train.config import HELDOUT_SCORES_FILE, HOLDOUT, SCORES_FILE, read_config
+from train.recipes import POOLS, RECIPES
 
-HOLDOUT = "holdout"
-"""End of the folder's name of runs that left a part of the training videos out and scored that part."""
+SHOWN: Final = 10
+"""Names that an error lists before it says how many more there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class RunChoice:
     """The three levels' runs of one dataset, split, pooling and seed."""
 
     workspace: Workspace
@@ -38,14 +39,17 @@ class Choice:
     pool: str = "mean"
     seed: int = 0
     recipe: str | None = None
-    """None for the recipe that is usual for the dataset."""
+    """None for the dataset's usual recipe."""
 
     def folder(self, level: Level, *, holdout: bool = False) -> Path:
-        """Folder of a level's run."""
-        usual = self._run(level, HOLDOUT if holdout else "")
-        if self.recipe is None or _recipe_of(usual) == self.recipe:
+        """Folder of a level's run. Raises `TrainingError` if the usual run has to be read for it and cannot be."""
+        usual = self._folder(level, HOLDOUT if holdout else "")
+        if self.recipe is None:
             return usual
-        return self._run(level, f"{self.recipe}-{HOLDOUT}" if holdout else self.recipe)
+        found = read_config(usual)
+        if found and found[0].recipe.name == self.recipe:
+            return usual
+        return self._folder(level, f"{self.recipe}-{HOLDOUT}" if holdout else self.recipe)
 
     def folders(self) -> dict[Level, Path]:
         """Folders of all three levels' runs."""
@@ -60,16 +64,8 @@ class Choice:
         recipe = f", recipe {self.recipe}" if self.recipe else ""
         return f"{self.dataset}, split {self.split}, {self.pool} pooling, seed {self.seed}{recipe}"
 
-    def _run(self, level: Level, variant: str) -> Path:
+    def _folder(self, level: Level, variant: str) -> Path:
         return self.workspace.run(self.dataset, self.split, level, self.pool, self.seed, variant)
-
-
-def _recipe_of(folder: Path) -> str | None:
-    """Name of the recipe that a run was trained by; None where there is no such run."""
-    try:
-        return str(json.loads((folder / "config.json").read_bytes())["recipe"]["name"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # whoever opens the run says what is wrong with it
 
 
 _OPTIONS = (
@@ -77,7 +73,7 @@ _OPTIONS = (
     dataset_option,
     click.option(
         "--pool",
-        type=click.Choice(["mean", "max", "attention"]),
+        type=click.Choice(POOLS),
         default="mean",
         show_default=True,
         help="Temporal pooling of the heads (equations 8 and 9).",
@@ -87,21 +83,24 @@ _OPTIONS = (
     ),
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the runs."),
     click.option(
-        "--recipe", metavar="NAME", help="Recipe that they were trained by. [default: the usual one for the dataset]"
+        "--recipe",
+        type=click.Choice(sorted(RECIPES)),
+        metavar="NAME",
+        help="Recipe that they were trained by. [default: the usual one for the dataset]",
     ),
 )
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options that choose runs; it gets them as `choose`, a function that makes the Choice."""
+    """Give a command the options that choose runs; it gets them as `choose`, a function that makes the RunChoice."""
 
     @functools.wraps(command)
     def with_choice(
         *, workspace: Workspace, dataset: str | None, pool: str, split: int, seed: int, recipe: str | None, **rest: Any
     ) -> Any:
-        def choose() -> Choice:
+        def choose() -> RunChoice:
             name = choose_dataset(workspace, dataset)
-            return Choice(workspace=workspace, dataset=name, split=split, pool=pool, seed=seed, recipe=recipe)
+            return RunChoice(workspace=workspace, dataset=name, split=split, pool=pool, seed=seed, recipe=recipe)
 
         return command(choose=choose, **rest)
 
@@ -110,13 +109,40 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_choice
 
 
-SHOWN = 10
-"""Names that an error lists before it says how many more there are."""
+@dataclass(frozen=True, kw_only=True)
+class ScoredCache:
+    """The cache that scores come from, as far as fusion needs it."""
+
+    dataset: Dataset
+    identity: Mapping[str, Any]
+    """Fingerprint fields that features depend on."""
+    environment: Mapping[str, Any]
+    """Fingerprint fields that say where they were computed."""
+    video_ids: tuple[str, ...]
+    """Videos that have features."""
+    suspect: Mapping[str, str]
+    """Videos whose decoding is in doubt, with the reason; they have features and are used."""
+    failed: Mapping[str, str]
+    """Videos without features, with the reason."""
 
 
-def read_levels(choice: Choice) -> dict[Level, ScoreTable]:
-    """Scores of the low, mid and high runs; ScoreError names the levels that are not trained, and what differs."""
-    paths = {level: folder / "scores.npz" for level, folder in choice.folders().items()}
+def read_scored_cache(workspace: Workspace, dataset: str) -> ScoredCache:
+    """Dataset, fingerprint and outcomes of a finished cache. Raises `CacheError` if it is missing or unfinished."""
+    with FeatureCache.open(workspace.cache(dataset)) as cache:
+        cache.require_finished()
+        return ScoredCache(
+            dataset=cache.dataset,
+            identity=cache.fingerprint.identity,
+            environment=cache.fingerprint.environment,
+            video_ids=cache.video_ids,
+            suspect={outcome.video_id: outcome.reason for outcome in cache.ledger.outcomes("suspect")},
+            failed={outcome.video_id: outcome.reason for outcome in cache.ledger.outcomes("failed")},
+        )
+
+
+def read_levels(choice: RunChoice) -> dict[Level, ScoreTable]:
+    """Scores of the low, mid and high runs, not yet compared. Raises `ScoreError` if a level is not trained."""
+    paths = {level: folder / SCORES_FILE for level, folder in choice.folders().items()}
     missing = [level for level, path in paths.items() if not path.exists()]
     if missing:
         which = missing[0] if len(missing) == 1 else "all"
@@ -124,41 +150,34 @@ def read_levels(choice: Choice) -> dict[Level, ScoreTable]:
             f"no scores of level {', '.join(missing)} for {choice}; train with "
             f"`python -m train {shlex.join(choice.options())} --level {which}` (looked for {paths[missing[0]]})"
         )
-    tables = {level: read_scores(path) for level, path in paths.items()}
-    check_same(tables)
-    return tables
+    return {level: read_scores(path) for level, path in paths.items()}
 
 
-def searched_weights(choice: Choice, usual: Mapping[Level, ScoreTable]) -> dict[Level, float] | None:
-    """Fusion weights that fit the held-out training videos best; None where no such runs were trained.
+def searched_weights(choice: RunChoice, tested: Mapping[Level, ScoreTable]) -> dict[Level, float] | None:
+    """Fusion weights that fit the held-out training videos best; None if no such runs were trained.
 
-    The runs are those of `python -m train --holdout`, on the cache of the `usual` ones (ScoreError otherwise). Test
-    videos have no part in it.
+    The runs are those of `python -m train --holdout`. Raises `ScoreError` unless they are of the same cache as the
+    runs `tested` on the test videos, and score none of these.
     """
-    paths = {level: choice.folder(level, holdout=True) / "heldout-scores.npz" for level in LEVELS}
+    paths = {level: choice.folder(level, holdout=True) / HELDOUT_SCORES_FILE for level in LEVELS}
     if not all(path.exists() for path in paths.values()):
         return None
     tables = {level: read_scores(path) for level, path in paths.items()}
     check_same(tables)
-    problems = _differences(
-        "cache digest",
-        {"test": usual["high"].run.get("cache_digest"), "held-out": tables["high"].run.get("cache_digest")},
-    )
-    tested = set(usual["high"].video_ids.tolist()) & set(tables["high"].video_ids.tolist())
-    if problems or tested:
+    digests = {"test": tested["high"], "held-out": tables["high"]}
+    problems = _differences("cache digest", {half: table.run.get("cache_digest") for half, table in digests.items()})
+    shared = set(tested["high"].video_ids.tolist()) & set(tables["high"].video_ids.tolist())
+    if problems or shared:
         raise ScoreError(
             f"the held-out scores in {paths['high'].parent.parent} are not of the training videos of this cache "
-            f"({'; '.join([*problems, *sorted(tested)[:1]])}); train them again (`python -m train --holdout`)"
+            f"({'; '.join([*problems, *sorted(shared)[:1]])}); train them again (`python -m train --holdout`)"
         )
-    probabilities = {}
-    for level, table in tables.items():
-        ids, probabilities[level] = clips_to_videos(table.video_ids, table.softmax)
-    labels = dict(zip(tables["high"].video_ids.tolist(), tables["high"].labels.tolist(), strict=True))
-    return search_weights(probabilities, np.array([labels[video] for video in ids]))
+    ids, _, labels = tables["high"].videos()
+    return search_weights({level: align(*table.videos()[:2], ids) for level, table in tables.items()}, labels)
 
 
 def check_same(tables: Mapping[Level, ScoreTable]) -> None:
-    """ScoreError listing every way in which the levels' scores are not of the same videos and settings."""
+    """Raises `ScoreError` listing every way in which the levels' scores are not of the same videos and settings."""
     problems = [
         f"{level} scores say they are of level {table.run.get('level')!r}"
         for level, table in tables.items()
@@ -175,10 +194,34 @@ def check_same(tables: Mapping[Level, ScoreTable]) -> None:
         )
 
 
-def _identity(run: Mapping[str, Any]) -> dict[str, Any]:
-    """What the features were made with, without the weights' name: equal hashes are equal weights."""
-    identity = run.get("fingerprint", {}).get("identity", {})
+def check_against_cache(tables: Mapping[Level, ScoreTable], cache: ScoredCache, expected: Mapping[str, int]) -> None:
+    """Raises `ScoreError` if scores are older than the cache they come from, or of videos outside the test half.
+
+    `expected` are the test videos' labels. Test videos without features need no scores.
+    """
+    table = next(iter(tables.values()))
+    scored = table.label_of
+    problems = _differences("fingerprint", {"scores": _identity(table), "cache": _without_name(cache.identity)})
+    problems += _differences("classes", {"scores": tuple(table.classes.tolist()), "cache": cache.dataset.classes})
+    wrong = {
+        "scored, but not test videos of this split": set(scored) - set(expected),
+        "test videos that have features but no scores": set(cache.video_ids) & set(expected) - set(scored),
+        "labels differ from the dataset's for": {v for v, label in scored.items() if expected.get(v, label) != label},
+    }
+    problems += [f"{what}: {some(sorted(videos), SHOWN)}" for what, videos in wrong.items() if videos]
+    if problems:
+        raise ScoreError(
+            "the scores do not fit the cache:\n  " + "\n  ".join(problems) + "\ntrain again (`make train LEVEL=all`)"
+        )
+
+
+def _without_name(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What features depend on, without the weights' name: equal hashes are equal weights."""
     return {name: value for name, value in identity.items() if name != "weights"}
+
+
+def _identity(table: ScoreTable) -> dict[str, Any]:
+    return _without_name(table.run.get("fingerprint", {}).get("identity", {}))
 
 
 _COMPARED: Mapping[str, Callable[[ScoreTable], Any]] = {
@@ -186,14 +229,14 @@ _COMPARED: Mapping[str, Callable[[ScoreTable], Any]] = {
     "split": lambda table: table.run.get("split"),
     "pool": lambda table: table.run.get("pool"),
     "clips": lambda table: table.run.get("clips"),
-    "cache fingerprint": lambda table: _identity(table.run),
+    "cache fingerprint": _identity,
     "cache digest": lambda table: table.run.get("cache_digest"),
     "classes": lambda table: tuple(table.classes.tolist()),
 }
 
 
 def _differences(name: str, values: Mapping[Any, Any]) -> list[str]:
-    """One line for a value that is not the same in all levels; of mappings, only the fields that differ."""
+    """A line for a value that is not the same for all keys (levels); of mappings, a line for each such field."""
     if all(value == next(iter(values.values())) for value in values.values()):
         return []
     if all(isinstance(value, Mapping) for value in values.values()):
@@ -204,26 +247,26 @@ def _differences(name: str, values: Mapping[Any, Any]) -> list[str]:
             for line in _differences(f"{name}, {field}", {level: value.get(field) for level, value in values.items()})
         ]
     if all(isinstance(value, tuple) for value in values.values()):
-        return _set_differences(name, {level: set(value) for level, value in values.items()}) or [
+        return _missing(name, {level: set(value) for level, value in values.items()}) or [
             f"{name}: the same names in another order"
         ]
     return [f"{name}: " + ", ".join(f"{level} {value!r}" for level, value in values.items())]
 
 
-def _set_differences(name: str, sets: Mapping[Any, set[str]]) -> list[str]:
+def _missing(name: str, sets: Mapping[Any, set[str]]) -> list[str]:
+    """A line for each set that lacks what another one has."""
     everything = set().union(*sets.values())
     return [
-        f"{name} missing in {level}: {listed(sorted(everything - have))}"
+        f"{name} missing in {level}: {some(sorted(everything - have), SHOWN)}"
         for level, have in sets.items()
         if everything - have
     ]
 
 
 def _clip_differences(tables: Mapping[Level, ScoreTable]) -> list[str]:
-    """Videos, clips and labels that are not in every level."""
-    videos = {level: set(table.video_ids.tolist()) for level, table in tables.items()}
-    problems = _set_differences("videos", videos)
-    shared = set.intersection(*videos.values())
+    """Videos, clips and labels that are not the same in every level."""
+    labels = {level: table.label_of for level, table in tables.items()}
+    shared = set.intersection(*(set(label_of) for label_of in labels.values()))
     clips = {
         level: {
             f"{video} [{start}, {stop})"
@@ -232,78 +275,7 @@ def _clip_differences(tables: Mapping[Level, ScoreTable]) -> list[str]:
         }
         for level, table in tables.items()
     }
-    problems += _set_differences("clips", clips)
-    labels = {
-        level: dict(zip(table.video_ids.tolist(), table.labels.tolist(), strict=True))
-        for level, table in tables.items()
-    }
-    other = sorted(video for video in shared if len({of[video] for of in labels.values()}) > 1)
-    return problems + ([f"labels differ for {listed(other)}"] if other else [])
-
-
-def check_against_cache(
-    tables: Mapping[Level, ScoreTable],
-    *,
-    identity: Mapping[str, Any],
-    classes: Sequence[str],
-    expected: Mapping[str, int],
-    have: Sequence[str],
-) -> None:
-    """ScoreError where scores are older than the cache they claim to come from, or of videos outside the test half.
-
-    `identity` is the cache's fingerprint, `expected` the test videos and their labels, `have` the videos with features.
-    """
-    table = next(iter(tables.values()))
-    scored = dict(zip(table.video_ids.tolist(), table.labels.tolist(), strict=True))
-    pair = {"scores": _identity(table.run), "cache": _identity({"fingerprint": {"identity": identity}})}
-    problems = _differences("fingerprint", pair)
-    problems += _differences("classes", {"scores": tuple(table.classes.tolist()), "cache": tuple(classes)})
-    wrong = {
-        "scored, but not test videos of this split": set(scored) - set(expected),
-        "test videos that have features but no scores": set(have) & set(expected) - set(scored),
-        "labels differ from the dataset's for": {v for v, label in scored.items() if expected.get(v, label) != label},
-    }
-    problems += [f"{what}: {listed(sorted(videos))}" for what, videos in wrong.items() if videos]
-    if problems:
-        raise ScoreError(
-            "the scores do not fit the cache:\n  " + "\n  ".join(problems) + "\ntrain again (`make train LEVEL=all`)"
-        )
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first names, quoted, and how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(map(repr, names[:SHOWN])) + more
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """What fusion needs to know of the cache that the scores come from."""
-
-    dataset: Dataset
-    identity: Mapping[str, Any]
-    """Fingerprint fields that features depend on."""
-    environment: Mapping[str, Any]
-    """Fingerprint fields that say where they were computed."""
-    video_ids: tuple[str, ...]
-    """Videos that have features."""
-    suspect: Mapping[str, str]
-    """Videos whose decoding is in doubt, with the reason; they have features and are used."""
-    failed: Mapping[str, str]
-    """Videos without features, with the reason."""
-
-
-def read_source(workspace: Workspace, dataset: str) -> Source:
-    """Dataset, fingerprint and ledger of a finished cache; CacheError where there is none or videos are pending."""
-    from cache.store import FeatureCache
-
-    with FeatureCache.open(workspace.cache(dataset)) as cache:
-        cache.require_finished()
-        return Source(
-            dataset=cache.dataset,
-            identity=cache.fingerprint.identity,
-            environment=cache.fingerprint.environment,
-            video_ids=cache.video_ids,
-            suspect={outcome.video_id: outcome.reason for outcome in cache.ledger.outcomes("suspect")},
-            failed={outcome.video_id: outcome.reason for outcome in cache.ledger.outcomes("failed")},
-        )
+    problems = _missing("videos", {level: set(label_of) for level, label_of in labels.items()})
+    problems += _missing("clips", clips)
+    other = sorted(video for video in shared if len({label_of[video] for label_of in labels.values()}) > 1)
+    return problems + ([f"labels differ for {some(other, SHOWN)}"] if other else [])

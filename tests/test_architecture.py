@@ -138,6 +138,15 @@ def test_the_check_sees_imports_inside_functions(tmp_path):
     assert sorted(imported(tmp_path / "x.py")) == ["extract", "os.path", "train.sru", "train.sru.SRU"]
 
 
+def test_decoding_has_one_door():
+    """Outside of extract/decode/ nothing but `extract.decode` itself is imported, and that loads no decoder."""
+    outside = [file for folder in FOLDERS for file in sources(folder) if file.parts[-2] not in ("decode", "backends")]
+    inside = {module_of(file) for file in sources("extract/decode")} - {"extract.decode"}
+    assert [(str(file), name) for file in outside for name in imported(file) if name in inside] == []
+    loaded = run("import sys, extract.decode; print(*sys.modules)").split()
+    assert set(loaded) & {*HEAVY, "torchcodec"} == set()
+
+
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_nothing_imports_the_tests_or_benchmarks(folder):
     wrong = [

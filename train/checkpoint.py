@@ -1,20 +1,21 @@
-"""Checkpoints: one safetensors file with the weights, what training needs to go on, and the run's configuration.
-
-Never a pickle. A finished run's checkpoint holds the weights only.
+"""Checkpoints: one safetensors file, never a pickle, with the weights, the run's configuration and what training needs
+to continue. The checkpoint of a finished run holds only weights and configuration.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from cache.common.errors import WeightsError
+from cache.common.errors import TrainingError, WeightsError
 from cache.common.files import write_bytes_durably
 from cache.fingerprint import CHANNELS
 from train.config import CHECKPOINT_FILE, RunConfig, read_config
@@ -29,14 +30,22 @@ class Checkpoint:
     """What a checkpoint file holds."""
 
     tensors: dict[str, Tensor]
-    """`head.*` and, while training is under way, `optimizer.*`, `tally.*` and `random.*`."""
+    """`head.*` and, until the run is finished, `optimizer.*`, `tally.*` (sums of the epoch) and `random.*`."""
     config: RunConfig
     position: Position | None
-    """How far training was; None when it is finished."""
+    """How far training has come; None if it is finished."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Words:
+    """What a checkpoint file holds beside tensors, as JSON."""
+
+    config: dict[str, Any]
+    position: Position | None
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write the file, replacing `path` at once and durably."""
+    """Write the file durably; replaces `path` in one step."""
     position = checkpoint.position and asdict(checkpoint.position)
     content = json.dumps({"config": checkpoint.config.to_json(), "position": position})
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
@@ -44,7 +53,10 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint; WeightsError where it is missing, a pickle, damaged, or not written by this program."""
+    """Returns the checkpoint at `path`.
+
+    Raises `WeightsError` if it is missing, a pickle, damaged, or not written by this program.
+    """
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -59,17 +71,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
         if header.get("format") != _FORMAT:
             raise WeightsError(f"{path} has format {header.get('format')!r}; expected {_FORMAT!r}: train with --fresh")
-        values = json.loads(header["mrrn"])
-        position = values["position"] and Position(**values["position"])
-        return Checkpoint(tensors=tensors, config=RunConfig.from_json(values["config"]), position=position)
-    except (SafetensorError, ValueError, KeyError, AttributeError, TypeError) as error:
+        words = msgspec.json.decode(header["mrrn"], type=_Words)
+        return Checkpoint(tensors=tensors, config=RunConfig.from_json(words.config), position=words.position)
+    except (SafetensorError, msgspec.DecodeError, TrainingError, ValueError, KeyError) as error:
         raise WeightsError(
             f"{path} is not a checkpoint written by this program, or is damaged: {error!r}; train with --fresh"
         ) from error
 
 
 def head_settings(config: RunConfig) -> HeadSettings:
-    """What the head of a run is made of."""
+    """Returns the settings of a run's head."""
     recipe = config.recipe
     return HeadSettings(
         channels=CHANNELS[config.level],
@@ -84,7 +95,7 @@ def head_settings(config: RunConfig) -> HeadSettings:
 
 
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
-    """WeightsError naming what is missing, unknown, of another shape or number format, or not finite in `found`."""
+    """Raises `WeightsError` if tensors in `found` are missing, unknown, not finite, or of another shape or dtype."""
     wrong = [f"{name} is missing" for name in expected if name not in found]
     wrong += [f"{name} is unknown" for name in found if name not in expected]
     for name in expected.keys() & found.keys():
@@ -98,7 +109,7 @@ def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], p
 
 
 def head_from(checkpoint: Checkpoint, path: Path) -> Head:
-    """The checkpoint's head in eval mode on the CPU; WeightsError where tensors do not fit."""
+    """Returns the checkpoint's head in eval mode on the CPU. Raises `WeightsError` if tensors do not fit."""
     head = Head(head_settings(checkpoint.config))
     found = {name[5:]: tensor for name, tensor in checkpoint.tensors.items() if name.startswith("head.")}
     check_tensors(found, head.state_dict(), path)
@@ -107,9 +118,9 @@ def head_from(checkpoint: Checkpoint, path: Path) -> Head:
 
 
 def load_head(run_folder: Path) -> tuple[Head, RunConfig]:
-    """Head (eval mode, CPU) and configuration of the finished run in `run_folder`.
+    """Returns the head (in eval mode, on the CPU) and the configuration of the finished run in `run_folder`.
 
-    WeightsError where the run is missing, unfinished or damaged, or where the checkpoint belongs to another run.
+    Raises `WeightsError` if the run is missing, unfinished or damaged, or if the checkpoint belongs to another run.
     """
     path = run_folder / CHECKPOINT_FILE
     checkpoint = read_checkpoint(path)
@@ -121,7 +132,7 @@ def load_head(run_folder: Path) -> tuple[Head, RunConfig]:
 
 
 def check_same_run(checkpoint: Checkpoint, wanted: RunConfig, path: Path) -> None:
-    """WeightsError where a checkpoint was trained on another split, cache or with other settings than `wanted`."""
+    """Raises `WeightsError` if the checkpoint's split, cache or settings differ from those of `wanted`."""
     differences = wanted.differences(checkpoint.config)
     if differences:
         raise WeightsError(

@@ -1,20 +1,32 @@
 """`python -m train`: stage two, cached features to heads and scores."""
 
 import os
+import shlex
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import click
 
-from cache.common.console import StageGroup, choose_dataset, dataset_option, device_option, work_option
+from cache.aggregate import correct
+from cache.common.console import (
+    FINISHED_WITH_FAILURES,
+    StageGroup,
+    choose_dataset,
+    dataset_option,
+    device_option,
+    work_option,
+)
 from cache.common.files import write_bytes_durably
 from cache.common.workspace import Workspace
 from cache.fingerprint import LEVELS, Level
 from train.config import RunConfig, state_of
-from train.recipes import CELLS, POOLS, PRECISIONS, RECIPES, Pool, with_overrides
+from train.recipes import KNOBS, POOLS, RECIPES, Pool, with_overrides
 from train.split import Split, open_split
-from train.sweep.cli import sweep
+from train.sweep.grid import AXES, TABLES, parse_axis
+from train.sweep.plan import Plan, make_plan
+from train.sweep.table import write_table
+from train.sweep.workers import SweepSettings, train_all
 
 recipe_option = click.option(
     "--recipe",
@@ -23,20 +35,18 @@ recipe_option = click.option(
 )
 
 
-def override_options(command: Any) -> Any:
-    """Options that change one field of the recipe."""
-    for option in reversed(
-        [
-            click.option("--cell", type=click.Choice(CELLS), help="What runs over time. [default: the recipe's]"),
-            click.option("--hidden", type=click.IntRange(1), metavar="N", help="Units of each recurrent layer."),
-            click.option("--layers", type=click.IntRange(1), metavar="N", help="Recurrent layers."),
-            click.option("--epochs", type=click.IntRange(1), metavar="N", help="Times each training clip is seen."),
-            click.option("--batch", type=click.IntRange(1), metavar="N", help="Clips in one optimizer step."),
-            click.option("--lr", "learning_rate", type=float, metavar="RATE", help="First learning rate."),
-            click.option("--precision", type=click.Choice(PRECISIONS), help="Of the products while training."),
-        ]
-    ):
-        command = option(command)
+def knob_options(command: Any) -> Any:
+    """Adds the options that change one field of the recipe each."""
+    for name, knob in reversed(KNOBS.items()):
+        if knob.help is None:
+            continue
+        if isinstance(knob.kind, tuple):
+            shown: dict[str, Any] = {"type": click.Choice(knob.kind)}
+        elif knob.kind is int:
+            shown = {"type": click.IntRange(knob.least), "metavar": "N"}
+        else:
+            shown = {"type": float, "metavar": "RATE"}
+        command = click.option(f"--{knob.axis}", name, help=knob.help, **shown)(command)
     return command
 
 
@@ -63,7 +73,7 @@ def override_options(command: Any) -> Any:
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of weights, order and views.")
 @recipe_option
-@override_options
+@knob_options
 @click.option(
     "--holdout",
     is_flag=True,
@@ -94,9 +104,6 @@ def main(context: click.Context, workspace: Workspace, dataset: str | None, **op
         _train(workspace, choose_dataset(workspace, dataset), **options)
 
 
-main.add_command(sweep)
-
-
 @main.command()
 def recipes() -> None:
     """List the recipes and what each changes."""
@@ -124,6 +131,104 @@ def export(run: Path, to: Path | None) -> None:
     path = to or run / "head.onnx"
     write_bytes_durably(path, to_onnx(head, config))
     click.echo(f"{config.level}-{config.pool} of {config.dataset}, {len(config.classes)} classes: {path}")
+
+
+@main.command()
+@work_option
+@dataset_option
+@device_option
+@click.option(
+    "--table",
+    type=click.Choice(list(TABLES)),
+    help="The paper's grid: 1 hidden x layers, 2 levels x poolings, fusion levels and how they are fused.",
+)
+@click.option(
+    "--grid",
+    "axes",
+    multiple=True,
+    metavar="AXIS=A,B",
+    help=f"Vary an axis: {', '.join(AXES)}. Several make a grid; one value alone is held fixed; goes with --table too.",
+)
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Seeds 0 to N-1 for each setting.")
+@click.option("--split", "splits", type=click.IntRange(1, 3), multiple=True, help="Several may be given. [default: 1]")
+@click.option(
+    "--holdout",
+    is_flag=True,
+    help="Score held-out training videos, another fifth for each seed, not the test half: to choose settings by.",
+)
+@click.option("--jobs", type=click.IntRange(1), metavar="N", help="Runs at once. [default: one a core; one on a GPU]")
+@click.option("--name", metavar="NAME", help="Folder of the table. [default: table1, table2, fusion or grid]")
+@click.option("--page", metavar="FILE", type=click.Path(dir_okay=False), help="Also write the table as a page, here.")
+def sweep(
+    workspace: Workspace,
+    dataset: str | None,
+    device: str,
+    table: str | None,
+    axes: tuple[str, ...],
+    seeds: int,
+    splits: tuple[int, ...],
+    holdout: bool,
+    jobs: int | None,
+    name: str | None,
+    page: str | None,
+) -> None:
+    """Train every combination of a grid and write one table: mean and standard deviation over the seeds.
+
+    Runs that are done are not done again, so a sweep that was ended continues by the same command. The table goes to
+    WORK/sweeps/DATASET/NAME/: table.md and results.json. Where a grid has all three levels, the levels are
+    fused too. Accuracy is the share of test videos that are classified right.
+
+    \b
+    Examples:
+      python -m train sweep --table 2 --seeds 5
+      python -m train sweep --grid cell=sru,lstm,gru,mean --grid pool=mean,max
+      python -m train sweep --grid lr=1e-4,1e-3 --holdout         choose by held-out training videos
+    """
+    if not table and not axes:
+        raise click.UsageError(
+            "say what to vary: --table 1|2|fusion, or --grid AXIS=VALUE,VALUE (several may be given)"
+        )
+    chosen = {**(TABLES[table] if table else {}), **dict(parse_axis(text) for text in axes)}
+    opened = {number: open_split(workspace, choose_dataset(workspace, dataset), number) for number in splits or (1,)}
+    plan = make_plan(opened, chosen, seeds, holdout=holdout, search_fusion=table == "fusion" and not holdout)
+    failed = _train_missing(plan, workspace, device, jobs)
+    if failed:
+        click.echo(f"{len(failed)} runs failed; there is no table before all are done:", err=True)
+        for what in failed:
+            click.echo(f"  {what}", err=True)
+        raise click.exceptions.Exit(FINISHED_WITH_FAILURES)
+    default_name = {"1": "table1", "2": "table2", "fusion": "fusion", None: "grid"}[table]
+    folder = workspace.sweep(plan.dataset, name or default_name)
+    markdown = write_table(plan, workspace, folder, _sweep_command(plan.dataset))
+    click.echo(f"\n{markdown}\ntable: {folder / 'table.md'}")
+    if page:
+        write_bytes_durably(Path(page), f"# Results\n\n{markdown}".encode())
+
+
+def _train_missing(plan: Plan, workspace: Workspace, device: str, jobs: int | None) -> list[str]:
+    """Train the runs that are not finished. Returns which failed, and why."""
+    configs = plan.configs()
+    missing = [config for config in configs if state_of(config.folder(workspace), config) != "finished"]
+    click.echo(f"{len(configs)} runs, {len(configs) - len(missing)} of them done already")
+    if not missing:
+        return []
+    jobs = min(jobs or plan.default_jobs(device), len(missing))
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+    log = workspace.root / "sweeps" / "workers.log"
+    click.echo(f"{jobs} at once, {threads} CPU threads each; what they print goes to {log}")
+    return train_all(missing, SweepSettings(workspace=workspace, device=device, threads=threads, log=log), jobs)
+
+
+def _sweep_command(dataset: str) -> str:
+    """The command line that made the table, with the dataset's name."""
+    values = click.get_current_context().params
+    parts = ["python", "-m", "train", "sweep", "--dataset", dataset]
+    for option, value in (("--table", values["table"]), ("--seeds", values["seeds"])):
+        parts += [option, str(value)] if value else []
+    for option, several in (("--grid", values["axes"]), ("--split", values["splits"])):
+        for value in several:
+            parts += [option, str(value)]
+    return shlex.join([*parts, "--holdout"] if values["holdout"] else parts)
 
 
 def _train(
@@ -164,7 +269,6 @@ def _finished(workspace: Workspace, config: RunConfig) -> bool:
 def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, device: str, fresh: bool) -> None:
     from train.distributed import choose_device, join
     from train.run import run
-    from train.score import videos_right
 
     group, where = join(choose_device(device))
     weights = configs[0].weights
@@ -179,7 +283,8 @@ def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, devic
         if scores is None:
             click.echo(f"{config.level}-{config.pool}: another process finished it meanwhile")
             continue
-        right, total = videos_right(scores)
+        _, probabilities, labels = scores.videos()
+        right, total = int(correct(probabilities, labels).sum()), len(labels)
         half = "held-out" if config.holdout else "test"
         click.echo(
             f"{config.level}-{config.pool}: {right:,} of {total:,} {half} videos right ({right / total:.1%}), "

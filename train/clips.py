@@ -1,12 +1,7 @@
-"""Which frames make up which clip: index lists into the features of a set of videos. Pure numpy.
+"""The clips that training and scoring draw from: index lists into features, on the device if they fit, else streamed.
 
-Shapes: N clips, T steps, F frames of all videos together.
-
-Banks larger than the memory at hand: batches are read from the cache, or from main memory, ahead of their use.
-
-The batches are bit for bit those of `train.clips.Bank`. Shapes: V views, N clips, T steps, B batch, C channels.
-
-Features of a set of videos, from which clips are gathered by index: on the device where they fit.
+A `Bank` holds all features on the device. A `StreamedBank` reads batches ahead of their use, from main memory or from
+the cache; its batches equal those of a `Bank` bit for bit.
 
 Shapes: V views, F frames of all videos together, N clips, T steps, B batch, C channels.
 """
@@ -31,6 +26,24 @@ from cache.dataset import Video
 from cache.fingerprint import CHANNELS, Level
 from cache.store import FeatureCache
 
+Batch = tuple[Tensor, Tensor]
+"""Clips `[B]` and their views `[B]`: int64 on the CPU."""
+
+ReadBatch = Callable[[NDArray[np.int64], NDArray[np.int64]], Tensor]
+"""Clips `[B]`, views `[B]` -> features float16 `[T, B, C]` in main memory."""
+
+_SHARE = 0.6
+"""Largest share of free memory that features may take."""
+
+_READERS = 4
+"""Threads that read batches of a StreamedBank."""
+
+_BATCHES_AHEAD = 16
+"""Batches that they read ahead of their use."""
+
+_CHECKED_AT_ONCE = 1 << 18
+"""Frames checked together for NaN and Inf; bounds the memory that the check takes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClipTable:
@@ -51,7 +64,7 @@ class ClipTable:
         return len(self.video_N)
 
     def ids_of(self, clips: NDArray[np.int64]) -> list[str]:
-        """Ids of the videos that `clips` come from, each once, in their order."""
+        """Returns the ids of the videos that `clips` come from, each once, in the order of the videos."""
         return [self.video_ids[video] for video in np.unique(self.video_N[clips])]
 
 
@@ -62,7 +75,7 @@ def cut(
     pts_seconds: NDArray[np.float64],
     rule: ClipRule,
 ) -> ClipTable:
-    """Cut videos into clips. Video `i` has the frames `[offsets[i], offsets[i + 1])` of `pts_seconds` `[F]`."""
+    """Cuts videos into clips. Video `i` has the frames `[offsets[i], offsets[i + 1])` of `pts_seconds` `[F]`."""
     frames, spans = [], []
     for first, stop in pairwise(offsets.tolist()):
         pts_F = pts_seconds[first:stop]
@@ -77,96 +90,6 @@ def cut(
         frames_NT=np.concatenate(frames) if frames else np.empty((0, rule.length), dtype=np.int64),
         spans_N2=np.concatenate(spans) if spans else np.empty((0, 2), dtype=np.int64),
     )
-
-
-ReadBatch = Callable[[NDArray[np.int64], NDArray[np.int64]], Tensor]
-"""clips `[B]`, views `[B]` -> float16 `[T, B, C]` in main memory"""
-
-Batch = tuple[Tensor, Tensor]
-"""clips `[B]`, views `[B]`: int64 on the CPU"""
-
-_READERS = 4
-_BATCHES_AHEAD = 16
-
-
-class StreamedBank:
-    """Clips of some videos, whose features are fetched batch by batch in the order that was announced."""
-
-    def __init__(self, clips: ClipTable, num_views: int, device: torch.device, read: ReadBatch, where: str) -> None:
-        self.clips, self.num_views, self.device = clips, num_views, device
-        self.label_N = torch.from_numpy(clips.label_N).to(device)
-        self.where = where
-        """Where features are read from, in words."""
-        self._read = read
-        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="train-read")
-        self._coming: Iterator[Batch] = iter(())
-        self._reading: deque[Future[Tensor]] = deque()
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def announce(self, batches: Iterable[Batch]) -> None:
-        """These batches will be gathered one after the other; forgets what was announced before."""
-        for future in self._reading:
-            future.cancel()
-        self._reading.clear()
-        self._coming = iter(batches)
-        self._read_ahead()
-
-    def _read_ahead(self) -> None:
-        for clip_B, view_B in islice(self._coming, _BATCHES_AHEAD - len(self._reading)):
-            self._reading.append(self._readers.submit(self._checked, clip_B.numpy(), view_B.numpy()))
-
-    def _checked(self, clip_B: NDArray[np.int64], view_B: NDArray[np.int64]) -> Tensor:
-        x_TBC = self._read(clip_B, view_B)
-        if not bool(torch.isfinite(x_TBC).all()):
-            bad_B = ~torch.isfinite(x_TBC).all(dim=2).all(dim=0).numpy()
-            raise TrainingError(
-                f"video {self.clips.ids_of(clip_B[bad_B])[0]!r} has NaN or Inf among its features: extract it again"
-            )
-        return x_TBC.pin_memory() if self.device.type == "cuda" else x_TBC
-
-    def gather(self, clip_B: Tensor, view_B: Tensor) -> Tensor:
-        """The next announced batch, float32 `[T, B, C]` on the device; the indices say how many clips it has."""
-        x_TBC = self._reading.popleft().result()
-        assert x_TBC.shape[1] == len(clip_B) == len(view_B), "batches are gathered as they were announced"
-        self._read_ahead()
-        return x_TBC.to(self.device, non_blocking=True).float()
-
-
-def from_memory(features_VFC: Tensor, frames_NT: NDArray[np.int64]) -> ReadBatch:
-    """Read batches from a bank in main memory, for a device with less."""
-    views, frames, channels = features_VFC.shape
-    rows = features_VFC.view(views * frames, channels)
-
-    def read(clip_B: NDArray[np.int64], view_B: NDArray[np.int64]) -> Tensor:
-        row_TB = (frames_NT[clip_B] + view_B[:, None] * frames).T
-        return rows[torch.from_numpy(np.ascontiguousarray(row_TB))]
-
-    return read
-
-
-def from_cache(cache: FeatureCache, level: Level, clips: ClipTable, offsets: NDArray[np.int64]) -> ReadBatch:
-    """Read batches from the cache's shards; each video is verified when it is first read."""
-
-    def read(clip_B: NDArray[np.int64], view_B: NDArray[np.int64]) -> Tensor:
-        x_TBC = np.empty((clips.frames_NT.shape[1], len(clip_B), CHANNELS[level]), dtype=np.float16)
-        for b, (clip, view) in enumerate(zip(clip_B.tolist(), view_B.tolist(), strict=True)):
-            video = clips.video_N[clip]
-            frames_T = clips.frames_NT[clip] - offsets[video]
-            start, stop = int(frames_T.min()), int(frames_T.max()) + 1
-            span_FC = cache.features(clips.video_ids[video], level, view, start, stop)
-            x_TBC[:, b] = span_FC[frames_T - start]
-        return torch.from_numpy(x_TBC)
-
-    return read
-
-
-_CHECKED_AT_ONCE = 1 << 18
-"""Frames looked at together for NaN and Inf: bounds the memory that the check takes."""
-
-_SHARE = 0.6
-"""Share of free memory that features may take."""
 
 
 class ClipBank(Protocol):
@@ -188,15 +111,15 @@ class ClipBank(Protocol):
         """Number of clips."""
 
     def announce(self, batches: Iterable[Batch]) -> None:
-        """These batches will be gathered, one after the other."""
+        """Say which batches will be gathered next, in their order."""
 
     def gather(self, clip_B: Tensor, view_B: Tensor) -> Tensor:
-        """Features of clips `clip_B`, each in its view: float32 `[T, B, C]`. Indices are int64 on the device."""
+        """Returns the clips `clip_B`, each in its view: float32 `[T, B, C]`. Indices are int64 on the device."""
 
 
 @dataclass(frozen=True)
 class Bank:
-    """All features on the device: gathering is one indexing there."""
+    """All features are on the device, and a batch is gathered by one indexing there."""
 
     features_VFC: Tensor
     """float16 `[V, F, C]`."""
@@ -216,13 +139,89 @@ class Bank:
         return len(self.features_VFC)
 
     def announce(self, batches: Iterable[Batch]) -> None:
-        """Nothing to prepare: every clip is at hand."""
+        """Does nothing: every clip is on the device."""
 
     def gather(self, clip_B: Tensor, view_B: Tensor) -> Tensor:
         """See `ClipBank.gather`."""
         views, frames, channels = self.features_VFC.shape
         row_TB = self.frames_NT[clip_B].t() + view_B * frames
         return self.features_VFC.view(views * frames, channels)[row_TB].float()
+
+
+class StreamedBank:
+    """Features are read batch by batch, in the order that was announced, by threads that are ahead of the training."""
+
+    def __init__(self, clips: ClipTable, num_views: int, device: torch.device, read: ReadBatch) -> None:
+        self.clips, self.num_views, self.device = clips, num_views, device
+        self.label_N = torch.from_numpy(clips.label_N).to(device)
+        self._read = read
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="train-read")
+        self._coming: Iterator[Batch] = iter(())
+        self._reading: deque[Future[Tensor]] = deque()
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def announce(self, batches: Iterable[Batch]) -> None:
+        """Start to read these batches, which will be gathered in this order; drops those announced before."""
+        for future in self._reading:
+            future.cancel()
+        self._reading.clear()
+        self._coming = iter(batches)
+        self._read_ahead()
+
+    def _read_ahead(self) -> None:
+        for clip_B, view_B in islice(self._coming, _BATCHES_AHEAD - len(self._reading)):
+            self._reading.append(self._readers.submit(self._checked, clip_B.numpy(), view_B.numpy()))
+
+    def _checked(self, clip_B: NDArray[np.int64], view_B: NDArray[np.int64]) -> Tensor:
+        x_TBC = self._read(clip_B, view_B)
+        if not bool(torch.isfinite(x_TBC).all()):
+            bad_B = ~torch.isfinite(x_TBC).all(dim=2).all(dim=0).numpy()
+            raise TrainingError(
+                f"video {self.clips.ids_of(clip_B[bad_B])[0]!r} has NaN or Inf among its features: extract it again"
+            )
+        return x_TBC.pin_memory() if self.device.type == "cuda" else x_TBC
+
+    def gather(self, clip_B: Tensor, view_B: Tensor) -> Tensor:
+        """Returns the next announced batch, float32 `[T, B, C]` on the device. Its clips have to be `clip_B`."""
+        x_TBC = self._reading.popleft().result()
+        assert x_TBC.shape[1] == len(clip_B) == len(view_B), "batches are gathered as they were announced"
+        self._read_ahead()
+        return x_TBC.to(self.device, non_blocking=True).float()
+
+
+def from_memory(features_VFC: Tensor, frames_NT: NDArray[np.int64]) -> ReadBatch:
+    """Returns a function that reads batches from features in main memory, for a device with less memory."""
+    views, frames, channels = features_VFC.shape
+    rows = features_VFC.view(views * frames, channels)
+
+    def read(clip_B: NDArray[np.int64], view_B: NDArray[np.int64]) -> Tensor:
+        row_TB = (frames_NT[clip_B] + view_B[:, None] * frames).T
+        return rows[torch.from_numpy(np.ascontiguousarray(row_TB))]
+
+    return read
+
+
+def from_cache(
+    cache: FeatureCache, level: Level, clips: ClipTable, offsets: NDArray[np.int64], views: Sequence[int]
+) -> ReadBatch:
+    """Returns a function that reads batches from the cache's shards, which verify each video when it is first read.
+
+    Video `i` of `clips` has the frames `[offsets[i], offsets[i + 1])`; view `v` is the cache's view `views[v]`.
+    """
+
+    def read(clip_B: NDArray[np.int64], view_B: NDArray[np.int64]) -> Tensor:
+        x_TBC = np.empty((clips.frames_NT.shape[1], len(clip_B), CHANNELS[level]), dtype=np.float16)
+        for b, (clip, view) in enumerate(zip(clip_B.tolist(), view_B.tolist(), strict=True)):
+            video = clips.video_N[clip]
+            frames_T = clips.frames_NT[clip] - offsets[video]
+            start, stop = int(frames_T.min()), int(frames_T.max()) + 1
+            span_FC = cache.features(clips.video_ids[video], level, views[view], start, stop)
+            x_TBC[:, b] = span_FC[frames_T - start]
+        return torch.from_numpy(x_TBC)
+
+    return read
 
 
 def load_bank(
@@ -233,57 +232,35 @@ def load_bank(
     device: torch.device,
     views: Sequence[int] | None = None,
 ) -> ClipBank:
-    """The clips of labelled `videos`, in all views unless some are named; TrainingError at NaN or Inf in features.
+    """Returns the clips of labelled `videos`, in all views or in those that are named.
 
-    Features are held on the device where they fit, else in main memory, else read from the cache batch by batch.
+    Features are held on the device if they fit, else in main memory, else read from the cache batch by batch. Raises
+    `TrainingError` if features are NaN or Inf, or if a video has no label.
     """
-    chosen = list(range(len(cache.views))) if views is None else list(views)
+    views = range(len(cache.views)) if views is None else views
     ids = [video.id for video in videos]
     labels = [_label(video) for video in videos]
-    num_bytes = sum(cache.num_frames(video) for video in ids) * len(chosen) * CHANNELS[level] * 2
+    num_frames = [cache.num_frames(video) for video in ids]
+    num_bytes = sum(num_frames) * len(views) * CHANNELS[level] * 2
+    too_large = f"the {level} features ({num_bytes / 2**30:,.1f} GiB) do not fit into"
     if num_bytes > _SHARE * available_bytes():
-        return _streamed(cache, level, ids, labels, rule, device, chosen, num_bytes)
-    loaded = cache.load(level, ids, views=chosen, device="cpu" if num_bytes > _room(device) else str(device))
+        click.echo(f"{too_large} memory: they are read from the cache batch by batch")
+        offsets = np.concatenate([[0], np.cumsum(num_frames)]).astype(np.int64)
+        clips = cut(ids, labels, offsets, np.concatenate([cache.pts_seconds(video) for video in ids]), rule)
+        return StreamedBank(clips, len(views), device, from_cache(cache, level, clips, offsets, views))
+    fits = device.type != "cuda" or num_bytes <= _SHARE * torch.cuda.mem_get_info(device)[0]
+    loaded = cache.load(level, ids, views=list(views), device=str(device) if fits else "cpu")
     clips = cut(ids, labels, loaded.offsets, loaded.pts_seconds, rule)
     check_finite(loaded.features, loaded.offsets, ids, level)
-    if loaded.features.device.type != device.type:
-        _say(level, num_bytes, "the device's memory: they stay in main memory")
-        return StreamedBank(clips, len(chosen), device, from_memory(loaded.features, clips.frames_NT), "main memory")
+    if not fits:
+        click.echo(f"{too_large} the device's memory: they stay in main memory")
+        return StreamedBank(clips, len(views), device, from_memory(loaded.features, clips.frames_NT))
     return Bank(
         features_VFC=loaded.features,
         frames_NT=torch.from_numpy(clips.frames_NT).to(device),
         label_N=torch.from_numpy(clips.label_N).to(device),
         clips=clips,
     )
-
-
-def _room(device: torch.device) -> float:
-    """Bytes that features may take on the device."""
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
-    return _SHARE * free
-
-
-def _streamed(
-    cache: FeatureCache,
-    level: Level,
-    ids: Sequence[str],
-    labels: Sequence[int],
-    rule: ClipRule,
-    device: torch.device,
-    views: Sequence[int],
-    num_bytes: int,
-) -> StreamedBank:
-    _say(level, num_bytes, "memory: they are read from the cache batch by batch")
-    offsets = np.concatenate([[0], np.cumsum([cache.num_frames(video) for video in ids])]).astype(np.int64)
-    pts_seconds = np.concatenate([cache.pts_seconds(video) for video in ids])
-    clips = cut(ids, labels, offsets, pts_seconds, rule)
-    read = from_cache(cache, level, clips, offsets)
-    numbers = np.asarray(views, dtype=np.int64)
-    return StreamedBank(clips, len(views), device, lambda clip_B, view_B: read(clip_B, numbers[view_B]), "the cache")
-
-
-def _say(level: Level, num_bytes: int, what: str) -> None:
-    click.echo(f"the {level} features ({num_bytes / 2**30:,.1f} GiB) do not fit into {what}")
 
 
 def _label(video: Video) -> int:
@@ -293,7 +270,7 @@ def _label(video: Video) -> int:
 
 
 def check_finite(features_VFC: Tensor, offsets: NDArray[np.int64], ids: Sequence[str], level: Level) -> None:
-    """TrainingError naming the first video with NaN or Inf; video i has frames `[offsets[i], offsets[i + 1])`."""
+    """Raises `TrainingError` with the first video that has NaN or Inf; video `i` has `[offsets[i], offsets[i + 1])`."""
     for first in range(0, features_VFC.shape[1], _CHECKED_AT_ONCE):
         part = features_VFC[:, first : first + _CHECKED_AT_ONCE]
         bad_F = ~torch.isfinite(part).all(dim=2).all(dim=0)
@@ -302,5 +279,5 @@ def check_finite(features_VFC: Tensor, offsets: NDArray[np.int64], ids: Sequence
             video = next(index for index, stop in enumerate(offsets[1:]) if frame < stop)
             raise TrainingError(
                 f"video {ids[video]!r} has NaN or Inf among its {level} features (frame {frame - offsets[video]}): "
-                "extract it again (`python -m cache verify` and `repair` look at all of them)"
+                "extract it again (`python -m cache verify` and `repair` check all videos)"
             )

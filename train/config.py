@@ -1,18 +1,19 @@
-"""A run: what it is made of, the folder it lives in, whether it is done. Plain data and small files, no torch."""
+"""A run: its configuration, its folder, and how far it is. Plain data and small files, no torch."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import msgspec
 
 from cache.clips import ClipRule
 from cache.common.errors import TrainingError
 from cache.common.files import write_json_durably
 from cache.common.workspace import Workspace
 from cache.fingerprint import Level
-from train.recipes import RECIPES, Pool, Recipe
+from train.recipes import KNOBS, RECIPES, Pool, Recipe
 
 Status = Literal["training", "finished"]
 
@@ -22,12 +23,16 @@ METRICS_FILE = "metrics.jsonl"
 SCORES_FILE = "scores.npz"
 HELDOUT_SCORES_FILE = "heldout-scores.npz"
 
-_DECIDING = ("dataset", "split", "level", "pool", "seed", "recipe", "classes", "holdout", "videos", "cache_digest")
+HOLDOUT = "holdout"
+"""End of the folder name of runs that were trained without, and scored on, a part of the training videos."""
+
+_IDENTITY = ("dataset", "split", "level", "pool", "seed", "recipe", "classes", "holdout", "videos", "cache_digest")
+"""Fields that decide what a run results in. Two runs that differ in one of them are different runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything that made one run; written beside its checkpoint and inside it."""
+    """Everything that decides one run, and what it ran with. Written beside its checkpoint and inside it."""
 
     dataset: str
     split: int
@@ -38,15 +43,15 @@ class RunConfig:
     classes: tuple[str, ...]
     """Class names in label order."""
     holdout: bool
-    """Trained without a held-out part of the training split, and scored on that part alone."""
+    """Whether a part of the training split is held out, and scored in place of the test half."""
     variant: str
-    """End of the folder's name: what differs from the dataset's usual settings; empty for those."""
+    """End of the folder's name, which says what differs from the dataset's usual recipe; empty if nothing does."""
     videos: Mapping[str, int]
-    """Videos that it learned from (`training`) and that it scores (`scored`)."""
+    """Number of videos that it learns from (`training`) and that it scores (`scored`)."""
     cache_digest: str
     """Digest of the cache's fingerprint and of the split's videos, labels and frame counts."""
     weights: str
-    """What the backbone ran with, in words."""
+    """Name of the backbone's weights."""
     fingerprint: Mapping[str, Any]
     """The cache's fingerprint: `identity` and `environment`."""
     versions: Mapping[str, str]
@@ -63,31 +68,37 @@ class RunConfig:
         return HELDOUT_SCORES_FILE if self.holdout else SCORES_FILE
 
     def folder(self, workspace: Workspace) -> Path:
-        """Where the run lives."""
+        """Returns the run's folder."""
         return workspace.run(self.dataset, self.split, self.level, self.pool, self.seed, self.variant)
 
     def to_json(self) -> dict[str, Any]:
-        """All fields as plain JSON values."""
-        value: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        """All fields as values that JSON can hold."""
+        value: dict[str, Any] = msgspec.to_builtins(self)
         return value
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "RunConfig":
-        """The inverse of `to_json`; fields it does not know are left alone. TrainingError where some are missing."""
+        """The inverse of `to_json`, which ignores fields it does not know.
+
+        Raises `TrainingError` if a field is missing or its value unusable.
+        """
         try:
-            own = {field.name: value[field.name] for field in fields(cls)}
-            own |= {"recipe": Recipe.from_json(value["recipe"]), "classes": tuple(value["classes"])}
-            return cls(**own)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise TrainingError(f"a run's configuration cannot be read: {error!r}; train again with --fresh") from error
+            return msgspec.convert({**value, "recipe": Recipe.from_json(value["recipe"])}, cls)
+        except (msgspec.ValidationError, TypeError, KeyError) as error:
+            raise TrainingError(f"a run's configuration cannot be read: {error!r}") from error
+
+    def described(self, names: Iterable[str]) -> dict[str, Any]:
+        """Returns the fields called `names`, the recipe's name and the clip rule: for files made from this run."""
+        value = self.to_json()
+        return {**{name: value[name] for name in names}, "recipe": self.recipe.name, "clips": value["recipe"]["clips"]}
 
     def differences(self, other: "RunConfig") -> list[str]:
-        """What tells the results of this run from those of `other`, one text for each field."""
+        """Returns a text for each field in which the two runs differ, if that changes the results."""
         mine, theirs = self.to_json(), other.to_json()
         for value in (mine, theirs):
-            # Words about the recipe may be put better without making it another one.
+            # A reworded summary does not make another recipe.
             del value["recipe"]["summary"]
-        return [_difference(name, mine[name], theirs[name]) for name in _DECIDING if mine[name] != theirs[name]]
+        return [_difference(name, mine[name], theirs[name]) for name in _IDENTITY if mine[name] != theirs[name]]
 
 
 def _difference(name: str, mine: Any, theirs: Any) -> str:
@@ -95,27 +106,8 @@ def _difference(name: str, mine: Any, theirs: Any) -> str:
         keys = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
         return ", ".join(f"{name}.{key} is {mine.get(key)!r}, was {theirs.get(key)!r}" for key in keys)
     if name == "cache_digest":
-        return "the cache's fingerprint or videos are others than they were"
+        return "the cache's fingerprint or videos have changed"
     return f"{name} is {mine!r}, was {theirs!r}"
-
-
-_WORDS = (
-    ("", "cell"),
-    ("h", "hidden"),
-    ("l", "layers"),
-    ("vdropout", "variational_dropout"),
-    ("e", "epochs"),
-    ("b", "batch"),
-    ("lr", "learning_rate"),
-    ("", "schedule"),
-    ("decay", "weight_decay"),
-    ("smoothing", "label_smoothing"),
-    ("noise", "feature_noise"),
-    ("mixup", "mixup"),
-    ("views", "views"),
-    ("", "precision"),
-)
-"""The fields that the command line can change, and what stands before their values in a variant's name."""
 
 
 def _short(value: Any) -> str:
@@ -125,51 +117,50 @@ def _short(value: Any) -> str:
 
 
 def variant_of(recipe: Recipe, usual: Recipe, *, holdout: bool) -> str:
-    """End of a run folder's name: what differs from the dataset's usual recipe, in few words.
+    """Returns the end of a run folder's name: what differs from the dataset's usual recipe.
 
-    small with 4 layers where small is usual -> l4
-    paper with the LSTM where small is usual -> paper-lstm
+    small with 4 layers, small is usual   -> l4
+    paper with the LSTM, small is usual   -> paper-lstm
     """
     base = RECIPES.get(recipe.name, recipe)
     parts = [] if recipe.name == usual.name else [recipe.name]
-    for word, name in _WORDS:
-        # A number of epochs is exact: it also takes away the steps that they are else added for.
+    for name, knob in KNOBS.items():
+        # Asking for a number of epochs also sets `min_steps` to 0, which else adds epochs.
         exact = name == "epochs" and recipe.min_steps != base.min_steps
         if exact or getattr(recipe, name) != getattr(base, name):
-            parts.append(f"{word}{_short(getattr(recipe, name))}")
-    return "-".join([*parts, "holdout"] if holdout else parts)
-
-
-def cache_digest(fingerprint_digest: str, videos: Iterable[tuple[str, int | None, str, int]]) -> str:
-    """SHA-256 over the fingerprint and each video's id, label, half of the split and frame count."""
-    text = json.dumps([fingerprint_digest, sorted(videos)], ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+            parts.append(f"{knob.word}{_short(getattr(recipe, name))}")
+    return "-".join([*parts, HOLDOUT] if holdout else parts)
 
 
 def write_config(folder: Path, config: RunConfig, status: Status) -> None:
-    """Write config.json: the configuration, what readers ask for most, and how far the run is."""
+    """Write config.json: the status, the configuration, and once more the fields that readers want most often."""
     recipe = config.recipe.to_json()
     often = {"clips": recipe["clips"], **{name: recipe[name] for name in ("cell", "hidden", "layers")}}
     write_json_durably(folder / CONFIG_FILE, {"status": status, **config.to_json(), **often})
 
 
 def read_config(folder: Path) -> tuple[RunConfig, Status] | None:
-    """Configuration and status of the run in `folder`; None where there is none. TrainingError where unreadable."""
+    """Returns the configuration and status of the run in `folder`, or None if there is none.
+
+    Raises `TrainingError` if config.json cannot be read.
+    """
     path = folder / CONFIG_FILE
     try:
         value = json.loads(path.read_bytes())
-        status = value["status"]
+        return RunConfig.from_json(value), msgspec.convert(value.get("status"), Status)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, msgspec.ValidationError, TrainingError) as error:
         raise TrainingError(
-            f"{path} is not a configuration written by this program: {error!r}; train again with --fresh"
+            f"{path} is not a configuration written by this program: {error}; train again with --fresh"
         ) from error
-    return RunConfig.from_json(value), status
 
 
 def state_of(folder: Path, wanted: RunConfig) -> Literal["new", "unfinished", "finished"]:
-    """How far the run `wanted` is in `folder`; TrainingError where another run, or one of another cache, lies there."""
+    """Returns how far the run `wanted` is. Raises `TrainingError` if `folder` holds another run.
+
+    A run on another state of the cache is another run. A finished run without its scores is unfinished.
+    """
     found = read_config(folder)
     if found is None:
         return "new"
@@ -177,7 +168,7 @@ def state_of(folder: Path, wanted: RunConfig) -> Literal["new", "unfinished", "f
     differences = wanted.differences(config)
     if differences:
         raise TrainingError(
-            f"{folder} holds a run of other settings or of another state of the cache: {'; '.join(differences)}. "
+            f"{folder} holds a run with other settings or on another state of the cache: {'; '.join(differences)}. "
             "Train it again from the start with --fresh (FRESH=1), which replaces it"
         )
     return "finished" if status == "finished" and (folder / wanted.scores_file).exists() else "unfinished"

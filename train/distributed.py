@@ -1,10 +1,8 @@
-"""The device to train on, made to give the same bits each time, and not to wait for memory at each step.
+"""Where training runs: the device, made deterministic, and the processes that torchrun started to train one head.
 
-Several processes that train one head together, started by torchrun: each takes its share of every batch.
-
-Every process has the same weights and takes the same steps, because gradients and loss are added up before each update.
-Dropout masks are drawn by each process for its own clips: without dropout the result is that of one process up to
-rounding, with it the masks are others of the same distribution.
+Every process has the same weights and takes its share of each batch. Gradients and loss are added up over all processes
+before each update. Each process draws the dropout masks of its own clips: without dropout the result equals that of a
+single process up to rounding; with dropout the masks differ, and their distribution is the same.
 """
 
 import os
@@ -19,10 +17,10 @@ from cache.common.errors import TrainingError
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one; what is asked for by name has to be there (MrrnError)."""
+    """Returns the device called `name`; `auto` is the GPU if there is one. Raises `MrrnError` if it is missing."""
     device = torch.device(find_device(name))
     if device.type == "cuda":
-        # cuBLAS gives the same bits each time only with a workspace of a fixed size.
+        # cuBLAS gives the same bits each time only if its workspace has a fixed size.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     else:
         keep_freed_memory()
@@ -30,19 +28,19 @@ def choose_device(name: str) -> torch.device:
 
 
 @dataclass(frozen=True)
-class Group:
-    """This process's place among those that train together; a single process is a group of one."""
+class ProcessGroup:
+    """The place of this process among those that train together. A single process is a group of one."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes files and says how it goes."""
+        """Whether this process is the one that writes files and reports progress."""
         return self.rank == 0
 
     def share(self, batch: Tensor) -> Tensor:
-        """This process's clips of a batch."""
+        """Returns this process's clips of a batch."""
         return batch[self.rank :: self.size] if self.size > 1 else batch
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
@@ -55,7 +53,7 @@ class Group:
             tensor.copy_(part.view_as(tensor))
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
-        """The tensor of every process, in the order of their ranks."""
+        """Returns the tensor of every process, in the order of ranks."""
         if self.size == 1:
             return [tensor]
         found = [torch.empty_like(tensor) for _ in range(self.size)]
@@ -63,7 +61,7 @@ class Group:
         return found
 
     def as_leader_says(self, flag: bool, device: torch.device) -> bool:
-        """The leader's flag, in every process."""
+        """Returns the leader's flag in every process."""
         if self.size == 1:
             return flag
         told = torch.tensor(int(flag), device=device)
@@ -71,16 +69,20 @@ class Group:
         return bool(told)
 
     def wait(self) -> None:
-        """Go on when all processes have come here."""
+        """Wait until all processes have come here."""
         if self.size > 1:
             distributed.barrier()
 
 
-def join(device: torch.device) -> tuple[Group, torch.device]:
-    """Meet the processes that torchrun started, and the device that is this one's. Alone without torchrun."""
+SINGLE = ProcessGroup()
+"""The group of a process that trains by itself."""
+
+
+def join(device: torch.device) -> tuple[ProcessGroup, torch.device]:
+    """Join the processes that torchrun started, if it did. Returns the group and the device of this process."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        return Group(), device
+        return SINGLE, device
     if device.type == "cuda":
         local = int(os.environ.get("LOCAL_RANK", "0"))
         if local >= torch.cuda.device_count():
@@ -92,4 +94,4 @@ def join(device: torch.device) -> tuple[Group, torch.device]:
         torch.cuda.set_device(device)
     if not distributed.is_initialized():
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return Group(distributed.get_rank(), distributed.get_world_size()), device
+    return ProcessGroup(distributed.get_rank(), distributed.get_world_size()), device

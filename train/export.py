@@ -1,4 +1,4 @@
-"""A finished run's head as an ONNX file, for programs that have neither this project nor torch."""
+"""A finished run's head as an ONNX file, for programs without this project and without torch."""
 
 import json
 import warnings
@@ -13,20 +13,22 @@ from train.heads import Head
 
 INPUT, OUTPUT = "features", "logits"
 
+_IN_METADATA = ("dataset", "split", "level", "pool", "seed", "classes", "weights", "fingerprint")
+"""Fields of the run's configuration that the file repeats."""
+
 
 def to_onnx(head: Head, config: RunConfig) -> bytes:
-    """The file's content: `features` float32 `[T, clips, C]` in, `logits` float32 `[clips, K]` out, any number of
-    clips.
+    """Returns the file's content: `features` float32 `[T, clips, C]` to `logits` float32 `[clips, K]`.
 
-    `T` is the length of the run's clips. Softmax is left to whoever reads it, as `train.score` does. The metadata say
-    what the head is: level, classes in the order of logits, clips, backbone weights, the features' fingerprint.
-    TrainingError where the packages that write ONNX are missing.
+    `T` is the length of the run's clips; the number of clips is free. The softmax is left to the reader. The metadata
+    hold level, classes in the order of logits, clip rule, backbone weights and the features' fingerprint. Raises
+    `TrainingError` if the packages that write ONNX are missing.
     """
     _require("onnx", "onnxscript")
     with warnings.catch_warnings():
-        # nn.LSTM and nn.GRU hold their parameters a second time in a list, which the exporter takes for lost state.
+        # nn.LSTM and nn.GRU also hold their parameters in a list, which the exporter takes for lost state.
         warnings.filterwarnings("ignore", message=r"The tensor attributes? .*_flat_weights")
-        warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, about its own exporter
+        warnings.filterwarnings("ignore", category=FutureWarning)  # torch warns about its own exporter
         program = torch.onnx.export(
             head.eval(),
             (torch.zeros(config.clips.length, 2, CHANNELS[config.level]),),
@@ -38,7 +40,7 @@ def to_onnx(head: Head, config: RunConfig) -> bytes:
         )
     assert program is not None
     model = program.model_proto
-    for name, value in _metadata(config).items():
+    for name, value in config.described(_IN_METADATA).items():
         model.metadata_props.add(key=name, value=value if isinstance(value, str) else json.dumps(value))
     content: bytes = model.SerializeToString()
     return content
@@ -52,9 +54,3 @@ def _require(*packages: str) -> None:
         raise TrainingError(
             f"writing ONNX needs the packages {' and '.join(packages)} ({error}): pip install {' '.join(packages)}"
         ) from error
-
-
-def _metadata(config: RunConfig) -> dict[str, object]:
-    value = config.to_json()
-    same = ("dataset", "split", "level", "pool", "seed", "classes", "weights", "fingerprint")
-    return {**{name: value[name] for name in same}, "recipe": config.recipe.name, "clips": value["recipe"]["clips"]}

@@ -1,4 +1,4 @@
-"""Heads: what turns the features of a clip into class logits.
+"""Heads: from the features of a clip to class logits.
 
 Shapes: T steps, B batch, C channels, D units of the top layer, K classes.
 """
@@ -16,14 +16,14 @@ from train.sru import SRU
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSettings:
-    """What a head is made of."""
+    """How a head is built."""
 
     channels: int
     """Width C of the features."""
     classes: int
     """Number K of classes."""
     cell: Cell = "sru"
-    """What runs over time."""
+    """The network over time."""
     hidden: int = 1024
     """Units D of each recurrent layer."""
     layers: int = 3
@@ -37,7 +37,7 @@ class HeadSettings:
 
     def __post_init__(self) -> None:
         if self.cell == "mean" and self.pool != "mean":
-            raise TrainingError(f"cell mean averages over time by itself; pool is {self.pool!r}: use --pool mean")
+            raise TrainingError(f"cell mean averages over time itself; pool is {self.pool!r}: use --pool mean")
 
 
 class SruCell(nn.Module):
@@ -98,7 +98,7 @@ class MeanCell(nn.Module):
         self.dropout = settings.variational_dropout
 
     def forward(self, x_TBC: Tensor) -> Tensor:
-        """The mean over time; the recurrent cells' input dropout stays, so that what differs is the recurrence."""
+        """The mean over time, with the input dropout of the recurrent cells, so that only the recurrence differs."""
         return nn.functional.dropout(x_TBC.mean(dim=0, keepdim=True), self.dropout, self.training)
 
 
@@ -111,7 +111,7 @@ _CELLS: dict[Cell, Callable[[HeadSettings], nn.Module]] = {
 
 
 class Head(nn.Module):
-    """Cell over time, a linear layer to K classes at each step, pooling over time. Gives logits, never a softmax."""
+    """A cell over time, a linear layer to K classes at each step, and pooling over time. Returns logits, no softmax."""
 
     def __init__(self, settings: HeadSettings) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class Head(nn.Module):
         self.attention = nn.Linear(width, 1) if settings.pool == "attention" else None
 
     def forward(self, x_TBC: Tensor) -> Tensor:
-        """Logits `[B, K]` of the clips `x_TBC`, float."""
+        """Returns the logits `[B, K]` of the clips `x_TBC`, float."""
         h_TBD = self.cell(x_TBC)
         logits_TBK: Tensor = self.linear(h_TBD)
         if self.attention is not None:

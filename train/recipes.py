@@ -1,9 +1,11 @@
-"""Recipes: every choice that decides how a head is trained. Plain data, no torch."""
+"""Recipes: every setting of how a head is built and trained, declared once. Plain data, no torch."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
+
+import msgspec
 
 from cache.clips import ClipRule
 from cache.common.errors import TrainingError
@@ -20,76 +22,132 @@ SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 SMALL_BELOW_CLIPS = 5_000
-"""Training splits with fewer clips than this are trained by the recipe `small` unless another is asked for."""
+"""Training splits with fewer clips than this are trained by the recipe `small`, unless another is asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knob:
+    """What one field of a recipe can hold, and its names on the command line, in sweeps and in run folders."""
+
+    kind: type[int] | type[float] | tuple[str, ...]
+    """Kind of number, or the names to choose from."""
+    least: int = 0
+    """Smallest number that it can hold."""
+    most: float = math.inf
+    """No number above this one."""
+    below: float = math.inf
+    """No number from this one on."""
+    axis: str | None = None
+    """Name in `--grid AXIS=A,B`; None if neither sweeps nor the command line can change the field."""
+    word: str = ""
+    """What stands before the value in the name of a variant's run folder."""
+    help: str | None = None
+    """Help of the option `--AXIS`; None if there is no such option."""
+    place: int = 0
+    """Knobs of a higher place come later in help and folder names; config.json has them in the order of fields."""
+
+    @property
+    def rule(self) -> str:
+        """What a value has to satisfy, in words that follow "it"."""
+        if isinstance(self.kind, tuple):
+            return f"must be one of {', '.join(self.kind)}"
+        if self.below < math.inf:
+            return f"must be in [{self.least}, {self.below:g})"
+        return f"must be in [{self.least}, {self.most:g}]" if self.most < math.inf else f"must be at least {self.least}"
+
+    def accepts(self, value: Any) -> bool:
+        """Whether the field can hold `value`."""
+        if isinstance(self.kind, tuple):
+            return value in self.kind
+        return bool(self.least <= value <= self.most and (value < self.below or self.below == math.inf))
+
+
+def _knob(kind: Any, **described: Any) -> dict[str, Knob]:
+    return {"knob": Knob(kind=kind, **described)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a head is built and trained. The defaults are the paper's words (section 4.2)."""
+    """How a head is built and trained. The defaults are the paper's (section 4.2).
+
+    Each field is described once, by its `Knob`: the options of `python -m train`, the axes of a sweep, the names of run
+    folders and the checks are made from it. Raises `TrainingError` for a value that its field cannot hold.
+    """
 
     name: str = "paper"
     summary: str = "the paper's words, line by line"
-    """What it is, or what it changes against `paper`, and what that brings."""
+    """What the recipe changes against `paper`, and what that brings."""
     clips: ClipRule = field(default_factory=ClipRule)
     """How videos are cut into clips, in training and in testing."""
-    cell: Cell = "sru"
-    """What runs over time: `sru`, `lstm`, `gru`, or `mean` for plain averaging over the frames."""
-    hidden: int = 1024
+    cell: Cell = field(
+        default="sru", metadata=_knob(CELLS, axis="cell", help="What runs over time. [default: the recipe's]")
+    )
+    """The network over time: `sru`, `lstm`, `gru`, or `mean` for plain averaging over the frames."""
+    hidden: int = field(
+        default=1024, metadata=_knob(int, least=1, axis="hidden", word="h", help="Units of each recurrent layer.")
+    )
     """Units of each recurrent layer (section 5.1)."""
-    layers: int = 3
+    layers: int = field(default=3, metadata=_knob(int, least=1, axis="layers", word="l", help="Recurrent layers."))
     """Recurrent layers, one on top of the other (section 5.1)."""
-    variational_dropout: float = 0.5
+    variational_dropout: float = field(default=0.5, metadata=_knob(float, below=1, axis="vdropout", word="vdropout"))
     """Share of each layer's inputs set to zero before its linear transformations, the same ones at all steps."""
-    dropout: float = 0.0
+    dropout: float = field(default=0.0, metadata=_knob(float, below=1))
     """Share of outputs set to zero between recurrent layers."""
-    epochs: int = 12
-    """Times that every training clip is seen."""
-    min_steps: int = 0
-    """Epochs are added until training has at least so many optimizer steps."""
-    batch: int = 28
+    epochs: int = field(
+        default=12, metadata=_knob(int, least=1, axis="epochs", word="e", help="Times each training clip is seen.")
+    )
+    """How often each training clip is seen."""
+    min_steps: int = field(default=0, metadata=_knob(int))
+    """Epochs are added until training has at least this many optimizer steps."""
+    batch: int = field(
+        default=28, metadata=_knob(int, least=1, axis="batch", word="b", help="Clips in one optimizer step.")
+    )
     """Clips in one optimizer step."""
-    learning_rate: Mapping[Level, float] = field(default_factory=lambda: {"low": 1e-4, "mid": 1e-4, "high": 1e-5})
+    learning_rate: Mapping[Level, float] = field(
+        default_factory=lambda: {"low": 1e-4, "mid": 1e-4, "high": 1e-5},
+        metadata=_knob(float, axis="lr", word="lr", help="First learning rate."),
+    )
     """Adam's first learning rate for each level (sections 4.2 and 5.2)."""
-    schedule: Schedule = "step"
+    schedule: Schedule = field(default="step", metadata=_knob(SCHEDULES, axis="schedule"))
     """`step`: multiplied by `drop_factor` after `drop_after_epochs`; `cosine`: down to a hundredth over all epochs."""
-    drop_after_epochs: int = 8
+    drop_after_epochs: int = field(default=8, metadata=_knob(int))
     """Epochs at the first learning rate, for the schedule `step`."""
     drop_factor: float = 0.1
-    """What the learning rate is multiplied by then."""
-    weight_decay: float = 0.0
+    """Factor of the learning rate after `drop_after_epochs`."""
+    weight_decay: float = field(default=0.0, metadata=_knob(float, axis="decay", word="decay"))
     """Decoupled weight decay (AdamW); 0 is plain Adam."""
-    label_smoothing: float = 0.0
+    label_smoothing: float = field(default=0.0, metadata=_knob(float, below=1, axis="smoothing", word="smoothing"))
     """Share of the target spread evenly over all classes."""
-    feature_noise: float = 0.0
+    feature_noise: float = field(default=0.0, metadata=_knob(float, axis="noise", word="noise"))
     """Standard deviation of the noise around 1 that each feature is multiplied by (`train/steps.py`)."""
-    views: int = 0
+    views: int = field(default=0, metadata=_knob(int, axis="views", word="views", place=1))
     """Views of each video that training clips are drawn from, the cache's first ones; 0 for all of them."""
-    mixup: float = 0.0
+    mixup: float = field(default=0.0, metadata=_knob(float, most=0.5, axis="mixup", word="mixup"))
     """Largest share of another clip that is blended into each clip, features and target alike; at most 0.5."""
-    precision: Precision = "fp32"
+    precision: Precision = field(
+        default="fp32", metadata=_knob(PRECISIONS, axis="precision", place=2, help="Of the products while training.")
+    )
     """Of the head's products in training: `fp32`, or `bf16` (autocast; weights, states and scores stay float32)."""
 
     def __post_init__(self) -> None:
-        _check(self, "name", bool(self.name), "must not be empty")
-        _check(self, "cell", self.cell in CELLS, f"must be one of {', '.join(CELLS)}")
-        _check(self, "precision", self.precision in PRECISIONS, "must be fp32 or bf16")
-        _check(self, "schedule", self.schedule in SCHEDULES, "must be step or cosine")
-        for name in ("hidden", "layers", "epochs", "batch"):
-            _check(self, name, getattr(self, name) >= 1, "must be at least 1")
-        for name in ("min_steps", "drop_after_epochs", "weight_decay", "feature_noise", "views"):
-            _check(self, name, getattr(self, name) >= 0, "must be at least 0")
-        for name in ("variational_dropout", "dropout", "label_smoothing"):
-            _check(self, name, 0 <= getattr(self, name) < 1, "must be in [0, 1)")
-        _check(self, "mixup", 0 <= self.mixup <= 0.5, "must be in [0, 0.5]")
+        self._check("name", bool(self.name), "must not be empty")
         rates = [self.learning_rate.get(level, math.nan) for level in LEVELS]
-        _check(self, "learning_rate", all(0 < rate < math.inf for rate in rates), "must be positive for each level")
+        self._check("learning_rate", all(0 < rate < math.inf for rate in rates), "must be positive for each level")
+        for each in fields(self):
+            if each.metadata and each.name != "learning_rate":
+                knob = each.metadata["knob"]
+                self._check(each.name, knob.accepts(getattr(self, each.name)), knob.rule)
+
+    def _check(self, name: str, good: bool, rule: str) -> None:
+        if not good:
+            raise TrainingError(f"recipe {self.name!r}: {name} is {getattr(self, name)!r}; it {rule}")
 
     def epochs_for(self, steps_per_epoch: int) -> int:
-        """Epochs of a training split that takes `steps_per_epoch` optimizer steps an epoch."""
+        """Returns the number of epochs for a training split with `steps_per_epoch` optimizer steps an epoch."""
         return max(self.epochs, math.ceil(self.min_steps / steps_per_epoch))
 
     def rate(self, level: Level, epoch: int, epochs: int) -> float:
-        """Learning rate of `epoch` (from 0) of `epochs`.
+        """Returns the learning rate of `epoch` (from 0) of `epochs`.
 
         paper, high: 1e-5 in epochs 0..7, 1e-6 in epochs 8..11
         """
@@ -99,25 +157,29 @@ class Recipe:
         return first * (0.01 + 0.99 * (1 + math.cos(math.pi * epoch / epochs)) / 2)
 
     def to_json(self) -> dict[str, Any]:
-        """All fields as plain JSON values."""
+        """All fields as values that JSON can hold."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Recipe":
-        """The inverse of `to_json`; TrainingError where a field is unknown or unusable."""
-        unknown = set(value) - {field.name for field in fields(cls)}
-        if unknown:
-            raise TrainingError(f"recipe has unknown fields {', '.join(sorted(unknown))}; another version wrote it")
+        """The inverse of `to_json`. Raises `TrainingError` if a field is unknown or its value unusable."""
         try:
-            return cls(**{**value, "clips": ClipRule(**value["clips"])})
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            unknown = {*value} - _names(cls) | {*value["clips"]} - _names(ClipRule)
+            if not unknown:
+                return msgspec.convert(value, cls)
+        except (msgspec.ValidationError, TypeError, KeyError) as error:
             raise TrainingError(f"recipe cannot be read: {error!r}") from error
+        raise TrainingError(f"recipe has unknown fields {', '.join(sorted(unknown))}; another version wrote it")
 
 
-def _check(recipe: Recipe, name: str, good: bool, rule: str) -> None:
-    if not good:
-        raise TrainingError(f"recipe {recipe.name!r}: {name} is {getattr(recipe, name)!r}; it {rule}")
+def _names(described: type) -> set[str]:
+    return {each.name for each in fields(described)}
 
+
+_KNOBS: dict[str, Knob] = {each.name: each.metadata["knob"] for each in fields(Recipe) if each.metadata}
+
+KNOBS = {name: knob for name, knob in sorted(_KNOBS.items(), key=lambda each: each[1].place) if knob.axis}
+"""Fields that sweeps and the command line can change, in the order in which they are listed."""
 
 _SMALL = Recipe(
     name="small",
@@ -153,14 +215,17 @@ RECIPES: dict[str, Recipe] = {
 
 
 def default_recipe(training_clips: int) -> tuple[Recipe, str]:
-    """The recipe for a training split of so many clips, and why, in words for the user."""
+    """Returns the recipe for a training split of `training_clips` clips, and the reason, for the user."""
     if training_clips >= SMALL_BELOW_CLIPS:
         return RECIPES["paper"], f"{training_clips:,} training clips, at least {SMALL_BELOW_CLIPS:,}"
     return RECIPES["small"], f"{training_clips:,} training clips, fewer than {SMALL_BELOW_CLIPS:,}"
 
 
 def with_overrides(recipe: Recipe, **given: Any) -> Recipe:
-    """`recipe` with the fields changed that are not None; `epochs` then is exact, `learning_rate` for all levels."""
+    """Returns `recipe` with the fields of `given` that are not None.
+
+    `epochs` is then exact: `min_steps` becomes 0. `learning_rate` is one number for all levels.
+    """
     changed = {name: value for name, value in given.items() if value is not None}
     if "epochs" in changed:
         changed["min_steps"] = 0

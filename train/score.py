@@ -1,4 +1,4 @@
-"""Scores: the softmax of every clip. The only place where a head's logits become probabilities.
+"""Scores: the softmax of every clip. A head's logits become probabilities here and nowhere else.
 
 Shapes: N clips, T steps, F frames, B batch, C channels, K classes.
 """
@@ -10,19 +10,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache.aggregate import clips_to_videos
 from cache.scores import ScoreTable
 from train.clips import ClipBank
 from train.config import RunConfig
 from train.heads import Head
 
 _CLIPS_AT_ONCE = 128
+"""Clips scored together; bounds the memory that scoring takes."""
+
+_IN_SCORES = (
+    "dataset", "split", "level", "pool", "seed", "variant", "weights", "fingerprint", "cache_digest", "holdout",
+)  # fmt: skip
+"""Fields of the run's configuration that the score table repeats."""
 
 
 def score_clips(head: Head, features: Tensor | NDArray[np.floating], clips: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Softmax `[N, K]` float32 of `clips` `[N, T]`, frame indices into `features` `[F, C]` (any float format).
+    """Returns the softmax `[N, K]` float32 of `clips` `[N, T]`: indices into `features` `[F, C]`, any float dtype.
 
-    Runs on the head's device, in float32, without dropout; the head is left in eval mode.
+    Runs on the head's device, in float32, without dropout. Leaves the head in eval mode.
     """
     device = next(head.parameters()).device
     features_FC = torch.as_tensor(features).to(device)
@@ -41,7 +46,7 @@ def _softmax(head: Head, batches: Iterable[Tensor]) -> NDArray[np.float32]:
 
 
 def score_bank(head: Head, bank: ClipBank, config: RunConfig) -> ScoreTable:
-    """Scores of all clips of `bank` in its first view, with the run that they come from."""
+    """Returns the scores of all clips of `bank` in its first view, with the run that they come from."""
     clips = bank.clips
     clip_N = torch.arange(len(bank))
     view_N = torch.zeros_like(clip_N)
@@ -55,20 +60,5 @@ def score_bank(head: Head, bank: ClipBank, config: RunConfig) -> ScoreTable:
         labels=clips.label_N,
         softmax=softmax_NK,
         classes=np.asarray(config.classes, dtype=np.str_),
-        run=_run(config),
+        run=config.described(_IN_SCORES),
     )
-
-
-def videos_right(scores: ScoreTable) -> tuple[int, int]:
-    """How many of the scored videos are classified right by the mean softmax of their clips, of how many."""
-    ids, probabilities_NK = clips_to_videos(scores.video_ids, scores.softmax)
-    label = dict(zip(scores.video_ids.tolist(), scores.labels.tolist(), strict=True))
-    chosen_N = probabilities_NK.argmax(axis=1)
-    return sum(int(chosen) == label[video] for video, chosen in zip(ids, chosen_N, strict=True)), len(ids)
-
-
-def _run(config: RunConfig) -> dict[str, object]:
-    """What stands in the score table about its run."""
-    value = config.to_json()
-    same = ("dataset", "split", "level", "pool", "seed", "variant", "weights", "fingerprint", "cache_digest", "holdout")
-    return {**{name: value[name] for name in same}, "recipe": config.recipe.name, "clips": value["recipe"]["clips"]}

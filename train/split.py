@@ -1,11 +1,11 @@
-"""The held-out part of a training split: cut by group, so that no two clips of one filming stand on both sides.
+"""One split of a cached dataset as training needs it: which videos it learns from, and which it scores. No torch.
 
-One split of a cached dataset as training needs it: which videos it learns from, which it scores. No torch.
+A held-out part of the training videos is cut by group, so that no recording is on both sides.
 """
 
 import hashlib
+import json
 import platform
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,43 +14,29 @@ from importlib.metadata import version
 from cache.clips import ClipRule
 from cache.common.errors import TrainingError
 from cache.common.workspace import Workspace
-from cache.dataset import Dataset, Half, Video
+from cache.dataset import Dataset, Half, Video, group_of
 from cache.fingerprint import Level
 from cache.store import FeatureCache
-from train.config import RunConfig, cache_digest, variant_of
+from train.config import RunConfig, variant_of
 from train.recipes import Pool, Recipe, default_recipe
 
 FIFTHS = 5
-"""Of so many parts of each class's groups one is held out."""
+"""Parts that each class's groups are divided into; one of them is held out."""
 
-_UCF_GROUP = re.compile(r"_g\d+(?=_|$)")
-_HMDB_ENDING = re.compile(r"_[fhlu]_[cn]m_np\d+_(ba|fr|le|ri)_(bad|med|goo)_\d+$")
-
-
-def group(video_id: str) -> str:
-    """Name of the filming that a video was cut from, as far as its id tells.
-
-    Archery/v_Archery_g03_c02               -> Archery/v_Archery_g03  (UCF-101: g is the group)
-    wave/TrumanShow_wave_f_nm_np1_fr_med_26 -> wave/TrumanShow_wave   (HMDB-51: the ending tells a film's clips apart)
-    anything/else                           -> itself
-    """
-    found = _UCF_GROUP.search(video_id)
-    if found:
-        return video_id[: found.end()]
-    return _HMDB_ENDING.sub("", video_id)
+_NAMED_VERSIONS = ("torch", "numpy", "safetensors", "mrrn")
 
 
 def split_off(videos: Sequence[Video], turn: int = 0) -> tuple[tuple[Video, ...], tuple[Video, ...]]:
-    """Cut training videos into (to learn from, held out), each class's groups apart, the same way at every call.
+    """Returns the training videos to learn from, and those held out: the same ones at every call.
 
-    Of each class a fifth of the groups is held out, at least one, by a hash of their names; `turn` says which fifth, so
-    that turns 0 to 4 hold each group out once. A class with a single group is refused (TrainingError): nothing would be
-    left to learn from or to check on.
+    A fifth of each class's groups is held out, and at least one. Groups are in the order of a hash of their names;
+    `turn` chooses the fifth, so that turns 0 to 4 hold out each group once. Raises `TrainingError` for a class with a
+    single group.
     """
     groups: dict[int, set[str]] = defaultdict(set)
     for video in videos:
         if video.label is not None:
-            groups[video.label].add(group(video.id))
+            groups[video.label].add(group_of(video.id))
     held: set[str] = set()
     for label, names in sorted(groups.items()):
         if len(names) < 2:
@@ -61,16 +47,13 @@ def split_off(videos: Sequence[Video], turn: int = 0) -> tuple[tuple[Video, ...]
         ordered = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
         parts = min(FIFTHS, len(ordered))
         held |= set(ordered[turn % parts :: parts])
-    inside = tuple(video for video in videos if group(video.id) not in held)
-    return inside, tuple(video for video in videos if group(video.id) in held)
-
-
-_NAMED_VERSIONS = ("torch", "numpy", "safetensors", "mrrn")
+    inside = tuple(video for video in videos if group_of(video.id) not in held)
+    return inside, tuple(video for video in videos if group_of(video.id) in held)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """The videos of one split that have features. Test videos are named here and not looked at before scoring."""
+    """The videos of one split that have features. Nothing of a test video but its name is used before scoring."""
 
     cache: FeatureCache
     dataset: Dataset
@@ -78,31 +61,25 @@ class Split:
     training: tuple[Video, ...]
     test: tuple[Video, ...]
     digest: str
-    """Digest of the cache's fingerprint and of these videos."""
+    """SHA-256 over the cache's fingerprint and each video's id, label, half of the split and frame count."""
 
     def learned_and_scored(self, *, holdout: bool, seed: int) -> tuple[tuple[Video, ...], tuple[Video, ...]]:
-        """Videos to learn from and videos to score: training and test ones, or the two parts of the training ones.
+        """Returns the videos to learn from and those to score: training and test videos, or both parts of the former.
 
-        Each seed holds out the next fifth of the training videos' groups: five seeds hold out each group once.
+        Each seed holds out the next fifth of the training videos' groups, so that five seeds hold out each group once.
         """
         return split_off(self.training, seed) if holdout else (self.training, self.test)
 
     def listed(self, *, holdout: bool, seed: int) -> tuple[Video, ...]:
-        """Every video that accuracy is counted over: the test half (also without features), or the held-out part."""
+        """Returns the videos that accuracy is counted over, also those without features: test half or held-out part."""
         return split_off(self.training, seed)[1] if holdout else self.dataset.half(self.number, "test")
 
-    def training_clips(self, rule: ClipRule) -> int:
-        """Clips of the training videos."""
-        if rule.fps is not None:
-            return sum(len(rule.frames(self.cache.pts_seconds(video.id))) for video in self.training)
-        return sum(rule.count(self.cache.num_frames(video.id)) for video in self.training)
-
     def usual_recipe(self) -> tuple[Recipe, str]:
-        """The recipe for a split of this size, and why."""
-        return default_recipe(self.training_clips(ClipRule()))
+        """Returns the recipe for a split with as many training clips as this one has, and the reason for it."""
+        return default_recipe(sum(ClipRule().count(self.cache.num_frames(video.id)) for video in self.training))
 
     def config(self, *, level: Level, pool: Pool, seed: int, recipe: Recipe, usual: Recipe, holdout: bool) -> RunConfig:
-        """The configuration of one run on this split."""
+        """Returns the configuration of one run on this split."""
         learned, scored = self.learned_and_scored(holdout=holdout, seed=seed)
         fingerprint = self.cache.fingerprint
         return RunConfig(
@@ -124,7 +101,7 @@ class Split:
 
 
 def open_split(workspace: Workspace, dataset: str, number: int) -> Split:
-    """Open the cache of `dataset`; errors say what to extract where nothing, or not everything, was extracted."""
+    """Open the cache of `dataset`. Raises `MrrnError` if its extraction was not begun or is not finished."""
     folder = workspace.cache(dataset)
     if not (folder / "cache.json").exists():
         raise TrainingError(f"nothing was extracted for dataset {dataset!r} yet: run `make extract DATASET={dataset}`")
@@ -133,16 +110,19 @@ def open_split(workspace: Workspace, dataset: str, number: int) -> Split:
     have = set(cache.video_ids)
     training = _with_features(cache.dataset, number, "train", have)
     test = _with_features(cache.dataset, number, "test", have)
-    described: list[tuple[str, int | None, str, int]] = []
-    for half, videos in (("train", training), ("test", test)):
-        described += [(video.id, video.label, half, cache.num_frames(video.id)) for video in videos]
+    described = [
+        (video.id, video.label, half, cache.num_frames(video.id))
+        for half, videos in (("train", training), ("test", test))
+        for video in videos
+    ]
+    text = json.dumps([cache.fingerprint.digest, sorted(described)], separators=(",", ":"))
     return Split(
         cache=cache,
         dataset=cache.dataset,
         number=number,
         training=training,
         test=test,
-        digest=cache_digest(cache.fingerprint.digest, described),
+        digest=hashlib.sha256(text.encode()).hexdigest(),
     )
 
 
@@ -152,6 +132,6 @@ def _with_features(dataset: Dataset, number: int, half: Half, have: set[str]) ->
     if not kept:
         raise TrainingError(
             f"split {number} of dataset {dataset.name!r} has no {half} videos with features ({len(videos)} are "
-            "listed): look at the split files and at `python -m cache info`, or choose another split with SPLIT="
+            "listed): check the split files and `python -m cache info`, or choose another split with SPLIT="
         )
     return kept

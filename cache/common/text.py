@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>#|~$&@]|:(?=//))")
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
@@ -23,6 +23,13 @@ def _escape(character: str) -> str:
 def markdown(name: str) -> str:
     """`name` as literal text of a Markdown table cell."""
     return _MARKDOWN.sub(r"\\\1", visible(name))
+
+
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], numeric: Collection[int] = ()) -> str:
+    """A Markdown table, its cells as literal text; the columns `numeric`, counted from 0, are set flush right."""
+    rules = ["---:" if column in numeric else "---" for column in range(len(heads))]
+    escaped = [[markdown(cell) for cell in row] for row in (heads, *rows)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (escaped[0], rules, *escaped[1:]))
 
 
 def csv_cell(name: str) -> str:

@@ -18,7 +18,7 @@ from cache.fingerprint import check_fingerprint
 from cache.ledger import Outcome
 from cache.store import FeatureCache
 from extract.cluster.messages import Report, report_row, task_of
-from extract.decode.pool import DecodePool
+from extract.decode import DecodePool
 from extract.device import shard_rows
 from extract.meter import Meter
 from extract.network.engine import open_engine

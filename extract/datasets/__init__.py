@@ -1,4 +1,4 @@
-"""Sources: each finds the videos, labels and splits of a dataset, and checks them."""
+"""Dataset sources: each finds the videos, labels and splits of a dataset, and checks them."""
 
 from pathlib import Path
 
@@ -11,12 +11,12 @@ SOURCES = ("ucf101", "hmdb51", "manifest", "folder", "demo")
 def load_dataset(
     name: str, data: Path | None, *, subset: bool, work: Path, source: str | None = None, remote: bool = False
 ) -> tuple[Dataset, Path]:
-    """The dataset called `name`, and the folder that its videos' paths start from (absolute, links resolved).
+    """The dataset called `name`, and the root of its videos' paths (absolute, links resolved).
 
-    `data` is where it lies, `data/<name>` by default. `source` says by which rules it is read; by default that follows
-    from the name (ucf101, hmdb51, demo), else from what `data` is: a .csv file is a manifest, a folder holds
-    `<class>/<video>`. With `subset` listed videos may be absent; with `remote` those of a manifest may be elsewhere
-    (https://, s3://). `work` is where the demo is made.
+    `data` is its location, `data/<name>` by default. `source` is one of `SOURCES`; by default it follows from the name
+    (ucf101, hmdb51, demo), else from `data`: a .csv file is a manifest, a folder holds `<class>/<video>`. With `subset`
+    listed videos may be missing; with `remote` those of a manifest may be remote (https://, s3://). `work` is where the
+    demo is made. Raises DatasetError if the dataset is not as its source requires.
     """
     check_dataset_name(name)
     rules = source or (name if name in ("ucf101", "hmdb51", "demo") else None)

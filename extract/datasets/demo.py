@@ -1,12 +1,10 @@
-"""Pictures of the demo's videos: small scenes in which one thing happens, drawn with numpy.
-
-Shapes: F frames, H rows, W columns.
-
-The demo: short videos made on the spot, so that the whole pipeline can be tried without any download.
+"""The demo: short videos drawn with numpy and encoded on the spot, to try the whole pipeline without any download.
 
 Six classes in three pairs. The pairs look different from each other; the two classes of a pair show the same pictures
 in opposite order, so that only a head that sees the order of events can tell them apart. Place, colours, background,
 speed and noise are drawn anew for each group of two videos, and groups are never cut by a split.
+
+Shapes: F frames, H rows, W columns.
 """
 
 import io
@@ -24,6 +22,12 @@ from cache.dataset import Dataset
 from extract.datasets import folder
 
 HEIGHT, WIDTH = 96, 128
+GROUPS, CLIPS = 6, 2
+"""Groups in a class, and videos in a group."""
+FRAMES = (24, 34)
+"""Fewest and most frames of a video."""
+RATE = 25
+"""Frames a second."""
 
 Picture = NDArray[np.float32]
 """`[H, W, 3]`, 0..1."""
@@ -35,11 +39,11 @@ class Scene:
 
     background: Picture
     center: tuple[float, float]
-    """Row and column of the thing's middle, in pixels."""
+    """Row and column of the shape's middle, in pixels."""
     radius: float
     """Its usual radius, in pixels."""
     color: NDArray[np.float32]
-    """`[3]`, of what does not change its colour."""
+    """`[3]`: colour of shapes that keep it."""
     period: float
     """Width of its pattern, in pixels."""
 
@@ -84,7 +88,7 @@ EVENTS: dict[str, tuple[Callable[[Scene, float], Picture], bool]] = {
     "stripes_then_checks": (stripes_to_checks, False),
     "checks_then_stripes": (stripes_to_checks, True),
 }
-"""Per class: its pictures, and whether they come in opposite order."""
+"""For each class its pictures, and whether they come in reverse order."""
 
 
 def render(name: str, scene: Scene, num_frames: int, random: np.random.Generator) -> NDArray[np.uint8]:
@@ -103,7 +107,7 @@ def render(name: str, scene: Scene, num_frames: int, random: np.random.Generator
 
 
 def _offsets(scene: Scene) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Rows `[H, 1]` and columns `[1, W]` counted from the thing's middle."""
+    """Rows `[H, 1]` and columns `[1, W]` counted from the shape's middle."""
     rows, columns = np.arange(HEIGHT, dtype=np.float32)[:, None], np.arange(WIDTH, dtype=np.float32)[None, :]
     return rows - scene.center[0], columns - scene.center[1]
 
@@ -127,15 +131,8 @@ def _paint(scene: Scene, radius: float, color: NDArray[np.float32], *, square: b
     return scene.background * (1 - inside) + color * inside
 
 
-GROUPS, CLIPS = 6, 2
-"""Groups of a class, and videos of a group."""
-FRAMES = (24, 34)
-"""Fewest and most frames of a video."""
-RATE = 25
-"""Frames a second."""
-
 RECIPE = f"version 1: {len(EVENTS)} classes, {GROUPS} groups, {CLIPS} videos, {FRAMES} frames\n"
-"""What the videos follow from; written beside them, so that those of another recipe are made again."""
+"""Everything the videos depend on; written beside them, so that videos of another recipe are made again."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +177,7 @@ def load(name: str, data: Path | None, work: Path) -> tuple[Dataset, Path]:
 
 
 def make(home: Path, videos: Sequence[DemoVideo] = VIDEOS) -> int:
-    """Make the videos that are not in `home` yet; returns how many those were. A killed maker is continued."""
+    """Make the videos that are not in `home` yet; returns their number. After a kill, the next call goes on."""
     marker = home / "recipe.txt"
     if home.is_dir() and not (marker.is_file() and marker.read_text() == RECIPE):
         shutil.rmtree(home)

@@ -1,24 +1,23 @@
-"""A folder of videos, `<class>/<video>`, with splits made here: three of them, 30 % of each class for testing.
+"""A folder of videos, `<class>/<video>`, with three splits made here: 30 % of each class for testing.
 
-Videos cut from one source (`…_g07_c01.avi`, `…_g07_c02.avi`) always go into the same half: otherwise a head is tested
-on what it was trained on. The choice depends on names alone, so it is the same on every machine.
+Videos cut from one recording (`…_g07_c01.avi`, `…_g07_c02.avi`; HMDB-51's clips of a film) always go into the same
+half: otherwise a head is tested on what it was trained on. The choice depends on names alone, so it is the same on
+every machine.
 """
 
 import hashlib
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 from cache.common.errors import DatasetError
-from cache.dataset import SPLITS, Dataset
+from cache.common.text import some
+from cache.dataset import SPLITS, Dataset, group_of, video_id
 from extract.datasets.lists import SplitLists
-from extract.datasets.paths import find_videos, first_few, require_folder
+from extract.datasets.paths import find_videos, require_folder
 
 TEST_FRACTION = 0.3
-"""Part of a class's videos that is for testing, as near as whole groups allow."""
-
-_GROUP = re.compile(r"(.*_g\d+)_.*")
+"""Share of a class's videos for testing, as close as whole groups allow."""
 
 
 def load(name: str, data: Path) -> tuple[Dataset, Path]:
@@ -29,13 +28,13 @@ def load(name: str, data: Path) -> tuple[Dataset, Path]:
 
 
 def arrange(name: str, paths: Sequence[str], where: str) -> Dataset:
-    """The dataset of `paths`; `where` is what messages call their folder."""
+    """The dataset of `paths`; `where` is their folder, for messages."""
     if not paths:
         raise DatasetError(f"{where} has no video files; put them into <class>/<video>, or give a CSV file as DATA=")
     loose = [path for path in paths if "/" not in path]
     if loose:
         raise DatasetError(
-            f"{where}: {len(loose):,} videos are in no class's folder: {first_few(loose)}; move them into "
+            f"{where}: {len(loose):,} videos are in no class's folder: {some(loose)}; move them into "
             "<class>/<video>, or list videos without a class in a CSV file (video,label,split1) and give that as DATA="
         )
     of_class = defaultdict(list)
@@ -52,25 +51,26 @@ def arrange(name: str, paths: Sequence[str], where: str) -> Dataset:
     return Dataset(name=name, source="folder", classes=tuple(of_class), videos=lists.videos())
 
 
-def group(path: str) -> str:
-    """What tells the source a video was cut from: `a/v_x_g07_c01.avi` -> `a/v_x_g07`; else the path itself."""
-    match = _GROUP.fullmatch(path)
-    return match[1] if match else path
-
-
 def test_half(paths: Sequence[str], *, seed: int) -> frozenset[str]:
-    """Videos of one class for testing: whole groups, in an order drawn by hash, while they bring the part nearer 30 %.
+    """Returns the videos of one class that are for testing.
 
-    Neither half is empty where there are two groups or more; one group alone is for training.
+    Whole groups are taken in an order drawn by hash, while they bring the part nearer to 30 %. Neither half is empty
+    if there are two groups or more; a single group is for training.
     """
     groups = defaultdict(list)
     for path in paths:
-        groups[group(path)].append(path)
+        groups[group_of(video_id(path))].append(path)
     if len(groups) < 2:
         return frozenset()
+
+    def drawn(group: str) -> bytes:
+        # A video that is a group of its own is drawn by its path with the suffix: a split once made stays as it is.
+        name = groups[group][0] if [group] == [video_id(path) for path in groups[group]] else group
+        return hashlib.sha256(f"{seed}\n{name}".encode()).digest()
+
     target = TEST_FRACTION * len(paths)
     test: list[str] = []
-    for name in sorted(groups, key=lambda name: hashlib.sha256(f"{seed}\n{name}".encode()).digest()):
-        if abs(len(test) + len(groups[name]) - target) < abs(len(test) - target):
-            test += groups[name]
+    for group in sorted(groups, key=drawn):
+        if abs(len(test) + len(groups[group]) - target) < abs(len(test) - target):
+            test += groups[group]
     return frozenset(test)

@@ -7,12 +7,13 @@ import re
 from pathlib import Path
 
 from cache.common.errors import DatasetError
+from cache.common.text import some
 from cache.dataset import Dataset, Half
 from extract.datasets.lists import Line, SplitLists, read_lines
-from extract.datasets.paths import check_path, find_videos, first_few, require_folder
-from extract.datasets.published import Published, match_files
+from extract.datasets.paths import check_path, find_videos, require_folder
+from extract.datasets.published import PublishedCounts, match_files
 
-PUBLISHED = Published(title="HMDB-51", videos=6_766, classes=51, halves=dict.fromkeys((1, 2, 3), (3_570, 1_530)))
+PUBLISHED = PublishedCounts(title="HMDB-51", videos=6_766, classes=51, halves=dict.fromkeys((1, 2, 3), (3_570, 1_530)))
 VIDEOS, LISTS = "hmdb51_org", "testTrainMulti_7030_splits"
 
 ADVICE = (
@@ -25,16 +26,16 @@ _HALVES: dict[str, Half] = {"0": "none", "1": "train", "2": "test"}
 
 
 def load(name: str, data: Path, *, subset: bool) -> tuple[Dataset, Path]:
-    """The dataset below `data`, checked against disk and published counts, and the folder its paths start from."""
+    """The dataset below `data`, checked against disk and published counts, and the root of its paths."""
     root = require_folder(data / VIDEOS, ADVICE)
     listed = read_lists(name, data / LISTS)
     return match_files(listed, find_videos(root), root, PUBLISHED, subset=subset), root
 
 
 def read_lists(name: str, folder: Path) -> Dataset:
-    """All videos that the lists in `folder` name, whether or not their files exist.
+    """All videos that the lists in `folder` name, whether or not the files exist.
 
-    Every class needs its list for every split that any class has; split 1 has to be there.
+    Every class needs a list for every split that any class has, and for split 1.
     """
     require_folder(folder, ADVICE)
     files = _find_lists(folder)
@@ -58,7 +59,7 @@ def _find_lists(folder: Path) -> dict[tuple[str, int], Path]:
     splits = sorted({1} | {split for _, split in files})
     absent = [f"{name}_test_split{split}.txt" for name in classes for split in splits if (name, split) not in files]
     if absent:
-        raise DatasetError(f"{folder} lacks {len(absent):,} of its lists: {first_few(absent)}; {ADVICE}")
+        raise DatasetError(f"{folder} lacks {len(absent):,} of its lists: {some(absent)}; {ADVICE}")
     return files
 
 

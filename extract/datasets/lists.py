@@ -1,4 +1,4 @@
-"""Split lists: text files that say which video is in which half. Every refusal names file and line."""
+"""Split lists: text files that assign each video to a half of a split. Every error names file and line."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from cache.dataset import ADDRESS, Half, Video, video_id
 from extract.datasets.paths import check_path, is_video_name
 
 LONGEST_LINE = 4096
-"""Characters; systems allow no longer paths."""
+"""In characters; systems allow no longer paths."""
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,11 @@ class Line:
     text: str
     """Without line end and spaces around it, tabs as spaces."""
     where: str
-    """File and line number, as messages show them."""
+    """File and line number, for messages."""
 
 
 def read_text(path: Path, advice: str) -> str:
-    """The file's text: UTF-8, or Latin-1 where it is not UTF-8. DatasetError with `advice` where it is missing."""
+    """The file's text, UTF-8 or else Latin-1. Raises DatasetError, with `advice`, if it cannot be read."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -47,31 +47,31 @@ def read_lines(path: Path, advice: str) -> Iterator[Line]:
 
 
 @dataclass
-class _Listed:
+class _ListedVideo:
     id: str
     label: int | None
     where: str
     """File and line that named it first."""
     halves: dict[int, tuple[Half, str]]
-    """Per split: the half, and file and line that say so."""
+    """For each split the half, and the file and line that say so."""
 
 
 class SplitLists:
-    """Collects what the lists of a dataset say of each video, and refuses what contradicts itself."""
+    """Collects what the lists of a dataset say about each video. Raises DatasetError on contradictions."""
 
     def __init__(self, *, remote: bool = False) -> None:
         """`remote`: addresses, https:// and s3://, are allowed for paths."""
         self._remote = remote
-        self._listed: dict[str, _Listed] = {}
+        self._listed: dict[str, _ListedVideo] = {}
         self._path_of_id: dict[str, str] = {}
 
     def add(self, path: str, label: int | None, where: str) -> None:
-        """A video and its label; may be said again if it is the same. Refuses unsafe paths and ids given twice."""
+        """A video and its label; repeating the same is fine. Raises DatasetError for unsafe paths and repeated ids."""
         known = self._listed.get(path) or self._take(path, label, where)
         if known.label != label:
-            raise DatasetError(f"{where}: video {path!r} has another class than on {known.where}")
+            raise DatasetError(f"{where}: video {path!r} has another class than in {known.where}")
 
-    def _take(self, path: str, label: int | None, where: str) -> _Listed:
+    def _take(self, path: str, label: int | None, where: str) -> _ListedVideo:
         if not (self._remote and ADDRESS.fullmatch(path)):
             check_path(path, where)
         if not is_video_name(path):
@@ -82,11 +82,11 @@ class SplitLists:
             raise DatasetError(
                 f"{where}: {path!r} has the same id as {other!r} ({self._listed[other].where}); rename one of the files"
             )
-        self._listed[path] = _Listed(id_, label, where, {})
+        self._listed[path] = _ListedVideo(id_, label, where, {})
         return self._listed[path]
 
     def put(self, path: str, split: int, half: Half, where: str) -> None:
-        """Which half of a split an added video is in; refuses a video that is named twice in one split."""
+        """Assign an added video to a half of a split. Raises DatasetError if the split already has it."""
         halves = self._listed[path].halves
         if split in halves:
             before, before_where = halves[split]
@@ -97,7 +97,7 @@ class SplitLists:
         halves[split] = (half, where)
 
     def videos(self) -> tuple[Video, ...]:
-        """All videos in order of their ids."""
+        """All videos, ordered by id."""
         return tuple(
             Video(id=one.id, path=path, label=one.label, splits={s: half for s, (half, _) in one.halves.items()})
             for path, one in sorted(self._listed.items(), key=lambda item: item[1].id)

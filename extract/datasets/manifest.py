@@ -1,8 +1,8 @@
 """A CSV file that lists videos: columns `video,label,split1[,split2,split3]`, in any order, the first line naming them.
 
-`video` is a path relative to the CSV's folder. `label` is a class name; empty where the class is not known, and then
-the video can be in no half. A split's column says train, test or none; empty means none. Where the user allows it,
-`video` may also be an address, https:// or s3://.
+`video` is a path relative to the CSV's folder, or an address, https:// or s3://, if the user allows that. `label` is a
+class name; empty if the class is not known, and then the video can be in no half. A split's column says train, test or
+none; empty means none.
 """
 
 import csv
@@ -25,9 +25,9 @@ Row = tuple[str, dict[str, str]]
 
 
 def load(name: str, file: Path, *, subset: bool, remote: bool = False) -> tuple[Dataset, Path]:
-    """The dataset that the CSV lists, its files checked, and the CSV's folder, from which its paths start.
+    """The dataset that the CSV lists, its files checked, and the CSV's folder, which is the root of its paths.
 
-    With `remote` videos may be elsewhere; whether they are there is seen when they are fetched.
+    With `remote` videos may be remote; whether those exist shows when they are downloaded.
     """
     listed = read_manifest(name, file, remote=remote)
     root = file.parent.resolve()
@@ -36,7 +36,7 @@ def load(name: str, file: Path, *, subset: bool, remote: bool = False) -> tuple[
 
 
 def read_manifest(name: str, file: Path, *, remote: bool = False) -> Dataset:
-    """All videos that the CSV lists, whether or not their files exist. Classes are numbered in order of their names."""
+    """All videos that the CSV lists, whether or not the files exist. Classes are numbered in order of their names."""
     splits, rows = _read_rows(file)
     classes = tuple(sorted({row["label"] for _, row in rows if row["label"]}))
     labels = {class_name: label for label, class_name in enumerate(classes)}

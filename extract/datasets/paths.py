@@ -1,39 +1,33 @@
-"""Video files below a dataset's root: found once, named safely, never outside it."""
+"""Video files below a dataset's root: how they are found, and which names and links are refused."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from cache.common.errors import DatasetError, UnsafePathError
+from cache.common.text import some
 from cache.dataset import check_relative_path
 
 VIDEO_SUFFIXES = frozenset(
     {".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
 )
-"""What counts as a video file in a folder, in any case. Whether it can be decoded is seen when it is opened."""
-
-
-def first_few(names: Iterable[str], limit: int = 5) -> str:
-    """The first names, quoted, and how many more there are: `'a', 'b' and 17 more`."""
-    listed = list(names)
-    shown = ", ".join(map(repr, listed[:limit]))
-    return f"{shown} and {len(listed) - limit:,} more" if len(listed) > limit else shown
+"""Suffixes of video files, in any case. Whether a file can be decoded shows when it is opened."""
 
 
 def is_video_name(name: str) -> bool:
-    """Whether the name ends as a video file's does."""
+    """Whether the name has the suffix of a video file."""
     return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES  # noqa: PTH122 (a million names: no Path objects)
 
 
 def require_folder(folder: Path, advice: str) -> Path:
-    """The folder with links resolved; DatasetError with `advice` (what to do) where there is none."""
+    """The folder with links resolved. Raises DatasetError, with `advice` (what to do), if there is none."""
     if not folder.is_dir():
         raise DatasetError(f"looked for the folder {folder}, which is not there; {advice}")
     return folder.resolve()
 
 
 def check_path(path: str, where: str) -> str:
-    """Return `path` if it stays below its root; UnsafePathError that starts with `where` (file and line) otherwise."""
+    """Returns `path`. Raises UnsafePathError, starting with `where` (file and line), if it can leave its root."""
     try:
         return check_relative_path(path)
     except UnsafePathError as error:
@@ -41,8 +35,8 @@ def check_path(path: str, where: str) -> str:
 
 
 def check_link(root: Path, path: str, where: str) -> None:
-    """UnsafePathError where `root / path`, all links followed, is not below `root` (itself without links)."""
-    target = os.path.realpath(f"{root}/{path}")  # unlike Path.resolve, does not raise on links that run in a circle
+    """Raises UnsafePathError if `root / path`, all links followed, is not below `root` (itself without links)."""
+    target = os.path.realpath(f"{root}/{path}")  # unlike Path.resolve, does not raise on circles of links
     if target != str(root) and not target.startswith(f"{str(root).rstrip('/')}/"):
         raise UnsafePathError(
             f"{where}: {path!r} is a link that leads outside {root}, to {target}; "
@@ -53,8 +47,8 @@ def check_link(root: Path, path: str, where: str) -> None:
 def find_videos(root: Path) -> tuple[str, ...]:
     """Paths of all video files below `root` (resolved), relative and '/'-separated, in order of their names.
 
-    Hidden files and folders (`.name`) are passed over. Refused are links that lead outside, links to folders (they
-    may run in circles), and names that are not UTF-8 or that check_relative_path refuses.
+    Hidden files and folders (`.name`) are skipped. Raises DatasetError for links that lead outside, links to folders
+    (they may form circles), names that are not UTF-8, and names that check_relative_path refuses.
     """
     found: list[str] = []
     undecodable: list[str] = []
@@ -62,7 +56,7 @@ def find_videos(root: Path) -> tuple[str, ...]:
         (found if _is_utf8(path) else undecodable).append(path)
     if undecodable:
         raise DatasetError(
-            f"{root}: {len(undecodable):,} file names are not UTF-8: {first_few(undecodable)}; rename them "
+            f"{root}: {len(undecodable):,} file names are not UTF-8: {some(undecodable)}; rename them "
             "(for names in Latin-1: `convmv -r -f latin1 -t utf8 --notest FOLDER`)"
         )
     return tuple(sorted(check_path(path, str(root)) for path in found))

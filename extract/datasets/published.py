@@ -1,4 +1,4 @@
-"""What the lists say against what is on disk and what was published: the counts that have to come out."""
+"""Compares a dataset's lists with the files on disk and with the counts that its authors publish."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cache.common.errors import DatasetError
+from cache.common.text import some
 from cache.dataset import Dataset, Subset, video_id
-from extract.datasets.paths import first_few
 
 SUBSET_ADVICE = "to work with the videos that are there, ask for it: SUBSET=1 (--subset), and every report will say so"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
+class PublishedCounts:
     """The counts that a dataset's authors give."""
 
     title: str
@@ -21,32 +21,32 @@ class Published:
     videos: int
     classes: int
     halves: Mapping[int, tuple[int, int]]
-    """Per split: training videos, test videos."""
+    """For each split: training videos, test videos."""
 
 
 def match_files(
-    listed: Dataset, found: Collection[str], root: Path, published: Published | None, *, subset: bool
+    listed: Dataset, found: Collection[str], root: Path, published: PublishedCounts | None, *, subset: bool
 ) -> Dataset:
     """The dataset of the listed videos whose files were found below `root`.
 
-    Without `subset` everything has to be there: the published counts, a file for each listed video and no other
-    video file. With `subset` the dataset says what it lacks.
+    Raises DatasetError if a listed video has no file, a file is not listed, or a count is not as published. With
+    `subset` that is allowed, and the dataset records what is missing.
     """
     files = set(found)
     missing = tuple(video.id for video in listed.videos if video.path not in files)
     extra = tuple(sorted(files - {video.path for video in listed.videos}))
     lacking = count_problems(listed, published) if published else []
     if missing:
-        lacking.append(f"{len(missing):,} of {len(listed.videos):,} listed videos are missing: {first_few(missing)}")
-    unlisted = [f"{len(extra):,} video files are in no list: {first_few(extra)}"] if extra else []
+        lacking.append(f"{len(missing):,} of {len(listed.videos):,} listed videos are missing: {some(missing)}")
+    unlisted = [f"{len(extra):,} video files are in no list: {some(extra)}"] if extra else []
     if (lacking or unlisted) and not subset:
-        told = "\n  ".join(lacking + unlisted)
-        raise DatasetError(f"{root} is not the complete dataset:\n  {told}\nPut that right; or, {SUBSET_ADVICE}")
+        problems = "\n  ".join(lacking + unlisted)
+        raise DatasetError(f"{root} is not the complete dataset:\n  {problems}\nCorrect that; or, {SUBSET_ADVICE}")
     videos = tuple(video for video in listed.videos if video.path in files)
     if not videos:
         raise DatasetError(
-            f"none of the {len(listed.videos):,} listed videos is below {root}: listed are {first_few(missing, 3)}, "
-            f"found {first_few(extra, 3) or 'nothing'}; check where DATA= (--data) points"
+            f"none of the {len(listed.videos):,} listed videos is below {root}: listed are {some(missing)}, "
+            f"found {some(extra) or 'nothing'}; check where DATA= (--data) points"
         )
     lacks = Subset(
         published_videos=published.videos if published else None,
@@ -57,8 +57,8 @@ def match_files(
     return replace(listed, videos=videos, extra=tuple(map(video_id, extra)), subset=lacks if lacking else None)
 
 
-def count_problems(listed: Dataset, published: Published) -> list[str]:
-    """What the lists say otherwise than published, a phrase each; empty where all counts agree."""
+def count_problems(listed: Dataset, published: PublishedCounts) -> list[str]:
+    """Differences between the lists and the published counts, a phrase each; empty if there are none."""
     found: dict[str, tuple[int, int]] = {
         "classes": (len(listed.classes), published.classes),
         "listed videos": (len(listed.videos), published.videos),

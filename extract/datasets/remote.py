@@ -1,13 +1,13 @@
-"""Videos that are elsewhere, `https://…` and `s3://…`: each into a temporary file, for as long as it is decoded.
+"""Remote videos, `https://…` and `s3://…`: each is downloaded to a temporary file, which is kept while it is decoded.
 
-Only a manifest can name such videos, and only where the user allows it (--allow-remote). An address travels as a path,
-which has made one slash of two; `address_of` gives it back.
+Only a manifest can name such videos, and only if the user allows it (--allow-remote). An address is passed around as a
+Path, which turns its two slashes into one; `address_of` restores it.
 """
 
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
 from http.client import HTTPException, HTTPMessage
@@ -23,36 +23,37 @@ from cache.dataset import ADDRESS
 from cache.ledger import Outcome
 from cache.remote.client import Location, Objects
 from cache.remote.client import Patience as StorePatience
-from extract.datasets.official.download import BLOCK_BYTES, Patience, is_final
-from extract.decode.types import FrameBlock, Limits, VideoEnd
+from extract.datasets.official.download import BLOCK_BYTES, DownloadRetries, is_final
+from extract.decode import DecodePool, FrameBlock, Limits, VideoEnd
 
 FETCHES_PER_WORKER: Final = 2
-"""Videos on their way at a time, for each decoder."""
+"""Downloads at a time, for each decode worker."""
 
-PATIENCE: Final = Patience()
+RETRIES: Final = DownloadRetries()
 
 _ANSWER_SECONDS = 30.0
-"""Without a byte for so long, a connection counts as cut."""
+"""A connection that brings no byte for this long counts as cut."""
 
 _RESERVE_BYTES = 1 << 30
 """Left free on the disk of temporary files."""
 
-Decode = Callable[[Iterable[tuple[str, Path]]], Generator[FrameBlock | VideoEnd, None, None]]
-
 
 def address_of(path: Path) -> str | None:
-    """The address that `path` stands for; None for a file of this machine."""
+    """The address that `path` stands for; None if it is a local file."""
     scheme, colon, rest = str(path).partition(":/")
     address = f"{scheme}{colon}/{rest}"
     return address if ADDRESS.fullmatch(address) else None
 
 
-def with_fetching(
-    decode: Decode, videos: Iterable[tuple[str, Path]], limits: Limits, workers: int
+def decode_with_downloads(
+    pool: DecodePool, videos: Iterable[tuple[str, Path]]
 ) -> Generator[FrameBlock | VideoEnd, None, None]:
-    """As `decode(videos)`, also for videos that are elsewhere; those that do not come end as failed and say why."""
-    fetcher = _Fetcher(limits, FETCHES_PER_WORKER * workers)
-    stream = decode(fetcher.local(videos))
+    """As `pool.decode(videos)`, also for remote videos. One that cannot be downloaded ends as failed, with the reason.
+
+    Remote videos are decoded in the order in which they arrive.
+    """
+    fetcher = _Fetcher(pool.settings.limits, FETCHES_PER_WORKER * pool.settings.workers)
+    stream = pool.decode(fetcher.local(videos))
     try:
         for item in stream:
             if isinstance(item, VideoEnd):
@@ -66,7 +67,7 @@ def with_fetching(
 
 
 class _Fetcher:
-    """Fetches ahead of the decoders, and keeps the temporary files."""
+    """Downloads ahead of the decoders, and owns the temporary files."""
 
     def __init__(self, limits: Limits, at_a_time: int) -> None:
         self._limits, self._at_a_time = limits, at_a_time
@@ -77,18 +78,18 @@ class _Fetcher:
         self._failed: list[VideoEnd] = []
 
     def local(self, videos: Iterable[tuple[str, Path]]) -> Iterator[tuple[str, Path]]:
-        """The same videos as files here, in the order in which they have come."""
-        coming: dict[Future[Path], str] = {}
+        """The same videos as local files, in the order in which they arrive."""
+        under_way: dict[Future[Path], str] = {}
         for video_id, path in videos:
             address = address_of(path)
             if address is None:
                 yield video_id, path
                 continue
-            coming[self._begin(address)] = video_id
-            if len(coming) >= self._at_a_time:
-                yield from self._arrived(coming)
-        while coming:
-            yield from self._arrived(coming)
+            under_way[self._begin(address)] = video_id
+            if len(under_way) >= self._at_a_time:
+                yield from self._arrived(under_way)
+        while under_way:
+            yield from self._arrived(under_way)
 
     def _begin(self, address: str) -> Future[Path]:
         if self._threads is None or self._folder is None:
@@ -97,10 +98,10 @@ class _Fetcher:
         target = self._folder / f"{next(self._names)}{Path(address).suffix}"
         return self._threads.submit(fetch_video, address, target, self._limits)
 
-    def _arrived(self, coming: dict[Future[Path], str]) -> Iterator[tuple[str, Path]]:
-        """Those that have come, at least one or a failure; they are taken out of `coming`."""
-        for future in wait(coming, return_when=FIRST_COMPLETED).done:
-            video_id = coming.pop(future)
+    def _arrived(self, under_way: dict[Future[Path], str]) -> Iterator[tuple[str, Path]]:
+        """Waits until a download ends; yields those that succeeded. Ended ones are removed from `under_way`."""
+        for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+            video_id = under_way.pop(future)
             try:
                 self._files[video_id] = future.result()
             except MrrnError as error:
@@ -109,24 +110,24 @@ class _Fetcher:
                 yield video_id, self._files[video_id]
 
     def take_failed(self) -> list[VideoEnd]:
-        """The videos that could not be fetched, since the last call."""
+        """The ends of videos that could not be downloaded, since the last call."""
         failed, self._failed = self._failed, []
         return failed
 
     def discard(self, video_id: str) -> None:
-        """The video's file is not needed any more."""
+        """Remove the video's temporary file, if it has one."""
         if path := self._files.pop(video_id, None):
             path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Give up what is on its way, and remove all files."""
+        """Cancel the downloads, and remove all files."""
         if self._threads is not None and self._folder is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def fetch_video(address: str, target: Path, limits: Limits) -> Path:
-    """Put the video at `address` into the new file `target`; DecodeError, for the ledger, where it does not come."""
+    """Download the video at `address` to the new file `target`. Raises DecodeError, with the reason, if that fails."""
     room = shutil.disk_usage(target.parent).free - _RESERVE_BYTES
     most_bytes = min(limits.file_bytes, max(room, 0))
     try:
@@ -151,18 +152,18 @@ def _from_store(address: str, target: Path, most_bytes: int, seconds: float) -> 
 
 
 def _from_web(address: str, target: Path, most_bytes: int, seconds: float) -> None:
-    deadline, pause = time.monotonic() + seconds, PATIENCE.pause_seconds
-    for attempt in range(1, PATIENCE.attempts + 1):
+    deadline, pause = time.monotonic() + seconds, RETRIES.pause_seconds
+    for attempt in range(1, RETRIES.attempts + 1):
         try:
             _one_answer(address, target, most_bytes, deadline)
             return
         except (OSError, HTTPException) as error:
             if isinstance(error, HTTPError):
                 error.close()
-            last = attempt == PATIENCE.attempts or time.monotonic() + pause > deadline
-            led_astray = isinstance(error, HTTPError) and error.code < 400
-            if last or led_astray or is_final(error):
-                raise DecodeError(f"{address} cannot be fetched: {_told(error)}, {attempt} attempts") from error
+            last = attempt == RETRIES.attempts or time.monotonic() + pause > deadline
+            refused_redirect = isinstance(error, HTTPError) and error.code < 400
+            if last or refused_redirect or is_final(error):
+                raise DecodeError(f"{address} cannot be fetched: {_error_text(error)}, {attempt} attempts") from error
         time.sleep(pause)
         pause *= 2
 
@@ -175,7 +176,7 @@ def _one_answer(address: str, target: Path, most_bytes: int, deadline: float) ->
         expected = int(length) if length.isascii() and length.isdigit() and len(length) < 19 else None
         _check_size(address, expected or 0, most_bytes)
         have = 0
-        # read1 gives what is there: a server that sends a byte now and then does not get past the deadline.
+        # read1 returns what has arrived: a server that sends a byte now and then does not evade the deadline.
         while block := response.read1(BLOCK_BYTES):
             out.write(block)
             have += len(block)
@@ -194,15 +195,15 @@ def _check_size(address: str, num_bytes: int, most_bytes: int) -> None:
         )
 
 
-def _told(error: Exception) -> str:
-    """Without what the server sent: it goes into the ledger and reports."""
+def _error_text(error: Exception) -> str:
+    """The error without the server's own text, since it goes into the ledger and reports."""
     if isinstance(error, HTTPError):
         return f"status {error.code}"
     return str(error.reason if isinstance(error, URLError) else error)[:200]
 
 
 class _OnlyHttps(HTTPRedirectHandler):
-    """A server may send us on, but not to where nobody can be sure who answers, and not to this machine's files."""
+    """Follows redirects to https:// alone: not to servers that prove no identity, and not to local files."""
 
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str

@@ -3,12 +3,13 @@
 from pathlib import Path
 
 from cache.common.errors import DatasetError
+from cache.common.text import some
 from cache.dataset import SPLITS, Dataset, Half
 from extract.datasets.lists import Line, SplitLists, read_lines
-from extract.datasets.paths import check_path, find_videos, first_few, require_folder
-from extract.datasets.published import Published, match_files
+from extract.datasets.paths import check_path, find_videos, require_folder
+from extract.datasets.published import PublishedCounts, match_files
 
-PUBLISHED = Published(
+PUBLISHED = PublishedCounts(
     title="UCF-101", videos=13_320, classes=101, halves={1: (9_537, 3_783), 2: (9_586, 3_734), 3: (9_624, 3_696)}
 )
 VIDEOS, LISTS = "UCF-101", "ucfTrainTestlist"
@@ -20,16 +21,16 @@ ADVICE = (
 
 
 def load(name: str, data: Path, *, subset: bool) -> tuple[Dataset, Path]:
-    """The dataset below `data`, checked against disk and published counts, and the folder its paths start from."""
+    """The dataset below `data`, checked against disk and published counts, and the root of its paths."""
     root = require_folder(data / VIDEOS, ADVICE)
     listed = read_lists(name, data / LISTS)
     return match_files(listed, find_videos(root), root, PUBLISHED, subset=subset), root
 
 
 def read_lists(name: str, folder: Path) -> Dataset:
-    """All videos that the lists in `folder` name, whether or not their files exist.
+    """All videos that the lists in `folder` name, whether or not the files exist.
 
-    Split 1 has to be there; splits 2 and 3 may be absent.
+    Split 1 is required; splits 2 and 3 are optional. Raises DatasetError for every contradiction.
     """
     require_folder(folder, ADVICE)
     classes = _read_classes(folder / "classInd.txt")
@@ -59,7 +60,7 @@ def _read_classes(file: Path) -> tuple[str, ...]:
             raise DatasetError(f"{line.where}: class {number} {name!r} repeats a number or name of an earlier line")
         names[int(number)] = name
     if not names or sorted(names) != list(range(1, len(names) + 1)):
-        have = first_few(map(str, sorted(names))) or "none"
+        have = some([str(number) for number in sorted(names)]) or "none"
         raise DatasetError(f"{file}: class numbers are {have}; expected 1, 2, 3, … without a gap")
     return tuple(names[number] for number in sorted(names))
 
@@ -77,7 +78,7 @@ def _parse_video(line: Line, labels: dict[str, int], *, number_needed: bool) -> 
     if not slash:
         raise DatasetError(f"{line.where}: {path!r} is not <Class>/<video>")
     if class_name not in labels:
-        raise DatasetError(f"{line.where}: unknown class {class_name!r}; classInd.txt has {first_few(labels)}")
+        raise DatasetError(f"{line.where}: unknown class {class_name!r}; classInd.txt has {some(list(labels))}")
     expected = labels[class_name] + 1
     if number_needed and not number:
         raise DatasetError(f"{line.where}: {line.text!r} lacks the class's number ({expected}) after the path")

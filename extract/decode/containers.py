@@ -1,7 +1,7 @@
-"""Which container a file holds, by its first bytes, before any decoder sees it.
+"""Which container a file holds, by its first bytes, before any decoder reads it.
 
-FFmpeg opens whatever it recognises, also playlists and scripts that name other files. So a file is opened only when its
-first bytes are those of a container that can hold nothing but its own frames, and then as that container alone.
+FFmpeg opens whatever it recognises, including playlists and scripts that name other files. So a file is opened only if
+its first bytes are those of a container that holds nothing but its own frames, and then as that container alone.
 """
 
 import os
@@ -38,11 +38,11 @@ FFMPEG_NAMES: Final = {
     "mpeg": "mpeg",
     "mpegvideo": "mpegvideo",
 }
-"""For each container, FFmpeg's names of it: the `format_whitelist` it is opened with."""
+"""FFmpeg's names of each container: the `format_whitelist` it is opened with."""
 
 
 def container_of(head: bytes) -> str | None:
-    """The container whose file begins with `head`, a key of `FFMPEG_NAMES`; None where it is none of them."""
+    """The container whose file begins with `head`, a key of `FFMPEG_NAMES`; None if it is unknown."""
     for start, container in _STARTS.items():
         if head.startswith(start):
             return container
@@ -67,8 +67,8 @@ def _has_transport_packets(head: bytes) -> bool:
 def open_regular(path: Path, max_bytes: int) -> tuple[int, str]:
     """Open a video for reading: (file descriptor, container). The caller closes the descriptor.
 
-    Decoders are given the descriptor's name and not the path, so that nothing in a file's name means anything to them.
-    DecodeError says why a file is refused: not there, not a regular file, empty, too large, no known container.
+    Decoders are given the descriptor's name and not the path, so that nothing in a file's name has a meaning for them.
+    Raises DecodeError, with the reason, if it is missing, not a regular file, empty, too large or no known container.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

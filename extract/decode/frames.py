@@ -1,4 +1,4 @@
-"""A video file to blocks of frames: recognise, open, step, sample, pack; then say what became of it.
+"""A video file to blocks of frames, inside a worker: recognise, open, step, sample, pack; then judge the result.
 
 Shapes: F frames of a block, H rows, W columns; pictures are 8-bit RGB.
 """
@@ -14,35 +14,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.common.errors import DecodeError
-from extract.decode.backends import OpenDecoder
-from extract.decode.backends.protocol import FrameHW3, Header, OpenVideo, Source
+from extract.decode.backends.protocol import Header, OpenDecoder, OpenVideo, VideoSource
 from extract.decode.containers import open_regular
 from extract.decode.timeline import Sampling, Timeline
 from extract.decode.types import BLOCK_BYTES, BLOCK_FRAMES, Limits
 
 SLACK_SECONDS: Final = 1.0
-"""Healthy files end that much before the length they declare (tracks of sound are longer than those of pictures)."""
+"""Healthy files may end this much before their declared length (sound tracks are longer than picture tracks)."""
 
-FramesFHW3 = NDArray[np.uint8]
 Buffer = NDArray[np.uint8]
 """Memory for one block, flat; at least as large as one frame."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Frames of one video that follow each other (among the kept ones)."""
+    """Consecutive frames of one video (among the kept ones)."""
 
     first_frame: int
     """Index of the first one among the video's kept frames."""
-    frames_FHW3: FramesFHW3
+    frames_FHW3: NDArray[np.uint8]
     """A view of the buffer it was decoded into."""
     pts_seconds_F: NDArray[np.float64]
     """Times since the video's first frame, ascending."""
 
 
 @dataclass(kw_only=True)
-class Tally:
-    """What was seen of a video so far."""
+class DecodeCounts:
+    """What has been seen of a video so far."""
 
     decoded: int = 0
     """Frames decoded."""
@@ -56,10 +54,10 @@ class Tally:
 
 @contextmanager
 def opened(path: Path, open_decoder: OpenDecoder, limits: Limits, threads: int = 1) -> Iterator[OpenVideo]:
-    """The opened video at `path`; DecodeError says why it is refused."""
+    """The opened video at `path`. Raises DecodeError, with the reason, if it is refused."""
     descriptor, container = open_regular(path, limits.file_bytes)
     try:
-        source = Source(
+        source = VideoSource(
             name=f"/proc/self/fd/{descriptor}", container=container, max_pixels=limits.pixels, threads=threads
         )
         with closing(open_decoder(source)) as video:
@@ -68,11 +66,11 @@ def opened(path: Path, open_decoder: OpenDecoder, limits: Limits, threads: int =
         os.close(descriptor)
 
 
-class Reading:
-    """One pass over an opened video, block by block; `tally` holds what was seen so far."""
+class FrameReader:
+    """One pass over an opened video, block by block; `counts` holds what has been seen so far."""
 
     def __init__(self, video: OpenVideo, sampling: Sampling, limits: Limits) -> None:
-        self.tally = Tally()
+        self.counts = DecodeCounts()
         self._video, self._sampling, self._limits = video, sampling, limits
         self._timeline = Timeline(video.header.frame_seconds)
         self._last_kept: float | None = None
@@ -95,7 +93,7 @@ class Reading:
             yield _filled(block, times)
 
     def _kept_frames(self, tick: Callable[[], None]) -> Iterator[float]:
-        """Step to each frame that is kept, and give its time."""
+        """Step to each frame that is kept; yields its time."""
         while self._video.advance():
             tick()
             seconds = self._timeline.place(self._video.seconds)
@@ -103,16 +101,16 @@ class Reading:
             if not self._sampling.keeps(self._last_kept, seconds):
                 continue
             self._last_kept = seconds
-            self.tally.kept += 1
+            self.counts.kept += 1
             yield seconds
-            if self.tally.kept == self._sampling.max_frames:
-                self.tally.stopped = True
+            if self.counts.kept == self._sampling.max_frames:
+                self.counts.stopped = True
                 return
 
     def _note_frame(self, seconds: float) -> None:
-        self.tally.decoded += 1
-        self.tally.seconds = seconds + self._video.header.frame_seconds
-        if self.tally.decoded > self._limits.frames:
+        self.counts.decoded += 1
+        self.counts.seconds = seconds + self._video.header.frame_seconds
+        if self.counts.decoded > self._limits.frames:
             raise DecodeError(f"more than {self._limits.frames} frames")
 
     def _new_block(self, buffer: Buffer, block_frames: int) -> Block:
@@ -122,7 +120,7 @@ class Reading:
             raise DecodeError(f"pictures of {width} x {height}, the limit is {len(buffer) // 3} pixels")
         frames = max(1, min(block_frames, min(BLOCK_BYTES, len(buffer)) // frame_bytes))
         frames_FHW3 = buffer[: frames * frame_bytes].reshape(frames, height, width, 3)
-        return Block(first_frame=self.tally.kept - 1, frames_FHW3=frames_FHW3, pts_seconds_F=np.empty(0))
+        return Block(first_frame=self.counts.kept - 1, frames_FHW3=frames_FHW3, pts_seconds_F=np.empty(0))
 
 
 def _filled(block: Block, times: list[float]) -> Block:
@@ -136,43 +134,40 @@ class Verdict:
     status: str
     """done, suspect or failed."""
     reason: str
-    """Why; for a video that is done, what is worth knowing, or nothing."""
+    """Why; for a video that is done, a note or nothing."""
 
 
-def judge(tally: Tally, header: Header, decoder_errors: int, note: str = "") -> Verdict:
-    """Status and reason of a video that was decoded to its end, by what its header promised and the decoder said."""
-    if not tally.decoded:
+def judge(counts: DecodeCounts, header: Header, decoder_errors: int, note: str = "") -> Verdict:
+    """Status and reason of a video that was decoded to its end, from its header, counts and the decoder's errors."""
+    if not counts.decoded:
         return Verdict(status="failed", reason=f"no frames decoded{_errors(decoder_errors)}")
-    doubts = [text for text in (_missing(tally, header), _errors(decoder_errors).lstrip(", "), note) if text]
+    doubts = [text for text in (_missing(counts, header), _errors(decoder_errors).lstrip(", "), note) if text]
     if doubts:
         return Verdict(status="suspect", reason="; ".join(doubts))
-    return Verdict(status="done", reason="" if _as_declared(tally, header) else _counts(tally, header))
+    return Verdict(status="done", reason="" if _as_declared(counts, header) else _counts_text(counts, header))
 
 
-def _as_declared(tally: Tally, header: Header) -> bool:
-    return tally.stopped or header.declared_frames in (None, tally.decoded)
+def _as_declared(counts: DecodeCounts, header: Header) -> bool:
+    return counts.stopped or header.declared_frames in (None, counts.decoded)
 
 
-def _missing(tally: Tally, header: Header) -> str:
-    """What the header promised and decoding did not find, beyond what healthy files show."""
-    if tally.stopped:
+def _missing(counts: DecodeCounts, header: Header) -> str:
+    """What the header declares and decoding did not find, beyond the differences that healthy files show."""
+    if counts.stopped:
         return ""
     if header.declared_frames is not None:
         # Healthy HMDB-51 files hold one frame less than declared, or up to three more in four hundred.
         slack = max(1, header.declared_frames // 100)
-        return _counts(tally, header) if abs(tally.decoded - header.declared_frames) > slack else ""
+        return _counts_text(counts, header) if abs(counts.decoded - header.declared_frames) > slack else ""
     declared_seconds = header.declared_seconds
-    if declared_seconds is not None and declared_seconds - tally.seconds > max(SLACK_SECONDS, declared_seconds / 50):
-        return f"decoded {tally.seconds:.1f} s of {declared_seconds:.1f} s declared"
+    if declared_seconds is not None and declared_seconds - counts.seconds > max(SLACK_SECONDS, declared_seconds / 50):
+        return f"decoded {counts.seconds:.1f} s of {declared_seconds:.1f} s declared"
     return ""
 
 
-def _counts(tally: Tally, header: Header) -> str:
-    return f"decoded {tally.decoded} frames, {header.declared_frames} declared"
+def _counts_text(counts: DecodeCounts, header: Header) -> str:
+    return f"decoded {counts.decoded} frames, {header.declared_frames} declared"
 
 
 def _errors(count: int) -> str:
     return f", {count} decoder error{'s' if count != 1 else ''}" if count else ""
-
-
-__all__ = ["Block", "FrameHW3", "Reading", "Tally", "Verdict", "judge", "opened"]

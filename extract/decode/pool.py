@@ -1,4 +1,4 @@
-"""Decoding in child processes: videos in, blocks of frames and outcomes out, whatever the files contain."""
+"""The decode pool: videos in, blocks of frames and outcomes out, whatever the files contain."""
 
 import queue
 import threading
@@ -7,14 +7,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from extract.datasets.remote import with_fetching
-from extract.decode.supervisor import Supervisor
-from extract.decode.types import Cancelled, DecodeSettings, FrameBlock, Limits, Result, VideoEnd, Wanted
-
-__all__ = ["DecodePool", "DecodeSettings", "FrameBlock", "Limits", "VideoEnd"]
+from extract.decode.process import QueuedVideo
+from extract.decode.supervisor import Cancelled, Result, Supervisor
+from extract.decode.types import DecodeSettings, FrameBlock, VideoEnd
 
 AHEAD: Final = 6
-"""Videos handed over for each worker, so that none waits for the consumer to ask again."""
+"""Videos queued for each worker, so that none waits for the consumer to ask again."""
 
 
 class DecodePool:
@@ -26,8 +24,8 @@ class DecodePool:
                     case FrameBlock(): use(item.frames_FHW3); item.release()
                     case VideoEnd(): record(item.outcome)
 
-    Blocks of different videos come mixed, those of one video in order, then exactly one VideoEnd for each video. A
-    consumer that holds on to blocks makes the workers wait.
+    Blocks of different videos come mixed, those of one video in order, then exactly one VideoEnd for each video. The
+    workers wait while the consumer holds on to their blocks.
     """
 
     def __init__(self, settings: DecodeSettings) -> None:
@@ -49,15 +47,11 @@ class DecodePool:
         self._thread.join()
 
     def decode(self, videos: Iterable[tuple[str, Path]]) -> Generator[FrameBlock | VideoEnd, None, None]:
-        """Decode `videos`, pairs of id and absolute path, taken one by one as there is room, in the caller's thread.
+        """Decode `videos`, pairs of id and path, taken one by one as there is room, in the caller's thread.
 
         Leaving the loop early gives up what is under way. One `decode` at a time. Raises MissingDecoderError or
-        DecodeError where workers do not start; what is wrong with a video never raises. Videos that are elsewhere are
-        fetched first, see `extract.datasets.remote`.
+        DecodeError if workers do not start; whatever is wrong with a video never raises.
         """
-        return with_fetching(self._decode, videos, self.settings.limits, self.settings.workers)
-
-    def _decode(self, videos: Iterable[tuple[str, Path]]) -> Generator[FrameBlock | VideoEnd, None, None]:
         assert not self._decoding, "one decode at a time"
         if self._broken is not None:
             raise self._broken
@@ -67,11 +61,15 @@ class DecodePool:
         try:
             while True:
                 while under_way < AHEAD * self.settings.workers and (video := next(waiting, None)) is not None:
-                    self._supervisor.want(Wanted(video[0], Path(video[1]).absolute()))
+                    self._supervisor.add(QueuedVideo(video[0], Path(video[1]).absolute()))
                     under_way += 1
                 if not under_way:
                     return
-                item = self._take()
+                item = self._results.get()
+                if isinstance(item, BaseException):
+                    self._broken = item
+                    raise item
+                assert not isinstance(item, Cancelled)
                 under_way -= isinstance(item, VideoEnd)
                 yield item
         finally:
@@ -79,16 +77,8 @@ class DecodePool:
                 self._give_up()
             self._decoding = False
 
-    def _take(self) -> FrameBlock | VideoEnd:
-        item = self._results.get()
-        if isinstance(item, BaseException):
-            self._broken = item
-            raise item
-        assert not isinstance(item, Cancelled)
-        return item
-
     def _give_up(self) -> None:
-        """Have everything under way dropped, so that the pool can be used again."""
+        """Drop everything under way, so that the pool can be used again."""
         if not self._thread.is_alive():
             return  # the pool was left first, as when the consumer's loop raised
         self._supervisor.cancel()

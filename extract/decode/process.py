@@ -1,6 +1,4 @@
-"""The supervisor's side of one decode worker: start it, talk to it, end it, and say how it died.
-
-One decode worker as its supervisor sees it: its video, its slots, its clock, and what its messages mean.
+"""One decode worker as its supervisor sees it: the child process, the video it has, its slots and its deadlines.
 
 Times are monotonic seconds.
 """
@@ -11,16 +9,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cache.ledger import Outcome
-from extract.decode.types import BLOCK_BYTES, DecodeSettings, Limits, Wanted
-from extract.decode.wire import Channel, Message, Ring, RingShape
+from extract.decode.types import BLOCK_BYTES, DecodeSettings, FrameBlock, Limits
+from extract.decode.wire import Channel, Message, Ring
+
+START_SECONDS: Final = 120.0
+"""Time limit for a worker to start: longer than any import takes."""
+
+MESSAGE_ERRORS: Final = (ValueError, TypeError, LookupError, ArithmeticError, RecursionError)
+"""Raised by reading a message that no worker sends. A hostile video may have taken the worker over."""
 
 _START: Final = "from extract.decode.worker import main; main()"
 _REAP_SECONDS: Final = 2.0
@@ -29,207 +33,233 @@ _SINGLE_THREADED: Final = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", 
 
 
 @dataclass(frozen=True)
-class Death:
-    """How a worker ended."""
+class QueuedVideo:
+    """A video to decode."""
+
+    video_id: str
+    path: Path
+
+
+@dataclass
+class CurrentVideo:
+    """The video that a worker has."""
+
+    video: QueuedVideo
+    started: float
+    progress: float
+    """The last sign of progress."""
+    waited: float = 0.0
+    """Seconds in which the worker had to wait because the consumer held all its blocks."""
+    begun: bool = False
+    """Whether the worker has confirmed it."""
+    frames: int = 0
+    """Frames received so far."""
+
+    def failed(self, reason: str) -> Outcome:
+        """The video's outcome if its worker is gone."""
+        seconds = time.monotonic() - self.started - self.waited
+        return Outcome(video_id=self.video.video_id, status="failed", reason=reason, seconds=seconds)
+
+
+@dataclass(frozen=True)
+class WorkerExit:
+    """How a worker process ended by itself."""
 
     reason: str
-    """As the ledger tells it of the worker's video."""
+    """As the ledger records it for the worker's video."""
     from_outside: bool = False
-    """Somebody killed it, and not its supervisor: nothing is known against the worker or its video."""
+    """Killed, but not by its supervisor: nothing is known against the worker or its video."""
 
 
-class Child:
-    """One worker process with its ring. It dies with the thread that started it."""
+class WorkerProcess:
+    """A child process and what is known of it. It dies with the thread that started it.
 
-    def __init__(self, shape: RingShape, setup: Message) -> None:
-        self.ring = Ring.create(shape)
-        self.channel, theirs = Channel.pair()
+    Methods that read a message raise one of `MESSAGE_ERRORS` if no worker sends such a message.
+    """
+
+    def __init__(self, settings: DecodeSettings) -> None:
+        self.ready = False
+        """Whether it has said that it can be given a video."""
+        self.proven = False
+        """Whether it has begun with a video at least once: if it ends after that, workers as such do start."""
+        self.current: CurrentVideo | None = None
+        self.videos = 0
+        """Videos it has finished."""
+        self._started = time.monotonic()
+        self._bytes_in_slot: dict[int, int] = {}
+        """The slots in use, each with the size of its block."""
+        self._full_since: float | None = None
+        """Since when the consumer holds all slots."""
+        self._start(settings)
+
+    def _start(self, settings: DecodeSettings) -> None:
+        # Address space for the largest pictures; pages exist only for what is used.
+        self._ring = Ring.create(settings.blocks_ahead, max(BLOCK_BYTES, settings.limits.pixels * 3))
+        self._channel, theirs = Channel.pair()
         self._log = os.memfd_create("mrrn-decoder-log", os.MFD_CLOEXEC)
         fcntl.fcntl(self._log, fcntl.F_SETFL, os.O_APPEND)
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _START, str(theirs.fileno()), str(self.ring.descriptor), str(os.getpid())],
+            [sys.executable, "-P", "-c", _START, str(theirs.fileno()), str(self._ring.descriptor), str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self._log,
-            pass_fds=(theirs.fileno(), self.ring.descriptor),
+            pass_fds=(theirs.fileno(), self._ring.descriptor),
             env=os.environ
             | _SINGLE_THREADED
             | {"PYTHONPATH": os.pathsep.join(str(Path(p).absolute()) for p in sys.path if p)},
             start_new_session=True,
         )
         theirs.close()
-        self.ring.close()
-        self.channel.send(setup | {"ring": [shape.slots, shape.slot_bytes]})
+        self._ring.close()
+        self._channel.send(settings.for_worker() | {"ring": [self._ring.slots, self._ring.slot_bytes]})
 
-    @property
-    def pid(self) -> int:
-        """Process id."""
-        return self._process.pid
+    def fileno(self) -> int:
+        """For selectors: readable when there is a message, or when the process has ended."""
+        return self._channel.fileno()
+
+    # --- its video and its messages ---
+
+    def receive(self) -> Message | None:
+        """The next message; None if the process has ended. Raises BlockingIOError if there is no message now."""
+        return self._channel.receive(wait=False)
+
+    def give(self, video: QueuedVideo) -> None:
+        """Have it decode a video."""
+        assert self.current is None
+        now = time.monotonic()
+        self.current = CurrentVideo(video, started=now, progress=now)
+        if self._full_since is not None:
+            self._full_since = now
+        self._channel.send({"path": str(video.path)})
+
+    def block(self, message: Message, on_release: Callable[[], None]) -> FrameBlock:
+        """The block that a message announces. Its slot belongs to the consumer until `free_slot`."""
+        assert self.current is not None
+        slot, (frames, height, width) = message["slot"], message["shape"]
+        num_bytes = frames * height * width * 3
+        if slot in self._bytes_in_slot or not 0 < num_bytes <= self._ring.slot_bytes:
+            raise ValueError(f"slot {slot}, shape {frames, height, width}")
+        pts_seconds_F = np.array(message["pts"], np.float64)
+        if pts_seconds_F.shape != (frames,) or not np.isfinite(pts_seconds_F).all():
+            raise ValueError(f"{frames} frames, times {pts_seconds_F}")
+        if message["first"] != self.current.frames:
+            raise ValueError(f"frame {message['first']} after {self.current.frames} frames")
+        block = FrameBlock(
+            video_id=self.current.video.video_id,
+            first_frame=self.current.frames,
+            frames_FHW3=self._ring.slot(slot)[:num_bytes].reshape(frames, height, width, 3),
+            pts_seconds_F=pts_seconds_F,
+            on_release=on_release,
+        )
+        self._bytes_in_slot[slot] = num_bytes
+        self.current.frames += frames
+        if len(self._bytes_in_slot) == self._ring.slots:
+            self._full_since = time.monotonic()
+        return block
+
+    def free_slot(self, slot: int) -> None:
+        """The consumer has released the block in `slot`."""
+        if self._bytes_in_slot.pop(slot) > BLOCK_BYTES:
+            self._ring.discard(slot)
+        if self._full_since is not None and self.current is not None:
+            now = time.monotonic()
+            self.current.waited += now - self._full_since
+            self.current.progress = now
+        self._full_since = None
+        self._channel.send({"free": slot})
+
+    def finish(self, end: dict[str, Any]) -> Outcome:
+        """The outcome of its video, from its last message about it. The worker has no video afterwards."""
+        assert self.current is not None
+        status, reason, declared = end["status"], str(end["reason"]), end["declared"]
+        if status not in ("done", "suspect", "failed") or (status != "failed" and end["frames"] != self.current.frames):
+            raise ValueError(f"status {status!r} with {end['frames']} frames after {self.current.frames}")
+        reason.encode()  # a lone surrogate is no text, and could not be stored
+        outcome = Outcome(
+            video_id=self.current.video.video_id,
+            status=status,
+            reason=reason,
+            num_frames=self.current.frames if status != "failed" else 0,
+            declared_frames=None if declared is None else _count(declared),
+            decoder_errors=_count(end["errors"]),
+            seconds=float(end["seconds"]),
+        )
+        if not np.isfinite(outcome.seconds):
+            raise ValueError(f"{outcome.seconds} seconds")
+        self.current = None
+        self.videos += 1
+        return outcome
+
+    # --- its deadlines ---
+
+    def deadline(self, limits: Limits) -> tuple[float, str]:
+        """Deadline for the next sign of progress, and the reason recorded if it passes."""
+        current = self.current
+        if not self.ready:
+            return self._started + START_SECONDS, f"not ready after {START_SECONDS:g} s"
+        if current is None or self._full_since is not None:
+            return np.inf, ""
+        stall = (current.progress + limits.stall_seconds, f"no new frame for {limits.stall_seconds:g} s")
+        latest = current.started + current.waited + limits.video_seconds
+        return min(stall, (latest, f"took longer than {limits.video_seconds:g} s"))
+
+    def extend_deadlines(self, seconds: float) -> None:
+        """Move its deadlines, because the machine stood still for `seconds`."""
+        self._started += seconds
+        if self.current is not None:
+            self.current.progress += seconds
+            self.current.waited += seconds
+
+    # --- its end ---
 
     def kill(self) -> None:
         """End the process at once and free what it held."""
         self._process.kill()
         self._wait()
-        self._free()
+        self._close()
 
-    def reap(self) -> Death:
-        """Free what a process that ended by itself held, and say how it ended."""
+    def reap(self) -> WorkerExit:
+        """Free what a process that ended by itself held; returns how it ended."""
         if not self._wait():
             self.kill()
-            return Death("decoder closed its channel")
-        how = _how_it_ended(self._process.returncode, self._last_words())
-        self._free()
+            return WorkerExit("decoder closed its channel")
+        how = _exit_of(self._process.returncode, self._last_line())
+        self._close()
         return how
 
     def _wait(self) -> bool:
-        """Whether the process is gone; one stuck in the kernel (on a dead network drive) is left behind, killed."""
+        """Whether the process is gone. One stuck in the kernel (on a dead network drive) is left behind, killed."""
         try:
             self._process.wait(_REAP_SECONDS)
         except subprocess.TimeoutExpired:
             return False
         return True
 
-    def _free(self) -> None:
-        self.channel.close()
+    def _close(self) -> None:
+        self._channel.close()
         os.close(self._log)
 
-    def _last_words(self) -> str:
+    def _last_line(self) -> str:
+        """The last line that is not blank of what it wrote to its standard error."""
         size = os.fstat(self._log).st_size
         tail = os.pread(self._log, _TAIL_BYTES, max(0, size - _TAIL_BYTES)).decode(errors="replace").splitlines()
         return next((line.strip() for line in reversed(tail) if line.strip()), "")
 
 
-def _how_it_ended(code: int, last_words: str) -> Death:
-    said = f" ({last_words[:200]})" if last_words else ""
+def _count(number: int) -> int:
+    """Returns `number`. Raises ValueError if the ledger could not store it as a count."""
+    if not isinstance(number, int) or not 0 <= number < 1 << 63:
+        raise ValueError(f"count {number}")
+    return number
+
+
+def _exit_of(code: int, last_line: str) -> WorkerExit:
+    said = f" ({last_line[:200]})" if last_line else ""
     if code == -signal.SIGXCPU:
-        return Death("used more processor time than the limit allows")
+        return WorkerExit("used more processor time than the limit allows")
     if code == -signal.SIGKILL:
         reason = "decoder killed from outside (SIGKILL), as the system does when memory runs out"
-        return Death(reason, from_outside=True)
+        return WorkerExit(reason, from_outside=True)
     if code < 0:
-        return Death(f"decoder crashed with {signal.Signals(-code).name}{said}")
-    return Death(f"decoder stopped with exit code {code}{said}")
-
-
-START_SECONDS: Final = 120.0
-"""For a worker to start: longer than any import takes."""
-
-
-@dataclass
-class Job:
-    """The video that a worker has."""
-
-    video: Wanted
-    started: float
-    progress: float
-    """When it last was known to go on."""
-    waited: float = 0.0
-    """Seconds in which it could not go on because the consumer held all its blocks."""
-    begun: bool = False
-    """Whether the worker said that it has it."""
-
-    def failed(self, reason: str) -> Outcome:
-        """The video's outcome when its worker is no more."""
-        seconds = time.monotonic() - self.started - self.waited
-        return Outcome(video_id=self.video.video_id, status="failed", reason=reason, seconds=seconds)
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """A block in one of the worker's slots."""
-
-    slot: int
-    num_bytes: int
-    first_frame: int
-    frames_FHW3: NDArray[np.uint8]
-    pts_seconds_F: NDArray[np.float64]
-
-
-class Charge:
-    """A child process and what is known of it. Messages that no worker sends raise ValueError or its like."""
-
-    def __init__(self, settings: DecodeSettings) -> None:
-        self.child = Child(settings.ring, settings.for_worker())
-        self.ready = False
-        """It has said that it can be given a video."""
-        self.proven = False
-        """It has begun with a video at least once: whatever ends it now, workers as such do start."""
-        self.job: Job | None = None
-        self.videos = 0
-        """Videos it has finished."""
-        self._started = time.monotonic()
-        self._free = set(range(settings.blocks_ahead))
-        self._full_since: float | None = None
-
-    def give(self, video: Wanted) -> None:
-        """Have it decode a video."""
-        assert self.job is None
-        now = time.monotonic()
-        self.job = Job(video, started=now, progress=now)
-        if self._full_since is not None:
-            self._full_since = now
-        self.child.channel.send({"path": str(video.path)})
-
-    def delivery(self, message: Message) -> Delivery:
-        """A block that it announces; the slot is the consumer's from here on."""
-        slot, (frames, height, width) = message["slot"], message["shape"]
-        num_bytes = frames * height * width * 3
-        if slot not in self._free or not 0 < num_bytes <= self.child.ring.shape.slot_bytes:
-            raise ValueError(f"slot {slot}, shape {frames, height, width}")
-        pts_seconds_F = np.array(message["pts"], np.float64)
-        if pts_seconds_F.shape != (frames,):
-            raise ValueError(f"{frames} frames, times {pts_seconds_F.shape}")
-        self._free.remove(slot)
-        if not self._free:
-            self._full_since = time.monotonic()
-        frames_FHW3 = self.child.ring.slot(slot)[:num_bytes].reshape(frames, height, width, 3)
-        return Delivery(slot, num_bytes, int(message["first"]), frames_FHW3, pts_seconds_F)
-
-    def take_back(self, delivery: Delivery) -> None:
-        """The consumer released a block: its slot is free again."""
-        if delivery.num_bytes > BLOCK_BYTES:
-            self.child.ring.forget(delivery.slot)
-        self._free.add(delivery.slot)
-        if self._full_since is not None and self.job is not None:
-            now = time.monotonic()
-            self.job.waited += now - self._full_since
-            self.job.progress = now
-        self._full_since = None
-        self.child.channel.send({"free": delivery.slot})
-
-    def finish(self, end: dict[str, Any]) -> Outcome:
-        """The end of its video, as it tells it; it has none from here on."""
-        assert self.job is not None
-        if end["status"] not in ("done", "suspect", "failed"):
-            raise ValueError(f"status {end['status']!r}")
-        declared = end["declared"]
-        outcome = Outcome(
-            video_id=self.job.video.video_id,
-            status=end["status"],
-            reason=str(end["reason"]),
-            num_frames=int(end["frames"]) if end["status"] != "failed" else 0,
-            declared_frames=None if declared is None else int(declared),
-            decoder_errors=int(end["errors"]),
-            seconds=float(end["seconds"]),
-        )
-        self.job = None
-        self.videos += 1
-        return outcome
-
-    def deadline(self, limits: Limits) -> tuple[float, str]:
-        """When it must have gone on, and what it is guilty of otherwise."""
-        job = self.job
-        if not self.ready:
-            return self._started + START_SECONDS, f"not ready after {START_SECONDS:g} s"
-        if job is None or not self._free:
-            return np.inf, ""
-        stall = (job.progress + limits.stall_seconds, f"no new frame for {limits.stall_seconds:g} s")
-        whole = (job.started + job.waited + limits.video_seconds, f"took longer than {limits.video_seconds:g} s")
-        return min(stall, whole)
-
-    def forgive(self, seconds: float) -> None:
-        """Move its deadlines: the machine stood still for so long."""
-        self._started += seconds
-        if self.job is not None:
-            self.job.progress += seconds
-            self.job.waited += seconds
+        return WorkerExit(f"decoder crashed with {signal.Signals(-code).name}{said}")
+    return WorkerExit(f"decoder stopped with exit code {code}{said}")

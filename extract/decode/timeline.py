@@ -1,18 +1,18 @@
-"""Times of frames: ascending seconds from what decoders report, and which frames a lower rate keeps. Pure."""
+"""Times of frames: ascending seconds from the times decoders report, and the frames that a lower rate keeps. Pure."""
 
 import math
 from dataclasses import dataclass
 from typing import Final
 
 LONGEST_GAP_SECONDS: Final = 24 * 3600.0
-"""A frame that claims to come later than this after the one before it has a damaged time."""
+"""A frame whose time is later than this after the previous frame has a damaged time."""
 
 
 class Timeline:
-    """Makes ascending times, from zero, of the times a decoder reports.
+    """Turns the times that a decoder reports into ascending times from zero.
 
-    Real files report times that are missing, equal or out of order (AVI keeps none at all). A time that does not come
-    after the one before it, or absurdly later, is replaced by that one plus the usual distance between frames.
+    Real files report times that are missing, equal or out of order (AVI stores none at all). A time that is not after
+    the previous one, or is absurdly later, is replaced by the previous one plus the usual distance between frames.
     """
 
     def __init__(self, frame_seconds: float) -> None:
@@ -37,12 +37,12 @@ class Timeline:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Which of a video's frames are kept when it is extracted."""
+    """Which frames of a video are kept."""
 
     max_frames: int | None = None
-    """Only the first so many kept frames; None for all."""
+    """Only the first `max_frames` kept frames; None for all."""
     fps: float | None = None
-    """At most so many frames a second; None for all."""
+    """At most `fps` frames a second; None for all."""
 
     def __post_init__(self) -> None:
         if self.max_frames is not None and self.max_frames < 1:

@@ -1,7 +1,6 @@
-"""How much one video may cost before it is given up: a damaged or hostile file costs itself, never the run.
+"""What goes into a decode pool and what comes out of it: limits and settings, blocks of frames and ends of videos.
 
-What goes into a decode pool and what comes out of it: settings, blocks of frames, last words.
-
+Limits bound what one video may cost before it is given up: a damaged or hostile file costs itself, never the run.
 Shapes: F frames, H rows, W columns.
 """
 
@@ -9,7 +8,6 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -18,16 +16,15 @@ from numpy.typing import NDArray
 from cache.ledger import Outcome
 from extract.decode.backends import DEFAULT_DECODER, require_decoder
 from extract.decode.timeline import Sampling
-from extract.decode.wire import RingShape
 
 MEBIBYTE: Final = 1 << 20
 GIBIBYTE: Final = 1 << 30
 
 BLOCK_FRAMES: Final = 32
-"""Frames handed over together, at most."""
+"""The most frames in a block."""
 
 BLOCK_BYTES: Final = 16 * MEBIBYTE
-"""Bytes of a block, at most, where one frame is not larger."""
+"""The most bytes in a block, unless one frame is larger."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +38,15 @@ class Limits:
     file_bytes: int = 64 * GIBIBYTE
     """Size of the file."""
     fetch_seconds: float = 600.0
-    """For a video that is elsewhere to come here."""
+    """Time limit for downloading a remote video."""
     stall_seconds: float = 60.0
-    """Without a new frame (opening the file counts as one) while there was room for it."""
+    """Time limit for the next frame (opening the file counts as one) while there is room for it."""
     video_seconds: float = 4 * 3600.0
-    """For the whole video, without the time it waited for the network to take its frames."""
+    """Time limit for the whole video, without the time it waits for the network to take its frames."""
     processor_seconds: int = 4 * 3600
-    """Processor time for the whole video, kept by the kernel."""
+    """Processor time for the whole video, enforced by the kernel."""
     memory_bytes: int = 3 * GIBIBYTE
-    """Address space a decoder may add to what it starts with, kept by the kernel."""
+    """Address space a decoder may add to what it starts with, enforced by the kernel."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -60,7 +57,7 @@ class Limits:
 def parse_limits(texts: Sequence[str]) -> dict[str, float]:
     """The limits of ["frames=5000000", "stall_seconds=2.5"], by the names of `Limits`; the others keep their defaults.
 
-    ValueError where a name is not known or a number is none.
+    Raises ValueError if a name is unknown, or a value is not a number above zero.
     """
     defaults = asdict(Limits())
     limits: dict[str, float] = {}
@@ -92,33 +89,28 @@ class DecodeSettings:
     limits: Limits = field(default_factory=Limits)
     """What one video may cost."""
     max_frames: int | None = None
-    """Keep only the first so many frames of a video."""
+    """Keep only the first `max_frames` frames of a video; None for all."""
     fps: float | None = None
-    """Keep at most so many frames a second."""
+    """Keep at most `fps` frames a second; None for all."""
     blocks_ahead: int = 4
-    """Blocks that a worker may have under way; it waits when the consumer holds them all."""
+    """Blocks that a worker may fill ahead; it waits while the consumer holds them all."""
     videos_per_worker: int = 1000
-    """A worker is replaced by a new one after so many, so that nothing a decoder leaks adds up."""
+    """A worker is replaced by a new one after this many, so that what a decoder leaks does not add up."""
 
     def __post_init__(self) -> None:
         require_decoder(self.decoder)
         for name in ("workers", "threads", "blocks_ahead", "videos_per_worker"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1")
-        assert self.sampling
+        assert self.sampling, "checks max_frames and fps"
 
     @property
     def sampling(self) -> Sampling:
         """Which frames are kept."""
         return Sampling(max_frames=self.max_frames, fps=self.fps)
 
-    @property
-    def ring(self) -> RingShape:
-        """Shared memory of one worker: address space for the largest pictures, pages only for what is used."""
-        return RingShape.holding(self.blocks_ahead, max(BLOCK_BYTES, self.limits.pixels * 3))
-
     def for_worker(self) -> dict[str, object]:
-        """What a worker is told when it starts."""
+        """The settings as a worker is sent them when it starts."""
         return {
             "decoder": self.decoder,
             "threads": self.threads,
@@ -129,7 +121,7 @@ class DecodeSettings:
 
 @dataclass(kw_only=True, eq=False)
 class FrameBlock:
-    """Frames of one video that follow each other, in memory shared with the worker that decoded them."""
+    """Consecutive frames of one video, in memory shared with the worker that decoded them."""
 
     video_id: str
     first_frame: int
@@ -151,22 +143,6 @@ class FrameBlock:
 
 @dataclass(frozen=True)
 class VideoEnd:
-    """The last word on a video; blocks of one that failed are to be dropped."""
+    """What became of a video, after its last block. Blocks of a failed video are to be dropped."""
 
     outcome: Outcome
-
-
-@dataclass(frozen=True)
-class Cancelled:
-    """The supervisor has given up everything that was under way."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A video to decode."""
-
-    video_id: str
-    path: Path
-
-
-Result = FrameBlock | VideoEnd | Cancelled | BaseException

@@ -1,11 +1,8 @@
-"""Messages between the supervisor and a decode worker: small JSON objects, each sent and received whole.
+"""What runs between the supervisor and a decode worker: small JSON messages, and shared memory that carries frames.
 
-JSON, because a worker that a hostile video took over must not be able to make its supervisor run anything.
-
-Shared memory that carries frames from a decode worker to its supervisor: a few slots that go round.
-
-The memory has no name in any file system, so nothing is left behind however its users end; its pages exist from the
-first time they are written to.
+Messages are JSON because a worker that a hostile video took over must not be able to make its supervisor run anything.
+Frames go through a ring of a few slots. Its memory has no name in any file system, so nothing is left behind however
+its users end; a page exists from the first time it is written to.
 """
 
 import json
@@ -13,7 +10,6 @@ import mmap
 import os
 import socket
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -25,14 +21,14 @@ _LARGEST_MESSAGE: Final = 1 << 18
 
 
 class Channel:
-    """One end of a socket pair that keeps messages apart."""
+    """One end of a socket pair that keeps messages apart: each is sent and received whole."""
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
 
     @classmethod
     def pair(cls) -> "tuple[Channel, socket.socket]":
-        """(this side's channel, the other side's socket)."""
+        """Returns this side's channel and the other side's socket."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         return cls(ours), theirs
 
@@ -41,12 +37,12 @@ class Channel:
         return self._end.fileno()
 
     def send(self, message: Message) -> None:
-        """Send; where the other side is gone nothing happens: `receive` tells."""
+        """Send a message. Does nothing if the other side is gone; `receive` reports that."""
         with suppress(BrokenPipeError, ConnectionResetError):
             self._end.send(json.dumps(message, allow_nan=False).encode())
 
     def receive(self, wait: bool = True) -> Message | None:
-        """Take a message; None where the other side is gone. BlockingIOError where there is none and `wait` is off."""
+        """The next message; None if the other side is gone. Raises BlockingIOError if there is none and not `wait`."""
         try:
             content = self._end.recv(_LARGEST_MESSAGE, 0 if wait else socket.MSG_DONTWAIT)
         except ConnectionResetError:
@@ -59,46 +55,30 @@ class Channel:
         self._end.close()
 
 
-@dataclass(frozen=True)
-class RingShape:
-    """How a ring is divided."""
-
-    slots: int
-    """Blocks that can be under way at once."""
-    slot_bytes: int
-    """Bytes of a slot, whole pages: room for one block."""
-
-    @classmethod
-    def holding(cls, slots: int, block_bytes: int) -> "RingShape":
-        """Slots that hold at least `block_bytes` each."""
-        pages = -(-block_bytes // mmap.PAGESIZE)
-        return cls(slots, pages * mmap.PAGESIZE)
-
-
 class Ring:
     """One worker's slots, mapped into this process. Numpy views keep the mapping alive after `close`."""
 
-    def __init__(self, descriptor: int, shape: RingShape) -> None:
-        self.shape = shape
-        self.descriptor = descriptor
-        self._memory = mmap.mmap(descriptor, shape.slots * shape.slot_bytes)
+    def __init__(self, descriptor: int, slots: int, slot_bytes: int) -> None:
+        self.descriptor, self.slots, self.slot_bytes = descriptor, slots, slot_bytes
+        self._memory = mmap.mmap(descriptor, slots * slot_bytes)
 
     @classmethod
-    def create(cls, shape: RingShape) -> "Ring":
-        """A new ring; its descriptor is handed to the worker."""
+    def create(cls, slots: int, block_bytes: int) -> "Ring":
+        """A new ring. Each slot has room for `block_bytes`, in whole pages. The descriptor is handed to the worker."""
+        slot_bytes = -(-block_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
         descriptor = os.memfd_create("mrrn-frames", os.MFD_CLOEXEC)
-        os.ftruncate(descriptor, shape.slots * shape.slot_bytes)
-        return cls(descriptor, shape)
+        os.ftruncate(descriptor, slots * slot_bytes)
+        return cls(descriptor, slots, slot_bytes)
 
     def slot(self, index: int) -> NDArray[np.uint8]:
-        """The whole slot, flat."""
-        if not 0 <= index < self.shape.slots:
-            raise IndexError(f"slot {index} of a ring of {self.shape.slots}")
-        return np.frombuffer(self._memory, np.uint8, self.shape.slot_bytes, index * self.shape.slot_bytes)
+        """The whole slot, flat. Raises IndexError if there is no such slot."""
+        if not 0 <= index < self.slots:
+            raise IndexError(f"slot {index} of a ring of {self.slots}")
+        return np.frombuffer(self._memory, np.uint8, self.slot_bytes, index * self.slot_bytes)
 
-    def forget(self, index: int) -> None:
+    def discard(self, index: int) -> None:
         """Give the slot's pages back to the system; its content becomes zeros."""
-        self._memory.madvise(mmap.MADV_REMOVE, index * self.shape.slot_bytes, self.shape.slot_bytes)
+        self._memory.madvise(mmap.MADV_REMOVE, index * self.slot_bytes, self.slot_bytes)
 
     def close(self) -> None:
         """Close the descriptor."""

@@ -1,7 +1,7 @@
 """The decode worker: a lean child process that decodes videos one after the other into its ring.
 
-Started by `extract.decode.process`; imports a decoder and numpy, never torch (unless the decoder does). Whatever goes
-wrong here besides a DecodeError ends the process: the supervisor sees it, blames the video and starts another.
+Started by `extract.decode.process`; imports a decoder and numpy, never torch (unless the decoder does). Any error here
+other than a DecodeError ends the process: the supervisor notices, fails the video and starts another worker.
 """
 
 import ctypes
@@ -20,14 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.common.errors import DecodeError
-from extract.decode.backends import MissingDecoderError, OpenDecoder, load_decoder
-from extract.decode.frames import Block, Reading, Verdict, judge, opened
+from extract.decode.backends import MissingDecoderError, load_decoder
+from extract.decode.backends.protocol import OpenDecoder
+from extract.decode.frames import Block, FrameReader, Verdict, judge, opened
 from extract.decode.timeline import Sampling
 from extract.decode.types import MEBIBYTE, Limits
-from extract.decode.wire import Channel, Message, Ring, RingShape
+from extract.decode.wire import Channel, Message, Ring
 
 ALIVE_SECONDS: Final = 0.5
-"""A worker whose frames come tells so at least this often."""
+"""A worker that decodes frames sends a sign of life at least this often."""
 
 LOG_BYTES: Final = 16 * MEBIBYTE
 """The largest file a worker can write: its log of errors. It writes no other."""
@@ -58,20 +59,20 @@ class ErrorLog:
 
 
 class Worker:
-    """What a worker process holds from one video to the next."""
+    """A worker process: its channel, ring and decoder, and the limits that hold for every video."""
 
     def __init__(self, channel: Channel, ring: Ring, setup: Message, decoder: OpenDecoder) -> None:
         self._channel, self._ring, self._decoder = channel, ring, decoder
         self._limits = Limits(**setup["limits"])
         self._sampling = Sampling(**setup["sampling"])
         self._threads: int = setup["threads"]
-        self._free = deque(range(ring.shape.slots))
+        self._free = deque(range(ring.slots))
         self._slot = -1
         self._log = ErrorLog()
-        self._spoke = self._waited = 0.0
+        self._last_sent = self._waited = 0.0
 
     def serve(self) -> None:
-        """Decode what is asked for, until the supervisor is gone."""
+        """Decode what the supervisor asks for, until it is gone."""
         while (message := self._channel.receive()) is not None:
             if "free" in message:
                 self._free.append(message["free"])
@@ -99,27 +100,27 @@ class Worker:
             sys.exit()
 
     def _deliver(self, path: Path, end: Message) -> Verdict:
-        """Decode and send the blocks; `end` collects what is known also of a video that fails."""
+        """Decode and send the blocks; `end` collects what is also reported for a video that fails."""
         with opened(path, self._decoder, self._limits, self._threads) as video:
             end["declared"] = video.header.declared_frames
-            reading = Reading(video, self._sampling, self._limits)
-            for block in reading.blocks(self._next_slot, self._tell_alive):
+            reader = FrameReader(video, self._sampling, self._limits)
+            for block in reader.blocks(self._next_slot, self._report_alive):
                 self._send(block)
                 end["errors"] += self._log.count_new()
             errors, note, header = video.errors, video.note, video.header
-        # Closing drains the decoder's threads: only now has everything been said.
+        # Closing drains the decoder's threads: only now have all errors been written.
         end["errors"] = max(errors, end["errors"] + self._log.count_new())
-        end["frames"] = reading.tally.kept
-        return judge(reading.tally, header, end["errors"], note)
+        end["frames"] = reader.counts.kept
+        return judge(reader.counts, header, end["errors"], note)
 
     def _send(self, block: Block) -> None:
         pts_seconds = block.pts_seconds_F.tolist()
         shape = block.frames_FHW3.shape[:3]
         self._channel.send({"slot": self._slot, "first": block.first_frame, "shape": shape, "pts": pts_seconds})
-        self._spoke = time.monotonic()
+        self._last_sent = time.monotonic()
 
     def _next_slot(self) -> NDArray[np.uint8]:
-        """An empty slot; waits where the ring is full."""
+        """An empty slot; waits while the ring is full."""
         started = time.monotonic()
         while not self._free:
             message = self._channel.receive()
@@ -130,22 +131,22 @@ class Worker:
         self._slot = self._free.popleft()
         return self._ring.slot(self._slot)
 
-    def _tell_alive(self) -> None:
+    def _report_alive(self) -> None:
         now = time.monotonic()
-        if now - self._spoke > ALIVE_SECONDS:
-            self._spoke = now
+        if now - self._last_sent > ALIVE_SECONDS:
+            self._last_sent = now
             self._channel.send({"alive": True})
 
 
 def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent's supervising thread ends."""
+    """Make the kernel kill this process when its parent's supervising thread ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit()
 
 
 def _limit(name: str, value: int) -> None:
-    """Lower a limit of this process, or raise it again as far as the administrator lets it."""
+    """Lower a limit of this process, or raise it again as far as the administrator allows."""
     which = getattr(resource, name)
     _, hard = resource.getrlimit(which)
     resource.setrlimit(which, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
@@ -163,7 +164,7 @@ def main() -> None:
     setup = channel.receive()
     if setup is None:
         return
-    ring = Ring(ring_descriptor, RingShape(*setup["ring"]))
+    ring = Ring(ring_descriptor, *setup["ring"])
     try:
         decoder = load_decoder(setup["decoder"])
     except MissingDecoderError as error:

@@ -1,27 +1,29 @@
-"""The frozen trunk: torchvision's ResNet up to layer4, BatchNorm folded, channels-last, spatial means of the levels.
+"""The frozen backbone: torchvision's ResNet up to layer4, BatchNorm folded, channels-last, spatial means of the levels.
 
-Precision: bf16 on a CPU (2.5 times fp32 where the processor multiplies bf16; fp16 has no fast path there). fp16 on a
-GPU: its tensor cores take both at one rate, and fp16 is eight times finer; a network whose activations leave its range
-is found out, since features that are not finite are refused, and --precision bf16 is then the way. fp32: the reference.
+Precision: bf16 on a CPU (2.5 times as fast as fp32 where the processor multiplies bf16; fp16 has no fast path there).
+fp16 on a GPU: its tensor cores are as fast with either, and fp16 is eight times finer. Activations beyond fp16's range
+are noticed, since features that are not finite are refused; --precision bf16 helps then. fp32 is the reference.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from cache.fingerprint import CHANNELS, LEVELS, Level
 from extract.network.preprocess import Normalise
 from extract.network.weights import Weights
-from extract.settings import Precision
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+Precision = Literal["fp32", "bf16", "fp16"]
+PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
+
 LAYERS: Mapping[Level, str] = {"low": "layer2", "mid": "layer3", "high": "layer4"}
 
 
 def torch_dtype(precision: Precision) -> "torch.dtype":
-    """The number format that the trunk computes with."""
+    """The number format that the backbone computes with."""
     import torch
 
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
@@ -36,7 +38,7 @@ def folded_trunk(weights: Weights) -> Any:
         net = getattr(models, weights.backbone)(weights=None)
     net.fc = torch.nn.Identity()
     net.load_state_dict({name: value.clone() for name, value in weights.tensors.items()}, strict=False, assign=True)
-    for module in net.modules():  # the counters are on the meta device still; nothing computes with them
+    for module in net.modules():  # the counters are still on the meta device; nothing computes with them
         if isinstance(module, torch.nn.BatchNorm2d):
             module.num_batches_tracked = None
     net.eval().requires_grad_(False)
@@ -85,7 +87,7 @@ def build_forward(
 ) -> "Callable[[Tensor], Tensor]":
     """The function crops [B, 224, 224, 3] uint8 -> features [B, C of all levels] float16 on `device`.
 
-    Values beyond float16's range come out as infinities: whoever stores them has to look.
+    Values beyond float16's range come out as infinities: the caller has to check.
     """
     import torch
 

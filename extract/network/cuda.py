@@ -1,4 +1,4 @@
-"""The network on a CUDA device: uploads on a stream of their own, one captured graph for every batch.
+"""The network on a CUDA device: uploads on their own stream, one captured graph for every batch.
 
 The host only queues work and runs ahead of the device by `depth` batches:
 
@@ -6,7 +6,7 @@ The host only queues work and runs ahead of the device by `depth` batches:
     uploads   -------------------------------- host to device
     compute   ----------------------------------------------- resize, crop, fill -- graph ------- download
 
-What orders them are events: compute waits for a block's upload, a pinned buffer is used again once its upload is over.
+Events order the streams: compute waits for a block's upload, and a pinned buffer is reused once its upload is over.
 """
 
 from collections import deque
@@ -28,7 +28,7 @@ UPLOADS_AHEAD = 8
 """Pinned buffers, each as large as the largest block so far."""
 
 WARM_UP = 3
-"""Runs before the graph is captured, in which cuDNN chooses its kernels and takes its memory."""
+"""Runs before the graph is captured, in which cuDNN chooses its kernels and allocates its memory."""
 
 
 class CudaEngine:
@@ -81,7 +81,7 @@ class CudaEngine:
 
 
 class Uploads:
-    """Blocks of frames to the device, through pinned buffers that take turns."""
+    """Copies blocks of frames to the device, through pinned buffers used in turn."""
 
     def __init__(self, device: "torch.device") -> None:
         import torch
@@ -93,7 +93,7 @@ class Uploads:
         )
 
     def send(self, frames_FHW3: NDArray[np.uint8], reader: "torch.cuda.Stream") -> "Tensor":
-        """The frames on the device, for use on the stream `reader`; the host's memory is free when this returns."""
+        """The frames on the device, for use on the stream `reader`. The host's memory may be overwritten after."""
         import torch
 
         frames = torch.from_numpy(frames_FHW3)
@@ -116,7 +116,7 @@ class Uploads:
 def capture(
     forward: "Callable[[Tensor], Tensor]", batch: "Tensor", stream: "torch.cuda.Stream"
 ) -> "tuple[torch.cuda.CUDAGraph, Tensor]":
-    """One graph that computes `forward` of whatever `batch` holds, and the tensor that its result appears in."""
+    """A graph that computes `forward` of the content of `batch` at each replay, and the tensor that gets the result."""
     import torch
 
     stream.wait_stream(torch.cuda.current_stream())
@@ -131,10 +131,9 @@ def capture(
 
 
 def choose_kernels() -> None:
-    """Deterministic kernels by cuDNN's rules rather than by timing them, and no TF32 in what is called fp32.
+    """Deterministic kernels, chosen by cuDNN's rules rather than by timing, and no TF32 under the name of fp32.
 
-    Timing picks now this kernel and now that one, with other last bits: a resumed run would not continue to the same
-    features.
+    Timing picks different kernels in different runs, whose last bits differ: a resumed run would give other features.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Where batches are computed: one batch shape, submitted without waiting, fetched in order.
+"""The device that computes batches: all of one shape, submitted without waiting, fetched in order.
 
 Shapes: F frames of a block, V views, B rows of a batch (a row is one view of one frame), C channels of all levels.
 """
@@ -27,23 +27,23 @@ class Engine(Protocol):
     batch_rows: int
     """B."""
     depth: int
-    """Batches that may be under way after one was submitted; beyond it the oldest is fetched."""
+    """Batches that may be under way after one is submitted; the caller fetches the oldest beyond that."""
 
     def prepare(self, frames_FHW3: NDArray[np.uint8], crops: Sequence[Crop]) -> "Tensor":
-        """Frames in host memory -> their crops [F, V, 224, 224, 3] uint8 on the device; the frames are free then."""
+        """Frames in host memory -> crops [F, V, 224, 224, 3] uint8 on the device. The frames are free after."""
 
     def fill(self, rows_BHW3: "Tensor", start: int) -> None:
         """Copy crops into rows [start, start + B') of the batch being filled."""
 
     def submit(self) -> None:
-        """Compute the filled batch; a new one begins, whose rows are left as they were."""
+        """Compute the filled batch and begin a new one, whose rows keep their content until they are filled."""
 
     def fetch(self) -> FeaturesBC:
-        """Features [B, C] of the oldest batch that was submitted and not fetched; waits for it."""
+        """Features [B, C] of the oldest batch not fetched yet; waits for it."""
 
 
 def open_engine(settings: ExtractSettings, weights: Weights) -> Engine:
-    """The engine for `settings.device`; MrrnError where the device is missing."""
+    """The engine for `settings.device`. Raises MrrnError if the device is missing."""
     find_device(settings.device)
     if settings.device.startswith("cuda"):
         from extract.network.cuda import CudaEngine
@@ -53,7 +53,7 @@ def open_engine(settings: ExtractSettings, weights: Weights) -> Engine:
 
 
 class CpuEngine:
-    """Computes when a batch is submitted: on a CPU nothing is gained by a queue."""
+    """Computes a batch when it is submitted: on a CPU a queue gains nothing."""
 
     depth = 0
 

@@ -1,7 +1,7 @@
 """Frames of many videos into batches of one shape, and features back to their videos. Bookkeeping, no arithmetic.
 
-A row is one view of one frame. A video's rows follow each other frame by frame, the views of a frame side by side; in
-a batch they lie wherever there was room. C stands for the channels of all levels, side by side.
+A row is one view of one frame. A video's rows are ordered by frame, then by view; in a batch they take whatever places
+are free. C is the number of channels of all levels, side by side.
 """
 
 from collections import deque
@@ -23,26 +23,26 @@ class VideoRows:
     """A video on its way through the network."""
 
     outcome: Outcome | None = None
-    """Known once its last frame was decoded."""
+    """Known once its last frame has been decoded; None before."""
     packed: int = 0
     """Rows put into batches so far."""
     fetched: int = 0
-    """Rows whose features came back."""
+    """Rows whose features have been fetched."""
     pts_seconds: list[NDArray[np.float64]] = field(default_factory=list)
     """[F] in pieces."""
     features: list[NDArray[np.float16]] = field(default_factory=list)
     """[rows, C] in pieces."""
     refused: str = ""
-    """Why its frames are not wanted, though they decode."""
+    """Why its frames are not used although they decode; empty if they are."""
 
     @property
     def complete(self) -> bool:
-        """Nothing more comes, neither frames nor features."""
+        """Whether all frames and all features have come."""
         return self.outcome is not None and self.fetched == self.packed
 
 
 class Packer:
-    """Fills batches with whatever rows come, and hands each batch's features to the videos they belong to."""
+    """Fills batches with rows in the order they come, and adds each batch's features to their videos."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -65,7 +65,7 @@ class Packer:
                 self._submit()
 
     def flush(self) -> None:
-        """Submit what is left, padded with whatever stood there before, and fetch everything."""
+        """Submit the last rows, padded with the content of the batch before, and fetch everything."""
         if self._filled:
             self._submit()
         while self._under_way:

@@ -1,14 +1,13 @@
-"""Views: which crop of a video, mirrored or not; one choice for the whole video. Pure numbers, no pixels.
+"""Frames to the network's input as in the paper (section 4.2), equal to torchvision's own transform.
 
-Frames to the network's input as in the paper (section 4.2), equal to torchvision's own transform.
+A view is a crop of a video, mirrored or not, the same for all its frames. The transform: shorter side to 256 (bilinear,
+antialiased), a 224 x 224 crop, [0, 1], ImageNet's mean and deviation. The resized pixels are rounded to whole 8-bit
+levels, as torchvision does for 8-bit frames and PIL images: a frame stays a quarter of the size, and cached features
+agree with those of other implementations.
 
-Shorter side to 256 (bilinear, antialiased), a 224 x 224 crop, [0, 1], ImageNet's mean and deviation. The resized
-pixels are rounded to whole 8-bit levels, as torchvision does for 8-bit frames and PIL images: a frame stays a quarter
-of the size, and what is cached agrees with what everybody else computes.
-
-Tolerance: bit-identical to torchvision's v2 transform of the same frames on the same device. To what PIL, torchvision's
-v1 transform or another device make of them: one level of 255 in the resized pixels, since some round between the two
-passes of the resize and some only after it.
+Tolerance: bit-identical to torchvision's v2 transform of the same frames on the same device. Against PIL, torchvision's
+v1 transform or another device: one level of 255 in the resized pixels, since some round between the two passes of the
+resize and some only after it.
 """
 
 import hashlib
@@ -22,6 +21,16 @@ from cache.fingerprint import CENTER_VIEW
 if TYPE_CHECKING:
     from torch import Tensor, dtype
 
+RESIZED_SHORTER_SIDE = 256
+CROP = 224
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+MAX_RESIZED_PIXELS = 64 * RESIZED_SHORTER_SIDE**2
+"""Pictures narrower than 1 : 64 are refused: resized they would take too much memory."""
+
+TRANSFORM = "resize 256 bilinear antialias uint8, crop 224, imagenet mean std, v1"
+"""The fingerprint's name for this file's arithmetic; has to change whenever the numbers do."""
 
 CENTER_FLIP_VIEW = "center_flip"
 MAX_VIEWS = 64
@@ -34,13 +43,13 @@ class Crop:
     """Where a view lies in a resized frame, independent of the frame's size."""
 
     top: float
-    """Of the rows that the crop can move by, the share above it: [0, 1)."""
+    """Position from top to bottom, in [0, 1): 0 is the topmost crop."""
     left: float
-    """The same for columns."""
+    """Position from left to right, in [0, 1)."""
     flip: bool
     """Mirrored left to right."""
     centered: bool = False
-    """In the middle as torchvision rounds it; `top` and `left` do not count."""
+    """In the middle, as torchvision rounds it; `top` and `left` are ignored."""
 
     def offsets(self, height: int, width: int, size: int) -> tuple[int, int]:
         """First row and column of the crop of `size` x `size` in a frame of `height` x `width`."""
@@ -52,7 +61,7 @@ class Crop:
 def parse_views(text: str) -> tuple[str, ...]:
     """View names of "center,center_flip,random:2": center, center_flip, random0, random1.
 
-    ValueError where `center` is not first, a name is not known or stands twice.
+    Raises ValueError if `center` is not first, or a name is unknown or repeated.
     """
     names: list[str] = []
     for part in (part.strip() for part in text.split(",")):
@@ -66,7 +75,7 @@ def parse_views(text: str) -> tuple[str, ...]:
     if not names or names[0] != CENTER_VIEW:
         raise ValueError(f"views {text!r}: the first one has to be center, which testing uses")
     if len(set(names)) != len(names) or len(names) > MAX_VIEWS:
-        raise ValueError(f"views {text!r}: a view stands twice, or there are more than {MAX_VIEWS}")
+        raise ValueError(f"views {text!r}: a view is named twice, or there are more than {MAX_VIEWS}")
     return tuple(names)
 
 
@@ -77,18 +86,6 @@ def crop_of(video_id: str, view: str, seed: int) -> Crop:
     digest = hashlib.sha256(f"{seed}\n{view}\n{video_id}".encode()).digest()
     top, left = (int.from_bytes(digest[start : start + 4], "little") / 2**32 for start in (0, 4))
     return Crop(top=top, left=left, flip=bool(digest[8] & 1))
-
-
-RESIZED_SHORTER_SIDE = 256
-CROP = 224
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
-
-MAX_RESIZED_PIXELS = 64 * RESIZED_SHORTER_SIDE**2
-"""Narrower pictures than 1 : 64 would take more memory resized than they are worth."""
-
-TRANSFORM = "resize 256 bilinear antialias uint8, crop 224, imagenet mean std, v1"
-"""What the fingerprint calls this file's arithmetic; changes whenever the numbers do."""
 
 
 def resized_size(height: int, width: int) -> tuple[int, int]:

@@ -6,19 +6,25 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from cache.common.errors import WeightsError
-from extract.settings import BACKBONES, IMAGENET
+from cache.common.text import some
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+BACKBONES: Final = ("resnet34", "resnet18")
+"""Networks of one family whose levels have the same widths."""
+
+IMAGENET: Final = "imagenet1k_v1"
+"""torchvision's first ImageNet weights; the paper is from the same time."""
+
 TORCHVISION_FILES = {"resnet34": "resnet34-b627a593.pth", "resnet18": "resnet18-f37072fd.pth"}
-"""What torchvision calls its IMAGENET1K_V1 files; the letters begin the file's SHA-256."""
+"""torchvision's IMAGENET1K_V1 files; the suffix of each name is the start of the file's SHA-256."""
 
 LAST_NORM_GAIN = 0.5
-"""Of random weights: the scale at the end of each residual block."""
+"""Scale at the end of each residual block, in random weights."""
 
 _UNUSED = ("fc.weight", "fc.bias")
 _COUNTER = "num_batches_tracked"
@@ -29,7 +35,7 @@ class Weights:
     """Checked tensors of one backbone."""
 
     text: str
-    """What reports call them: "imagenet1k_v1", "random:0", or the file's name."""
+    """Their name in reports: "imagenet1k_v1", "random:0", or the file's name."""
     backbone: str
     tensors: "Mapping[str, Tensor]"
     """Every convolution and BatchNorm tensor of the trunk by torchvision's name: float32, contiguous, on the CPU."""
@@ -43,14 +49,14 @@ def is_file_spec(spec: str) -> bool:
 
 
 def weights_text(spec: str) -> str:
-    """What reports call the weights given as `spec`; of a file only the name, so that no folder leaks into outputs."""
+    """The name of the weights `spec` in reports: of a file without its folder, which must not leak into outputs."""
     return Path(spec).name if is_file_spec(spec) else spec
 
 
 def load_weights(spec: str, backbone: str) -> Weights:
     """Weights for `backbone` from `spec`: "imagenet1k_v1", "random:SEED", or a .pth or .safetensors file.
 
-    WeightsError says what is wrong with them and what to give instead.
+    Raises WeightsError, with what to give instead, if they are missing or do not fit.
     """
     expected = expected_shapes(backbone)
     if spec == IMAGENET:
@@ -89,7 +95,7 @@ def _from_torchvision(backbone: str) -> "Mapping[str, Tensor]":
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise WeightsError(
             f"weights {IMAGENET} could not be downloaded ({error}). Without network, fetch torchvision's file {file} "
-            f"elsewhere (https://download.pytorch.org/models/{file}) and give it: WEIGHTS=path/to/{file} or "
+            f"on another machine (https://download.pytorch.org/models/{file}) and pass it: WEIGHTS=path/to/{file} or "
             f"--weights path/to/{file}; --weights random:0 runs without any training of the backbone"
         ) from error
 
@@ -129,7 +135,7 @@ def _random(seed: int, expected: Mapping[str, tuple[int, ...]]) -> "dict[str, Te
 def _from_file(path: Path) -> "Mapping[str, Tensor]":
     if not path.is_file():
         raise WeightsError(
-            f"weights {str(path)!r} are no file; give {IMAGENET}, random:SEED, or a .pth or .safetensors file "
+            f"weights {str(path)!r} are not a file; give {IMAGENET}, random:SEED, or a .pth or .safetensors file "
             "with torchvision's key names"
         )
     return _from_safetensors(path) if path.suffix == ".safetensors" else _from_pth(path)
@@ -142,7 +148,7 @@ def _from_safetensors(path: Path) -> "Mapping[str, Tensor]":
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"weights {path.name}: no readable safetensors file ({error})") from error
+        raise WeightsError(f"weights {path.name}: not a readable safetensors file ({error})") from error
 
 
 def _from_pth(path: Path) -> "Mapping[str, Tensor]":
@@ -153,7 +159,7 @@ def _from_pth(path: Path) -> "Mapping[str, Tensor]":
             warnings.simplefilter("ignore")  # torch's hints on pickles, before it refuses them
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a parser of untrusted bytes may raise anything
-        # Not torch's own words: they advise loading the file without the check.
+        # Not torch's own text: it advises loading the file without the check.
         raise WeightsError(
             f"weights {path.name}: not a checkpoint of plain tensors ({type(error).__name__}). Files that are cut "
             "short, or hold code or other objects, are refused; save the model with torch.save(model.state_dict(), "
@@ -170,22 +176,24 @@ def _from_pth(path: Path) -> "Mapping[str, Tensor]":
 def _check(
     state: "Mapping[str, Tensor]", expected: Mapping[str, tuple[int, ...]], origin: str, backbone: str
 ) -> "dict[str, Tensor]":
-    """The expected tensors in float32; WeightsError names the first ones that are missing, foreign, misshaped, not
-    finite."""
+    """The expected tensors, float32. Raises WeightsError naming those missing, unknown, misshaped or not finite."""
     import torch
 
-    missing = [name for name in expected if name not in state]
-    foreign = [str(name) for name in state if name not in expected and not _is_unused(str(name))]
-    if missing or foreign:
+    names = {
+        "missing": [name for name in expected if name not in state],
+        "unknown": [str(name) for name in state if name not in expected and not _is_unused(str(name))],
+    }
+    if any(names.values()):
+        problems = "; ".join(f"{problem} {some(listed)}" for problem, listed in names.items() if listed)
         raise WeightsError(
-            f"weights {origin} do not fit {backbone}: {_some('missing', missing)}{_some('unknown', foreign)}"
+            f"weights {origin} do not fit {backbone}: {problems}; "
             "expected the key names of torchvision's state dict; --backbone chooses another network"
         )
     tensors = {}
     for name, shape in expected.items():
         value = state[name]
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-            raise WeightsError(f"weights {origin}: {name} is no floating-point tensor")
+            raise WeightsError(f"weights {origin}: {name} is not a floating-point tensor")
         if tuple(value.shape) != shape:
             raise WeightsError(f"weights {origin}: {name} has shape {tuple(value.shape)}, {backbone} needs {shape}")
         tensors[name] = value.detach().to(device="cpu", dtype=torch.float32).contiguous()
@@ -194,13 +202,6 @@ def _check(
         if name.endswith("running_var") and bool((tensors[name] < 0).any()):
             raise WeightsError(f"weights {origin}: {name} holds negative variances; the file is damaged")
     return tensors
-
-
-def _some(what: str, names: list[str]) -> str:
-    if not names:
-        return ""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{what} {', '.join(repr(name) for name in names[:3])}{more}; "
 
 
 def _sha256(tensors: "Mapping[str, Tensor]") -> str:

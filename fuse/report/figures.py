@@ -1,8 +1,7 @@
-"""How figures look and how they become files: SVG and PNG, light and dark, by matplotlib without a display.
+"""Figures as files, SVG and PNG, light and dark: how all of them look, and the paper's Figures 4 and 5.
 
-Colours are Okabe and Ito's, told apart with any colour vision; where it matters, marks and places differ too.
-
-The paper's figures of one split, from its results.
+Drawn by matplotlib without a display. Colours are Okabe and Ito's, told apart with any colour vision; where it matters,
+marks and places differ too. Figures 3 and 6 stand in samples.py and timing.py.
 """
 
 import io
@@ -27,15 +26,25 @@ if TYPE_CHECKING:
 Files = dict[str, bytes]
 """Names and contents of files."""
 
+LABEL_LENGTH: Final = 28
+"""Characters of a name in a figure; tables have it whole."""
+
+NUMBERED: Final = 20
+"""Classes up to which the confusion matrix has its counts written in."""
+
+_PIXELS: Final = 2400
+"""Longest side of a PNG; small figures have 200 pixels an inch."""
+
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of one look."""
+    """Colours of the light or the dark version of all figures."""
 
     suffix: str
     """Added to file names."""
-    paper: str
+    background: str
     ink: str
+    """Text and axes."""
     faint: str
     """Grid lines."""
     low: str
@@ -45,7 +54,7 @@ class Theme:
     """Correct predictions, at full strength."""
     wrong: str
     truth: str
-    """The true label where it is not among the predictions shown."""
+    """The true class where it was not chosen."""
 
 
 LIGHT: Final = Theme(
@@ -55,14 +64,8 @@ DARK: Final = Theme(
     "-dark", "#16181d", "#ececf1", "#3a3d46", "#f0b429", "#2bc79b", "#56b4e9", "#56b4e9", "#ff8a3d", "#cc9bbd"
 )
 
-LABEL_LENGTH: Final = 28
-"""Characters of a name in a figure; tables have it whole."""
-
-_PIXELS: Final = 2400
-"""Longest side of a PNG; small figures have 200 pixels an inch."""
-
-_INKED: Final = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor")
-_PAPERED: Final = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
+_INKS: Final = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor")
+_BACKGROUNDS: Final = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
 _SETTINGS: Final[dict[Any, Any]] = {
     "svg.hashsalt": "mrrn",  # the same figure is the same bytes
     "text.parse_math": False,  # a `$` in a class name is a dollar
@@ -78,7 +81,7 @@ def render_themes(name: str, draw: Callable[[Theme], "Figure"]) -> Files:
 
     files: Files = {}
     for theme in (LIGHT, DARK):
-        colours: dict[Any, Any] = {**dict.fromkeys(_INKED, theme.ink), **dict.fromkeys(_PAPERED, theme.paper)}
+        colours: dict[Any, Any] = {**dict.fromkeys(_INKS, theme.ink), **dict.fromkeys(_BACKGROUNDS, theme.background)}
         with mpl.rc_context({**_SETTINGS, **colours}):
             figure = draw(theme)
             figure.draw_without_rendering()
@@ -109,7 +112,7 @@ def label(name: str, length: int = LABEL_LENGTH) -> str:
 
 
 def new_figure(width: float, height: float, title: str, notes: Sequence[str]) -> "Figure":
-    """An empty figure (inches) with its heading, and under it what has to be known first."""
+    """An empty figure, `width` times `height` inches, with its heading and under it the notes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -118,12 +121,8 @@ def new_figure(width: float, height: float, title: str, notes: Sequence[str]) ->
     return figure
 
 
-_NUMBERED = 20
-"""Classes up to which the confusion matrix has its counts written in."""
-
-
 def title_of(results: Results) -> str:
-    """Dataset, split and pooling, as every figure's heading has them."""
+    """Dataset, split and pooling, for a figure's heading."""
     return f"{label(results.dataset)}, split {results.split}, {results.pool} pooling"
 
 
@@ -140,13 +139,13 @@ def draw_confusion(results: Results, notes: Sequence[str]) -> Files:
         figure = new_figure(side + 2, side + 2, f"Confusion, {title_of(results)}", notes)
         axes = figure.add_subplot()
         axes.imshow(_coloured(shares, theme), interpolation="none")
-        size = 9 if classes <= _NUMBERED else 6
+        size = 9 if classes <= NUMBERED else 6
         axes.set_xticks(range(classes), names, rotation=90, fontsize=size)
         axes.set_yticks(range(classes), names, fontsize=size)
         axes.tick_params(length=0)
         axes.set_xlabel("predicted class")
         axes.set_ylabel("true class")
-        if classes <= _NUMBERED:
+        if classes <= NUMBERED:
             _write_counts(axes, counts[:, :classes], shares, theme)
         return figure
 
@@ -154,19 +153,19 @@ def draw_confusion(results: Results, notes: Sequence[str]) -> Files:
 
 
 def _coloured(shares_KK: NDArray[np.float64], theme: Theme) -> NDArray[np.float64]:
-    """RGB `[K, K, 3]`: from the paper's colour to that of right (diagonal) or wrong, by share."""
+    """RGB `[K, K, 3]`: from the background's colour to that of right (diagonal) or wrong, by share."""
     from matplotlib.colors import to_rgb
 
-    paper, right, wrong = (np.array(to_rgb(colour)) for colour in (theme.paper, theme.right, theme.wrong))
+    background, right, wrong = (np.array(to_rgb(colour)) for colour in (theme.background, theme.right, theme.wrong))
     full = np.where(np.eye(len(shares_KK), dtype=bool)[..., None], right, wrong)
-    # The root lifts the few percent that most confusions are above the paper's colour.
+    # Most confusions are a few percent of their row; the root makes them visible.
     strength = np.sqrt(shares_KK)[..., None]
-    return paper + strength * (full - paper)
+    return background + strength * (full - background)
 
 
 def _write_counts(axes: "Axes", counts: NDArray[np.int64], shares: NDArray[np.float64], theme: Theme) -> None:
     for row, column in np.argwhere(counts).tolist():
-        colour = theme.paper if shares[row, column] > 0.3 else theme.ink
+        colour = theme.background if shares[row, column] > 0.3 else theme.ink
         axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=9)
 
 

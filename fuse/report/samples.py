@@ -1,17 +1,27 @@
-"""Sample predictions, right and wrong, with a few frames of each video (Figure 3)."""
+"""Sample predictions, right and wrong, with a few frames of each video: the paper's Figure 3.
+
+Shapes: F frames, H and W their height and width in pixels.
+"""
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cache.aggregate import NO_PREDICTION, predicted
+from cache.common.errors import MrrnError
 from cache.common.text import visible
-from fuse import metrics
-from fuse.predict import ranked
+from cache.common.workspace import Workspace
+from cache.store import FeatureCache
+from extract.datasets import load_dataset
+from extract.decode import DecodePool, DecodeSettings, VideoEnd
+from fuse.metrics import ranked
 from fuse.report.figures import Files, Theme, label, new_figure, render_themes
 from fuse.results import Results
 
@@ -20,26 +30,29 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 EACH: Final = 4
-"""Right and wrong predictions shown."""
+"""Right predictions shown, and as many wrong ones."""
 
 FRAMES: Final = 3
 """Frames shown of a video."""
+
+SAMPLED_FPS: Final = 4.0
+"""Frames a second that are decoded to choose these from."""
 
 WIDTH: Final = 200
 """Pixels of a frame's longer side in the page."""
 
 Frames = Mapping[str, NDArray[np.uint8]]
-"""Video id -> a few of its frames [F, H, W, 3]; without those that cannot be read."""
+"""Video id -> a few of its frames `[F, H, W, 3]`; without videos that cannot be read."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One test video and what the fused model says of it."""
+    """One test video and the fused model's prediction for it."""
 
     video: str
     label: int
     top: tuple[tuple[int, float], ...]
-    """The most probable classes with their probabilities; the true one last where it is not among them."""
+    """The most probable classes with their probabilities; the true one last if it is not among them."""
 
     @property
     def right(self) -> bool:
@@ -47,20 +60,22 @@ class Sample:
         return self.top[0][0] == self.label
 
 
-def choose(results: Results, *, each: int = EACH, seed: int = 0) -> list[Sample]:
-    """Up to `each` right and `each` wrong predictions drawn at random, of different classes as far as there are."""
+def choose_samples(results: Results) -> list[Sample]:
+    """Up to EACH right and EACH wrong predictions drawn at random, of different classes as far as there are."""
     probabilities = results.probabilities["fused"]
-    scored = ~metrics.without_prediction(probabilities)
-    order = np.random.default_rng(seed).permutation(len(results.video_ids))
+    scored = predicted(probabilities) != NO_PREDICTION
+    order = np.random.default_rng(0).permutation(len(results.video_ids))
     chosen = []
     for wanted in (True, False):
         fitting = [int(index) for index in order if scored[index] and results.correct["fused"][index] == wanted]
-        seen: dict[int, int] = {}
+        seen: Counter[int] = Counter()
         turns = []
         for index in fitting:
-            turns.append((seen.setdefault(int(results.labels[index]), 0), index))
-            seen[int(results.labels[index])] += 1
-        chosen += [index for _, index in sorted(turns, key=lambda turn: turn[0])[:each]]
+            label = int(results.labels[index])
+            turns.append((seen[label], index))
+            seen[label] += 1
+        # First one video of each class, then a second one of each.
+        chosen += [index for _, index in sorted(turns, key=lambda turn: turn[0])[:EACH]]
     return [_sample(results, index) for index in chosen]
 
 
@@ -72,8 +87,36 @@ def _sample(results: Results, index: int) -> Sample:
     return Sample(results.video_ids[index], truth, tuple((number, float(probabilities[number])) for number in classes))
 
 
+def sample_frames(workspace: Workspace, dataset: str, video_ids: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
+    """FRAMES evenly spread frames of each video `[F, H, W, 3]`, if its file is still where extraction had it.
+
+    Videos that are gone or cannot be decoded are left out: results rest on the features, not on the files.
+    """
+    with FeatureCache.open(workspace.cache(dataset)) as cache:
+        data, source = cache.settings.get("data"), cache.dataset.source
+        wanted = {video.id: video.path for video in cache.dataset.videos if video.id in set(video_ids)}
+    try:
+        where = Path(data) if data else None
+        _, root = load_dataset(dataset, where, subset=True, work=workspace.root, source=source)
+    except MrrnError:
+        return {}
+    paths = [(video, root / path) for video, path in wanted.items() if (root / path).is_file()]
+    blocks: dict[str, list[NDArray[np.uint8]]] = {video: [] for video, _ in paths}
+    found = {}
+    with DecodePool(DecodeSettings(workers=1, fps=SAMPLED_FPS)) as pool:
+        for item in pool.decode(paths):
+            if not isinstance(item, VideoEnd):
+                blocks[item.video_id].append(item.frames_FHW3.copy())
+                item.release()
+            elif item.outcome.num_frames:
+                frames_FHW3 = np.concatenate(blocks[item.outcome.video_id])
+                places = np.linspace(0, len(frames_FHW3) - 1, FRAMES + 2)[1:-1].round().astype(int)
+                found[item.outcome.video_id] = frames_FHW3[places]
+    return found
+
+
 def for_page(samples: Sequence[Sample], frames: Frames, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """The samples as the template needs them, frames as data URIs."""
+    """The samples as values for the template, frames as data URIs."""
     return [
         {
             "video": visible(sample.video),
@@ -90,7 +133,7 @@ def for_page(samples: Sequence[Sample], frames: Frames, classes: Sequence[str]) 
 
 
 def kind_of(sample: Sample, number: int) -> str:
-    """How a bar is marked: the right first choice, the true class that was not chosen, or another class."""
+    """How a class's bar is marked: `right` (the true class, chosen), `truth` (it, not chosen) or `wrong` (another)."""
     if number == sample.label:
         return "right" if sample.right else "truth"
     return "wrong"
@@ -107,7 +150,7 @@ def _data_uri(frame_HW3: NDArray[np.uint8]) -> str:
 
 
 def draw_samples(results: Results, samples: Sequence[Sample], frames: Frames, notes: Sequence[str]) -> Files:
-    """Figure 3: for each sample a frame over its five bars, the right ones first."""
+    """Figure 3: for each sample a frame above the bars of its most probable classes, right predictions first."""
     columns = max(1, min(EACH, len(samples)))
     rows = max(1, -(-len(samples) // columns))
 

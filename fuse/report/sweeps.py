@@ -1,18 +1,26 @@
-"""The paper's Tables 1 and 2 from the sweeps that `python -m train sweep --table` has made."""
+"""Figures that several runs make up: the paper's Tables 1 and 2 from sweeps, and the mean over a dataset's splits.
+
+Sweeps are those of `python -m train sweep --table 1` (or 2); splits count once their report is written.
+"""
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from cache.common.errors import ScoreError
 from cache.common.workspace import Workspace
+from cache.dataset import SPLITS
 from cache.fingerprint import LEVELS
 from fuse import paper
-from fuse.report.tables import Cell, Column, Table, percent
+from fuse.report.tables import Cell, Column, Table
+from fuse.results import MODELS
+from fuse.scores import RunChoice
+from train.sweep.grid import TABLES
 
-_POOLS: Final = ("mean", "max")
+Accuracies = Mapping[tuple[str, str], Sequence[float]]
+"""Setting and level -> the accuracy with each seed, a fraction."""
 
 _NUMBERS: Final = (
     Column(title="accuracy %", name="accuracy_percent", decimals=2),
@@ -26,22 +34,20 @@ _NUMBERS: Final = (
 def read_tables(
     workspace: Workspace, dataset: str, notes: Sequence[str], split: int, digest: str | None
 ) -> dict[str, Table]:
-    """Tables 1 and 2, each beside the paper's figures, as far as their sweeps were made on this cache (`digest`)."""
+    """Tables 1 and 2, each beside the paper's figures, if their sweeps were made on this cache (`digest`).
+
+    Raises `ScoreError` if a sweep's results cannot be read.
+    """
     made = {}
     for name, build in (("table1", _table_1), ("table2", _table_2)):
-        accuracies = _accuracies(workspace.sweep(dataset, name), split, digest)
+        accuracies = _accuracies(workspace.sweep(dataset, name) / "results.json", split, digest)
         if accuracies:
             made[name] = build(dataset, accuracies, tuple(notes))
     return made
 
 
-Accuracies = dict[tuple[str, str], list[float]]
-"""Setting and level -> the accuracy with each seed, as a fraction."""
-
-
-def _accuracies(folder: Path, split: int, digest: str | None) -> Accuracies:
-    """What a sweep found; empty where there is no such sweep of this split and cache."""
-    path = folder / "results.json"
+def _accuracies(path: Path, split: int, digest: str | None) -> Accuracies:
+    """What a sweep found; empty if there is no such sweep of this split and cache."""
     try:
         value: dict[str, Any] = json.loads(path.read_bytes())
         if value["holdout"] or value["cache_digest"] != {str(split): digest}:
@@ -55,8 +61,8 @@ def _accuracies(folder: Path, split: int, digest: str | None) -> Accuracies:
 
 def _table_1(dataset: str, accuracies: Accuracies, notes: tuple[str, ...]) -> Table:
     rows = [
-        (hidden, layers, *_numbers(accuracies.get((f"hidden {hidden}, layers {layers}", "high")), published))
-        for (hidden, layers), published in paper.TABLE_1.items()
+        (hidden, layers, *_numbers(accuracies.get((f"hidden {hidden}, layers {layers}", "high")), printed))
+        for (hidden, layers), printed in paper.TABLE_1.items()
     ]
     if dataset != "hmdb51":
         notes = (*notes, "The paper has this table for HMDB-51 only; its figures stand beside ours for orientation.")
@@ -65,23 +71,44 @@ def _table_1(dataset: str, accuracies: Accuracies, notes: tuple[str, ...]) -> Ta
 
 
 def _table_2(dataset: str, accuracies: Accuracies, notes: tuple[str, ...]) -> Table:
-    rows: list[tuple[Cell, ...]] = [
-        (
-            pool,
-            level,
-            *_numbers(accuracies.get((f"pool {pool}", level)), paper.TABLE_2.get((dataset, pool), {}).get(level)),
-        )
-        for pool in _POOLS
-        for level in LEVELS
-    ]
+    rows = []
+    for pool in TABLES["2"]["pool"]:
+        printed = paper.TABLE_2.get((dataset, pool), {})
+        rows += [
+            (pool, level, *_numbers(accuracies.get((f"pool {pool}", level)), printed.get(level))) for level in LEVELS
+        ]
     columns = (Column(title="pooling", name="pool"), Column(title="level", name="level"), *_NUMBERS)
     return Table(title="Table 2: levels and temporal pooling", notes=notes, columns=columns, rows=tuple(rows))
 
 
-def _numbers(accuracies: list[float] | None, published: float | None) -> tuple[Cell, ...]:
-    """Mean, deviation over seeds, number of seeds, the paper's figure, difference to it."""
+def _numbers(accuracies: Sequence[float] | None, printed: float | None) -> tuple[Cell, ...]:
+    """Cells of `_NUMBERS`: mean, deviation over seeds, number of seeds, the paper's figure, difference from it."""
     if not accuracies:
-        return (None, None, None, published, None)
-    mean = percent(statistics.fmean(accuracies))
-    deviation = percent(statistics.stdev(accuracies)) if len(accuracies) > 1 else None
-    return (mean, deviation, len(accuracies), published, None if published is None else mean - published)
+        return (None, None, None, printed, None)
+    mean = 100 * statistics.fmean(accuracies)
+    deviation = 100 * statistics.stdev(accuracies) if len(accuracies) > 1 else None
+    return (mean, deviation, len(accuracies), printed, None if printed is None else mean - printed)
+
+
+def mean_over_splits(choice: RunChoice) -> str:
+    """A line with each model's mean accuracy over the splits whose reports have this pooling and seed.
+
+    Empty if fewer than two have, or if these are of different caches. Raises `ScoreError` if a report cannot be read.
+    """
+    found, fingerprints = {}, []
+    for split in SPLITS:
+        path = choice.workspace.report(choice.dataset, split) / "results.json"
+        try:
+            report: dict[str, Any] = json.loads(path.read_bytes())
+            if (report["pool"], report["runs"]["high"].get("seed")) == (choice.pool, choice.seed):
+                found[split] = {model: float(report["accuracy"][model]) for model in MODELS}
+                fingerprints.append(report["fingerprint"])
+        except FileNotFoundError:
+            continue
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ScoreError(f"{path} is not a report's result: {error!r}; make that report again") from error
+    if len(found) < 2 or any(fingerprint != fingerprints[0] for fingerprint in fingerprints):
+        return ""
+    means = {model: statistics.fmean(accuracy[model] for accuracy in found.values()) for model in MODELS}
+    splits = ", ".join(map(str, found))
+    return f"mean over splits {splits}: " + ", ".join(f"{model} {100 * mean:.2f} %" for model, mean in means.items())

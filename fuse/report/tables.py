@@ -1,34 +1,36 @@
-"""Tables as data, and the three ways they are written: for a terminal, Markdown and CSV."""
+"""Tables as data, written for a terminal, as Markdown or as CSV; Table 3 and the accuracy of each class."""
 
 import csv
 import io
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from cache.common.text import csv_cell, markdown, visible
-from fuse import metrics, paper
+from cache.common.text import csv_cell, markdown, markdown_table, visible
+from fuse import paper
 from fuse.results import MODELS, TITLES, Results
 
 Cell = str | float | int | None
 
 NONE: Final = "–"
-"""What stands where there is no figure."""
+"""Shown in place of a missing figure."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One column: its heading for people, its name for programs, how its numbers are written."""
+    """A column of a table."""
 
     title: str
+    """Heading for people."""
     name: str
+    """Heading for programs (CSV)."""
     decimals: int = 0
     signed: bool = False
+    """Whether numbers are differences, written with + or −."""
 
     def text(self, cell: Cell) -> str:
         """The cell as people read it."""
-        if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        if cell is None or cell != cell:  # NaN
             return NONE
         if isinstance(cell, str):
             return cell
@@ -38,15 +40,16 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A heading, what has to be known before reading it, and rows of cells."""
+    """A heading, notes, and rows of cells."""
 
     title: str
     notes: tuple[str, ...]
+    """What has to be known before reading the figures."""
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
 
     def numeric(self, index: int) -> bool:
-        """Whether a column holds numbers, and is set flush right."""
+        """Whether a column holds numbers, which are set flush right."""
         return not any(isinstance(row[index], str) for row in self.rows)
 
     def shown_rows(self) -> Iterator[list[str]]:
@@ -75,16 +78,13 @@ def to_text(table: Table) -> str:
 def to_markdown(table: Table) -> str:
     """A GitHub-flavoured Markdown table under its heading and notes."""
     heads = [column.title for column in table.columns]
-    rules = ["---:" if table.numeric(index) else "---" for index in range(len(heads))]
-    body = [[markdown(cell) for cell in row] for row in table.shown_rows()]
-    lines = [f"# {markdown(table.title)}", ""]
-    for note in table.notes:
-        lines += [f"> **Note:** {markdown(note)}", ""]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in [heads, rules, *body])]) + "\n"
+    numeric = [index for index in range(len(heads)) if table.numeric(index)]
+    notes = "".join(f"> **Note:** {markdown(note)}\n\n" for note in table.notes)
+    return f"# {markdown(table.title)}\n\n{notes}{markdown_table(heads, table.shown_rows(), numeric)}\n"
 
 
 def to_csv(table: Table) -> str:
-    """RFC 4180 with the notes as `#` lines first; numbers unrounded beyond what the table shows, empty for none."""
+    """RFC 4180 after the notes as `#` lines; numbers with the table's decimals, a missing figure is empty."""
     out = io.StringIO(newline="")
     for note in table.notes:
         out.write(f"# {visible(note)}\r\n")
@@ -96,42 +96,36 @@ def to_csv(table: Table) -> str:
 
 
 def _csv_value(column: Column, cell: Cell) -> str:
-    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+    if cell is None or cell != cell:  # NaN
         return ""
     return csv_cell(cell) if isinstance(cell, str) else f"{cell:.{column.decimals}f}"
-
-
-def percent(fraction: float) -> float:
-    """A fraction in percent."""
-    return 100 * fraction
 
 
 def table_3(results: Results, notes: Sequence[str], *, literature: bool = True) -> Table:
     """Our rows of Table 3, each beside the paper's figure, then the literature as the paper lists it."""
     rows: list[tuple[Cell, ...]] = []
     for model in results.models:
-        interval = metrics.accuracy_interval(results.correct[model])
-        ours, printed, top5 = percent(results.accuracy(model)), results.paper[model], results.top5(model)
+        interval, top5 = results.interval(model), results.top5(model)
+        ours, printed = 100 * results.accuracy(model), results.paper[model]
         rows.append(
             (
                 TITLES[model],
                 ours,
-                percent(interval.low),
-                percent(interval.high),
-                None if top5 is None else percent(top5),
+                100 * interval.low,
+                100 * interval.high,
+                None if top5 is None else 100 * top5,
                 printed,
                 None if printed is None else ours - printed,
             )
         )
-    published = paper.DATASETS.get(results.dataset)
     rows += [
         (row.model, None, None, None, None, row.accuracy(results.dataset), None)
         for row in paper.TABLE_3
         if literature and row.accuracy(results.dataset) is not None
     ]
-    videos = f"{len(results.video_ids):,} test videos"
+    name, videos = paper.DATASETS.get(results.dataset, results.dataset), f"{len(results.video_ids):,} test videos"
     return Table(
-        title=f"Table 3: {published or results.dataset}, split {results.split}, {results.pool} pooling, {videos}",
+        title=f"Table 3: {name}, split {results.split}, {results.pool} pooling, {videos}",
         notes=tuple(notes),
         columns=(
             Column(title="model", name="model"),
@@ -148,17 +142,12 @@ def table_3(results: Results, notes: Sequence[str], *, literature: bool = True) 
 
 def per_class_table(results: Results, notes: Sequence[str]) -> Table:
     """Accuracy of each class for each model, and the class it is most often taken for."""
-    matrix = results.confusion()
-    shares = {model: results.per_class(model) for model in MODELS}
-    rows: list[tuple[Cell, ...]] = []
-    for index, name in enumerate(results.classes):
-        others = matrix[index, : len(results.classes)].copy()
-        others[index] = 0
-        rival = int(others.argmax())
-        taken_for = (results.classes[rival], int(others[rival])) if others[rival] else (None, None)
-        rows.append(
-            (name, int(matrix[index].sum()), *(percent(float(shares[model][index])) for model in MODELS), *taken_for)
-        )
+    videos = results.confusion().sum(axis=1).tolist()
+    shares = [results.per_class(model).tolist() for model in MODELS]
+    rows = [
+        (name, videos[index], *(100 * share[index] for share in shares), *(rival or (None, None)))
+        for index, (name, rival) in enumerate(zip(results.classes, results.rivals(), strict=True))
+    ]
     return Table(
         title=f"Accuracy per class: {results.dataset}, split {results.split}, {results.pool} pooling",
         notes=tuple(notes),

@@ -1,4 +1,4 @@
-"""Time per batch of our heads and of others' models (Figure 6): what `benchmarks/figure6.py` measured, to be shown."""
+"""Time per batch of our heads and of other models, as `benchmarks/figure6.py` measured it: the paper's Figure 6."""
 
 import json
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ FILE: Final = "figure6.json"
 
 @dataclass(frozen=True)
 class Timed:
-    """One model's time."""
+    """The time of one model."""
 
     model: str
     ours: bool
@@ -30,12 +30,12 @@ class Timed:
     batches: int
     """Batches that were timed."""
     what: str
-    """What one step consists of."""
+    """What one step consists of, for people."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """All models' times from one run on one machine."""
+    """The times of all models, measured in one run on one machine."""
 
     device: str
     date: str
@@ -44,7 +44,10 @@ class Timing:
 
 
 def read_timing(path: Path) -> Timing | None:
-    """What was measured, quickest first; None where nothing was. ScoreError for a file of another kind."""
+    """The measurement in the file `path`, quickest model first; None if there is none.
+
+    Raises `ScoreError` if the file is of another kind.
+    """
     try:
         value: dict[str, Any] = json.loads(path.read_bytes())
         models = tuple(sorted((Timed(**model) for model in value["models"]), key=lambda model: model.seconds))
@@ -82,7 +85,7 @@ def _shown(seconds: float) -> str:
 
 
 def for_page(timing: Timing) -> dict[str, Any]:
-    """The times as the template needs them."""
+    """The times as values for the template."""
     longest = max(model.seconds for model in timing.models)
     return {
         "device": timing.device,

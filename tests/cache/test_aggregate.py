@@ -5,7 +5,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.aggregate import MEAN_WEIGHTS, PAPER_WEIGHTS, align, clips_to_videos, fuse_levels, search_weights
+from cache.aggregate import (
+    MEAN_WEIGHTS,
+    NO_PREDICTION,
+    PAPER_WEIGHTS,
+    align,
+    clips_to_videos,
+    correct,
+    fraction,
+    fuse_levels,
+    predicted,
+    search_weights,
+)
 from cache.common.errors import ScoreError
 from cache.fingerprint import LEVELS
 from tests.helpers.scores import hand_worked_results, hand_worked_tables
@@ -108,3 +119,13 @@ def test_weights_are_shares_of_one_in_steps(step):
     assert sum(weights.values()) == pytest.approx(1)
     for weight in weights.values():
         assert weight / step == pytest.approx(round(weight / step))
+
+
+def test_right_predictions_their_ties_and_what_never_is_right() -> None:
+    probabilities = np.array([[0.6, 0.3, 0.1], [0.4, 0.4, 0.2], [0.4, 0.4, 0.2], [np.nan] * 3, [0.5, 0.3, 0.2]])
+    labels = np.array([0, 0, 1, 0, NO_PREDICTION])
+    assert predicted(probabilities).tolist() == [0, 0, 0, NO_PREDICTION, 0]
+    assert correct(probabilities, labels).tolist() == [True, True, False, False, False]
+    assert not correct(probabilities, np.full(5, NO_PREDICTION)).any()
+    assert fraction(correct(probabilities, labels)) == 2 / 5
+    assert fraction(np.zeros(0, dtype=bool)) == 0.0

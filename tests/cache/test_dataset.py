@@ -16,6 +16,7 @@ from cache.dataset import (
     Video,
     check_dataset_name,
     check_relative_path,
+    group_of,
     read_dataset,
     video_id,
     write_dataset,
@@ -172,3 +173,22 @@ def test_a_dataset_that_was_edited_is_refused(tmp_path: Path) -> None:
 def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="missing; extract"):
         read_dataset(tmp_path / "dataset.json")
+
+
+@pytest.mark.parametrize(
+    ("video", "expected"),
+    [
+        ("UCF-101/Archery/v_Archery_g03_c02", "UCF-101/Archery/v_Archery_g03"),
+        ("a/v_x_g01_y_g07_c01", "a/v_x_g01_y_g07"),
+        ("a/v_x_g7", "a/v_x_g7"),
+        ("demo/circle_g1", "demo/circle_g1"),
+        ("wave/TrumanShow_wave_f_nm_np1_fr_med_26", "wave/TrumanShow_wave"),
+        ("wave/TrumanShow_wave_u_cm_np2_le_goo_1", "wave/TrumanShow_wave"),
+        ("climb/(HQ)_Rock_climb_f_cm_np1_le_med_2", "climb/(HQ)_Rock_climb"),
+        ("anything/else", "anything/else"),
+        ("a/big_goal", "a/big_goal"),
+        ("big_gallery/else", "big_gallery/else"),
+    ],
+)
+def test_groups_show_in_names(video, expected):
+    assert group_of(video) == expected

@@ -33,6 +33,20 @@ def test_a_table_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert read.run == table.run
 
 
+@pytest.mark.parametrize("run", [[], "run", None, {"fingerprint": 1}, {"fingerprint": {"identity": []}}])
+def test_a_run_that_is_no_mapping_is_refused(run: Any) -> None:
+    with pytest.raises(ScoreError, match="run and its fingerprint"):
+        a_table(run=run)
+
+
+def test_videos_are_the_means_of_their_clips_with_their_labels() -> None:
+    ids, probabilities, labels = a_table().videos()
+    assert ids == ["a/ü(1)", "b/2"]
+    np.testing.assert_allclose(probabilities, [[0.75, 0.25], [0.25, 0.75]], atol=1e-7)
+    assert labels.tolist() == [0, 1]
+    assert a_table().label_of == {"a/ü(1)": 0, "b/2": 1}
+
+
 def test_a_table_without_clips_is_a_table(tmp_path: Path) -> None:
     empty = a_table(
         video_ids=np.array([], dtype=np.str_),

@@ -179,7 +179,7 @@ def test_strict_leaves_suspect_videos_out(damaged, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--weights", "no/such.pth"], "are no file"),
+        (["--weights", "no/such.pth"], "are not a file"),
         (["--weights", "random:x"], "the seed has to be"),
         (["--device", "cuda:99"], "was asked for, but this machine has"),
         (["--device", "tpu"], "'tpu' is not known; choose auto, cpu, cuda"),

@@ -11,7 +11,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.transforms import v2
 
 from cache.ledger import Outcome
-from extract.decode.types import FrameBlock, VideoEnd
+from extract.decode import FrameBlock, VideoEnd
 from extract.meter import Meter
 from extract.network.engine import Engine, open_engine
 from extract.network.weights import Weights, load_weights

@@ -8,7 +8,7 @@ import torch
 from click.testing import CliRunner
 
 from cache.common.errors import DatasetError, DecodeError
-from extract.decode.backends import MissingDecoderError
+from extract.decode import MissingDecoderError
 from extract.network.engine import open_engine
 from extract.network.weights import load_weights
 from extract.probe import measure_alone, measure_decoder, measure_end_to_end, sample_videos
@@ -84,7 +84,7 @@ def test_the_stages_and_the_whole_are_timed(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_the_command_prints_a_table_and_says_what_follows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("extract.decode.backends.DECODER_NAMES", ("pyav", "torchcodec"))
+    monkeypatch.setattr("extract.decode.DECODER_NAMES", ("pyav", "torchcodec"))
     monkeypatch.setattr("extract.decode.backends.util.find_spec", lambda name: None if name == "torchcodec" else name)
     result = CliRunner().invoke(probe_command, [str(folder), "--seconds", "0.5", "--device", "cpu", "--jobs", "1"])
     assert result.exit_code == 0, result.output

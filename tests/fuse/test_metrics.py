@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cache.aggregate import NO_PREDICTION, correct, predicted
 from fuse import metrics
 
 PROBABILITIES = np.array([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6], [0.4, 0.4, 0.2], [np.nan] * 3, [0.1, 0.5, 0.4]])
@@ -14,22 +15,22 @@ LABELS = np.array([0, 0, 1, 0, 2])
 
 
 def test_first_choice_and_its_ties() -> None:
-    assert metrics.predicted(PROBABILITIES).tolist() == [0, 2, 0, metrics.NO_PREDICTION, 1]
+    assert predicted(PROBABILITIES).tolist() == [0, 2, 0, NO_PREDICTION, 1]
     assert metrics.label_rank(PROBABILITIES, LABELS).tolist() == [0, 1, 1, 3, 1]
 
 
 def test_a_video_without_prediction_is_wrong_even_among_the_top_k_of_k_classes() -> None:
-    assert metrics.top_k_correct(PROBABILITIES, LABELS).tolist() == [True, False, False, False, False]
+    assert correct(PROBABILITIES, LABELS).tolist() == [True, False, False, False, False]
     assert metrics.top_k_correct(PROBABILITIES, LABELS, 5).tolist() == [True, True, True, False, True]
 
 
 def test_per_class_has_nan_for_a_class_without_videos() -> None:
-    correct = np.array([True, False, True])
-    np.testing.assert_array_equal(metrics.per_class(correct, np.array([0, 0, 2]), 4), [0.5, np.nan, 1.0, np.nan])
+    right = np.array([True, False, True])
+    np.testing.assert_array_equal(metrics.per_class(right, np.array([0, 0, 2]), 4), [0.5, np.nan, 1.0, np.nan])
 
 
 def test_confusion_counts_each_video_once_and_keeps_the_missing_apart() -> None:
-    matrix = metrics.confusion(metrics.predicted(PROBABILITIES), LABELS, 3)
+    matrix = metrics.confusion(predicted(PROBABILITIES), LABELS, 3)
     assert matrix.tolist() == [[1, 0, 1, 1], [1, 0, 0, 0], [0, 1, 0, 0]]
 
 
@@ -39,19 +40,20 @@ def test_first_choice_agrees_with_rank_zero(videos: int, classes: int, seed: int
     probabilities = generator.integers(0, 4, (videos, classes)) / 4  # many ties
     labels = generator.integers(0, classes, videos)
     right = metrics.label_rank(probabilities, labels) == 0
-    np.testing.assert_array_equal(right, metrics.predicted(probabilities) == labels)
-    matrix = metrics.confusion(metrics.predicted(probabilities), labels, classes)
+    np.testing.assert_array_equal(right, correct(probabilities, labels))
+    np.testing.assert_array_equal(right, predicted(probabilities) == labels)
+    matrix = metrics.confusion(predicted(probabilities), labels, classes)
     assert matrix.sum() == videos
     assert np.trace(matrix[:, :classes]) == right.sum()
 
 
 def test_bootstrap_interval_is_that_of_resampled_videos() -> None:
-    correct = np.arange(400) % 5 != 0
-    found = metrics.accuracy_interval(correct)
+    right = np.arange(400) % 5 != 0
+    found = metrics.accuracy_interval(right)
     generator = np.random.default_rng(7)
-    drawn = [generator.choice(correct, size=len(correct)).mean() for _ in range(4000)]
+    drawn = [generator.choice(right, size=len(right)).mean() for _ in range(4000)]
     np.testing.assert_allclose([found.low, found.high], np.percentile(drawn, [2.5, 97.5]), atol=0.004)
-    assert found == metrics.accuracy_interval(correct)
+    assert found == metrics.accuracy_interval(right)
 
 
 def test_difference_interval_is_that_of_resampled_pairs() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from cache.aggregate import clips_to_videos, fuse_levels
+from cache.aggregate import PAPER_WEIGHTS, clips_to_videos, fuse_levels
 from cache.common.workspace import Workspace
 from cache.dataset import Dataset
 from cache.fingerprint import LEVELS
@@ -18,8 +18,9 @@ from cache.scores import read_scores
 from cache.store import FeatureCache
 from extract.network.weights import load_weights
 from extract.settings import ExtractSettings, fingerprint
+from fuse.bundle import read_bundle
 from fuse.cli import main
-from fuse.predict import sample_frames
+from fuse.report.samples import sample_frames
 from tests.helpers.train import grouped_dataset
 from tests.helpers.video import encode
 
@@ -172,6 +173,7 @@ def test_a_bundle_predicts_the_same_from_an_empty_folder(
     video = test_videos_of_it(trained)[0]
     alone = probabilities(Workspace(empty / "none"), "--bundle", "heads", video)
     np.testing.assert_array_equal(alone[str(video)], probabilities(trained, video)[str(video)])
+    assert list(read_bundle(empty / "heads")[1].items()) == list(PAPER_WEIGHTS.items())
     assert sorted(path.name for path in empty.iterdir()) == ["heads"]
 
 
@@ -216,7 +218,7 @@ def test_a_bundle_does_not_overwrite_what_is_none(trained: Workspace, tmp_path: 
 def test_the_report_shows_frames_of_the_videos_that_are_there(trained: Workspace) -> None:
     with FeatureCache.open(trained.cache("tiny")) as cache:
         ids = [video.id for video in cache.dataset.half(1, "test")]
-    frames = sample_frames(trained, "tiny", [*ids, "unknown/video"], 3)
+    frames = sample_frames(trained, "tiny", [*ids, "unknown/video"])
     assert set(frames) == set(ids)
     assert all(each.shape == (3, 48, 64, 3) for each in frames.values())
 

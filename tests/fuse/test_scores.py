@@ -1,17 +1,24 @@
-"""What must not be fused is refused, and the error lists it."""
+"""Which runs and weights are taken; what must not be fused is refused, and the error lists it."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cache.common.errors import ScoreError
+from cache.common.errors import ScoreError, TrainingError
 from cache.common.workspace import Workspace
+from cache.fingerprint import LEVELS
 from cache.scores import write_scores
-from fuse.results import caveats, evaluate
-from fuse.scores import Choice, check_same, read_levels
+from fuse.report.html import Extras, html
+from fuse.report.tables import table_3, to_text
+from fuse.results import caveats, evaluate, summarise
+from fuse.scores import RunChoice, check_same, read_levels, searched_weights
 from tests.helpers.cache import make_fingerprint
-from tests.helpers.scores import HAND_WORKED, LABELS, hand_worked_tables, make_source, make_table
+from tests.helpers.scores import HAND_WORKED, LABELS, MADE, hand_worked_tables, make_scored_cache, make_table
+from tests.helpers.train import trainable_cache
+from train.config import write_config
+from train.recipes import RECIPES
+from train.split import open_split
 
 
 def test_runs_that_agree_are_accepted() -> None:
@@ -27,7 +34,7 @@ def test_runs_that_agree_are_accepted() -> None:
         ({"level": "high"}, "mid scores say they are of level 'high'"),
         ({"cache_digest": "bad"}, "cache digest: low 'c0ffee', mid 'bad'"),
         ({"clips": {"length": 16, "stride": 8}}, "clips, length: low 30, mid 16, high 30"),
-        ({"classes": ("left", "top")}, "classes missing in low: 'top'"),
+        ({"classes": ("left", "top")}, "classes missing in low: top"),
         ({"classes": ("right", "left")}, "classes: the same names in another order"),
     ],
 )
@@ -56,13 +63,13 @@ def test_a_missing_video_and_a_missing_clip_are_listed() -> None:
     tables = {**hand_worked_tables(), "low": without_video, "high": make_table("high", fewer_clips, LABELS)}
     with pytest.raises(ScoreError) as caught:
         check_same(tables)
-    assert "videos missing in low: 'b/two'" in str(caught.value)
-    assert "clips missing in high: 'a/one [16, 46)'" in str(caught.value)
+    assert "videos missing in low: b/two" in str(caught.value)
+    assert "clips missing in high: a/one [16, 46)" in str(caught.value)
 
 
 def test_other_labels_are_listed() -> None:
     tables = {**hand_worked_tables(), "low": make_table("low", HAND_WORKED["low"], {"a/one": 0, "b/two": 0})}
-    with pytest.raises(ScoreError, match="labels differ for 'b/two'"):
+    with pytest.raises(ScoreError, match="labels differ for b/two"):
         check_same(tables)
 
 
@@ -71,7 +78,7 @@ def test_long_lists_are_cut_and_counted() -> None:
     labels = dict.fromkeys(many, 0)
     tables = {level: make_table(level, many, labels) for level in ("low", "mid")}
     tables["high"] = make_table("high", {"v00": [(0.5, 0.5)]}, labels)
-    with pytest.raises(ScoreError, match="'v10' and 14 more"):
+    with pytest.raises(ScoreError, match="v10 and 14 more"):
         check_same(tables)
 
 
@@ -80,13 +87,13 @@ def test_levels_that_are_not_trained_are_named_with_the_command(tmp_path: Path) 
     folder = workspace.run("tiny", 1, "high", "mean", 0)
     write_scores(folder / "scores.npz", hand_worked_tables()["high"])
     with pytest.raises(ScoreError, match=r"no scores of level low, mid for tiny, split 1.*python -m train"):
-        read_levels(Choice(workspace=workspace, dataset="tiny"))
+        read_levels(RunChoice(workspace=workspace, dataset="tiny"))
 
 
 def test_a_test_video_without_features_counts_as_wrong_and_is_reported() -> None:
     labels = {**LABELS, "c/gone": 0, "d/gone": 1}
-    source = make_source(labels, failed={"c/gone": "truncated file", "d/gone": "no video stream"})
-    results = evaluate(hand_worked_tables(), source, 1)
+    cache = make_scored_cache(labels, failed={"c/gone": "truncated file", "d/gone": "no video stream"})
+    results = evaluate(hand_worked_tables(), cache, 1)
     assert results.missing == {"c/gone": "truncated file", "d/gone": "no video stream"}
     assert results.accuracy("fused") == 0.5
     assert results.confusion().tolist() == [[1, 0, 1], [0, 1, 1]]
@@ -96,22 +103,22 @@ def test_a_test_video_without_features_counts_as_wrong_and_is_reported() -> None
 @pytest.mark.parametrize(
     ("labels", "said"),
     [
-        ({"a/one": 0}, "scored, but not test videos of this split: 'b/two'"),
-        ({"a/one": 0, "b/two": 0}, "labels differ from the dataset's for: 'b/two'"),
-        ({**LABELS, "c/new": 0}, "test videos that have features but no scores: 'c/new'"),
+        ({"a/one": 0}, "scored, but not test videos of this split: b/two"),
+        ({"a/one": 0, "b/two": 0}, "labels differ from the dataset's for: b/two"),
+        ({**LABELS, "c/new": 0}, "test videos that have features but no scores: c/new"),
     ],
 )
 def test_scores_that_do_not_fit_the_cache_are_refused(labels: dict[str, int], said: str) -> None:
     with pytest.raises(ScoreError, match="do not fit the cache") as caught:
-        evaluate(hand_worked_tables(), make_source(labels), 1)
+        evaluate(hand_worked_tables(), make_scored_cache(labels), 1)
     assert said in str(caught.value)
 
 
 def test_scores_older_than_the_cache_are_refused() -> None:
     with pytest.raises(ScoreError, match="fingerprint, transform: scores 'resize 256, crop 224', cache 'other'"):
-        evaluate(hand_worked_tables(), make_source(LABELS, transform="other"), 1)
+        evaluate(hand_worked_tables(), make_scored_cache(LABELS, transform="other"), 1)
     with pytest.raises(ScoreError, match="classes"):
-        evaluate(hand_worked_tables(), make_source(LABELS, classes=("right", "left")), 1)
+        evaluate(hand_worked_tables(), make_scored_cache(LABELS, classes=("right", "left")), 1)
 
 
 def test_caveats_say_random_and_stand_in_weights_in_words() -> None:
@@ -120,7 +127,7 @@ def test_caveats_say_random_and_stand_in_weights_in_words() -> None:
         tables = {
             level: make_table(level, clips, LABELS, fingerprint=fingerprint) for level, clips in HAND_WORKED.items()
         }
-        return " ".join(caveats(evaluate(tables, make_source(LABELS, **identity), 1)))
+        return " ".join(caveats(evaluate(tables, make_scored_cache(LABELS, **identity), 1)))
 
     assert said(weights="imagenet1k_v1") == ""
     assert "weights: random:7 (random, never trained)" in said(weights="random:7")
@@ -129,6 +136,76 @@ def test_caveats_say_random_and_stand_in_weights_in_words() -> None:
 
 
 def test_probabilities_keep_the_order_of_the_datasets_videos() -> None:
-    results = evaluate(hand_worked_tables(), make_source({"b/two": 1, "a/one": 0}), 1)
+    results = evaluate(hand_worked_tables(), make_scored_cache({"b/two": 1, "a/one": 0}), 1)
     assert results.video_ids == ("b/two", "a/one")
     np.testing.assert_allclose(results.probabilities["fused"][:, 0], [0.44, 0.60], atol=1e-7)
+
+
+def test_weights_are_searched_on_held_out_videos_alone(tmp_path: Path) -> None:
+    choice = RunChoice(workspace=Workspace(tmp_path), dataset="tiny")
+    assert searched_weights(choice, hand_worked_tables()) is None
+    labels = {f"train/{number}": number % 2 for number in range(6)}
+    for level in LEVELS:
+        sure = 0.9 if level == "mid" else 0.1
+        clips = {video: [(sure, 1 - sure) if label == 0 else (1 - sure, sure)] for video, label in labels.items()}
+        write_scores(choice.folder(level, holdout=True) / "heldout-scores.npz", make_table(level, clips, labels))
+    weights = searched_weights(choice, hand_worked_tables())
+    assert weights is not None
+    assert weights["mid"] == 1.0
+    results = evaluate(hand_worked_tables(), make_scored_cache(LABELS), 1, weights)
+    assert results.accuracy("searched") == results.accuracy("mid") == 1.0
+    summary = summarise(results, [], MADE)
+    assert summary["searched"] == {"fusion_weights": weights, "accuracy": 1.0}
+    assert set(summary["accuracy"]) == {"low", "mid", "high", "fused", "mean"}
+    assert "weights found on held-out training videos" in to_text(table_3(results, []))
+    assert "1 mid" in html(results, [], MADE, Extras())
+
+
+def test_held_out_videos_may_stand_in_another_order_in_each_level(tmp_path: Path) -> None:
+    choice = RunChoice(workspace=Workspace(tmp_path), dataset="tiny")
+    labels = {f"train/{number}": int(number < 2) for number in range(6)}
+    for level in LEVELS:
+        sure = 0.9 if level == "mid" else 0.4
+        clips = {video: [(1 - sure, sure) if label else (sure, 1 - sure)] for video, label in labels.items()}
+        order = reversed(clips) if level == "mid" else clips
+        table = make_table(level, {video: clips[video] for video in order}, labels)
+        write_scores(choice.folder(level, holdout=True) / "heldout-scores.npz", table)
+    weights = searched_weights(choice, hand_worked_tables())
+    assert weights is not None
+    assert weights["mid"] == 1.0
+
+
+def test_held_out_scores_of_test_videos_or_of_another_cache_are_refused(tmp_path: Path) -> None:
+    choice = RunChoice(workspace=Workspace(tmp_path), dataset="tiny")
+    for level in LEVELS:
+        path = choice.folder(level, holdout=True) / "heldout-scores.npz"
+        write_scores(path, make_table(level, HAND_WORKED[level], LABELS, cache_digest="other"))
+    with pytest.raises(ScoreError, match=r"cache digest: test 'c0ffee', held-out 'other'; a/one"):
+        searched_weights(choice, hand_worked_tables())
+
+
+def test_another_recipes_runs_are_found_by_its_name(tmp_path: Path) -> None:
+    choice = RunChoice(workspace=Workspace(tmp_path), dataset="tiny", recipe="paper")
+    assert choice.folder("low").name == "low-mean-seed0-paper"
+    assert choice.folder("low", holdout=True).name == "low-mean-seed0-paper-holdout"
+    trainable_cache(tmp_path)
+    paper = RECIPES["paper"]
+    for holdout in (False, True):
+        config = open_split(choice.workspace, "tiny", 1).config(
+            level="low", pool="mean", seed=0, recipe=paper, usual=paper, holdout=holdout
+        )
+        write_config(config.folder(choice.workspace), config, "finished")
+        assert choice.folder("low", holdout=holdout) == config.folder(choice.workspace)
+    assert choice.folder("low").name == "low-mean-seed0"
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[1]", "{}", '{"recipe": {"name": "paper"}}', '{"status": "finished", "recipe": 1}']
+)
+def test_a_run_whose_configuration_is_none_is_an_error_not_a_crash(tmp_path: Path, content: str) -> None:
+    choice = RunChoice(workspace=Workspace(tmp_path), dataset="tiny", recipe="paper")
+    usual = tmp_path / "runs" / "tiny" / "split1" / "low-mean-seed0"
+    usual.mkdir(parents=True)
+    (usual / "config.json").write_text(content)
+    with pytest.raises(TrainingError, match="configuration"):
+        choice.folder("low")

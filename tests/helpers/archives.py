@@ -15,7 +15,7 @@ FILE, FOLDER, LINK, FIFO = stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755, stat.S_IF
 
 @dataclass(frozen=True)
 class Entry:
-    """A member of a RAR file; a link's content is where it leads."""
+    """A member of a RAR file; a link's content is its target."""
 
     name: str
     content: bytes = b""
@@ -44,18 +44,18 @@ def _block(kind: int, flags: int, rest: bytes) -> bytes:
 
 @dataclass
 class Site:
-    """What the server holds and how it behaves; `log` is what it was asked for."""
+    """The server's files and behaviour; `log` lists the requests it got."""
 
     files: dict[str, bytes]
     ranges: bool = True
-    """Whether parts can be asked for."""
+    """Whether it supports range requests."""
     cut_after: int | None = None
     """Bytes after which it closes each connection."""
     says_length: bool = True
     statuses: list[int] = field(default_factory=list)
-    """Answers of the first requests, before it behaves."""
+    """Statuses of its answers to the first requests, before it behaves."""
     wrong_start: int = 0
-    """How far the ranges that it sends are off."""
+    """Offset by which the ranges that it sends are wrong."""
     url: str = ""
     log: list[tuple[str, str | None]] = field(default_factory=list)
     """Path and Range of each request."""

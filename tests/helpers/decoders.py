@@ -1,19 +1,21 @@
-"""Decoders that go wrong on purpose. Workers import this module: the file's name says what is done to the worker.
+"""Decoders that go wrong on purpose, imported by decode workers.
 
-`by_name` behaves like the default decoder unless the video's stem is the name of a sin.
+`by_name` behaves like the default decoder unless the video's stem is the name of a sin or of a letter.
 """
 
 import ctypes
 import itertools
+import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from extract.decode.backends import MissingDecoderError
-from extract.decode.backends.protocol import OpenVideo, Source
+from extract.decode import MissingDecoderError
+from extract.decode.backends.protocol import OpenVideo, VideoSource
 from extract.decode.backends.pyav import open_video
 
 
@@ -82,17 +84,50 @@ SINS: dict[str, Callable[[], None]] = {
 }
 
 
-def stem_of(source: Source) -> str:
+_END = {"status": "done", "reason": "", "frames": 0, "declared": None, "errors": 0, "seconds": 0.5, "last": False}
+_BLOCK = {"slot": 0, "first": 0, "shape": [1, 2, 2], "pts": [0.0]}
+
+LETTERS: dict[str, bytes] = {
+    "not_json": b"\xff\xfe",
+    "a_number": b"7",
+    "deep": b"[" * 100_000,
+    "too_many_frames": json.dumps({"end": _END | {"frames": 5}}).encode(),
+    "endless_frames": json.dumps({"end": _END | {"frames": 1e300}}).replace("1e+300", "1e999").encode(),
+    "a_text_for_errors": json.dumps({"end": _END | {"errors": "many"}}).encode(),
+    "more_errors_than_fit": json.dumps({"end": _END | {"errors": 1 << 63}}).encode(),
+    "a_negative_length": json.dumps({"end": _END | {"declared": -1}}).encode(),
+    "no_time": json.dumps({"end": _END | {"seconds": float("nan")}}).encode(),
+    "no_text": json.dumps({"end": _END | {"reason": "\ud800"}}).encode(),
+    "no_status": json.dumps({"end": _END | {"status": "fine"}}).encode(),
+    "another_slot": json.dumps(_BLOCK | {"slot": 99}).encode(),
+    "a_later_block": json.dumps(_BLOCK | {"first": 7}).encode(),
+    "too_large_a_block": json.dumps(_BLOCK | {"shape": [1, 1 << 20, 1 << 20]}).encode(),
+    "no_times": json.dumps(_BLOCK | {"pts": [float("nan")]}).encode(),
+}
+"""Messages that no worker sends, by the stem of the video whose decoder sends them."""
+
+
+def send_letter(letter: bytes) -> None:
+    """Send a message in the worker's name, then stumble."""
+    socket.socket(fileno=os.dup(int(sys.argv[1]))).send(letter)
+    stumble()
+
+
+def stem_of(source: VideoSource) -> str:
     """The file's own name behind the descriptor."""
     return Path(source.name).readlink().stem
 
 
-def by_name(source: Source) -> OpenVideo:
+def by_name(source: VideoSource) -> OpenVideo:
     """Sin at once, or after some frames where the name is `late-<sin>`."""
     assert "torch" not in sys.modules, "workers must stay lean"
     stem = stem_of(source)
     if stem in SINS:
         SINS[stem]()
+    if stem in LETTERS:
+        send_letter(LETTERS[stem])
+    if stem == "unusable":
+        send_letter(b'{"unusable": "no decoder is installed"}')
     video = open_video(source)
     if stem == "endless":
         return _Repeating(video)

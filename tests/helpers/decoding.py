@@ -9,11 +9,10 @@ import xxhash
 from numpy.typing import NDArray
 
 from cache.ledger import Outcome
+from extract.decode import DecodePool, FrameBlock, Limits, VideoEnd
 from extract.decode.backends import load_decoder
-from extract.decode.frames import Reading, Tally, opened
-from extract.decode.pool import DecodePool, FrameBlock, VideoEnd
+from extract.decode.frames import DecodeCounts, FrameReader, opened
 from extract.decode.timeline import Sampling
-from extract.decode.types import Limits
 
 
 @dataclass
@@ -22,7 +21,7 @@ class Decoded:
 
     frames_FHW3: NDArray[np.uint8]
     pts_seconds: NDArray[np.float64]
-    tally: Tally
+    counts: DecodeCounts
     declared: int | None
 
 
@@ -39,19 +38,19 @@ def decode_here(
     frames: list[NDArray[np.uint8]] = []
     times: list[float] = []
     with opened(path, load_decoder(decoder), limits) as video:
-        reading = Reading(video, sampling or Sampling(), limits)
-        for block in reading.blocks(lambda: buffer, lambda: None, block_frames):
+        reader = FrameReader(video, sampling or Sampling(), limits)
+        for block in reader.blocks(lambda: buffer, lambda: None, block_frames):
             assert block.first_frame == len(times)
             assert len(block.frames_FHW3) <= block_frames
             frames.extend(block.frames_FHW3.copy())
             times.extend(block.pts_seconds_F)
         declared = video.header.declared_frames
-    return Decoded(np.array(frames, np.uint8), np.array(times), reading.tally, declared)
+    return Decoded(np.array(frames, np.uint8), np.array(times), reader.counts, declared)
 
 
 @dataclass
 class Received:
-    """What a pool delivered of one video."""
+    """What a pool delivered for one video."""
 
     outcome: Outcome | None = None
     frames: int = 0
@@ -61,7 +60,7 @@ class Received:
 
 
 def pixels_digest(frames_FHW3: NDArray[np.uint8]) -> str:
-    """What `Received.pixels.hexdigest()` gives for these frames."""
+    """The value of `Received.pixels.hexdigest()` for these frames."""
     return xxhash.xxh3_64_hexdigest(np.ascontiguousarray(frames_FHW3))
 
 

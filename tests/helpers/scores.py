@@ -1,4 +1,4 @@
-"""Hand-made score tables and the cache facts they belong to."""
+"""Hand-made score tables and the caches they belong to."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from cache.dataset import Dataset, Subset, Video
 from cache.fingerprint import LEVELS, Level
 from cache.scores import ScoreTable
 from fuse.results import Made, Results, evaluate
-from fuse.scores import Source
+from fuse.scores import ScoredCache
 from tests.helpers.cache import make_fingerprint
 
 MADE = Made(version="0.0.0", date="2026-01-02T03:04:05+00:00")
@@ -62,7 +62,7 @@ def hand_worked_tables() -> dict[Level, ScoreTable]:
     return {level: make_table(level, HAND_WORKED[level], LABELS) for level in LEVELS}
 
 
-def make_source(
+def make_scored_cache(
     labels: Mapping[str, int],
     *,
     classes: Sequence[str] = ("left", "right"),
@@ -71,11 +71,11 @@ def make_source(
     suspect: Mapping[str, str] | None = None,
     subset: Subset | None = None,
     **identity: object,
-) -> Source:
-    """A cache's facts whose test videos are `labels`; those in `failed` have no features."""
+) -> ScoredCache:
+    """A finished cache whose test videos are `labels`; those in `failed` have no features."""
     fingerprint, failed = make_fingerprint(**identity), dict(failed or {})
     videos = tuple(Video(id=id, path=f"{id}.avi", label=label, splits={1: "test"}) for id, label in labels.items())
-    return Source(
+    return ScoredCache(
         dataset=Dataset(name=name, source="folder", classes=tuple(classes), videos=videos, subset=subset),
         identity=fingerprint.identity,
         environment=fingerprint.environment,
@@ -87,28 +87,28 @@ def make_source(
 
 def hand_worked_results() -> Results:
     """HAND_WORKED, evaluated."""
-    return evaluate(hand_worked_tables(), make_source(LABELS), 1)
+    return evaluate(hand_worked_tables(), make_scored_cache(LABELS), 1)
 
 
 def made_up_results(
-    classes: Sequence[str], videos: int, *, name: str = "tiny", id_of: Any = None, **source: Any
+    classes: Sequence[str], videos: int, *, name: str = "tiny", id_of: Any = None, **cache: Any
 ) -> Results:
     """Scores drawn at random, right more often the deeper the level; `id_of(index, class)` names the videos."""
     generator = np.random.default_rng(0)
     names = [classes[index % len(classes)] for index in range(videos)]
     ids = [id_of(index, name) if id_of else f"c{index % len(classes)}/v{index}" for index, name in enumerate(names)]
     labels = {video: index % len(classes) for index, video in enumerate(ids)}
-    found = make_source(labels, classes=classes, name=name, **source)
-    scored = {video: labels[video] for video in ids if video not in found.failed}
+    scored_cache = make_scored_cache(labels, classes=classes, name=name, **cache)
+    scored = {video: labels[video] for video in ids if video not in scored_cache.failed}
     tables: dict[Level, ScoreTable] = {}
     for level, strength in zip(LEVELS, (1.0, 1.5, 2.5), strict=True):
         logits = generator.normal(size=(len(scored), 2, len(classes)))
         logits[np.arange(len(scored)), :, list(scored.values())] += strength
         softmax = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
-        fingerprint = {"identity": dict(found.identity), "environment": dict(found.environment)}
+        fingerprint = {"identity": dict(scored_cache.identity), "environment": dict(scored_cache.environment)}
         clips = dict(zip(scored, softmax.tolist(), strict=True))
         tables[level] = make_table(level, clips, labels, classes=classes, dataset=name, fingerprint=fingerprint)
-    return evaluate(tables, found, 1)
+    return evaluate(tables, scored_cache, 1)
 
 
 def results_of_a_subset() -> Results:

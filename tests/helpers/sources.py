@@ -19,7 +19,7 @@ HOSTILE_PATHS = {
     "here": "./x.avi",
     "empty part": "a//x.avi",
 }
-"""What a split list or manifest must never get away with."""
+"""Paths that a split list or manifest must never name."""
 
 names = st.text("abcXYZ019 _-.!()+&#;[]~éß漢", min_size=1, max_size=12).filter(
     lambda name: name.strip() == name and not name.startswith(".")
@@ -42,7 +42,7 @@ def touch(root: Path, paths: Iterable[str]) -> Path:
 
 
 def refusal(read: Callable[[], object]) -> str | None:
-    """What `read` is refused with; None where it goes through. Any other error is not caught."""
+    """The text of the DatasetError that `read` raises; None if it raises none. Other errors are not caught."""
     try:
         read()
     except DatasetError as error:

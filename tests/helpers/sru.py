@@ -1,4 +1,4 @@
-"""Drawing inputs for SRU recurrences and comparing an implementation's outputs and gradients with the reference's."""
+"""Random inputs for SRU recurrences, and the comparison of outputs and gradients with the reference's."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ ODD_SHAPES = [(1, 1, 1), (1, 3, 5), (2, 1, 130), (30, 1, 16), (1, 28, 64), (7, 5
 
 @contextmanager
 def nan_in_new_memory() -> Iterator[None]:
-    """Torch fills what `empty` allocates with NaN, so that an element nobody writes shows."""
+    """Lets torch fill new memory with NaN, so that a test sees an element that was never written."""
     torch.use_deterministic_algorithms(True)
     try:
         assert torch.empty(3).isnan().all()
@@ -27,7 +27,7 @@ def nan_in_new_memory() -> Iterator[None]:
 
 
 def draw(shape: tuple[int, int, int], projected: bool, dtype: torch.dtype, seed: int = 0) -> list[Tensor | None]:
-    """u, x (None where `u` holds the highway term), biases, c0, and the gradients of h and of the last state."""
+    """Returns u, x (None if `u` has the highway term), biases, c0, and the gradients of h and of the last state."""
     steps, batch, hidden = shape
     generator = torch.Generator().manual_seed(seed)
     state = torch.promote_types(dtype, torch.float32)
@@ -44,7 +44,7 @@ def draw(shape: tuple[int, int, int], projected: bool, dtype: torch.dtype, seed:
 
 
 def results(recurrence: Callable, inputs: list[Tensor | None]) -> dict[str, Tensor]:
-    """h, the last state, and the gradients of everything that goes in."""
+    """Returns h, the last state, and the gradients of all inputs."""
     *arguments, dh, dc = (None if tensor is None else tensor.detach() for tensor in inputs)
     leaves = [None if tensor is None else tensor.requires_grad_() for tensor in arguments]
     h, c = recurrence(*leaves)
@@ -54,7 +54,7 @@ def results(recurrence: Callable, inputs: list[Tensor | None]) -> dict[str, Tens
 
 
 def assert_equals_reference(recurrence: Callable, inputs: list[Tensor | None], tolerances: dict = TOLERANCES) -> None:
-    """Outputs and gradients equal the float64 reference's on the same inputs, each within its own dtype's tolerance."""
+    """Outputs and gradients equal the float64 reference's on the same inputs, within the tolerance of their dtypes."""
     with nan_in_new_memory():
         ours = results(recurrence, inputs)
     theirs = results(reference.recurrence, [None if tensor is None else tensor.double() for tensor in inputs])
@@ -66,7 +66,7 @@ def assert_equals_reference(recurrence: Callable, inputs: list[Tensor | None], t
 
 
 def assert_nan_and_infinities_come_out(recurrence: Callable, inputs: list[Tensor | None]) -> None:
-    """A NaN stays in its own unit and is seen there; infinite gates are 0 and 1. `inputs` are of 2 steps, 4 units."""
+    """A NaN appears in its own unit only; infinite gates are 0 and 1. `inputs` have 2 steps and 4 units."""
     u, x, bias, c0, *_ = inputs
     u[0, 0, :, 0], u[0, 0, 1, 1], u[0, 0, 2, 2] = float("nan"), float("inf"), float("-inf")
     h, c = recurrence(u, x, bias, c0)

@@ -1,4 +1,4 @@
-"""Finished caches that heads can learn from: labelled videos in groups, features around a direction of each class."""
+"""Finished caches to train on: labelled videos in groups, with features around a direction of their class."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,17 +15,17 @@ from cache.shards.protocol import ShardData
 from cache.store import FeatureCache
 from tests.helpers.cache import make_fingerprint
 
-# Tiny heads: more threads only wait for each other.
+# Heads are tiny: several threads would only wait for each other.
 torch.set_num_threads(1)
 
 MakeFeatures = Callable[[Video, Level, int, np.random.Generator], NDArray[np.floating]]
-"""video, level, frames, generator -> `[V, F, C]`, V being 2"""
+"""Video, level, number of frames, generator -> features `[V, F, C]`, with V = 2."""
 
 
 def grouped_dataset(
     name: str = "tiny", *, classes: int = 3, groups: int = 4, videos_per_group: int = 2, test_groups: int = 1
 ) -> Dataset:
-    """Groups of videos named like UCF-101's; the first `test_groups` of each class are split 1's test half."""
+    """Returns videos named like UCF-101's; the first `test_groups` groups of each class are split 1's test half."""
     names = tuple(f"Class{label}" for label in range(classes))
     videos = []
     for label, class_name in enumerate(names):
@@ -38,7 +38,7 @@ def grouped_dataset(
 
 
 def separable(video: Video, level: Level, frames: int, generator: np.random.Generator) -> NDArray[np.floating]:
-    """Noise around a direction of the video's class: easy to learn."""
+    """Returns noise around a direction of the video's class, which is easy to learn."""
     centre_C = np.random.default_rng(video.label or 0).normal(size=CHANNELS[level])
     return centre_C + generator.normal(scale=2.0, size=(2, frames, CHANNELS[level]))
 
@@ -52,7 +52,10 @@ def trainable_cache(
     leave_out: int = 0,
     fingerprint: Fingerprint | None = None,
 ) -> FeatureCache:
-    """A cache of `dataset` below `work`, 25 frames a second: `frames(i)` of video `i`, the last `leave_out` pending."""
+    """Returns a cache of `dataset` below `work`. Video `i` has `frames(i)` frames, 25 a second.
+
+    The last `leave_out` videos are still pending.
+    """
     dataset = dataset or grouped_dataset()
     workspace = Workspace(work)
     cache = FeatureCache.create(

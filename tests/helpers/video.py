@@ -93,7 +93,7 @@ def _add_silence(container: av.container.OutputContainer) -> None:
 
 
 def rotate(path: Path, clockwise: int) -> Path:
-    """Set the rotation that players apply to an mp4 or mov (degrees, a multiple of 90), by its track's matrix."""
+    """Set the rotation in degrees (90, 180, 270) that players apply to an mp4 or mov, by its track's matrix."""
     one = 1 << 16
     matrix = {
         90: (0, one, 0, -one, 0, 0, 0, 0, 1 << 30),
@@ -104,7 +104,7 @@ def rotate(path: Path, clockwise: int) -> Path:
 
 
 def claim_size(path: Path, height: int, width: int) -> Path:
-    """Have an AVI's headers claim pictures of another size."""
+    """Make an AVI's headers declare another picture size."""
     content = bytearray(path.read_bytes())
     main, format_ = content.index(b"avih") + 8, content.index(b"strf") + 8
     struct.pack_into("<II", content, main + 32, width, height)
@@ -114,7 +114,7 @@ def claim_size(path: Path, height: int, width: int) -> Path:
 
 
 def claim_frames(path: Path, frames: int) -> Path:
-    """Have an AVI's headers claim a number of frames."""
+    """Make an AVI's headers declare a number of frames."""
     content = bytearray(path.read_bytes())
     struct.pack_into("<I", content, content.index(b"avih") + 8 + 16, frames)
     struct.pack_into("<I", content, content.index(b"strh") + 8 + 32, frames)

@@ -1,11 +1,13 @@
 """Checkpoints: what is written comes back; what is not ours, or of another run, is refused by name."""
 
+import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from cache.common.errors import WeightsError
 from tests.helpers.cache import make_fingerprint
@@ -82,6 +84,15 @@ def test_other_bytes_are_refused(tmp_path, content):
         read_checkpoint(path)
 
 
+@pytest.mark.parametrize("broken", [{"position": {"epoch": 1}}, {"config": {"dataset": "tiny"}}, {"config": 3}])
+def test_a_checkpoint_whose_words_cannot_be_read_is_refused_by_name(tmp_path, broken):
+    path = tmp_path / CHECKPOINT_FILE
+    told = {"config": CONFIG.to_json(), "position": None, **broken}
+    path.write_bytes(save({"x": torch.ones(1)}, {"format": "mrrn-checkpoint-1", "mrrn": json.dumps(told)}))
+    with pytest.raises(WeightsError, match=rf"{path} is not a checkpoint written by this program"):
+        read_checkpoint(path)
+
+
 def test_a_cut_checkpoint_is_refused(tmp_path):
     path = write_run(tmp_path, head_tensors()) / CHECKPOINT_FILE
     path.write_bytes(path.read_bytes()[:-100])
@@ -112,7 +123,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, spoil, named):
     ("changes", "named"),
     [
         ({"split": 2}, "split is 1, was 2"),
-        ({"cache_digest": "1" * 64}, "the cache's fingerprint or videos are others"),
+        ({"cache_digest": "1" * 64}, "the cache's fingerprint or videos have changed"),
         ({"level": "mid"}, "level is 'low', was 'mid'"),
         ({"recipe": replace(CONFIG.recipe, hidden=9)}, "recipe.hidden is 8, was 9"),
     ],

@@ -11,13 +11,13 @@ from click.testing import CliRunner, Result
 
 from cache.common.errors import TrainingError
 from cache.common.workspace import Workspace
-from cache.dataset import Dataset, Video
+from cache.dataset import Dataset, Video, group_of
 from cache.scores import read_scores
 from tests.helpers.cache import make_fingerprint
 from tests.helpers.train import grouped_dataset, separable, trainable_cache
 from train.cli import main
 from train.recipes import RECIPES, with_overrides
-from train.split import group, open_split
+from train.split import open_split
 
 FAST = ["--hidden", "8", "--layers", "1", "--epochs", "2"]
 
@@ -117,7 +117,7 @@ def test_heldout_runs_score_held_out_groups_and_never_the_test_half(tmp_path):
     training = {video.id for video in grouped_dataset().half(1, "train")}
     scored = set(scores.video_ids.tolist())
     assert scored < training
-    assert not {group(video) for video in scored} & {group(video) for video in training - scored}
+    assert not {group_of(video) for video in scored} & {group_of(video) for video in training - scored}
     assert scores.run["holdout"] is True
 
 
@@ -148,7 +148,7 @@ def test_a_cache_that_changed_since_asks_for_fresh_and_fresh_trains_again(tmp_pa
     trainable_cache(tmp_path, fingerprint=make_fingerprint(views=["center", "center_flip"], weights_sha256="1" * 64))
     result = train(tmp_path, "--level", "low")
     assert result.exit_code == 1
-    assert "the cache's fingerprint or videos are others" in result.output
+    assert "the cache's fingerprint or videos have changed" in result.output
     assert "--fresh" in result.output
     assert train(tmp_path, "--level", "low", "--fresh").exit_code == 0
     assert "done already" in train(tmp_path, "--level", "low").output

@@ -72,9 +72,24 @@ def test_a_run_of_other_settings_is_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", json.dumps({"status": "training"}), json.dumps({"status": 1, "recipe": 3})]
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        json.dumps({"status": "training"}),
+        json.dumps({"status": 1, "recipe": 3}),
+        json.dumps({**CONFIG.to_json(), "status": "half"}),
+        json.dumps({**CONFIG.to_json(), "status": "finished", "seed": "0"}),
+        json.dumps({**CONFIG.to_json(), "status": "finished", "recipe": {**CONFIG.recipe.to_json(), "epochs": 1.5}}),
+    ],
 )
 def test_a_configuration_that_cannot_be_read_is_a_named_error(tmp_path, content):
     (tmp_path / CONFIG_FILE).write_text(content)
-    with pytest.raises(TrainingError, match="--fresh"):
+    with pytest.raises(TrainingError, match=rf"{tmp_path}.*--fresh"):
         read_config(tmp_path)
+
+
+def test_fields_of_a_newer_version_are_left_alone(tmp_path):
+    (tmp_path / CONFIG_FILE).write_text(json.dumps({"status": "finished", **CONFIG.to_json(), "surprise": 1}))
+    assert read_config(tmp_path) == (CONFIG, "finished")

@@ -1,6 +1,11 @@
-"""Processes that train together, over gloo on this machine: the result of one up to rounding, continued exactly."""
+"""Where training runs: the device; processes that train together over gloo on this machine.
+
+Together they give the result of one process up to rounding, and continue exactly.
+"""
 
 import os
+import platform
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -8,9 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from cache.common.errors import MrrnError
 from cache.scores import read_scores
 from tests.helpers.train import trainable_cache
 from train.checkpoint import read_checkpoint
+from train.distributed import choose_device
 
 TRAIN = """
 import os, sys
@@ -98,3 +105,22 @@ def test_two_processes_that_die_are_continued_to_the_same_bits(tmp_path):
     train(torn, 2, dropout=0.5)
     left, right = weights(whole), weights(torn)
     assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def page_faults_of_a_step() -> int:
+    """Pages asked of the system while sixty megabytes are made, filled and freed."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    made = [torch.ones(5_000_000) for _ in range(3)]
+    del made
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc is what is set")
+def test_memory_that_a_step_freed_is_there_for_the_next():
+    assert choose_device("cpu") == torch.device("cpu")
+    assert min(page_faults_of_a_step() for _ in range(5)) < 1000  # else some ten thousand each time
+
+
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(MrrnError, match="CUDA devices"):
+        choose_device(f"cuda:{torch.cuda.device_count()}")

@@ -10,7 +10,7 @@ import pytest
 from cache.clips import ClipRule
 from cache.common.errors import TrainingError
 from cache.fingerprint import CHANNELS, LEVELS
-from train.recipes import RECIPES, Recipe, default_recipe
+from train.recipes import KNOBS, RECIPES, Recipe, default_recipe
 
 PAPER = RECIPES["paper"]
 
@@ -124,6 +124,14 @@ def test_cosine_goes_from_the_first_rate_towards_a_hundredth_and_never_rises():
     assert 1e-6 <= rates[-1] < 2e-6
 
 
+def test_no_two_knobs_give_a_run_folder_the_same_name():
+    words = [knob.word for knob in KNOBS.values() if not isinstance(knob.kind, tuple)]
+    assert all(words)
+    assert len(set(words)) == len(words)
+    names = [name for knob in KNOBS.values() if isinstance(knob.kind, tuple) for name in knob.kind]
+    assert len(set(names)) == len(names)
+
+
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_every_recipe_survives_json(name):
     recipe = RECIPES[name]
@@ -148,7 +156,9 @@ def test_unusable_values_are_refused_by_name(changes, named):
         replace(PAPER, **changes)
 
 
-@pytest.mark.parametrize("broken", [{"surprise": 1}, {"clips": {"length": 0}}, {"clips": 3}])
+@pytest.mark.parametrize(
+    "broken", [{"surprise": 1}, {"clips": {"length": 0}}, {"clips": {"more": 1}}, {"clips": 3}, {"hidden": "8"}]
+)
 def test_a_recipe_that_cannot_be_read_is_a_named_error(broken):
     with pytest.raises(TrainingError, match="recipe"):
         Recipe.from_json({**PAPER.to_json(), **broken})

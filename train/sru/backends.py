@@ -1,4 +1,4 @@
-"""Which implementation of the SRU's recurrence runs: by name or by device, never exchanged for another in silence."""
+"""Chooses the implementation of the SRU's recurrence, by name or by device. There is no silent fallback."""
 
 import torch
 
@@ -10,9 +10,10 @@ BACKENDS = ("auto", "reference", "cpu", "triton")
 
 
 def recurrence(backend: str, device: torch.device) -> Recurrence:
-    """The implementation called `backend` for tensors on `device`; "auto" is "cpu" on a processor, "triton" on a GPU.
+    """Returns the implementation called `backend`; "auto" is "cpu" on a processor and "triton" on a GPU.
 
-    A graph that is being exported gets the reference when the backend is "auto": it consists of standard operations.
+    While a graph is exported, "auto" is the reference, which consists of standard operations. Raises `TrainingError` if
+    the implementation cannot run on `device`.
     """
     name = _automatic(device) if backend == "auto" else backend
     if name == "reference":

@@ -1,9 +1,8 @@
 """Kernels over steps, sequences and hidden units, compiled for this processor and run on torch's own threads.
 
-A kernel is a Python function that writes down what happens to some neighbouring hidden units of one sequence at one
-step (`At`); around it come the loops. LLVM, which is part of the package llvmlite, makes machine code of it when it is
-first needed for certain dtypes, in a twentieth of a second and without any other compiler. Letters as in
-`reference.py`.
+A kernel is a Python function that writes the code for some neighbouring hidden units of one sequence at one step
+(`At`); the loops around it are written here. LLVM, which is part of the package llvmlite, compiles it when it is first
+needed for certain dtypes, in a twentieth of a second and without any other compiler. Letters as in `reference.py`.
 """
 
 import ctypes
@@ -23,10 +22,10 @@ from torch import Tensor
 from train.sru.lanes import VECTOR_BYTES, Lanes, Vector
 
 GRAIN = 8192
-"""Elements for which another thread is worth the trouble; some ten microseconds of work."""
+"""Elements that make another thread worthwhile; some ten microseconds of work."""
 
 PIECES_PER_THREAD = 4
-"""Pieces for each thread at least, so that none waits long for the last one."""
+"""Smallest number of pieces for each thread, so that none waits long for the last one."""
 
 LINE_UNITS = 64
 """Hidden units that fill whole lines of the processor's cache in any dtype: pieces are multiples of it."""
@@ -40,7 +39,7 @@ Row = Literal["step", "sequence", "shared"]
 
 @dataclass(frozen=True)
 class Array:
-    """How an array lies in memory, `[rows, parts, D]`: which row belongs to a step of a sequence, and its dtype."""
+    """Layout of an array in memory, `[rows, parts, D]`: which row belongs to a step of a sequence, and its dtype."""
 
     rows: Row
     """`step`: rows are `[T, B]`; `sequence`: `[B]`; `shared`: one row for all."""
@@ -50,7 +49,7 @@ class Array:
 
 @dataclass(frozen=True)
 class At:
-    """Some hidden units of one sequence at one step; `at[name, part]` loads theirs from an array, or stores there."""
+    """Some hidden units of one sequence at one step; `at[name, part]` loads or stores their elements of an array."""
 
     lanes: Lanes
     arrays: Mapping[str, Array]
@@ -75,18 +74,18 @@ class At:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A loop over steps with sequences and hidden units side by side."""
+    """A loop over steps, in parallel over sequences and hidden units."""
 
     body: Callable[[At], None]
-    """Writes down what happens at a step."""
+    """Writes the code of a step."""
     last_first: bool = False
-    """Whether steps come from the last to the first."""
+    """Whether the loop runs from the last step to the first."""
 
     def __call__(self, size: tuple[int, int, int], given: Mapping[Row, Mapping[str, Tensor]]) -> None:
-        """Run on the arrays `given`, by kind of rows and name, contiguous; `size` is T, B, D.
+        """Run on contiguous arrays, `given` by kind of rows and name; `size` is T, B, D.
 
-        A sequence's steps come one after the other, and each of its hidden units belongs to one thread at a time, so
-        the result does not depend on the number of threads.
+        A hidden unit of a sequence goes through all steps in one thread, so the result does not depend on the number of
+        threads.
         """
         steps, batch, hidden = size
         rows: Mapping[Row, int] = {"step": steps * batch, "sequence": batch, "shared": 1}
@@ -121,13 +120,13 @@ class _Compiled:
         self._engine = llvm.create_mcjit_compiler(parsed, target)
         self._engine.finalize_object()
         self._address = self._engine.get_function_address(_NAME)
-        self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._address)
+        self._single = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._address)
 
     def run(self, words: Any, threads: int) -> None:
-        """Call it, on torch's threads where there is more than one; returns when all are through."""
+        """Call the function, on torch's threads if there are several. Returns when all have finished."""
         team = _team() if threads > 1 else None
         if team is None:
-            self._alone(ctypes.addressof(words))
+            self._single(ctypes.addressof(words))
         else:
             team(self._address, ctypes.addressof(words), threads, 0)
 
@@ -140,9 +139,9 @@ def _start_llvm() -> None:
 
 @functools.cache
 def _team() -> Callable[..., None] | None:
-    """GOMP_parallel of the OpenMP runtime that torch has loaded: its threads are awake, and not more than the cores.
+    """Returns GOMP_parallel of the OpenMP runtime that torch has loaded: its threads are awake, no more than the cores.
 
-    None where torch brings no such library: kernels then run on one thread.
+    None if torch has no such library; kernels then run on one thread.
     """
     home = Path(torch.__file__).parent
     names = [str(path) for folder in ("lib", "../torch.libs") for path in sorted((home / folder).glob("lib*omp*"))]
@@ -161,9 +160,9 @@ def _compiled(kernel: Kernel, arrays: tuple[tuple[str, Array], ...]) -> _Compile
 
 
 def _written(kernel: Kernel, arrays: Mapping[str, Array]) -> ir.Module:
-    """The function as LLVM code: takes the address of words, which are a counter, sizes, and the arrays' addresses.
+    """Returns the function as LLVM code. Its argument is the address of words: a counter, sizes, the arrays' addresses.
 
-    Each thread takes the next piece, some units of one sequence, by the counter until there are none.
+    Each thread takes the next piece, some units of one sequence, from the counter until none is left.
     """
     module = ir.Module()
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [_POINTER]), _NAME)

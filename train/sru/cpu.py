@@ -1,8 +1,8 @@
 """The SRU's recurrence on a processor: one kernel forward, one backward, each with gates, recurrence and highway in it.
 
 The states stay in the processor's cache from one step to the next. Only they are kept for the backward kernel, which
-computes gates and tanh again: that takes less time than to write them to memory and to read them back. Letters as in
-`reference.py`; `S` is `T + 1`: the states have the initial one in front.
+computes gates and tanh again: writing them to memory and reading them back would take longer. Letters as in
+`reference.py`; `S` is `T + 1`: the initial state comes first.
 """
 
 import torch
@@ -47,7 +47,7 @@ def _backward(at: At) -> None:
 
 
 def _add_up(at: At, part: int, term: Vector) -> None:
-    """Add to a bias's gradient, which is a sum over many steps of terms that may cancel: Kahan's compensated sum."""
+    """Add `term` to a bias's gradient by Kahan's compensated sum: terms of many steps may cancel each other."""
     before = at["dbias", part]
     wanted = term - at["dbias", part + 2]
     after = before + wanted
@@ -55,7 +55,7 @@ def _add_up(at: At, part: int, term: Vector) -> None:
 
 
 def _highway(at: At) -> Vector:
-    """What equation 6 carries past the cell: the input, or the fourth transformation where the widths differ."""
+    """The highway term of equation 6: the input, or the fourth transformation if the widths differ."""
     return at["x", 0] if "x" in at.arrays else at["u", 3]
 
 
@@ -75,10 +75,10 @@ def forward(to: Forward) -> None:
 
 
 def backward(to: Backward) -> None:
-    """The gradients; those of the biases are added up over sequences afterwards, always in the same order."""
+    """The gradients. Those of the biases are summed over sequences afterwards, always in the same order."""
     steps, batch, _, hidden = to.u_TBGD.shape
     to.dc0_BD.copy_(to.dlast_BD)
-    # For each sequence the sums of both gates, and what their last roundings added to them.
+    # For each sequence the sums for both gates, and the error of each sum's last rounding.
     dbias_B4D = torch.zeros(batch, 4, hidden, dtype=to.states_SBD.dtype)
     each_step = {
         "dh": to.dh_TBD.contiguous(),

@@ -1,7 +1,7 @@
-"""Vectors of floats as LLVM code: a kernel's arithmetic, written down with Python's operators.
+"""Vectors of floats as LLVM code: a kernel's arithmetic, written with Python's operators.
 
-Nothing is computed here. Each operation appends instructions to the function that a builder is at, for so many
-neighbouring elements at once. Memory holds any float dtype; arithmetic is float32, or float64 for float64 states.
+Nothing is computed here. Each operation appends instructions for a vector of neighbouring elements to the function that
+the builder writes. Memory holds any float dtype; arithmetic is float32, or float64 for float64 states.
 """
 
 from dataclasses import dataclass
@@ -11,32 +11,32 @@ import llvmlite.ir as ir
 import torch
 
 VECTOR_BYTES = 64
-"""The widest registers there are (AVX-512); LLVM cuts a vector to pieces for narrower ones."""
+"""The width of the widest registers (AVX-512); LLVM splits vectors for narrower ones."""
 
 _ELEMENTS: dict[torch.dtype, Any] = {
     torch.float64: ir.DoubleType(),
     torch.float32: ir.FloatType(),
     torch.float16: ir.HalfType(),
-    torch.bfloat16: ir.IntType(16),  # the upper half of a float32, which llvmlite has no type for
+    torch.bfloat16: ir.IntType(16),  # the upper half of a float32; llvmlite has no type for it
 }
 
 _INT32 = ir.IntType(32)
 
 _EXP2 = (1.535336188319500e-4, 1.339887440266574e-3, 9.618437357674640e-3, 5.550332471162809e-2,
          2.402264791363012e-1, 6.931472028550421e-1, 1.0)  # fmt: skip
-"""2^z for |z| <= 1/2 as a polynomial, highest power first, off by 2e-7 of the value at most (Cephes, exp2f)."""
+"""2^z for |z| <= 1/2 as a polynomial, highest power first, with a relative error of at most 2e-7 (Cephes, exp2f)."""
 
 _LOG2E = 1.44269502162933349609375
 _LOG2E_REST = 1.925962991126617e-8
-"""log2(e) as float32, and what that leaves out."""
+"""log2(e) as float32, and the remainder."""
 
 _ROUNDER = 1.5 * 2**23
-"""Added to a float32 below 2^22, it leaves the nearest integer in the sum's last bits."""
+"""Added to a float32 below 2^22, it puts the nearest integer into the sum's last bits."""
 
 
 @dataclass(frozen=True)
 class Lanes:
-    """So many elements side by side: `width` floats of `state`, float32 or float64."""
+    """A vector type: `width` floats of the dtype `state`, float32 or float64, and the builder that writes its code."""
 
     builder: Any
     width: int
@@ -44,7 +44,7 @@ class Lanes:
 
     @property
     def type(self) -> Any:
-        """What LLVM calls such a vector."""
+        """LLVM's type of such a vector."""
         return ir.VectorType(_ELEMENTS[self.state], self.width)
 
     def constant(self, value: float) -> "Vector":
@@ -53,7 +53,7 @@ class Lanes:
         return Vector(self, ir.Constant(self.type, [rounded] * self.width))
 
     def load(self, array: Any, index: Any, stored: torch.dtype) -> "Vector":
-        """Elements of the array at the address `array`, which holds `stored`, from `index` on."""
+        """Loads elements from `index` on of the array at the address `array`, whose dtype is `stored`."""
         b, element = self.builder, _ELEMENTS[stored]
         address = b.gep(array, [index], source_etype=element)
         value = b.load(address, align=stored.itemsize, typ=ir.VectorType(element, self.width))
@@ -65,7 +65,7 @@ class Lanes:
         return Vector(self, value)
 
     def store(self, vector: "Vector", array: Any, index: Any, stored: torch.dtype) -> None:
-        """Put `vector` there, each element rounded to the nearest number that `stored` has."""
+        """Stores `vector` there, each element rounded to the nearest number of the dtype `stored`."""
         b, element, value = self.builder, _ELEMENTS[stored], vector.value
         through = torch.float32 if stored == torch.bfloat16 else stored
         if through.itemsize < self.state.itemsize:
@@ -75,7 +75,7 @@ class Lanes:
         b.store(value, b.gep(array, [index], source_etype=element), align=stored.itemsize)
 
     def _upper_half(self, value: Any) -> Any:
-        """float32 to bfloat16, ties to even; a NaN stays one."""
+        """float32 to bfloat16, ties to even; NaN stays NaN."""
         b, number = self.builder, self._integers
         bits = b.bitcast(value, number())
         last_kept = b.and_(b.lshr(bits, number(16)), number(1))
@@ -84,12 +84,12 @@ class Lanes:
         return b.trunc(b.lshr(rounded, number(16)), ir.VectorType(_ELEMENTS[torch.bfloat16], self.width))
 
     def _integers(self, value: int | None = None) -> Any:
-        """The type of as many 32-bit integers; or `value` in all of them."""
+        """The type of `width` 32-bit integers, or `value` in each of them."""
         kind = ir.VectorType(_INT32, self.width)
         return kind if value is None else ir.Constant(kind, [value] * self.width)
 
     def intrinsic(self, name: str, *operands: "Vector") -> "Vector":
-        """One of LLVM's own functions, lane by lane."""
+        """Calls one of LLVM's intrinsic functions, lane by lane."""
         full = f"llvm.{name}.v{self.width}f{8 * self.state.itemsize}"
         module = self.builder.module
         kind = ir.FunctionType(self.type, [self.type] * len(operands))
@@ -99,7 +99,7 @@ class Lanes:
 
 @dataclass(frozen=True)
 class Vector:
-    """A value of a kernel under construction; numbers beside it stand for themselves in every lane."""
+    """A value in a kernel's code. A number in an operation with it stands for a vector of that number."""
 
     lanes: Lanes
     value: Any
@@ -124,13 +124,13 @@ class Vector:
         return self.lanes.intrinsic("fma", self, factor, self._vector(addend))
 
     def clamp(self, low: float, high: float) -> "Vector":
-        """NaN stays NaN."""
+        """Limits the value to [`low`, `high`]; NaN stays NaN."""
         return self._choose("<", low)._choose(">", high)
 
     def sigmoid(self) -> tuple["Vector", "Vector"]:
-        """1 / (1 + exp(-self)), and 1 minus that, which where it is near 0 has no fewer digits.
+        """1 / (1 + exp(-self)), and 1 minus that, without loss of digits near 0.
 
-        In float32 some 2e-7 of the value off near 0, and the same on every processor.
+        In float32 the relative error near 0 is some 2e-7, and the same on every processor.
         """
         if self.lanes.state == torch.float64:
             power = self.lanes.intrinsic("exp", (self * -1.0).clamp(-700.0, 700.0))
@@ -140,16 +140,16 @@ class Vector:
         return share, power * share
 
     def tanh(self) -> tuple["Vector", "Vector"]:
-        """tanh(self), off by roundings of numbers near 1, and its derivative 1 - tanh(self)^2 = 4 s (1 - s)."""
+        """tanh(self), with the absolute error of numbers near 1, and its derivative 1 - tanh(self)^2 = 4 s (1 - s)."""
         share, rest = (self * 2.0).sigmoid()
         return share - rest, share * rest * 4.0
 
     def _exp(self) -> "Vector":
-        """e^self in float32, for numbers of at most 87; beyond, e^87 and e^-87."""
+        """e^self in float32, with self limited to [-87, 87]."""
         lanes, b = self.lanes, self.lanes.builder
         exponent = self.clamp(-87.0, 87.0)
         rounder = exponent.times_plus(lanes.constant(_LOG2E), _ROUNDER)
-        # In two parts, so that the product with log2(e) loses nothing that matters of what is left of it.
+        # log2(e) in two parts, so that the rest of the product keeps its digits.
         rest = exponent.times_plus(lanes.constant(_LOG2E), _ROUNDER - rounder)
         rest = exponent.times_plus(lanes.constant(_LOG2E_REST), rest)
         power = lanes.constant(_EXP2[0])

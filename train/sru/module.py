@@ -14,8 +14,8 @@ from train.sru import backends
 class SRU(nn.Module):
     """Stacked Simple Recurrent Units, the paper's equations 2 to 6.
 
-    Weights start orthogonal, gate by gate (the paper, §4.2), and biases at zero, of which the paper says nothing: both
-    gates then start half open, as in the code of the SRU's authors.
+    Weights start orthogonal, gate by gate (the paper, §4.2). Biases, which the paper does not mention, start at zero,
+    so that both gates start half open, as in the code of the SRU's authors.
     """
 
     def __init__(
@@ -27,12 +27,12 @@ class SRU(nn.Module):
         variational_dropout: float = 0.0,
         backend: str = "auto",
     ) -> None:
-        """`dropout` acts on the way from one layer to the next, anew at each step (the paper: 0).
+        """`dropout` acts between layers, with a new mask at each step (the paper: 0).
 
         `variational_dropout` (the paper: 0.5) acts on the input of a layer's linear transformations, with one mask for
         all steps of a sequence, so that the recurrence sees the same channels throughout. The highway term of
-        equation 6 sees `x_t` itself: dropping there would tear holes in the layer's output rather than regularise its
-        weights. Where the widths differ, its projection is one of the transformations and takes the dropped input.
+        equation 6 sees `x_t` itself: dropout there would zero parts of the layer's output rather than regularise its
+        weights. If the widths differ, its projection is one of the transformations and takes the dropped input.
 
         `backend` is one of `backends.BACKENDS`.
         """
@@ -55,18 +55,18 @@ class SRU(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw orthogonal weights, each of the stacked matrices by itself, from torch's generator; zero the biases."""
+        """Draw orthogonal weights from torch's generator, each stacked matrix by itself; set biases to zero."""
         for weight_GDC, bias_2D in zip(self.weights, self.biases, strict=True):
             for weight_DC in weight_GDC.detach():
                 nn.init.orthogonal_(weight_DC)
             nn.init.zeros_(bias_2D)
 
     def forward(self, x_TBC: Tensor, c0_LBD: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Hidden states of the last layer `[T, B, D]` and every layer's last state `[num_layers, B, D]`.
+        """Returns the last layer's hidden states `[T, B, D]` and every layer's last state `[num_layers, B, D]`.
 
-        `c0` are the states before the first step, zeros by default; what is returned as the last states continues a
-        sequence. States are float32 (float64 for float64 input), also for half-precision input and
-        under autocast; `h` has the dtype of the linear transformations.
+        `c0` are the states before the first step, zeros by default; pass the last states to continue a sequence.
+        States are float32 (float64 for float64 input), also for half-precision input and under autocast; `h` has the
+        dtype of the linear transformations.
         """
         self._check(x_TBC, c0_LBD)
         run = backends.recurrence(self.backend, x_TBC.device)

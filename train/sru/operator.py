@@ -17,27 +17,27 @@ Recurrence = Callable[[Tensor, Tensor | None, Tensor, Tensor], tuple[Tensor, Ten
 
 @dataclass(frozen=True)
 class Forward:
-    """What a forward kernel is given, and what it has to fill. Inputs may have any strides; outputs are contiguous."""
+    """What a forward kernel reads, and the outputs that it fills. Inputs have any strides; outputs are contiguous."""
 
     u_TBGD: Tensor
-    """The transformed input, G of them: x~, f and r before bias and sigmoid, and the highway term where G is 4."""
+    """The G transformed inputs: x~, f and r before bias and sigmoid, and the highway term if G is 4."""
     x_TBD: Tensor | None
-    """The input itself for the highway term, where G is 3."""
+    """The input itself, for the highway term, if G is 3; else None."""
     bias_2D: Tensor
     """Biases of f and r."""
     c0_BD: Tensor
     """The state before the first step; its dtype is that of all states."""
     h_TBD: Tensor
-    """To be filled: hidden states."""
+    """Output: hidden states."""
     last_BD: Tensor
-    """To be filled: the last state."""
+    """Output: the last state."""
     states_SBD: Tensor
-    """To be filled: all states, the initial one in front, for the backward pass."""
+    """Output: all states, the initial one first, for the backward pass."""
 
 
 @dataclass(frozen=True)
 class Backward:
-    """What a backward kernel is given, and the gradients that it has to fill; as `Forward`."""
+    """Inputs of a backward kernel, and the gradients that it fills; otherwise as `Forward`."""
 
     dh_TBD: Tensor
     """Gradient of the hidden states."""
@@ -47,21 +47,21 @@ class Backward:
     x_TBD: Tensor | None
     bias_2D: Tensor
     states_SBD: Tensor
-    """What the forward kernel left there."""
+    """All states, as the forward kernel left them."""
     du_TBGD: Tensor
-    """To be filled."""
+    """Output."""
     dx_TBD: Tensor | None
-    """To be filled where there is an x."""
+    """Output, if there is an x."""
     dbias_2D: Tensor
-    """To be filled."""
+    """Output."""
     dc0_BD: Tensor
-    """To be filled: gradient of the initial state."""
+    """Output: gradient of the initial state."""
 
 
 def make_operator(
     name: str, forward_kernel: Callable[[Forward], None], backward_kernel: Callable[[Backward], None]
 ) -> Recurrence:
-    """Register `mrrn::sru_<name>` and its backward; what is returned has the contract of `reference.recurrence`."""
+    """Register `mrrn::sru_<name>` and its backward. Returns a function with the contract of `reference.recurrence`."""
 
     @custom_op(f"mrrn::sru_{name}", mutates_args=())
     def forward(u_TBGD: Tensor, x_TBD: Tensor | None, bias_2D: Tensor, c0_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,7 +82,7 @@ def make_operator(
         u_TBGD, x_TBD, bias_2D, _ = inputs
         ctx.save_for_backward(u_TBGD, x_TBD, bias_2D, output[2])
         ctx.mark_non_differentiable(output[2])
-        ctx.set_materialize_grads(False)  # else zeros as large as all states are made for them
+        ctx.set_materialize_grads(False)  # otherwise torch makes zeros as large as all states
 
     def differentiate(ctx: Any, dh_TBD: Tensor | None, dc_BD: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         u_TBGD, x_TBD, bias_2D, states_SBD = ctx.saved_tensors
@@ -105,7 +105,7 @@ def make_operator(
 
 
 def _outputs(u_TBGD: Tensor, x_TBD: Tensor | None, bias_2D: Tensor, c0_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states, the last state, and all states for the backward pass, which autograd does not see."""
+    """Empty tensors for the hidden states, the last state, and all states, which autograd does not see."""
     steps, batch, _, hidden = u_TBGD.shape
     states_SBD = c0_BD.new_empty(steps + 1, batch, hidden)
     return u_TBGD.new_empty(steps, batch, hidden), c0_BD.new_empty(batch, hidden), states_SBD
@@ -114,6 +114,6 @@ def _outputs(u_TBGD: Tensor, x_TBD: Tensor | None, bias_2D: Tensor, c0_BD: Tenso
 def _gradients(
     dh_TBD: Tensor, dc_BD: Tensor, u_TBGD: Tensor, x_TBD: Tensor | None, bias_2D: Tensor, states_SBD: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of u, x, biases and c0; an operator cannot return None, so that of an absent x is an empty tensor."""
+    """Empty tensors for the gradients of u, x, biases and c0. Without x, dx has size 0, as None cannot be returned."""
     dx_TBD = u_TBGD.new_empty(0) if x_TBD is None else x_TBD.new_empty(x_TBD.shape)
     return u_TBGD.new_empty(u_TBGD.shape), dx_TBD, bias_2D.new_empty(bias_2D.shape), states_SBD.new_empty(dc_BD.shape)

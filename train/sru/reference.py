@@ -1,10 +1,10 @@
 """The SRU as the paper writes it: the specification that every other implementation is tested against.
 
-Plain torch, one step after the other, differentiable by autograd, meant to be read; never optimised. Letters: `T`
-steps, `B` sequences, `C` input channels, `D` hidden units, `G` transformations of the input: 3 (equations 2, 3, 4), or
-4 where the input is not `D` wide and the highway term of equation 6 needs a projection of it.
+Plain torch, one step after the other, differentiable by autograd. It is meant to be read, and never optimised. How far
+other implementations may be from it stands below, for tests and benchmarks alike.
 
-How far an implementation may be from the reference, in one place for tests and benchmarks.
+Letters: `T` steps, `B` sequences, `C` input channels, `D` hidden units, `G` transformations of the input: 3 (equations
+2, 3, 4), or 4 if the input is not `D` wide and the highway term of equation 6 needs a projection of it.
 """
 
 import torch
@@ -14,9 +14,9 @@ from torch import Tensor
 def layer(
     x_TBC: Tensor, weight_GDC: Tensor, bias_2D: Tensor, c0_BD: Tensor, mask_BC: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """One SRU layer, equations 2 to 6: hidden states `[T, B, D]` and the last state `[B, D]`.
+    """One SRU layer, equations 2 to 6. Returns the hidden states `[T, B, D]` and the last state `[B, D]`.
 
-    `weight_GDC` stacks W, W_f, W_r and, where C differs from D, the projection of the highway term; `bias_2D` stacks
+    `weight_GDC` stacks W, W_f, W_r and, if C differs from D, the projection of the highway term; `bias_2D` stacks
     b_f and b_r. `mask_BC` multiplies the input of these transformations (variational dropout), the same at every step.
     """
     dropped_TBC = x_TBC if mask_BC is None else x_TBC * mask_BC
@@ -25,10 +25,10 @@ def layer(
 
 
 def recurrence(u_TBGD: Tensor, x_TBD: Tensor | None, bias_2D: Tensor, c0_BD: Tensor) -> tuple[Tensor, Tensor]:
-    """What follows the matrix product: gates, state, highway. Hidden states `[T, B, D]` and the last state `[B, D]`.
+    """What follows the matrix product: gates, state, highway. Returns the hidden states and the last state, as `layer`.
 
-    `u_TBGD` is the transformed input; `x_TBD` is the input itself for the highway term, None where `u` holds a fourth
-    slice for it. Computed in `c0`'s dtype, which is also the dtype of the returned state; `h` has the dtype of `u`.
+    `u_TBGD` is the transformed input; `x_TBD` is the input itself for the highway term, None if `u` has a fourth slice
+    for it. Computed in `c0`'s dtype, which is also the dtype of the returned state; `h` has the dtype of `u`.
     """
     state = c0_BD.dtype
     u = u_TBGD.to(state)
@@ -51,16 +51,19 @@ TOLERANCES = {
     torch.bfloat16: 4e-3,
     torch.float16: 5e-4,
 }
-"""Largest error (see below) of each output and gradient of the recurrence against the float64 reference on the same
-inputs, by the output's own dtype: a few roundings in float32 and float64; in half precision the single rounding of the
-result (2^-8 and 2^-11), since everything before it is float32."""
+"""Largest `error` of each output and gradient of the recurrence against the float64 reference on the same inputs, by
+the output's dtype: a few roundings in float32 and float64; in half precision the single rounding of the result (2^-8
+and 2^-11), since everything before it is float32."""
 
 INTERPRETER_TOLERANCES = TOLERANCES | {torch.bfloat16: 8e-3}
-"""The same for Triton's interpreter, which cuts a bf16 result off (2^-7) where a GPU rounds it."""
+"""The same for Triton's interpreter, which truncates a bf16 result (2^-7), while a GPU rounds it."""
 
 
 def error(ours: Tensor, reference: Tensor) -> float:
-    """Largest difference, as a fraction of the reference's largest value where that exceeds 1; infinite for NaN."""
+    """Returns the largest difference, as a fraction of the reference's largest value if that exceeds 1.
+
+    Infinity if `ours` has NaN or Inf.
+    """
     if not bool(torch.isfinite(ours).all()):
         return float("inf")
     return float((ours.double() - reference.double()).abs().max() / reference.abs().max().clamp_min(1))

@@ -1,10 +1,10 @@
 # mypy: disable-error-code="no-untyped-def"
 """The SRU's recurrence on a GPU: one kernel forward, one backward, each with gates, recurrence, highway and tanh in it.
 
-A program owns one sequence and a run of hidden units, and walks through the steps with its state in registers (float32,
-or float64 for float64 states). The backward kernel computes gates and tanh again from what the forward pass was given
-and from the states. Nothing is summed with atomics, so the same input gives the same bits. Letters as in
-`reference.py`. With TRITON_INTERPRET=1 in the environment before the start, the kernels run on a processor, slowly.
+A program owns one sequence and some neighbouring hidden units, and goes through the steps with its state in registers
+(float32, or float64 for float64 states). The backward kernel computes gates and tanh again from the forward pass's
+inputs and states. Nothing is summed with atomics, so the same input gives the same bits. Letters as in `reference.py`.
+With TRITON_INTERPRET=1 in the environment at the start, the kernels run on a processor, slowly.
 """
 
 import torch
@@ -20,16 +20,16 @@ BLOCK = 64
 """Hidden units of a program: one warp with two each, so that a half-precision pair has the 4 bytes of a prefetch."""
 
 PREFETCHED_STEPS = tl.constexpr(4)
-"""Steps whose loads are under way at once: they wait for no state, so memory's latency hides behind the recurrence."""
+"""Steps whose loads are issued ahead. Loads do not depend on the state, so this hides the latency of memory."""
 
 LAUNCH = {"num_warps": 1, "enable_fp_fusion": True}
-"""Fusing a product and a sum rounds once instead of twice; said here because Triton's own default is changing."""
+"""A fused product and sum rounds once instead of twice. Set explicitly because Triton's default is changing."""
 
 
 @triton.jit
 def _sigmoid(x):
-    """1 / (1 + exp(-x)), and 1 minus that, which where it is near 0 has no fewer digits."""
-    power = tl.exp(tl.where(x < -80, 80.0, -x))  # beyond, infinity times 0 would be no number
+    """1 / (1 + exp(-x)), and 1 minus that, without loss of digits near 0."""
+    power = tl.exp(tl.where(x < -80, 80.0, -x))  # below -80, infinity times 0 would be NaN
     share = 1 / (1 + power)
     return share, power * share
 
@@ -121,7 +121,7 @@ def forward(to: Forward) -> None:
 
 
 def backward(to: Backward) -> None:
-    """The gradients; those of the biases are added up over sequences afterwards, always in the same order."""
+    """The gradients. Those of the biases are summed over sequences afterwards, always in the same order."""
     steps, batch, _, hidden = to.u_TBGD.shape
     dh, dlast = to.dh_TBD.contiguous(), to.dlast_BD.contiguous()
     u, bias = to.u_TBGD.contiguous(), to.bias_2D.contiguous()

@@ -1,4 +1,4 @@
-"""Grids of settings: which runs a sweep consists of. Plain data, no torch."""
+"""Grids: the points of a sweep, each a level, a pooling and a recipe. Plain data, no torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,33 +7,15 @@ from typing import Any
 
 from cache.common.errors import TrainingError
 from cache.fingerprint import LEVELS, Level
-from train.recipes import CELLS, POOLS, PRECISIONS, RECIPES, SCHEDULES, Pool, Recipe, with_overrides
-
-FIELDS: dict[str, tuple[str, Any]] = {
-    "cell": ("cell", CELLS),
-    "hidden": ("hidden", int),
-    "layers": ("layers", int),
-    "vdropout": ("variational_dropout", float),
-    "epochs": ("epochs", int),
-    "batch": ("batch", int),
-    "lr": ("learning_rate", float),
-    "schedule": ("schedule", SCHEDULES),
-    "decay": ("weight_decay", float),
-    "smoothing": ("label_smoothing", float),
-    "noise": ("feature_noise", float),
-    "mixup": ("mixup", float),
-    "views": ("views", int),
-    "precision": ("precision", PRECISIONS),
-}
-"""Axes that change one field of a recipe: the field, and what it can hold (see AXES)."""
+from train.recipes import KNOBS, POOLS, RECIPES, Pool, Recipe, with_overrides
 
 AXES: dict[str, Any] = {
     "level": LEVELS,
     "pool": POOLS,
     "recipe": tuple(sorted(RECIPES)),
-    **{axis: kind for axis, (_, kind) in FIELDS.items()},
+    **{str(knob.axis): knob.kind for knob in KNOBS.values()},
 }
-"""What can be varied: names to choose from, or the kind of number."""
+"""What can be varied: each axis with its kind of number, or the names to choose from."""
 
 TABLES: dict[str, dict[str, tuple[Any, ...]]] = {
     "1": {"level": ("high",), "hidden": (256, 512, 1024), "layers": (3, 4, 5)},
@@ -43,27 +25,27 @@ TABLES: dict[str, dict[str, tuple[Any, ...]]] = {
 """The paper's grids: Table 1 (section 5.1), Table 2 (5.2), and the levels fused by several weights (5.3)."""
 
 
-_USUALLY: dict[str, tuple[Any, ...]] = {"level": LEVELS, "pool": ("mean",)}
+_USUAL_VALUES: dict[str, tuple[Any, ...]] = {"level": LEVELS, "pool": ("mean",)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class SweepPoint:
     """One point of a grid."""
 
     level: Level
     pool: Pool
     recipe: Recipe
     varied: tuple[tuple[str, Any], ...]
-    """Values on the varied axes, the level left out: what a row of the table is called by."""
+    """Values on the varied axes but the level; they name the row of the table."""
 
     @property
     def label(self) -> str:
-        """`hidden 256, layers 3`; the pooling where only the level varies."""
+        """Name of the row: `hidden 256, layers 3`, or the pooling if only the level varies."""
         return ", ".join(f"{name} {value}" for name, value in self.varied) or f"{self.pool} pooling"
 
 
 def parse_axis(text: str) -> tuple[str, tuple[Any, ...]]:
-    """`hidden=256,512` -> ("hidden", (256, 512)); TrainingError says what an axis can hold."""
+    """Reads `hidden=256,512` as ("hidden", (256, 512)). Raises `TrainingError` for other axes and values."""
     name, _, values = text.partition("=")
     if name not in AXES or not values:
         raise TrainingError(f"grid {text!r} is not AXIS=VALUE,VALUE with an axis of {', '.join(AXES)}")
@@ -80,22 +62,25 @@ def parse_axis(text: str) -> tuple[str, tuple[Any, ...]]:
         raise TrainingError(f"grid {text!r}: {name} takes numbers separated by commas") from None
 
 
-def settings(axes: Mapping[str, Sequence[Any]], usual: Recipe) -> list[Setting]:
-    """Every combination of the axes' values; what is not varied is the usual recipe's, mean pooling, all levels.
+def grid_points(axes: Mapping[str, Sequence[Any]], usual: Recipe) -> list[SweepPoint]:
+    """Returns every combination of the axes' values; the rest is as in the usual recipe, mean pooling, all levels.
 
-    Plain averaging over time (cell mean) stands once, with mean pooling, however many poolings are asked for.
+    Plain averaging over time (cell mean) is combined with mean pooling only. Raises `TrainingError` if no combination
+    is left.
     """
-    complete = {**axes, **{name: usually for name, usually in _USUALLY.items() if name not in axes}}
+    complete = {**axes, **{name: usual_values for name, usual_values in _USUAL_VALUES.items() if name not in axes}}
     shown = [name for name in complete if name != "level" and len(complete[name]) > 1]
     made = []
     for values in product(*complete.values()):
         point = dict(zip(complete, values, strict=True))
         recipe = RECIPES[point["recipe"]] if "recipe" in point else usual
-        recipe = with_overrides(recipe, **{field: point[axis] for axis, (field, _) in FIELDS.items() if axis in point})
+        recipe = with_overrides(
+            recipe, **{name: point[knob.axis] for name, knob in KNOBS.items() if knob.axis in point}
+        )
         if recipe.cell == "mean" and point["pool"] != "mean":
             continue
         varied = tuple((name, point[name]) for name in shown)
-        made.append(Setting(level=point["level"], pool=point["pool"], recipe=recipe, varied=varied))
+        made.append(SweepPoint(level=point["level"], pool=point["pool"], recipe=recipe, varied=varied))
     if not made:
         raise TrainingError("no combination of the grid can be trained: cell mean goes with pool mean only")
     return made

@@ -1,12 +1,14 @@
-"""Several runs at once, each in a process of its own that takes one run after the other.
+"""Several runs at once, in worker processes that take one run after the other.
 
-A worker that dies costs the run it was at, which is named; the others go on. Workers end when their parent does.
+If a worker dies, the run it was training fails with the reason, and the other runs go on. Workers end when their parent
+does.
 """
 
 import multiprocessing
 import os
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,21 +17,14 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from cache.common.console import progress
 from cache.common.errors import MrrnError
 from cache.common.workspace import Workspace
 from train.config import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """One run to bring to its end."""
-
-    number: int
-    config: RunConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class Surroundings:
+class SweepSettings:
     """What all runs of a sweep have in common."""
 
     workspace: Workspace
@@ -37,93 +32,107 @@ class Surroundings:
     threads: int
     """CPU threads of each worker."""
     log: Path
-    """Where workers write what they would print."""
+    """File that takes the output of workers."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Event:
-    """What a worker has to say about a task."""
+class WorkerEvent:
+    """What a worker reports about the run it trains."""
 
-    number: int
     share: float = 0.0
     """Share of the run that is done."""
     text: str = ""
     ended: bool = False
     error: str = ""
-    """Why the run failed; empty where it did not."""
+    """Why the run failed; empty if it did not."""
 
 
-def work_off(tasks: Sequence[Task], surroundings: Surroundings, jobs: int) -> Iterator[Event]:
-    """Give each task to one of `jobs` workers; events come as they happen, one with `ended` for every task."""
-    waiting = list(reversed(tasks))
-    busy: dict[Any, tuple[BaseProcess, Task]] = {}
+def train_all(configs: Sequence[RunConfig], settings: SweepSettings, jobs: int) -> list[str]:
+    """Train the runs, `jobs` at once, with a line of progress. Returns which of them failed, and why."""
+    shares = dict.fromkeys(range(len(configs)), 0.0)
+    failed = []
+    with progress("sweep", len(configs), "runs") as line:
+        for number, event in run_in_workers(configs, settings, jobs):
+            shares[number] = 1.0 if event.ended else event.share
+            folder = configs[number].folder(settings.workspace)
+            if event.error:
+                failed.append(f"{folder}: {event.error}")
+            line.update(sum(shares.values()), f"{folder.name}: {event.text or 'done'}")
+    return failed
+
+
+def run_in_workers(
+    configs: Sequence[RunConfig], settings: SweepSettings, jobs: int
+) -> Iterator[tuple[int, WorkerEvent]]:
+    """Give each run to one of `jobs` workers. Yields events with the index of their run; its last one has `ended`."""
+    waiting = deque(enumerate(configs))
+    busy: dict[Any, tuple[BaseProcess, int]] = {}
+
+    def hand_out(connection: Connection, process: BaseProcess) -> None:
+        if not waiting:
+            connection.close()
+            return
+        number, config = waiting.popleft()
+        busy[connection] = process, number
+        connection.send(config)
+
     try:
-        for _ in range(min(jobs, len(tasks))):
-            _hand_out(*_start(surroundings), waiting, busy)
+        for _ in range(min(jobs, len(configs))):
+            hand_out(*_start(settings))
         while busy:
-            for ready in wait(list(busy)):
-                assert isinstance(ready, Connection)
-                process, task = busy[ready]
-                event = _receive(ready, process, task, surroundings.log)
-                yield event
+            for connection in wait(list(busy)):
+                assert isinstance(connection, Connection)
+                process, number = busy[connection]
+                event = _receive(connection, process, settings.log)
+                yield number, event
                 if event.ended:
-                    del busy[ready]
+                    del busy[connection]
                     if process.is_alive():
-                        _hand_out(ready, process, waiting, busy)
+                        hand_out(connection, process)
                     elif waiting:
-                        _hand_out(*_start(surroundings), waiting, busy)
+                        hand_out(*_start(settings))
     finally:
         for process, _ in busy.values():
             process.terminate()
 
 
-def _start(surroundings: Surroundings) -> tuple[Connection, BaseProcess]:
+def _start(settings: SweepSettings) -> tuple[Connection, BaseProcess]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_worker, args=(theirs, surroundings), daemon=True)
+    process = context.Process(target=_worker, args=(theirs, settings), daemon=True)
     process.start()
     theirs.close()
     return ours, process
 
 
-def _hand_out(
-    connection: Connection, process: BaseProcess, waiting: list[Task], busy: dict[Any, tuple[BaseProcess, Task]]
-) -> None:
-    if waiting:
-        busy[connection] = process, waiting.pop()
-        connection.send(busy[connection][1])
-    else:
-        connection.close()
-
-
-def _receive(connection: Connection, process: BaseProcess, task: Task, log: Path) -> Event:
+def _receive(connection: Connection, process: BaseProcess, log: Path) -> WorkerEvent:
     try:
-        event: Event = connection.recv()
+        event: WorkerEvent = connection.recv()
         return event
     except EOFError:
         process.join()
         code = process.exitcode or 0
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return Event(number=task.number, ended=True, error=f"the process that trained it ended with {how}; see {log}")
+        return WorkerEvent(ended=True, error=f"the process that trained it ended with {how}; see {log}")
 
 
-def _worker(connection: Connection, surroundings: Surroundings) -> None:
-    """Body of a worker process: runs until the parent closes the connection, or dies."""
+def _worker(connection: Connection, settings: SweepSettings) -> None:
+    """Body of a worker process: trains the runs it is sent, until the parent closes the connection or dies."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    surroundings.log.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout = sys.stderr = surroundings.log.open("a", buffering=1)
+    settings.log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout = sys.stderr = settings.log.open("a", buffering=1)
     import torch
 
     from train.distributed import choose_device
 
-    torch.set_num_threads(surroundings.threads)
-    device = choose_device(surroundings.device)
+    torch.set_num_threads(settings.threads)
+    device = choose_device(settings.device)
     while True:
         try:
-            task: Task = connection.recv()
+            config: RunConfig = connection.recv()
         except EOFError:
             return
-        connection.send(_run(task, surroundings, device, connection))
+        connection.send(_train(config, settings, device, connection))
 
 
 def _end_with_parent() -> None:
@@ -133,28 +142,27 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _run(task: Task, surroundings: Surroundings, device: Any, connection: Connection) -> Event:
+class _Reporter:
+    """Progress of a run, sent to the parent."""
+
+    def __init__(self, connection: Connection, total: float) -> None:
+        self.connection, self.total = connection, total
+
+    def update(self, done: float, text: str = "") -> None:
+        self.connection.send(WorkerEvent(share=done / self.total, text=text))
+
+
+def _train(config: RunConfig, settings: SweepSettings, device: Any, connection: Connection) -> WorkerEvent:
     from train.run import run
     from train.split import open_split
 
-    config = task.config
-
-    class Reporter:
-        """Sends progress to the parent."""
-
-        def __init__(self, total: float) -> None:
-            self.total = total
-
-        def update(self, done: float, text: str = "") -> None:
-            connection.send(Event(number=task.number, share=done / self.total, text=text))
-
     @contextmanager
-    def show(_title: str, total: float, _unit: str, *, initial: float = 0.0) -> Iterator[Reporter]:
-        yield Reporter(total)
+    def show(_title: str, total: float, _unit: str, *, initial: float = 0.0) -> Iterator[_Reporter]:
+        yield _Reporter(connection, total)
 
     try:
-        split = open_split(surroundings.workspace, config.dataset, config.split)
-        run(split, config, surroundings.workspace, device, show=show)
+        split = open_split(settings.workspace, config.dataset, config.split)
+        run(split, config, settings.workspace, device, show=show)
     except MrrnError as error:
-        return Event(number=task.number, ended=True, error=str(error))
-    return Event(number=task.number, share=1.0, ended=True)
+        return WorkerEvent(ended=True, error=str(error))
+    return WorkerEvent(share=1.0, ended=True)

@@ -1,14 +1,10 @@
-"""An archive into an empty folder: plain files and folders below it, nothing else, whatever the archive says.
+"""Unpacks a .zip or .rar archive into an empty folder: plain files and folders, never outside of it, never a link.
 
-RAR files through the system's libarchive, by ctypes: it streams members, and every file is written by us.
-
-Functions and codes: archive.h and archive_entry.h, stable since libarchive 3.0.
-
-RAR files through whichever reader is there: the programs unrar or unar, else the library libarchive.
-
-The programs come first: libarchive (3.6) neither checks the members' checksums nor reads RAR 4 archives that are solid.
-A program is not trusted with the names: its listing is checked first, and afterwards the files that it made have to be
-exactly the listed ones.
+Zip files are read by Python. RAR files are read by the first of these that can: the programs unrar and unar, and the
+system's libarchive through ctypes. The programs come first, because libarchive (3.6) neither checks the members'
+checksums nor reads RAR 4 archives that are solid. With zip and libarchive every file is written here, under a name that
+was checked. A program writes by itself: so its listing is checked first, and afterwards the files that it made have to
+be exactly the listed ones.
 """
 
 import ctypes
@@ -17,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 import zipfile
 import zlib
@@ -28,17 +25,27 @@ from pathlib import Path
 from typing import Literal
 
 from cache.common.errors import DatasetError, UnsafePathError
-from extract.datasets.paths import check_path, first_few
+from cache.common.text import some
+from extract.datasets.paths import check_path
 
 Kind = Literal["file", "folder", "other"]
 """Links, devices and the like are `other`, and refused."""
 
+Listing = list[tuple[str, Kind]]
+"""Names and kinds of an archive's members."""
+
+INSTALL = (
+    "install one of them (Debian, Ubuntu: `apt install unar`; Fedora: `dnf install unar`; macOS: `brew install unar`) "
+    "and run the command again"
+)
+
 _BLOCK_BYTES = 1 << 20
+_KINDS: dict[int, Kind] = {stat.S_IFREG: "file", stat.S_IFDIR: "folder"}
 
 
 @dataclass(frozen=True)
 class Member:
-    """What an archive holds under one name."""
+    """One member of an archive."""
 
     name: str
     kind: Kind
@@ -50,15 +57,55 @@ class UnreadableArchiveError(DatasetError):
     """The archive is damaged, or of a kind that this reader does not know."""
 
 
+def unpack(archive: Path, into: Path, wrote: Callable[[], None] = lambda: None) -> None:
+    """Unpack a .zip or .rar file into the folder `into`, which is made anew. Calls `wrote` after each file.
+
+    Raises UnsafePathError, with the member's name, for absolute names, `..`, links, special files and repeated names.
+    """
+    if archive.suffix.lower() == ".rar":
+        unpack_rar(archive, into, wrote)
+    elif archive.suffix.lower() == ".zip":
+        renew(into)
+        write_members(archive, zip_members(archive), into, wrote)
+    else:
+        raise UnreadableArchiveError(f"{archive} is neither a .zip nor a .rar file")
+
+
+def unpack_rar(archive: Path, into: Path, wrote: Callable[[], None]) -> None:
+    """Unpack into the folder `into`, made anew, with the first reader that can. Raises DatasetError if none can."""
+    readers: list[Callable[[Path, Path, Callable[[], None]], None]]
+    readers = [partial(unpack_with, program) for program in PROGRAMS if program.is_there()]
+    if library() is not None:
+        readers.append(_unpack_with_libarchive)
+    failures = []
+    for read in readers:
+        try:
+            read(archive, into, wrote)
+            return
+        except UnreadableArchiveError as error:
+            failures.append(str(error))
+    if not failures:
+        raise DatasetError(f"{archive}: RAR files need libarchive, unrar or unar, and none of them is here; {INSTALL}")
+    raise DatasetError(
+        f"{archive} cannot be unpacked: {'; '.join(failures)}. Delete it and fetch it again, or {INSTALL}"
+    )
+
+
+def renew(folder: Path) -> None:
+    """Make `folder` empty, whatever was in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
 def check_member(archive: Path, name: str, kind: Kind) -> str:
-    """The member's path below the folder it is unpacked to; UnsafePathError for names that leave it and for links."""
+    """The member's path below the folder it is unpacked to. Raises UnsafePathError if it leaves that, or is a link."""
     if kind == "other":
         raise UnsafePathError(f"{archive}: member {name!r} is neither a file nor a folder, but a link or the like")
     return check_path(name.rstrip("/") if kind == "folder" else name, str(archive))
 
 
 def write_members(archive: Path, members: Iterable[Member], into: Path, wrote: Callable[[], None]) -> None:
-    """Write every member below `into`, which is empty; calls `wrote` after each file."""
+    """Write every member below `into`, which is empty. Calls `wrote` after each file."""
     for member in members:
         path = into / check_member(archive, member.name, member.kind)
         try:
@@ -70,8 +117,11 @@ def write_members(archive: Path, members: Iterable[Member], into: Path, wrote: C
                 for block in member.blocks():
                     file.write(block)
         except (FileExistsError, NotADirectoryError) as error:
-            raise UnsafePathError(f"{archive}: member {member.name!r} stands where another does") from error
+            raise UnsafePathError(f"{archive}: member {member.name!r} has the place of another") from error
         wrote()
+
+
+# --- zip ---
 
 
 def zip_members(archive: Path) -> Iterator[Member]:
@@ -90,8 +140,8 @@ def _zip_faults(archive: Path) -> Iterator[None]:
 
 
 def _zip_kind(info: zipfile.ZipInfo) -> Kind:
-    unix_type = (info.external_attr >> 16) & 0o170000
-    if unix_type not in (0, 0o100000, 0o040000):
+    unix_type = stat.S_IFMT(info.external_attr >> 16)  # 0 if the archive was made on another system
+    if unix_type not in (0, *_KINDS):
         return "other"
     return "folder" if info.is_dir() else "file"
 
@@ -102,29 +152,9 @@ def _zip_blocks(archive: Path, opened: zipfile.ZipFile, info: zipfile.ZipInfo) -
             yield block
 
 
-def unpack(archive: Path, into: Path, wrote: Callable[[], None] = lambda: None) -> None:
-    """Unpack a .zip or .rar file into the folder `into`, which is made anew; calls `wrote` after each file.
-
-    Refused, with the member's name: absolute names, `..`, links, special files, names given twice.
-    """
-    if archive.suffix.lower() == ".rar":
-        unpack_rar(archive, into, wrote)
-    elif archive.suffix.lower() == ".zip":
-        renew(into)
-        write_members(archive, zip_members(archive), into, wrote)
-    else:
-        raise UnreadableArchiveError(f"{archive} is neither a .zip nor a .rar file")
-
-
-def renew(folder: Path) -> None:
-    """Make `folder` empty, whatever was in it."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-
+# --- RAR, by libarchive (archive.h and archive_entry.h, stable since libarchive 3.0) ---
 
 _EOF, _OK = 1, 0
-_TYPE_MASK, _FILE, _FOLDER = 0o170000, 0o100000, 0o040000
-_BLOCK_BYTES = 1 << 20
 
 _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "archive_read_new": (ctypes.c_void_p, []),
@@ -144,7 +174,7 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The library with its signatures declared; None where the system has none that reads both RAR formats."""
+    """libarchive with its signatures declared; None if the system has none that reads both RAR formats."""
     for name in (ctypes.util.find_library("archive"), "libarchive.so.13", "libarchive.dylib"):
         try:
             found = ctypes.CDLL(name) if name else None
@@ -159,7 +189,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def rar_members(archive: Path) -> Iterator[Member]:
-    """The members of a RAR file, in its order; UnreadableArchiveError where libarchive gives up."""
+    """The members of a RAR file, by libarchive. Raises UnreadableArchiveError if it cannot read on."""
     lib = library()
     assert lib is not None
     handle = lib.archive_read_new()
@@ -197,16 +227,15 @@ def _name(lib: ctypes.CDLL, entry: ctypes.c_void_p) -> str:
 def _kind(lib: ctypes.CDLL, entry: ctypes.c_void_p) -> Kind:
     if lib.archive_entry_hardlink(entry):
         return "other"
-    kinds: dict[int, Kind] = {_FILE: "file", _FOLDER: "folder"}
-    return kinds.get(lib.archive_entry_filetype(entry) & _TYPE_MASK, "other")
+    return _KINDS.get(stat.S_IFMT(lib.archive_entry_filetype(entry)), "other")
 
 
-INSTALL = (
-    "install one of them (Debian, Ubuntu: `apt install unar`; Fedora: `dnf install unar`; macOS: `brew install unar`) "
-    "and run the command again"
-)
+def _unpack_with_libarchive(archive: Path, into: Path, wrote: Callable[[], None]) -> None:
+    renew(into)
+    write_members(archive, rar_members(archive), into, wrote)
 
-Listing = list[tuple[str, Kind]]
+
+# --- RAR, by a program ---
 
 
 @dataclass(frozen=True)
@@ -217,7 +246,7 @@ class Program:
     list_command: tuple[str, ...]
     """Prints what the archive holds; the archive's path is appended."""
     parse: Callable[[str], Listing]
-    """Of what that prints, names and kinds."""
+    """Parses what that prints."""
     unpack_command: tuple[str, ...]
     """Unpacks into the working folder; the archive's path is appended."""
 
@@ -251,33 +280,8 @@ PROGRAMS = (
 )
 
 
-def unpack_rar(archive: Path, into: Path, wrote: Callable[[], None]) -> None:
-    """Unpack into the folder `into`, made anew, with the first reader that can; DatasetError where none can."""
-    readers: list[Callable[[Path, Path, Callable[[], None]], None]]
-    readers = [partial(unpack_with, program) for program in PROGRAMS if program.is_there()]
-    if library() is not None:
-        readers.append(_unpack_with_libarchive)
-    failures = []
-    for read in readers:
-        try:
-            read(archive, into, wrote)
-            return
-        except UnreadableArchiveError as error:
-            failures.append(str(error))
-    if not failures:
-        raise DatasetError(f"{archive}: RAR files need libarchive, unrar or unar, and none of them is here; {INSTALL}")
-    raise DatasetError(
-        f"{archive} cannot be unpacked: {'; '.join(failures)}. Delete it and fetch it again, or {INSTALL}"
-    )
-
-
-def _unpack_with_libarchive(archive: Path, into: Path, wrote: Callable[[], None]) -> None:
-    renew(into)
-    write_members(archive, rar_members(archive), into, wrote)
-
-
 def unpack_with(program: Program, archive: Path, into: Path, wrote: Callable[[], None]) -> None:
-    """Unpack with one program into the folder `into`, made anew."""
+    """Unpack with one program into the folder `into`, made anew. Calls `wrote` for each file, at the end."""
     listing = program.parse(_run(program, program.list_command, archive, Path.cwd()))
     listed = {check_member(archive, name, kind) for name, kind in listing if kind != "folder"}
     if len(listed) < sum(kind != "folder" for _, kind in listing):
@@ -288,7 +292,7 @@ def unpack_with(program: Program, archive: Path, into: Path, wrote: Callable[[],
     links = [name for name in made if (into / name).is_symlink() or not (into / name).is_file()]
     if links or made != listed:
         raise UnreadableArchiveError(
-            f"{program.name} made other files of {archive} than it listed: {first_few(sorted(links or made ^ listed))}"
+            f"{program.name} made other files of {archive} than it listed: {some(sorted(links or made ^ listed))}"
         )
     for _ in made:
         wrote()

@@ -1,4 +1,4 @@
-"""One archive over HTTPS into one file: continued where it was cut, and known by its SHA-256 when it is whole."""
+"""Downloads one archive over HTTPS: continued where it was cut, and checked by its SHA-256."""
 
 import fcntl
 import hashlib
@@ -22,12 +22,12 @@ from cache.common.files import fsync_folder
 
 BLOCK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 60.0
-"""Without a byte for so long, a connection counts as cut."""
+"""A connection that brings no byte for this long counts as cut."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A file to fetch."""
+    """A file to download."""
 
     url: str
     sha256: str
@@ -39,26 +39,27 @@ class Archive:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patience:
-    """How often a cut connection is taken up again."""
+class DownloadRetries:
+    """How often a download that was cut is continued."""
 
     attempts: int = 5
-    """Attempts in a row that may bring nothing new."""
+    """Attempts in a row that may bring nothing before the download fails."""
     pause_seconds: float = 2.0
-    """Before the second attempt; twice as long before each further one."""
+    """Pause before the second attempt; doubled before each further one."""
 
 
-def fetch(archive: Archive, folder: Path, patience: Patience = Patience()) -> Path:
-    """The archive's file in `folder`, fetched unless it is there; its SHA-256 is checked either way.
+def fetch(archive: Archive, folder: Path, retries: DownloadRetries = DownloadRetries()) -> Path:
+    """The archive's file in `folder`, downloaded unless it is there; its SHA-256 is checked either way.
 
-    What has come lies in `<name>.part` until it is whole, and the next call goes on from there.
+    An incomplete download is kept as `<name>.part`, and the next call continues it. Raises DatasetError if the download
+    fails, or the SHA-256 differs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / archive.name
     if not file.exists():
         part = folder / f"{archive.name}.part"
         with _locked(part):
-            _fill(archive, part, file, patience)
+            _fill(archive, part, file, retries)
             _check(archive, part, "what came is deleted; run the command again", delete=True)
             part.rename(file)
             fsync_folder(folder)
@@ -69,7 +70,7 @@ def fetch(archive: Archive, folder: Path, patience: Patience = Patience()) -> Pa
 
 @contextmanager
 def _locked(part: Path) -> Iterator[None]:
-    """Holds the partial file against another process that fetches the same."""
+    """Locks the partial file against other processes that download the same archive."""
     with part.open("ab") as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -78,9 +79,9 @@ def _locked(part: Path) -> Iterator[None]:
         yield
 
 
-def _fill(archive: Archive, part: Path, file: Path, patience: Patience) -> None:
-    """Append to `part` until the server has nothing more; DatasetError when patience runs out."""
-    failures, pause = 0, patience.pause_seconds
+def _fill(archive: Archive, part: Path, file: Path, retries: DownloadRetries) -> None:
+    """Append to `part` until the server has nothing more. Raises DatasetError after too many failures."""
+    failures, pause = 0, retries.pause_seconds
     while True:
         before = part.stat().st_size
         try:
@@ -89,14 +90,14 @@ def _fill(archive: Archive, part: Path, file: Path, patience: Patience) -> None:
         except (OSError, http.client.HTTPException) as error:
             came = part.stat().st_size - before
             failures = 0 if came > 0 else failures + 1
-            if failures >= patience.attempts or is_final(error):
+            if failures >= retries.attempts or is_final(error):
                 raise DatasetError(_advice(archive, part, file, error)) from error
         time.sleep(pause if failures else 0)
-        pause = pause * 2 if failures else patience.pause_seconds
+        pause = pause * 2 if failures else retries.pause_seconds
 
 
 def is_final(error: Exception) -> bool:
-    """Whether trying again cannot help: the server answered that it does not have it, or is not who it says."""
+    """Whether another attempt cannot help: the server does not have the file, or cannot prove its identity."""
     if isinstance(error, HTTPError):
         return 400 <= error.code < 500 and error.code not in (408, 429)
     return isinstance(error, URLError) and isinstance(error.reason, ssl.SSLCertVerificationError)
@@ -110,7 +111,7 @@ def _advice(archive: Archive, part: Path, file: Path, error: Exception) -> str:
 
 
 def _continue(archive: Archive, part: Path) -> None:
-    """One request for what is missing. Raises what the network raises, ConnectionError where the answer ends early."""
+    """One request for the missing bytes. Raises the network's errors, and ConnectionError if the answer ends early."""
     have = part.stat().st_size
     request = Request(archive.url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
@@ -120,19 +121,15 @@ def _continue(archive: Archive, part: Path) -> None:
             raise
         if error.headers.get("Content-Range") == f"bytes */{have}":
             return
-        _truncate(part)
+        os.truncate(part, 0)
         raise ConnectionError(f"the server has fewer than the {have:,} bytes here; starting over") from error
     with response, part.open("ab") as out:
-        if response.status != 206:  # the server sends everything, whatever was asked for
-            _truncate(part)
+        if response.status != 206:  # the server ignores the range and sends everything
+            os.truncate(part, 0)
             have = 0
         elif _first_byte(response) != have:
             raise ConnectionError(f"asked for bytes from {have:,}, got {response.headers.get('Content-Range')!r}")
         _copy(response, out, archive.name, have)
-
-
-def _truncate(part: Path) -> None:
-    os.truncate(part, 0)
 
 
 def _first_byte(response: http.client.HTTPResponse) -> int | None:
@@ -141,7 +138,7 @@ def _first_byte(response: http.client.HTTPResponse) -> int | None:
 
 
 def _copy(response: http.client.HTTPResponse, out: BinaryIO, name: str, have: int) -> None:
-    """Append the answer's body, `have` bytes being there already."""
+    """Append the answer's body to the `have` bytes that are there."""
     length = response.headers.get("Content-Length", "")
     total = have + int(length) if re.fullmatch("[0-9]{1,18}", length) else None
     if total is not None:
@@ -160,7 +157,7 @@ def _write(out: BinaryIO, block: bytes) -> None:
     try:
         out.write(block)
         out.flush()
-    except OSError as error:  # not to be taken for a fault of the network
+    except OSError as error:  # must not look like a fault of the network
         raise DatasetError(
             f"{out.name} cannot be written: {error.strerror}; mend that, run the command again"
         ) from error

@@ -1,4 +1,4 @@
-"""A published dataset into a data folder: archives fetched, unpacked, put in place whole, counted."""
+"""Prepares a published dataset in a data folder: downloads and unpacks its archives, and counts the videos."""
 
 import itertools
 import os
@@ -12,23 +12,23 @@ import click
 from cache.common.console import progress
 from cache.common.errors import DatasetError
 from cache.common.files import fsync_folder
+from cache.common.text import some
 from cache.dataset import Dataset
 from extract.datasets import hmdb51, load_dataset, ucf101
 from extract.datasets.official.archives import renew, unpack
 from extract.datasets.official.download import Archive, fetch
-from extract.datasets.paths import first_few
 
 
 @dataclass(frozen=True)
 class Part:
-    """One folder of a dataset and the archive it comes from."""
+    """One folder of a dataset, and its archive."""
 
     folder: str
     archive: Archive
     files: int
-    """How many files it has, for the progress."""
+    """Number of files, for the progress bar."""
     holds_archives: bool = False
-    """Whether the archive holds further archives, one for each class, and those hold the folder's content."""
+    """Whether the archive holds further archives, one for each class, which hold the folder's content."""
 
 
 _UCF = "https://www.crcv.ucf.edu/data/UCF101"
@@ -71,9 +71,9 @@ PARTS: Mapping[str, tuple[Part, ...]] = {
 
 
 def prepare(name: str, data: Path, parts: tuple[Part, ...]) -> Dataset:
-    """The complete dataset in `data`: folders that are absent are fetched and unpacked, then everything is counted.
+    """The complete dataset in `data`: missing folders are downloaded and unpacked, then everything is counted.
 
-    A folder that is there is left as it is. Interrupted at any moment, the next call goes on.
+    Existing folders are left as they are. After an interruption at any moment, the next call goes on.
     """
     for part in parts:
         if (data / part.folder).exists():
@@ -85,13 +85,13 @@ def prepare(name: str, data: Path, parts: tuple[Part, ...]) -> Dataset:
         dataset, _ = load_dataset(name, data, subset=False, work=data, source=name)
     except DatasetError as error:
         folders = " or ".join(str(data / part.folder) for part in parts)
-        raise DatasetError(f"{error}\nTo unpack it anew, move {folders} away and run the command again") from error
+        raise DatasetError(f"{error}\nTo unpack it again, move {folders} away and run the command again") from error
     return dataset
 
 
 def _put_in_place(part: Part, archive: Path, data: Path) -> None:
-    """Unpack aside, then rename: the folder is there whole or not at all, also after a power cut."""
-    aside = data / f".unpacking-{part.folder}"
+    """Unpack into a staging folder, then rename: the folder is complete or missing, even after a power cut."""
+    staged = data / f".unpacking-{part.folder}"
     count = itertools.count(1)
     with progress(f"unpacking {archive.name}", part.files, "files") as shown:
 
@@ -99,26 +99,26 @@ def _put_in_place(part: Part, archive: Path, data: Path) -> None:
             shown.update(next(count))
 
         if part.holds_archives:
-            _unpack_nested(archive, aside, aside / part.folder, wrote)
+            _unpack_nested(archive, staged, staged / part.folder, wrote)
         else:
-            unpack(archive, aside, wrote)
-    if not (aside / part.folder).is_dir():
-        found = first_few(sorted(path.name for path in aside.iterdir()))
+            unpack(archive, staged, wrote)
+    if not (staged / part.folder).is_dir():
+        found = some(sorted(path.name for path in staged.iterdir()))
         raise DatasetError(f"{archive} has no folder {part.folder}; it has {found or 'nothing'}")
     os.sync()
-    (aside / part.folder).rename(data / part.folder)
+    (staged / part.folder).rename(data / part.folder)
     fsync_folder(data)
-    shutil.rmtree(aside)
+    shutil.rmtree(staged)
 
 
-def _unpack_nested(archive: Path, aside: Path, into: Path, wrote: Callable[[], None]) -> None:
-    """Unpack an archive of RAR archives; what those hold comes together in `into`."""
-    renew(aside)
-    unpack(archive, aside / "archives")
+def _unpack_nested(archive: Path, staged: Path, into: Path, wrote: Callable[[], None]) -> None:
+    """Unpack an archive of RAR archives; their content is merged in `into`."""
+    renew(staged)
+    unpack(archive, staged / "archives")
     into.mkdir()
-    for inner in sorted((aside / "archives").rglob("*.rar")):
-        unpack(inner, aside / "one", wrote)
-        for folder in (aside / "one").iterdir():
+    for inner in sorted((staged / "archives").rglob("*.rar")):
+        unpack(inner, staged / "one", wrote)
+        for folder in (staged / "one").iterdir():
             if (into / folder.name).exists():
                 raise DatasetError(f"{archive}: {inner.name} holds {folder.name!r}, as another of its archives does")
             folder.rename(into / folder.name)

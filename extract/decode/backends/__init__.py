@@ -1,15 +1,11 @@
-"""Decoders behind one protocol, chosen by name. Imported in decode workers only: each brings a native library."""
+"""Decoders behind one protocol, chosen by name. Loaded in decode workers only: each brings a native library."""
 
 import importlib
-from collections.abc import Callable
 from importlib import metadata, util
 from typing import Final, cast
 
 from cache.common.errors import DecodeError
-from extract.decode.backends.protocol import OpenVideo, Source
-
-OpenDecoder = Callable[[Source], OpenVideo]
-"""Opens a video; DecodeError where it cannot."""
+from extract.decode.backends.protocol import OpenDecoder
 
 DEFAULT_DECODER: Final = "pyav"
 """Fastest for each processor core, leanest, and never invents frames: docs/videos.md has the figures."""
@@ -21,11 +17,11 @@ DECODER_NAMES: Final = tuple(_DISTRIBUTIONS)
 
 
 class MissingDecoderError(DecodeError):
-    """The decoder asked for is not installed, or what it needs is not."""
+    """The decoder asked for, or something it needs, is not installed."""
 
 
 def decoder_version(name: str) -> str:
-    """Package and version behind a decoder's name, as the fingerprint records it; nothing native is imported."""
+    """Package and version behind a decoder's name, as the fingerprint records them; nothing native is imported."""
     if name not in _DISTRIBUTIONS:
         return name
     distribution = _DISTRIBUTIONS[name]
@@ -36,7 +32,7 @@ def decoder_version(name: str) -> str:
 
 
 def require_decoder(name: str) -> None:
-    """Raise where `name` is no decoder (ValueError) or one that is not installed (MissingDecoderError)."""
+    """Raises ValueError if `name` is not a decoder, MissingDecoderError if it is one that is not installed."""
     if ":" in name:
         return
     if name not in _MODULES:
@@ -46,7 +42,7 @@ def require_decoder(name: str) -> None:
 
 
 def load_decoder(name: str) -> OpenDecoder:
-    """The decoder called `name`; `module:attribute` names one that is not the project's (tests do)."""
+    """The decoder called `name`; `module:attribute` names one outside the project, as tests do."""
     module, _, attribute = name.partition(":")
     if attribute:
         return cast(OpenDecoder, getattr(importlib.import_module(module), attribute))

@@ -11,14 +11,14 @@ import decord
 import numpy as np
 
 from cache.common.errors import DecodeError
-from extract.decode.backends.header import inspect
-from extract.decode.backends.protocol import FrameHW3, OpenVideo, Source
+from extract.decode.backends.protocol import FrameHW3, OpenVideo, VideoSource
+from extract.decode.backends.pyav import read_header
 
 decord.logging.set_level(decord.logging.ERROR)
 
 
-def open_video(source: Source) -> OpenVideo:
-    """Open with decord, after PyAV has found the container to be what it should be."""
+def open_video(source: VideoSource) -> OpenVideo:
+    """Open with decord, after PyAV has read and accepted the header."""
     return _DecordVideo(source)
 
 
@@ -26,8 +26,8 @@ class _DecordVideo:
     errors = 0
     note = ""
 
-    def __init__(self, source: Source) -> None:
-        self.header = inspect(source)
+    def __init__(self, source: VideoSource) -> None:
+        self.header = read_header(source)
         try:
             self._reader = decord.VideoReader(source.name, num_threads=source.threads)
             self._count = len(self._reader)

@@ -1,5 +1,6 @@
 """What every decoder offers: a video whose frames are stepped through one by one."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,22 +12,22 @@ FrameHW3 = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """A video file that was opened and recognised, and what a decoder may do with it."""
+class VideoSource:
+    """A video file that has been opened and recognised, and the limits of a decoder."""
 
     name: str
-    """What FFmpeg opens: the name of an open file descriptor."""
+    """The name of an open file descriptor, for FFmpeg."""
     container: str
     """A key of `extract.decode.containers.FFMPEG_NAMES`, by the file's first bytes."""
     max_pixels: int
-    """Of one picture; a larger one is refused before memory is taken for it."""
+    """Limit for one picture; a larger one is refused before memory is allocated for it."""
     threads: int
     """Threads that decode this one video."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What a video's container says of it."""
+    """What a video's container declares."""
 
     width: int
     """Pixels, as stored (before a rotation)."""
@@ -35,16 +36,16 @@ class Header:
     frame_seconds: float
     """Usual distance between two frames."""
     declared_frames: int | None
-    """Frames the container claims; None where it claims nothing."""
+    """Number of frames by the container; None if it does not say."""
     declared_seconds: float | None
-    """Length of the video stream the container claims; None where it claims nothing."""
+    """Length of the video stream by the container; None if it does not say."""
 
 
 class OpenVideo(Protocol):
     """One video being decoded, frame by frame in presentation order, in constant memory.
 
-    All decoders do the same with what is stored: a rotation by a multiple of 90 degrees is applied; frames have the
-    first one's size (others are scaled to it); every pixel format is converted to 8-bit RGB by libswscale; interlacing,
+    All decoders treat stored pictures alike: a rotation by a multiple of 90 degrees is applied; frames have the first
+    one's size (others are scaled to it); every pixel format is converted to 8-bit RGB by libswscale; interlacing,
     mirroring and pixel aspect are left as they are. FFmpeg's own error messages go to descriptor 2.
     """
 
@@ -56,21 +57,25 @@ class OpenVideo(Protocol):
 
     @property
     def errors(self) -> int:
-        """Errors that were raised and passed over."""
+        """Number of errors that were raised and skipped."""
 
     @property
     def note(self) -> str:
-        """Something worth telling of a video that was decoded; empty where there is nothing."""
+        """A doubt about a video that was decoded; empty if there is none."""
 
     def advance(self) -> bool:
-        """Decode the next frame; False at the end. DecodeError where nothing more can be decoded."""
+        """Decode the next frame; False at the end. Raises DecodeError if nothing more can be decoded."""
 
     @property
     def seconds(self) -> float | None:
-        """The current frame's time as reported, from any origin; None where none is."""
+        """The current frame's time as reported, from any origin; None if it has none."""
 
     def copy_to(self, out_HW3: FrameHW3) -> None:
         """Write the current frame's pixels."""
 
     def close(self) -> None:
         """Free what the video holds."""
+
+
+OpenDecoder = Callable[[VideoSource], OpenVideo]
+"""Opens a video; raises DecodeError if it cannot."""

@@ -1,22 +1,43 @@
-"""PyAV: FFmpeg's own decoders, stepped packet by packet; a packet that does not decode costs itself."""
+"""PyAV: FFmpeg's own decoders, stepped packet by packet. A packet that does not decode is counted and skipped.
+
+The header is read here for every decoder, so that all of them accept and refuse the same files. The container is opened
+as the one that the file's first bytes show, and as nothing else.
+"""
 
 from collections.abc import Generator, Iterator
+from contextlib import suppress
+from typing import Any, Final
 
 import av
 import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
 
 from cache.common.errors import DecodeError
-from extract.decode.backends.header import describe, open_container, read_header, video_stream
-from extract.decode.backends.protocol import FrameHW3, OpenVideo, Source
+from extract.decode.backends.protocol import FrameHW3, Header, OpenVideo, VideoSource
+from extract.decode.containers import FFMPEG_NAMES
+
+USUAL_FRAME_SECONDS: Final = 1 / 25
+"""Assumed if a container does not say how many frames a second it holds."""
+
+# FFmpeg's own callback writes to descriptor 2, from any of its threads and without needing the interpreter.
+av.logging.restore_default_callback()
+av.logging.set_libav_level(av.logging.ERROR)
 
 
-def open_video(source: Source) -> OpenVideo:
-    """Open with PyAV."""
-    container = open_container(source)
+def read_header(source: VideoSource) -> Header:
+    """The header alone, for the other decoders. Raises DecodeError as `open_video` does."""
+    with _open_container(source) as container:
+        return _header(_video_stream(container), source)
+
+
+def open_video(source: VideoSource) -> OpenVideo:
+    """Open with PyAV. Raises DecodeError if the header is damaged, too large, or of no video."""
+    container = _open_container(source)
     try:
         return _PyavVideo(container, source)
     except BaseException:
@@ -25,10 +46,10 @@ def open_video(source: Source) -> OpenVideo:
 
 
 class _PyavVideo:
-    def __init__(self, container: InputContainer, source: Source) -> None:
+    def __init__(self, container: InputContainer, source: VideoSource) -> None:
         self._container = container
-        self._stream = video_stream(container)
-        self.header = read_header(self._stream, source)
+        self._stream = _video_stream(container)
+        self.header = _header(self._stream, source)
         context = self._stream.codec_context
         context.thread_count = source.threads
         context.options = {"max_pixels": str(source.max_pixels)}
@@ -74,7 +95,7 @@ class _PyavVideo:
         try:
             picture = self._reformatter.reformat(self._frame, width, height, format="rgb24", threads=1)
         except (av.FFmpegError, ValueError) as error:
-            raise DecodeError(f"pixel format {self._frame.format.name} not converted: {describe(error)}") from error
+            raise DecodeError(f"pixel format {self._frame.format.name} not converted: {_describe(error)}") from error
         plane = picture.planes[0]
         rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
         stored_HW3 = rows[:height, : width * 3].reshape(height, width, 3)
@@ -108,9 +129,67 @@ class _PyavVideo:
 
 
 def _quarter_turns(degrees: float) -> int:
-    """Counterclockwise quarter turns; an angle that is none is left alone."""
+    """Counterclockwise quarter turns; 0 for an angle that is not a multiple of 90."""
     return round(degrees / 90) % 4 if degrees % 90 == 0 else 0
 
 
 def _text(size: tuple[int, int]) -> str:
     return f"{size[0]} x {size[1]}"
+
+
+def _open_container(source: VideoSource) -> InputContainer:
+    """Open as the container of the first bytes. Raises DecodeError if FFmpeg does not find it to be that."""
+    try:
+        return av.open(
+            source.name,
+            mode="r",
+            options={"format_whitelist": FFMPEG_NAMES[source.container], "protocol_whitelist": "file"},
+            metadata_errors="ignore",
+        )
+    except (av.FFmpegError, ValueError) as error:
+        raise DecodeError(f"damaged {source.container} header: {_describe(error)}") from error
+
+
+def _video_stream(container: InputContainer) -> VideoStream:
+    """The video stream to decode: FFmpeg's choice. A cover picture does not count."""
+    stream = container.streams.best("video")
+    if stream is None or stream.disposition & Disposition.attached_pic:
+        others = sorted({each.type for each in container.streams})
+        raise DecodeError(f"no video stream (found: {', '.join(others) or 'nothing'})")
+    assert isinstance(stream, VideoStream)
+    if stream.codec_context is None:
+        raise DecodeError("video in a codec that FFmpeg does not decode")
+    return stream
+
+
+def _header(stream: VideoStream, source: VideoSource) -> Header:
+    """The header of an opened video. Raises DecodeError if its pictures are larger than allowed."""
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width * height > source.max_pixels:
+        raise DecodeError(f"pictures of {width} x {height}, the limit is {source.max_pixels} pixels")
+    rate = stream.average_rate or stream.guessed_rate
+    return Header(
+        width=width,
+        height=height,
+        frame_seconds=float(1 / rate) if rate and rate > 0 else USUAL_FRAME_SECONDS,
+        declared_frames=stream.frames if stream.frames > 0 else None,
+        declared_seconds=_declared_seconds(stream),
+    )
+
+
+def _describe(error: Exception) -> str:
+    """FFmpeg's text for an error, without the names of descriptors."""
+    return str(getattr(error, "strerror", None) or error).strip() or type(error).__name__
+
+
+def _declared_seconds(stream: VideoStream) -> float | None:
+    """Matroska writes a stream's length as text, others as a number; that of a lone stream is the container's."""
+    container: Any = stream.container
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    with suppress(KeyError, ValueError):
+        hours, minutes, seconds = stream.metadata["DURATION"].split(":")
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    if len(container.streams) == 1 and container.duration is not None:
+        return float(container.duration) / av.time_base
+    return None

@@ -7,15 +7,15 @@ import numpy as np
 from torchcodec.decoders import VideoDecoder
 
 from cache.common.errors import DecodeError
-from extract.decode.backends.header import inspect
-from extract.decode.backends.protocol import FrameHW3, OpenVideo, Source
+from extract.decode.backends.protocol import FrameHW3, OpenVideo, VideoSource
+from extract.decode.backends.pyav import read_header
 
 _PAST_THE_END: Final = "no more frames left"
 """torchcodec counts packets; some hold no frame, so that it asks for more frames than there are."""
 
 
-def open_video(source: Source) -> OpenVideo:
-    """Open with torchcodec, after PyAV has found the container to be what it should be."""
+def open_video(source: VideoSource) -> OpenVideo:
+    """Open with torchcodec, after PyAV has read and accepted the header."""
     return _TorchcodecVideo(source)
 
 
@@ -23,8 +23,8 @@ class _TorchcodecVideo:
     errors = 0
     note = ""
 
-    def __init__(self, source: Source) -> None:
-        self.header = inspect(source)
+    def __init__(self, source: VideoSource) -> None:
+        self.header = read_header(source)
         try:
             decoder = VideoDecoder(source.name, dimension_order="NHWC", num_ffmpeg_threads=source.threads)
         except (RuntimeError, ValueError) as error:

@@ -156,7 +156,7 @@ def test_a_program_that_makes_other_files_than_it_lists_is_not_trusted(tmp_path,
         (tmp_path / "bin" / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     (tmp_path / "a.rar").write_bytes(b"")
-    with pytest.raises(DatasetError, match=r"unar made other files of .* than it listed: 'a.avi'"):
+    with pytest.raises(DatasetError, match=r"unar made other files of .* than it listed: a.avi$"):
         with_program("unar")(tmp_path / "a.rar", tmp_path / "in", lambda: None)
 
 

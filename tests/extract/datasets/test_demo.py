@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from cache.common.errors import DatasetError
+from cache.dataset import group_of
 from extract.datasets import demo, load_dataset
-from extract.datasets.folder import group
 from extract.datasets.paths import find_videos
 
 
@@ -46,7 +46,7 @@ def test_six_classes_with_whole_groups_in_each_half(work):
     for split in (1, 2, 3):
         train, test = dataset.half(split, "train"), dataset.half(split, "test")
         assert (len(train), len(test)) == (48, 24)
-        assert {group(video.path) for video in train}.isdisjoint({group(video.path) for video in test})
+        assert {group_of(video.id) for video in train}.isdisjoint({group_of(video.id) for video in test})
 
 
 def test_videos_decode_to_what_was_drawn(work):

@@ -11,11 +11,11 @@ import pytest
 
 from cache.common.errors import DatasetError
 from extract.datasets.official import download
-from extract.datasets.official.download import Archive, Patience, fetch
+from extract.datasets.official.download import Archive, DownloadRetries, fetch
 from tests.helpers.archives import Site, serve
 
 CONTENT = os.urandom(300_000)
-QUICK = Patience(attempts=3, pause_seconds=0.001)
+QUICK = DownloadRetries(attempts=3, pause_seconds=0.001)
 
 
 def archive_at(site, content=CONTENT, name="a.rar"):
@@ -140,7 +140,7 @@ def test_two_at_once_are_told_of_each_other(tmp_path):
 def test_a_killed_download_is_continued(tmp_path):
     command = (
         "import sys, pathlib; from extract.datasets.official.download import *;"
-        "fetch(Archive(*sys.argv[1:3]), pathlib.Path(sys.argv[3]), Patience(pause_seconds=60))"
+        "fetch(Archive(*sys.argv[1:3]), pathlib.Path(sys.argv[3]), DownloadRetries(pause_seconds=60))"
     )
     with serve(Site({"a.rar": CONTENT}, cut_after=20_000)) as site:
         archive = archive_at(site)

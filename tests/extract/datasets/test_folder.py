@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache.common.errors import DatasetError
-from cache.dataset import SPLITS
+from cache.dataset import SPLITS, group_of, video_id
 from extract.datasets import folder, load_dataset
-from extract.datasets.folder import TEST_FRACTION, arrange, group
+from extract.datasets.folder import TEST_FRACTION, arrange
 from tests.helpers.sources import touch
 
 
@@ -26,17 +26,18 @@ def test_the_split_is_the_same_on_every_machine():
     assert [video.id for video in videos] == ["wave/1", "wave/7", "wave/8"]
 
 
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        ("a/v_x_g07_c01.avi", "a/v_x_g07"),
-        ("a/v_x_g07_c02.avi", "a/v_x_g07"),
-        ("a/v_x_g7.avi", "a/v_x_g7.avi"),
-        ("a/big_goal.avi", "a/big_goal.avi"),
-    ],
-)
-def test_groups_show_in_names(path, expected):
-    assert group(path) == expected
+def test_clips_of_a_film_stay_whole():
+    paths = [f"wave/Film{film}_wave_f_nm_np1_fr_med_{clip}.avi" for film in range(10) for clip in range(3)]
+    test = {video.id for video in arrange("mine", paths, "here").half(1, "test")}
+    assert len(test) == 9
+    assert len({group_of(video) for video in test}) == 3
+
+
+def test_a_video_named_like_its_group_goes_with_it():
+    paths = [f"a/v_g{number}{clip}.avi" for number in range(10) for clip in ("", "_c01", "_c02")]
+    test = {video.id for video in arrange("mine", paths, "here").half(1, "test")}
+    assert len(test) == 9
+    assert len({group_of(video) for video in test}) == 3
 
 
 grouped = st.dictionaries(st.integers(0, 99), st.integers(1, 8), min_size=1, max_size=20)
@@ -46,7 +47,9 @@ grouped = st.dictionaries(st.integers(0, 99), st.integers(1, 8), min_size=1, max
 def test_groups_stay_whole_and_both_halves_have_videos(groups, seed, random):
     paths = [f"a/v_a_g{number:02d}_c{clip:02d}.avi" for number, clips in groups.items() for clip in range(clips)]
     test = folder.test_half(paths, seed=seed)
-    assert {group(path) for path in test}.isdisjoint(group(path) for path in paths if path not in test)
+    assert {group_of(video_id(path)) for path in test}.isdisjoint(
+        group_of(video_id(path)) for path in paths if path not in test
+    )
     assert bool(test) == (len(groups) > 1)
     assert len(test) < len(paths)
     assert abs(len(test) - TEST_FRACTION * len(paths)) <= max(groups.values())
@@ -56,7 +59,7 @@ def test_groups_stay_whole_and_both_halves_have_videos(groups, seed, random):
 
 def test_videos_outside_a_class_folder_are_refused(tmp_path):
     touch(tmp_path, ["a/x.avi", "y.avi"])
-    with pytest.raises(DatasetError, match=r"1 videos are in no class's folder: 'y\.avi'.*CSV"):
+    with pytest.raises(DatasetError, match=r"1 videos are in no class's folder: y\.avi.*CSV"):
         load_dataset("mine", tmp_path, subset=False, work=tmp_path / "work")
 
 

@@ -75,12 +75,12 @@ def test_contradictions_are_refused_with_file_and_line(tmp_path, text, message):
 
 def test_every_class_needs_the_splits_that_any_has(tmp_path):
     lists(tmp_path, wave_test_split1=WAVE, wave_test_split2=WAVE, climb_test_split1="x.avi 1")
-    with pytest.raises(DatasetError, match=r"lacks 1 of its lists: 'climb_test_split2\.txt'"):
+    with pytest.raises(DatasetError, match=r"lacks 1 of its lists: climb_test_split2\.txt"):
         hmdb51.read_lists("hmdb51", tmp_path)
 
 
 def test_split_one_is_needed(tmp_path):
-    with pytest.raises(DatasetError, match=r"'wave_test_split1\.txt'; .*make data DATASET=hmdb51"):
+    with pytest.raises(DatasetError, match=r"wave_test_split1\.txt; .*make data DATASET=hmdb51"):
         hmdb51.read_lists("hmdb51", lists(tmp_path, wave_test_split3=WAVE))
 
 
@@ -96,7 +96,7 @@ def test_a_class_folder_without_a_list_is_extra(tmp_path):
     touch(tmp_path / "hmdb51_org", ["wave/b_wave_1.avi", "swim/x.avi"])
     dataset, _ = load(tmp_path)
     assert ([video.id for video in dataset.videos], dataset.extra) == (["wave/b_wave_1"], ("swim/x",))
-    with pytest.raises(DatasetError, match=r"1 video files are in no list: 'swim/x\.avi'"):
+    with pytest.raises(DatasetError, match=r"1 video files are in no list: swim/x\.avi\n"):
         load(tmp_path, subset=False)
 
 

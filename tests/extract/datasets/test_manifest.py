@@ -98,7 +98,7 @@ def test_links_that_lead_outside_are_refused_with_file_and_line(tmp_path, link):
         (f"{HEADER}x.avi,wave,Train\n", "line 2: 'Train' is not train, test or none"),
         (f"{HEADER}x.avi,,test\n", "line 2: a video without a label cannot be in the test half"),
         (f"{HEADER}x.avi,a,train\nx.avi,a,test\n", "both halves of split 1: train by .*line 2, test by .*line 3"),
-        (f"{HEADER}x.avi,a,train\nx.avi,b,train\n", "line 3: video 'x.avi' has another class than on .*line 2"),
+        (f"{HEADER}x.avi,a,train\nx.avi,b,train\n", "line 3: video 'x.avi' has another class than in .*line 2"),
         (f"{HEADER}x.avi,a,train\nx.mp4,a,train\n", "line 3: .* same id as 'x.avi' .*line 2"),
         (f"{HEADER}x.txt,a,train\n", "line 2: .* does not end as a video"),
         (f'{HEADER}"x.avi,a,train\n', "not CSV"),
@@ -112,7 +112,7 @@ def test_contradictions_are_refused_with_file_and_line(tmp_path, text, message):
 def test_missing_files_are_an_error_unless_a_subset_is_asked_for(tmp_path):
     file = manifest(tmp_path, f"{HEADER}x.avi,a,train\ny.avi,a,test\n")
     touch(tmp_path, ["x.avi", "unlisted.avi"])
-    with pytest.raises(DatasetError, match=r"1 of 2 listed videos are missing: 'y'(.|\n)*SUBSET=1"):
+    with pytest.raises(DatasetError, match=r"1 of 2 listed videos are missing: y\n(.|\n)*SUBSET=1"):
         load(file)
     dataset, root = load(file, subset=True)
     assert ([video.id for video in dataset.videos], dataset.subset.missing) == (["x"], ("y",))

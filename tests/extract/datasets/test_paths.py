@@ -5,7 +5,7 @@ import os
 import pytest
 
 from cache.common.errors import DatasetError, UnsafePathError
-from extract.datasets.paths import find_videos, first_few
+from extract.datasets.paths import find_videos
 from tests.helpers.sources import touch
 
 
@@ -74,8 +74,3 @@ def test_file_names_that_could_not_be_listed_safely_are_refused(tmp_path, name):
 def test_a_folder_that_cannot_be_read_is_a_named_error(tmp_path):
     with pytest.raises(DatasetError, match="cannot be read"):
         find_videos(tmp_path / "gone")
-
-
-def test_first_few_counts_the_rest():
-    assert first_few("abc", 5) == "'a', 'b', 'c'"
-    assert first_few("abcdefg", 2) == "'a', 'b' and 5 more"

@@ -17,9 +17,9 @@ from cache.common.errors import DecodeError
 from cache.dataset import ADDRESS
 from cache.remote import client
 from extract.datasets import remote as fetching
-from extract.datasets.official.download import Patience
+from extract.datasets.official.download import DownloadRetries
 from extract.datasets.remote import fetch_video
-from extract.decode.types import Limits
+from extract.decode import Limits
 from tests.helpers.extract import cache_of, extract, make_videos
 
 obstore = pytest.importorskip("obstore", reason="needs the package obstore")
@@ -81,7 +81,7 @@ class Web:
 def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     web = Web(tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-    monkeypatch.setattr(fetching, "PATIENCE", Patience(attempts=3, pause_seconds=0.01))
+    monkeypatch.setattr(fetching, "RETRIES", DownloadRetries(attempts=3, pause_seconds=0.01))
     yield web
     web.close()
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache.common.errors import DecodeError
+from extract.decode import Limits
 from extract.decode.backends import (
     DECODER_NAMES,
     DEFAULT_DECODER,
@@ -18,9 +19,8 @@ from extract.decode.backends import (
     require_decoder,
 )
 from extract.decode.backends.protocol import Header
-from extract.decode.frames import Reading, Tally, Verdict, judge, opened
+from extract.decode.frames import DecodeCounts, FrameReader, Verdict, judge, opened
 from extract.decode.timeline import Sampling
-from extract.decode.types import Limits
 from tests.helpers.decoding import Decoded, decode_here
 from tests.helpers.video import (
     KINDS,
@@ -127,10 +127,10 @@ class TestContract:
         whole = decode_here(videos["mp4"], decoder)
         first = decode_here(videos["mp4"], decoder, sampling=Sampling(max_frames=5))
         np.testing.assert_array_equal(first.frames_FHW3, whole.frames_FHW3[:5])
-        assert first.tally.stopped
+        assert first.counts.stopped
         slower = decode_here(videos["mp4"], decoder, sampling=Sampling(fps=5))
         np.testing.assert_array_equal(slower.frames_FHW3, whole.frames_FHW3[::5])
-        assert slower.tally.decoded == 40
+        assert slower.counts.decoded == 40
 
     def test_a_file_of_sound_is_refused(self, decoder: str, tmp_path: Path) -> None:
         with pytest.raises(DecodeError, match=r"no video stream \(found: audio\)"):
@@ -171,7 +171,7 @@ class TestContract:
 
 def outcome(decoded: Decoded, errors: int = 0) -> Verdict:
     header = Header(width=1, height=1, frame_seconds=0.04, declared_frames=decoded.declared, declared_seconds=None)
-    return judge(decoded.tally, header, errors)
+    return judge(decoded.counts, header, errors)
 
 
 def header(declared: int | None, seconds: float | None = None) -> Header:
@@ -185,24 +185,26 @@ class TestJudge:
          (40, 48, "suspect"), (48, 40, "suspect"), (12, 1_000_000, "suspect"), (0, 100, "failed"), (0, None, "failed")],
     )  # fmt: skip
     def test_counts(self, decoded: int, declared: int | None, status: str) -> None:
-        verdict = judge(Tally(decoded=decoded, kept=decoded), header(declared), 0)
+        verdict = judge(DecodeCounts(decoded=decoded, kept=decoded), header(declared), 0)
         assert verdict.status == status
         assert bool(verdict.reason) == (status == "failed" or declared not in (None, decoded))
 
     def test_errors_make_a_video_suspect(self) -> None:
-        verdict = judge(Tally(decoded=100), header(100), 3)
+        verdict = judge(DecodeCounts(decoded=100), header(100), 3)
         assert verdict == Verdict(status="suspect", reason="3 decoder errors")
 
     def test_a_shorter_time_than_declared_makes_it_suspect(self) -> None:
-        assert judge(Tally(decoded=100, seconds=4.0), header(None, 10.0), 0).status == "suspect"
-        assert judge(Tally(decoded=100, seconds=9.5), header(None, 10.0), 0).status == "done", "sound is often longer"
+        assert judge(DecodeCounts(decoded=100, seconds=4.0), header(None, 10.0), 0).status == "suspect"
+        assert judge(DecodeCounts(decoded=100, seconds=9.5), header(None, 10.0), 0).status == "done", (
+            "sound is often longer"
+        )
 
     def test_counts_mean_nothing_where_decoding_was_stopped_early(self) -> None:
-        assert judge(Tally(decoded=5, kept=5, stopped=True, seconds=0.2), header(100, 4.0), 0).status == "done"
+        assert judge(DecodeCounts(decoded=5, kept=5, stopped=True, seconds=0.2), header(100, 4.0), 0).status == "done"
 
     @given(st.integers(0, 10**6), st.none() | st.integers(1, 10**6), st.integers(0, 100), st.text(max_size=5))
     def test_a_doubt_is_always_explained(self, decoded: int, declared: int | None, errors: int, note: str) -> None:
-        verdict = judge(Tally(decoded=decoded), header(declared), errors, note)
+        verdict = judge(DecodeCounts(decoded=decoded), header(declared), errors, note)
         assert verdict.status in ("done", "suspect", "failed")
         assert verdict.status == "done" or verdict.reason
         assert verdict.status == "failed" or decoded
@@ -216,8 +218,8 @@ class TestDamage:
         both = tmp_path / "both.ts"
         both.write_bytes(small.read_bytes() + large.read_bytes())
         with opened(both, load_decoder("pyav"), Limits()) as video:
-            reading = Reading(video, Sampling(), Limits())
-            shapes = {block.frames_FHW3.shape[1:] for block in reading.blocks(lambda: np.empty(10**6, np.uint8), int)}
+            reader = FrameReader(video, Sampling(), Limits())
+            shapes = {block.frames_FHW3.shape[1:] for block in reader.blocks(lambda: np.empty(10**6, np.uint8), int)}
             note = video.note
         assert shapes == {(48, 64, 3)}
         assert note == "picture size changes from 64 x 48 to 128 x 96: scaled to the first"

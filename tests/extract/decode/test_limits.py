@@ -2,7 +2,7 @@
 
 import pytest
 
-from extract.decode.types import Limits, parse_limits
+from extract.decode import Limits, parse_limits
 
 
 def test_named_limits_replace_defaults_and_keep_their_kind():

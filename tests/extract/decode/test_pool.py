@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 from cache.common.errors import DecodeError
-from extract.decode.backends import MissingDecoderError
-from extract.decode.pool import DecodePool, DecodeSettings, FrameBlock, Limits
-from tests.helpers.decoders import SINS
+from extract.decode import DecodePool, DecodeSettings, FrameBlock, Limits, MissingDecoderError
+from tests.helpers.decoders import LETTERS, SINS
 from tests.helpers.decoding import by_path, decode_here, pixels_digest, receive
 from tests.helpers.processes import alive, children, open_descriptors, wait_until
 from tests.helpers.video import KINDS, claim_frames, claim_size, encode, encode_sound
@@ -176,6 +175,18 @@ class TestSurvival:
             assert ended is not None
             assert (ended.status, ended.reason) == ("failed", "took longer than 1 s")
 
+    def test_a_message_that_no_worker_sends_costs_the_one_video(self, video: Path, tmp_path: Path) -> None:
+        good = [f"good{number}" for number in range(len(LETTERS))]
+        order = [name for pair in zip(LETTERS, good, strict=True) for name in pair]
+        with DecodePool(evil()) as pool:
+            received = receive(pool, named(video, tmp_path, *order, "unusable"))
+        outcomes = {name: each.outcome for name, each in received.items() if each.outcome is not None}
+        assert {outcomes[name].status for name in good} == {"done"}
+        for name in LETTERS:
+            assert outcomes[name].status == "failed", name
+            assert "a message that makes no sense" in outcomes[name].reason, name
+        assert "a bug in the decoder" in outcomes["unusable"].reason, "only a worker that starts can say so"
+
     def test_processor_time_is_bounded(self, video: Path, tmp_path: Path) -> None:
         with DecodePool(evil(stall_seconds=60.0, processor_seconds=1)) as pool:
             outcome = receive(pool, named(video, tmp_path, "burn_processor"))["burn_processor"].outcome
@@ -322,7 +333,7 @@ class TestNothingIsLeftBehind:
             signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
             sys.path[:0] = {sys.path!r}
             from pathlib import Path
-            from extract.decode.pool import DecodePool, DecodeSettings
+            from extract.decode import DecodePool, DecodeSettings, FrameBlock, Limits, MissingDecoderError
             videos = [(str(n), Path({str(tmp_path / "hold_the_interpreter.mp4")!r})) for n in range(2)]
             with DecodePool(DecodeSettings(decoder={EVIL!r}, workers=2)) as pool:
                 for item in pool.decode(videos):

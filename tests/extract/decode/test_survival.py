@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from extract.decode.pool import DecodePool, DecodeSettings, FrameBlock, Limits
+from extract.decode import DecodePool, DecodeSettings, FrameBlock, Limits
 from tests.helpers.damage import damage, encode_sources
 from tests.helpers.decoding import decode_here, pixels_digest, receive
 from tests.helpers.processes import children, open_descriptors, resident_bytes

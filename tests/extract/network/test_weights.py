@@ -60,14 +60,14 @@ def spoiled(state: dict[str, torch.Tensor], name: str, value: object) -> dict:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: {name: value for name, value in s.items() if name != "layer3.0.conv1.weight"}, "missing 'layer3.0"),
-        (lambda s: spoiled(s, "layer5.weight", torch.ones(1)), "unknown 'layer5.weight'"),
+        (lambda s: {name: value for name, value in s.items() if name != "layer3.0.conv1.weight"}, "missing layer3.0"),
+        (lambda s: spoiled(s, "layer5.weight", torch.ones(1)), "unknown layer5.weight"),
         (lambda s: spoiled(s, "conv1.weight", torch.ones(64, 3, 3, 3)), r"\(64, 3, 3, 3\), resnet18 needs \(64, 3, 7"),
         (lambda s: spoiled(s, "bn1.bias", torch.full((64,), float("nan"))), "bn1.bias holds NaN"),
         (lambda s: spoiled(s, "bn1.running_var", -torch.ones(64)), "negative variances"),
-        (lambda s: spoiled(s, "bn1.bias", torch.ones(64, dtype=torch.int64)), "no floating-point tensor"),
-        (lambda s: spoiled(s, "bn1.bias", "a text"), "no floating-point tensor"),
-        (lambda s: {"state_dict": s}, "missing 'conv1.weight'"),
+        (lambda s: spoiled(s, "bn1.bias", torch.ones(64, dtype=torch.int64)), "not a floating-point tensor"),
+        (lambda s: spoiled(s, "bn1.bias", "a text"), "not a floating-point tensor"),
+        (lambda s: {"state_dict": s}, "missing conv1.weight"),
         (lambda s: [1, 2, 3], "hold a list, expected a state dict"),
     ],
 )  # fmt: skip
@@ -79,7 +79,7 @@ def test_a_file_that_does_not_fit_is_refused_by_name(state, tmp_path, change, me
 
 def test_weights_of_another_network_are_refused(state, tmp_path):
     file = saved(state, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"do not fit resnet34: missing 'layer1\.2.* --backbone"):
+    with pytest.raises(WeightsError, match=r"do not fit resnet34: missing layer1\.2.* --backbone"):
         load_weights(file, "resnet34")
 
 
@@ -112,7 +112,7 @@ def test_damaged_files_are_refused(state, tmp_path, name):
 
 @pytest.mark.parametrize("spec", ["random:", "random:-1", "random:x", "random:4294967296", "no/such/file.pth", "."])
 def test_what_names_no_weights_is_refused(spec):
-    with pytest.raises(WeightsError, match=r"seed|no file"):
+    with pytest.raises(WeightsError, match=r"seed|not a file"):
         load_weights(spec, "resnet34")
 
 

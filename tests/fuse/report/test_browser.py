@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fuse.report.html import Extras, html
-from fuse.report.samples import choose
+from fuse.report.samples import choose_samples
 from fuse.results import Results, caveats
 from tests.helpers.scores import MADE, made_up_results, results_of_a_subset
 
@@ -81,7 +81,7 @@ class Opened:
 
 def write(folder: Path, results: Results) -> Path:
     path = folder / "report.html"
-    path.write_text(html(results, caveats(results), MADE, Extras(samples=choose(results))), encoding="utf-8")
+    path.write_text(html(results, caveats(results), MADE, Extras(samples=choose_samples(results))), encoding="utf-8")
     return path
 
 

@@ -1,4 +1,4 @@
-"""The page: what it says, and that names from outside stay text. What a browser makes of it: test_fuse_browser.py."""
+"""The page: what it says, and that names from outside stay text. What a browser makes of it: test_browser.py."""
 
 import base64
 import hashlib
@@ -6,7 +6,7 @@ import re
 from html.parser import HTMLParser
 
 from fuse.report.html import Extras, html
-from fuse.report.samples import choose
+from fuse.report.samples import choose_samples
 from fuse.results import Results, caveats
 from tests.helpers.golden import check_golden
 from tests.helpers.scores import MADE, hand_worked_results, made_up_results, results_of_a_subset
@@ -24,7 +24,7 @@ HOSTILE = (
 
 
 def page(results: Results) -> str:
-    return html(results, caveats(results), MADE, Extras(samples=choose(results)))
+    return html(results, caveats(results), MADE, Extras(samples=choose_samples(results)))
 
 
 class _Tags(HTMLParser):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.common.text import csv_cell, markdown, shortened, visible
+from cache.common.text import csv_cell, markdown
 from fuse import paper
 from fuse.report.tables import Column, Table, per_class_table, table_3, to_csv, to_markdown, to_text
 from fuse.results import caveats, summarise
@@ -82,15 +82,3 @@ def test_a_markdown_cell_stays_one_cell_of_one_line(name: str) -> None:
     inside = line[2:-2]
     assert inside.replace("\\|", "").count("|") == 0
     assert markdown(name) == inside or not name.strip()
-
-
-def test_control_and_direction_characters_are_shown() -> None:
-    assert visible("a\x1b[31mb\u202ec\nd") == "a\\x1b[31mb\\u202ec\\nd"
-    assert visible("café 漢字 ok") == "café 漢字 ok"
-
-
-@given(st.text(max_size=60), st.integers(3, 30))
-def test_shortening_keeps_both_ends(name: str, length: int) -> None:
-    short = shortened(name, length)
-    assert len(short) <= max(length, 3)
-    assert short == name if len(name) <= length else "…" in short

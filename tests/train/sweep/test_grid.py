@@ -4,37 +4,37 @@ import pytest
 
 from cache.common.errors import TrainingError
 from train.recipes import RECIPES
-from train.sweep.grid import TABLES, parse_axis, settings
+from train.sweep.grid import TABLES, grid_points, parse_axis
 
 PAPER = RECIPES["paper"]
 
 
 def test_table_1_is_nine_settings_of_the_high_level():
-    made = settings(TABLES["1"], PAPER)
-    assert {setting.level for setting in made} == {"high"}
-    assert [(setting.recipe.hidden, setting.recipe.layers) for setting in made] == [
+    made = grid_points(TABLES["1"], PAPER)
+    assert {point.level for point in made} == {"high"}
+    assert [(point.recipe.hidden, point.recipe.layers) for point in made] == [
         (hidden, layers) for hidden in (256, 512, 1024) for layers in (3, 4, 5)
     ]
     assert made[0].label == "hidden 256, layers 3"
 
 
 def test_table_2_is_three_levels_and_two_poolings():
-    made = settings(TABLES["2"], PAPER)
+    made = grid_points(TABLES["2"], PAPER)
     assert len(made) == 6
-    assert {(setting.level, setting.pool) for setting in made} == {
+    assert {(point.level, point.pool) for point in made} == {
         (level, pool) for level in ("low", "mid", "high") for pool in ("mean", "max")
     }
-    assert all(setting.recipe == PAPER for setting in made)
+    assert all(point.recipe == PAPER for point in made)
 
 
 def test_plain_averaging_stands_once_however_many_poolings_there_are():
-    made = settings({"level": ("high",), "cell": ("sru", "mean"), "pool": ("mean", "max")}, PAPER)
-    assert [setting.label for setting in made] == ["cell sru, pool mean", "cell sru, pool max", "cell mean, pool mean"]
+    made = grid_points({"level": ("high",), "cell": ("sru", "mean"), "pool": ("mean", "max")}, PAPER)
+    assert [point.label for point in made] == ["cell sru, pool mean", "cell sru, pool max", "cell mean, pool mean"]
 
 
 def test_one_value_is_held_fixed_and_does_not_name_rows():
-    made = settings({"epochs": (3,), "lr": (0.01,)}, RECIPES["small"])
-    assert {setting.label for setting in made} == {"mean pooling"}
+    made = grid_points({"epochs": (3,), "lr": (0.01,)}, RECIPES["small"])
+    assert {point.label for point in made} == {"mean pooling"}
     assert made[0].recipe.epochs_for(1) == 3
     assert set(made[0].recipe.learning_rate.values()) == {0.01}
 

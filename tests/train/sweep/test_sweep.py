@@ -17,8 +17,9 @@ from cache.scores import ScoreTable, write_scores
 from tests.helpers.train import grouped_dataset, trainable_cache
 from train.recipes import RECIPES
 from train.split import open_split
-from train.sweep.grid import settings
-from train.sweep.plan import Plan, cells, to_markdown
+from train.sweep.grid import grid_points
+from train.sweep.plan import Plan
+from train.sweep.table import make_table, to_markdown
 
 SMALL = RECIPES["small"]
 
@@ -26,7 +27,7 @@ SMALL = RECIPES["small"]
 def make_plan(workspace: Workspace, **axes) -> Plan:
     return Plan(
         splits={1: open_split(workspace, "tiny", 1)},
-        settings=tuple(settings(axes, SMALL)),
+        points=tuple(grid_points(axes, SMALL)),
         seeds=(0, 1),
         holdout=False,
         search_fusion=False,
@@ -60,7 +61,7 @@ def test_cells_are_means_over_videos_and_deviations_over_seeds(tmp_path):
     plan = make_plan(workspace)
     right = {("low", 0): 1, ("low", 1): 2, ("mid", 0): 3, ("mid", 1): 3, ("high", 0): 6, ("high", 1): 5}
     pretend(plan, workspace, right)
-    table = {cell.column: cell for cell in cells(plan, workspace)}
+    table = {cell.column: cell for cell in make_table(plan, workspace)}
     assert table["low"].accuracies == pytest.approx((1 / 6, 2 / 6))
     assert table["low"].text == "25.0 ± 11.8"
     assert table["mid"].text == "50.0 ± 0.0"
@@ -100,7 +101,7 @@ def test_a_test_video_without_features_counts_as_wrong(tmp_path):
             run={},
         )
         write_scores(config.folder(workspace) / "scores.npz", table)
-    (cell,) = cells(plan, workspace)
+    (cell,) = make_table(plan, workspace)
     assert cell.accuracies == pytest.approx((6 / 7, 6 / 7))
 
 

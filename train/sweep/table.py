@@ -1,0 +1,174 @@
+"""The table of a finished sweep: mean and standard deviation over seeds, as Markdown and as data.
+
+Shapes: N videos, K classes.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.aggregate import MEAN_WEIGHTS, PAPER_WEIGHTS, align, correct, fraction, fuse_levels, search_weights
+from cache.common.files import write_bytes_durably
+from cache.common.text import markdown_table
+from cache.common.workspace import Workspace
+from cache.fingerprint import LEVELS, Level
+from cache.scores import read_scores
+from train.sweep.grid import SweepPoint
+from train.sweep.plan import Plan
+
+FUSED = "fused 0.7/0.2/0.1"
+MEAN = "mean of levels"
+SEARCHED = "fused, weights held-out"
+
+Measured = tuple[float, float]
+"""Accuracy and mean log loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableCell:
+    """One number of the table, from several runs."""
+
+    row: str
+    column: str
+    accuracies: tuple[float, ...]
+    """For each seed, the mean over splits of the share of videos that are right."""
+    log_losses: tuple[float, ...]
+    """For each seed, the mean over splits and videos with features of -ln(probability of the right class)."""
+
+    @property
+    def text(self) -> str:
+        """`81.4 ± 0.3`: mean and sample standard deviation over seeds, in percent."""
+        mean = 100 * float(np.mean(self.accuracies))
+        if len(self.accuracies) < 2:
+            return f"{mean:.1f}"
+        return f"{mean:.1f} ± {100 * float(np.std(self.accuracies, ddof=1)):.1f}"
+
+
+def make_table(plan: Plan, workspace: Workspace) -> list[TableCell]:
+    """Returns a row for each point, with a column for each level and, if there are all three, for each fusion.
+
+    Accuracy is the share of all videos of the half that are right; a video without features counts as wrong.
+    """
+    made = []
+    for row in dict.fromkeys(point.label for point in plan.points):
+        levels = {point.level: point for point in plan.points if point.label == row}
+        by_seed = [_mean_over_splits(plan, levels, seed, workspace) for seed in plan.seeds]
+        for column in by_seed[0]:
+            accuracies, log_losses = zip(*(each[column] for each in by_seed), strict=True)
+            made.append(TableCell(row=row, column=column, accuracies=accuracies, log_losses=log_losses))
+    return made
+
+
+def _mean_over_splits(
+    plan: Plan, levels: Mapping[Level, SweepPoint], seed: int, workspace: Workspace
+) -> dict[str, Measured]:
+    results = []
+    for split in plan.splits:
+        columns, label_N = _columns(plan, levels, split, seed, workspace)
+        results.append(
+            {name: (fraction(correct(p_NK, label_N)), log_loss(p_NK, label_N)) for name, p_NK in columns.items()}
+        )
+    means = {name: np.mean([result[name] for result in results], axis=0) for name in results[0]}
+    return {name: (float(mean[0]), float(mean[1])) for name, mean in means.items()}
+
+
+def _columns(
+    plan: Plan, levels: Mapping[Level, SweepPoint], split: int, seed: int, workspace: Workspace
+) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.int64]]:
+    """Probabilities `[N, K]` for each column, a level or a fusion, of one split and seed; and the labels `[N]`."""
+    probabilities, label_N = _probabilities(plan, levels, split, seed, workspace, holdout=plan.holdout)
+    found: dict[str, NDArray[np.float64]] = {str(level): each for level, each in probabilities.items()}
+    if len(levels) == len(LEVELS):
+        found[FUSED] = fuse_levels(probabilities, PAPER_WEIGHTS)
+        found[MEAN] = fuse_levels(probabilities, MEAN_WEIGHTS)
+        if plan.search_fusion:
+            heldout, heldout_label_N = _probabilities(plan, levels, split, seed, workspace, holdout=True)
+            have_N = ~np.isnan(heldout["high"]).any(axis=1)
+            weights = search_weights({level: each[have_N] for level, each in heldout.items()}, heldout_label_N[have_N])
+            found[SEARCHED] = fuse_levels(probabilities, weights)
+    return found, label_N
+
+
+def _probabilities(
+    plan: Plan, levels: Mapping[Level, SweepPoint], split: int, seed: int, workspace: Workspace, *, holdout: bool
+) -> tuple[dict[Level, NDArray[np.float64]], NDArray[np.int64]]:
+    """Probabilities `[N, K]` of each level, with NaN rows for videos without features; and the labels `[N]`."""
+    videos = plan.splits[split].listed(holdout=holdout, seed=seed)
+    probabilities = {}
+    for level, point in levels.items():
+        config = plan.config(point, split, seed, holdout=holdout)
+        scores = read_scores(config.folder(workspace) / config.scores_file)
+        ids, of_videos, _ = scores.videos()
+        probabilities[level] = align(ids, of_videos, [video.id for video in videos])
+    return probabilities, np.array([-1 if video.label is None else video.label for video in videos], dtype=np.int64)
+
+
+def log_loss(probabilities_NK: NDArray[np.float64], label_N: NDArray[np.int64]) -> float:
+    """Returns the mean of -ln(probability of the right class) over the rows without NaN; 0 counts as 1e-12."""
+    have_N = np.asarray(~np.isnan(probabilities_NK).any(axis=1))
+    right_N = probabilities_NK[have_N, label_N[have_N]]
+    return float(-np.log(np.maximum(right_N, 1e-12)).mean())
+
+
+def write_table(plan: Plan, workspace: Workspace, folder: Path, command: str) -> str:
+    """Write the sweep's table.md and results.json into `folder`. Returns the table in Markdown."""
+    split = plan.first_split
+    what = "held-out training videos" if plan.holdout else "test videos"
+    splits, seeds = (", ".join(map(str, numbers)) for numbers in (plan.splits, plan.seeds))
+    notes = [
+        f"{plan.dataset}, split {splits}, seeds {seeds}: percent of {what} classified right; mean ± sample "
+        "standard deviation over seeds",
+        f"recipe {', '.join(_recipes(plan))}; backbone weights {split.cache.fingerprint.identity.get('weights')}",
+        f"made by `{command}`",
+    ]
+    if plan.holdout:
+        notes.append("each seed holds out another fifth of the groups; in brackets the mean -ln p of the right class")
+    if split.dataset.subset:
+        notes.append("the dataset is a subset of the published one")
+    table = make_table(plan, workspace)
+    markdown = to_markdown(table, notes, losses=plan.holdout)
+    write_bytes_durably(folder / "table.md", markdown.encode())
+    write_bytes_durably(folder / "results.json", _to_json(table, plan, notes).encode())
+    return markdown
+
+
+def _recipes(plan: Plan) -> list[str]:
+    return sorted({point.recipe.name for point in plan.points})
+
+
+def to_markdown(table: Sequence[TableCell], notes: Sequence[str], *, losses: bool = False) -> str:
+    """Returns the table in Markdown, in percent, with notes below it; `losses` adds the mean log loss in brackets."""
+    columns = list(dict.fromkeys(cell.column for cell in table))
+    rows = list(dict.fromkeys(cell.row for cell in table))
+    text = {
+        (cell.row, cell.column): f"{cell.text} ({np.mean(cell.log_losses):.3f})" if losses else cell.text
+        for cell in table
+    }
+    made = markdown_table(["setting", *columns], [[row, *(text[row, column] for column in columns)] for row in rows])
+    return "\n".join([made, "", *(f"- {note}" for note in notes), ""])
+
+
+def _to_json(table: Sequence[TableCell], plan: Plan, notes: Sequence[str]) -> str:
+    value = {
+        "splits": list(plan.splits),
+        "seeds": list(plan.seeds),
+        "holdout": plan.holdout,
+        "recipes": _recipes(plan),
+        "cache_digest": {number: split.digest for number, split in plan.splits.items()},
+        "notes": list(notes),
+        "cells": [
+            {
+                "setting": cell.row,
+                "column": cell.column,
+                "accuracy": list(cell.accuracies),
+                "log_loss": list(cell.log_losses),
+                "text": cell.text,
+            }
+            for cell in table
+        ],
+    }
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
