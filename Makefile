@@ -20,7 +20,7 @@ FUSE = --work $(call quoted,$(WORK)) $(call option,--dataset,DATASET) $(call opt
 	$(call option,--seed,SEED) $(call option,--recipe,RECIPE)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo data extract cached train fuse reproduce sweep predict test test-all lint format clean clean-venv
+.PHONY: help install demo data extract cached train fuse reproduce sweep predict test test-all gpu-check lint format clean clean-venv
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -69,6 +69,10 @@ test: $(READY) ## the tests, without the slow ones
 
 test-all: $(READY) ## every test
 	$(PY) -m pytest
+
+# With whatever python3 the machine has: where a GPU is, an installation of its own is at hand already.
+gpu-check: ## is a GPU right, and how fast? Needs no installation (docs/gpu.md)
+	python3 benchmarks/gpu_check.py
 
 lint: $(READY) ## ruff and mypy
 	$(PY) -m ruff check .

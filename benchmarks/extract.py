@@ -185,7 +185,15 @@ def main(
             decoding = decode_rate(videos, settings)
             whole, meter, memory = end_to_end(videos, settings, weights, engine, Path(folder))
             network = (network + network_rate(settings, weights, seconds)) / 2
-        turns.append({"network": network, "decoding": decoding, "end_to_end": whole, "memory_mib": memory})
+        turns.append(
+            {
+                "network": network,
+                "decoding": decoding,
+                "end_to_end": whole,
+                "memory_mib": memory,
+                "shares": meter.shares(),
+            }
+        )
         click.echo(
             f"round {number + 1}: network {network:.1f}, decoding {decoding:.0f}, end to end {whole:.1f} frames/s, "
             f"ratio {whole / min(network, decoding):.3f}; {meter.shares()}; {meter.frames} frames"

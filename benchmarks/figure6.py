@@ -12,10 +12,10 @@ clips in a batch for ours and LRCN, 4 for the stacked LSTM, 40 for C3D. A step o
     stacked LSTM    GoogLeNet with five LSTM layers of 512 units, trained end to end: 30 frames of 224 x 224
     C3D             eight 3 x 3 x 3 convolutions and three linear layers: 16 frames of 112 x 112
 
-Training is forward, cross-entropy, backward and Adam, in single precision, without compilation, and in cuDNN's
-benchmark mode on a GPU. Before a model is timed, its logits have to be finite and of the right shape, and a step has to
-change its parameters. A model that would take longer than --seconds is timed on fewer batches, and the output says so.
-The report of `python -m fuse` shows the times in the file.
+Training is forward, cross-entropy, backward and Adam, in single precision (no TF32), without compilation, and in
+cuDNN's benchmark mode on a GPU. Before a model is timed, its logits have to be finite and of the right shape, and a
+step has to change its parameters. A model that would take longer than --seconds is timed on fewer batches, and the
+output says so. The report of `python -m fuse` shows the times in the file.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from pathlib import Path
 import click
 import torch
 from torch import Tensor, nn
-from torchvision import models
+from torchvision import models as torchvision_models
 
 from benchmarks.turns import machine, take_turns
 from cache.common.device import available_bytes
@@ -67,7 +67,7 @@ class Lrcn(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        net = models.alexnet(weights=None)
+        net = torchvision_models.alexnet(weights=None)
         self.features = nn.Sequential(net.features, net.avgpool, nn.Flatten(), *list(net.classifier)[:3])
         self.lstm, self.linear = nn.LSTM(4096, 256), nn.Linear(256, CLASSES)
 
@@ -82,7 +82,7 @@ class StackedLstm(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.features = models.googlenet(weights=None, aux_logits=False, init_weights=False)
+        self.features = torchvision_models.googlenet(weights=None, aux_logits=False, init_weights=False)
         self.features.fc = nn.Identity()
         self.lstm, self.linear = nn.LSTM(1024, 512, num_layers=5), nn.Linear(512, CLASSES)
 
@@ -199,13 +199,15 @@ def measure(case: Case, device: torch.device, batches: int, seconds: float) -> T
 @click.option("--device", default="auto", show_default=True)
 @click.option("--batches", type=click.IntRange(FEWEST), default=100, show_default=True, help="Batches timed.")
 @click.option("--seconds", default=60.0, show_default=True, help="Time per model; then no further batch is timed.")
+@click.option("--model", "models", multiple=True, metavar="NAME", help="Only this model. [default: all]")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("work/benchmarks") / FILE, show_default=True)
-def main(device: str, batches: int, seconds: float, out: Path) -> None:
+def main(device: str, batches: int, seconds: float, models: tuple[str, ...], out: Path) -> None:
     """Time a training step of our heads and of other models (the paper's Figure 6)."""
     where = choose_device(device)
     torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     notes, timed = [], []
-    for case in CASES:
+    for case in (case for case in CASES if not models or case.model in models):
         if where.type == "cpu" and available_bytes() < case.memory_bytes:
             notes.append(f"{case.model} is left out: it needs about {case.memory_bytes >> 30} GiB of memory.")
             continue

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from cache.fingerprint import CHANNELS, Level
 from train.clips import Bank
 from train.config import RunConfig
+from train.recipes import Precision
 from train.split import Split
 
 WORKERS = 2
@@ -77,7 +78,9 @@ class PlainLSTM(nn.Module):
         return logits
 
 
-def plain_loop(head: nn.Module, source: Iterator[tuple[Tensor, Tensor]], fused: bool) -> TakeSteps:
+def plain_loop(
+    head: nn.Module, source: Iterator[tuple[Tensor, Tensor]], fused: bool, precision: Precision = "fp32"
+) -> TakeSteps:
     """The usual loop: batch, forward, cross-entropy, backward, Adam, loss.item()."""
     optimizer = torch.optim.Adam(head.parameters(), lr=1e-5, fused=fused)
     head.train()
@@ -85,7 +88,9 @@ def plain_loop(head: nn.Module, source: Iterator[tuple[Tensor, Tensor]], fused: 
     def take(steps: int) -> None:
         for _ in range(steps):
             x_TBC, label_B = next(source)
-            loss = nn.functional.cross_entropy(head(x_TBC), label_B)
+            with torch.autocast(x_TBC.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                logits_BK = head(x_TBC)
+            loss = nn.functional.cross_entropy(logits_BK.float(), label_B)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

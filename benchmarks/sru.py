@@ -129,6 +129,7 @@ def check(size: Size, device: torch.device, dtype: torch.dtype) -> None:
 def captured(step: Step) -> Step:
     """The step as a CUDA graph: what it launches, without the processor's part in it."""
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())  # the operands were made there
     with torch.cuda.stream(side):
         for _ in range(WARM_UP):
             step()

@@ -39,7 +39,7 @@ from train.clips import Bank, load_bank
 from train.config import RunConfig
 from train.distributed import choose_device
 from train.heads import Head
-from train.recipes import RECIPES
+from train.recipes import PRECISIONS, RECIPES, Precision, with_overrides
 from train.split import Split, open_split
 from train.trainer import Trainer
 
@@ -49,15 +49,15 @@ WARM_UP_TURNS = 1
 
 
 def our_loop(trainer: Trainer) -> TakeSteps:
-    """Steps of our trainer, epoch after epoch."""
+    """Steps of our trainer, epoch after epoch; on a GPU those of the first epoch again and again."""
     ticks = trainer.run(tick_seconds=0.0 if trainer.device.type == "cpu" else 1e9)
+    clip_N, view_N = (each.to(trainer.device) for each in trainer._order())
 
     def take(steps: int) -> None:
         if trainer.device.type == "cpu":
             for _ in range(steps):
                 next(ticks)
             return
-        clip_N, view_N = (each.to(trainer.device) for each in trainer._order())
         batch = trainer.recipe.batch
         for step in range(steps):
             at = (step * batch) % (len(clip_N) - batch)
@@ -67,13 +67,14 @@ def our_loop(trainer: Trainer) -> TakeSteps:
     return take
 
 
-def products(head: Head, steps_in_clip: int, batch: int, device: torch.device) -> TakeSteps:
+def products(head: Head, steps_in_clip: int, batch: int, device: torch.device, precision: Precision) -> TakeSteps:
     """Steps with the head's matrix products alone: forward, and backward for weights and, except features, inputs."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     rows, operands = steps_in_clip * batch, []
     matrices = [each.detach().flatten(0, -2) for each in head.parameters() if each.dim() > 1 and each.shape[-1] > 2]
-    for layer, weight_UC in enumerate(matrices):
-        x = torch.randn(rows, weight_UC.shape[1], device=device)
-        operands.append((layer, x, weight_UC, torch.randn(rows, len(weight_UC), device=device)))
+    for layer, weight_UC in enumerate(each.to(dtype) for each in matrices):
+        x = torch.randn(rows, weight_UC.shape[1], device=device).to(dtype)
+        operands.append((layer, x, weight_UC, torch.randn(rows, len(weight_UC), device=device).to(dtype)))
 
     def take(steps: int) -> None:
         for _ in range(steps):
@@ -115,12 +116,13 @@ def measure(
     torch.manual_seed(0)
     batch, settings = config.recipe.batch, head_settings(config)
     trainer = Trainer(Head(settings).to(device), bank, config.recipe, config.level, 0)
-    ours_plainly = plain_loop(Head(settings).to(device), batches(clips, batch, device), fused=True)
+    plain = partial(plain_loop, precision=config.recipe.precision)
+    ours_plainly = plain(Head(settings).to(device), batches(clips, batch, device), fused=True)
     contestants: dict[str, TakeSteps] = {
-        PRODUCTS: products(trainer.head, config.clips.length, batch, device),
+        PRODUCTS: products(trainer.head, config.clips.length, batch, device, config.recipe.precision),
         OURS: our_loop(trainer),
         "our head, DataLoader": ours_plainly,
-        "nn.LSTM, DataLoader": plain_loop(PlainLSTM(config).to(device), batches(clips, batch, device), fused=False),
+        "nn.LSTM, DataLoader": plain(PlainLSTM(config).to(device), batches(clips, batch, device), fused=False),
     }
     in_turn = {name: partial(take, turn) for name, take in contestants.items()}
     taken = take_turns(in_turn, device, turns, warm_up=WARM_UP_TURNS)
@@ -176,6 +178,7 @@ def show(table: dict[str, Any]) -> None:
 @click.option("--device", default="auto", show_default=True)
 @click.option("--level", "levels", multiple=True, type=click.Choice(LEVELS), default=LEVELS, show_default=True)
 @click.option("--recipe", type=click.Choice(sorted(RECIPES)), default="paper-24fps", show_default=True)
+@click.option("--precision", type=click.Choice(PRECISIONS), help="Of all products. [default: the recipe's]")
 @click.option("--steps", type=click.IntRange(1), default=40, show_default=True, help="Steps timed per contestant.")
 @click.option("--turn", type=click.IntRange(1), default=4, show_default=True, help="Steps per turn.")
 @click.option("--every", type=click.IntRange(1), help="Use only every N-th video, to try the script.")
@@ -186,6 +189,7 @@ def main(
     device: str,
     levels: tuple[Level, ...],
     recipe: str,
+    precision: Precision | None,
     steps: int,
     turn: int,
     every: int | None,
@@ -194,21 +198,19 @@ def main(
 ) -> None:
     """Time training at a dataset's real size against a plain loop."""
     where = choose_device(device)
-    name = machine(where)
-    click.echo(f"{name}, torch {torch.__version__}, recipe {recipe}")
+    name, chosen = machine(where), with_overrides(RECIPES[recipe], precision=precision)
+    click.echo(f"{name}, torch {torch.__version__}, recipe {recipe}, {chosen.precision}")
     workspace = Workspace(scratch / f"every{every}" if every else scratch)
     make_cache(counts, workspace, every)
     split = open_split(workspace, NAME, 1)
     tables = []
     for level in levels:
-        chosen = RECIPES[recipe]
         config = split.config(level=level, pool="mean", seed=0, recipe=chosen, usual=chosen, holdout=False)
         tables.append(measure(split, config, where, workspace.root, max(1, steps // turn), turn))
         show(tables[-1])
     date = datetime.now(UTC).date().isoformat()
-    write_json_durably(
-        out, {"device": name, "date": date, "torch": torch.__version__, "recipe": recipe, "tables": tables}
-    )
+    what = {"device": name, "date": date, "torch": torch.__version__, "recipe": recipe, "precision": chosen.precision}
+    write_json_durably(out, what | {"tables": tables})
     click.echo(f"\nfigures: {out}")
 
 

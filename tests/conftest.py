@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,26 @@ import pytest
 import torch  # noqa: F401 (before decord, which else puts libnvblas of the CUDA packages in the place of torch's own BLAS)
 
 SHARED = Path(os.environ.get("MRRN_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests that need a GPU where there is none."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where a GPU was promised (REQUIRE_GPU=1), a GPU test that is skipped has failed."""
+    report = yield
+    promised = os.environ.get("REQUIRE_GPU") == "1" and item.get_closest_marker("gpu")
+    if promised and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, but REQUIRE_GPU=1 promises a GPU: {report.longrepr}"
+    return report
 
 
 @pytest.fixture(scope="session")
