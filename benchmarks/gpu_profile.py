@@ -21,12 +21,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from cache.clips import ClipRule
 from cache.common.files import write_json_durably
-from extract.device import GPU_BATCH, default_precision
 from extract.network.backbones import build_forward
 from extract.network.engine import open_engine
 from extract.network.preprocess import CROP, crop_of, crop_views, resize
 from extract.network.weights import load_weights
-from extract.settings import ExtractSettings
+from extract.settings import GPU_DEFAULTS, ExtractSettings, default_precision
 from train.clips import Bank, cut
 from train.distributed import choose_device
 from train.heads import Head, HeadSettings
@@ -73,7 +72,7 @@ def table(action: Callable[[], object], title: str, device: torch.device) -> str
 def extraction(device: torch.device, seconds: float) -> tuple[list[dict[str, Any]], str]:
     """Frames a second of each part, and the table of one batch."""
     on_gpu = device.type == "cuda"
-    rows = GPU_BATCH if on_gpu else 2
+    rows = GPU_DEFAULTS.batch_frames if on_gpu else 2
     settings = ExtractSettings(
         weights="random:0", device=str(device), precision=default_precision(str(device)), batch_frames=rows
     )
