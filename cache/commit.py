@@ -26,6 +26,7 @@ from itertools import count
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from cache.common.errors import CacheError
 from cache.common.files import discard, from_json, fsync_folder, remove
@@ -51,13 +52,8 @@ class StagedShard:
     """Of the temporary file or folder in `shards/`; empty if no video has features."""
     outcomes: tuple[Outcome, ...]
     """Those with features first, in the shard's order."""
-    written: Written | None = None
-    content: str = ""
-    """See `ShardIndex.content`."""
-    num_videos: int = 0
-    num_frames: int = 0
-    environment: str = ""
-    """JSON: see `ShardRow.environment`."""
+    shard: ShardRow | None = None
+    """The row it gets; number 0 until it is committed. None if no video has features."""
     files: Mapping[str, int] = field(default_factory=dict)
     """Sizes of the shard's files in the object store, see `Record.files`; empty if the cache is a folder."""
 
@@ -72,10 +68,6 @@ class ShardNotes:
     """JSON: see `ShardRow.environment`."""
     outcomes: tuple[Outcome, ...]
     """Of its videos, in order. Their decode times are 0: equal work gives equal bytes."""
-
-    def to_json(self) -> str:
-        """As canonical JSON."""
-        return canonical_json(dataclasses.asdict(self))
 
     @classmethod
     def of(cls, index: ShardIndex) -> "ShardNotes":
@@ -109,13 +101,14 @@ def stage(
         environment=canonical_json(dict(environment)),
         outcomes=tuple(dataclasses.replace(o, seconds=0.0) for o in ordered if o.status in WITH_FEATURES),
     )
-    data = dataclasses.replace(data, notes=notes.to_json())
+    data = dataclasses.replace(data, notes=canonical_json(dataclasses.asdict(notes)))
     shards = storage.folder / "shards"
     temporary = temporary_path(shards, token)
     try:
         written = _write(storage, writer, temporary, data)
         files = storage.upload(temporary, written.digest, keep=keep)
-        return _staged(temporary, ordered, written, data.index, notes.environment, files)
+        row = _row(storage, 0, written, data.index, notes.environment)
+        return StagedShard(name=temporary.name, outcomes=ordered, shard=row, files=files)
     except BaseException as error:
         discard(temporary)
         if isinstance(error, OSError):
@@ -123,24 +116,20 @@ def stage(
         raise
 
 
-def _staged(
-    path: Path,
-    outcomes: tuple[Outcome, ...],
-    written: Written,
-    index: ShardIndex,
-    environment: str,
-    files: Mapping[str, int],
-) -> StagedShard:
-    return StagedShard(
-        name=path.name,
-        outcomes=outcomes,
-        written=written,
+def _row(storage: Storage, number: int, written: Written, index: ShardIndex, environment: str) -> ShardRow:
+    return ShardRow(
+        number=number,
+        name=_shard_name(number, written.digest, storage),
         content=index.content,
         num_videos=index.num_videos,
         num_frames=index.num_frames,
         environment=environment,
-        files=files,
+        **vars(written),
     )
+
+
+def _shard_name(number: int, digest: str, storage: Storage) -> str:
+    return f"{number:06d}-{digest[:16]}{SUFFIXES[storage.description.backend]}"
 
 
 def _in_shard_order(data: ShardData | None, outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -153,9 +142,7 @@ def _in_shard_order(data: ShardData | None, outcomes: Sequence[Outcome]) -> list
             f"a shard of {len(stored)} videos was given with {len(with_features)} outcomes that are done or suspect; "
             "each video with features needs one such outcome, and the other way round"
         )
-    for i, video_id in enumerate(stored):
-        assert data is not None
-        frames = int(data.offsets[i + 1] - data.offsets[i])
+    for video_id, frames in zip(stored, np.diff(data.offsets).tolist() if data else (), strict=True):
         if by_id[video_id].num_frames != frames:
             raise CacheError(
                 f"video {video_id!r} has features of {frames} frames, but its outcome says {by_id[video_id].num_frames}"
@@ -191,22 +178,12 @@ def token_of(name: str) -> int | None:
     return None if found is None else int(found["token"])
 
 
-def is_temporary(name: str) -> bool:
-    """Whether a name in `shards/` belongs to a staged shard, or to what is left of one."""
-    return token_of(name) is not None
-
-
 def _disk_error(error: OSError, shards: Path) -> CacheError:
     """What the disk refused, and what to do about it."""
+    what, todo = f"the disk refused to write a shard in {shards}: {error}", "check the disk, then"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CacheError(
-            f"no space left for shards in {shards}: {error.strerror}. All that was committed is safe: "
-            "free some space and run the same command again"
-        )
-    return CacheError(
-        f"the disk refused to write a shard in {shards}: {error}. All that was committed is safe: "
-        "check the disk, then run the same command again"
-    )
+        what, todo = f"no space left for shards in {shards}: {error.strerror}", "free some space and"
+    return CacheError(f"{what}. All that was committed is safe: {todo} run the same command again")
 
 
 # -- commit -----------------------------------------------------------------------------------------------------------
@@ -223,7 +200,10 @@ def commit_staged(storage: Storage, claim: Claim, staged: StagedShard) -> None:
     try:
         with storage.transaction() as connection:
             storage.ledger.check_claim(connection, claim)
-            shard = _shard_row(storage, connection, staged)
+            shard = staged.shard
+            if shard is not None:
+                number = storage.next_number(connection)
+                shard = dataclasses.replace(shard, number=number, name=_shard_name(number, shard.digest, storage))
             storage.ledger.record(connection, claim.token, staged.outcomes, shard)
             storage.commit(connection, staged.outcomes, shard, temporary, staged.files)
     except OSError as error:
@@ -231,23 +211,6 @@ def commit_staged(storage: Storage, claim: Claim, staged: StagedShard) -> None:
     finally:
         if staged.name:
             discard(temporary)
-
-
-def _shard_row(storage: Storage, connection: sqlite3.Connection, staged: StagedShard) -> ShardRow | None:
-    """The row that the shard gets, with the next free number; None if there is no shard."""
-    if staged.written is None:
-        return None
-    number = storage.next_number(connection)
-    return ShardRow(
-        number=number,
-        name=f"{number:06d}-{staged.written.digest[:16]}{SUFFIXES[storage.description.backend]}",
-        digest=staged.written.digest,
-        content=staged.content,
-        num_videos=staged.num_videos,
-        num_frames=staged.num_frames,
-        num_bytes=staged.written.num_bytes,
-        environment=staged.environment,
-    )
 
 
 # -- adopt ------------------------------------------------------------------------------------------------------------
@@ -300,9 +263,7 @@ def adopt(
         same_features = notes.fingerprint == storage.description.fingerprint.digest
         if not (same_bytes and same_videos and same_features):
             return None
-        staged = _staged(path, notes.outcomes, written, index, notes.environment, {})
-        shard = _shard_row(storage, connection, staged)
-        assert shard is not None
+        shard = _row(storage, storage.next_number(connection), written, index, notes.environment)
         storage.ledger.record(connection, None, notes.outcomes, shard)
         return notes.outcomes, shard
     except (CacheError, OSError, ValueError, KeyError, TypeError):

@@ -49,11 +49,6 @@ def check_relative_path(path: str) -> str:
     return path
 
 
-def check_video_path(path: str) -> str:
-    """Returns `path`. Raises `UnsafePathError` unless it is a plain relative path or an `ADDRESS`."""
-    return path if "://" in path and ADDRESS.fullmatch(path) else check_relative_path(path)
-
-
 def check_dataset_name(name: str) -> str:
     """Returns `name`. Raises `DatasetError` unless it can name a folder on any system."""
     if not _DATASET_NAME.fullmatch(name):
@@ -98,7 +93,8 @@ class Video:
 
     def __post_init__(self) -> None:
         check_relative_path(self.id)
-        check_video_path(self.path)
+        if not ("://" in self.path and ADDRESS.fullmatch(self.path)):
+            check_relative_path(self.path)
         for split, half in self.splits.items():
             if split not in SPLITS or half not in get_args(Half):
                 raise DatasetError(

@@ -34,8 +34,6 @@ class Description:
             raise CacheError(f"levels are {levels!r}; expected some of {', '.join(LEVELS)}, in this order")
         if not views or not isinstance(views, list | tuple) or not all(isinstance(view, str) for view in views):
             raise CacheError(f"views are {views!r}; expected a list of names, the first one 'center'")
-        if not isinstance(self.settings, Mapping):
-            raise CacheError(f"settings are {self.settings!r}; expected an object")
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -86,8 +84,6 @@ def read_description(cache: Path) -> Description:
         raise CacheError(f"{cache} is not a feature cache: it has no cache.json. `make extract` makes one") from None
     except OSError as error:
         raise CacheError(f"{file} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CacheError(f"{file} is not a cache's description: {error!r}; it was changed or is damaged") from error
 
 
 def _check_folder(cache: Path) -> None:

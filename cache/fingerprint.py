@@ -77,7 +77,10 @@ class Difference:
     """True for an identity field, which must match; False for an environment field."""
 
     def __str__(self) -> str:
-        return f"{self.field}: the cache has {_shown(self.theirs)}, this run has {_shown(self.ours)}"
+        theirs, ours = (
+            ABSENT if value == ABSENT else json.dumps(value, ensure_ascii=False) for value in (self.theirs, self.ours)
+        )
+        return f"{self.field}: the cache has {theirs}, this run has {ours}"
 
 
 def differences(theirs: Fingerprint, ours: Fingerprint) -> list[Difference]:
@@ -120,7 +123,3 @@ def _compared(identity: Mapping[str, JSON]) -> dict[str, JSON]:
 
 def _listed(found: list[Difference]) -> str:
     return "; ".join(map(str, found))
-
-
-def _shown(value: JSON) -> str:
-    return ABSENT if value == ABSENT else json.dumps(value, ensure_ascii=False)

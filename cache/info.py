@@ -1,7 +1,6 @@
 """What a cache holds, as numbers and as text."""
 
 from collections import Counter
-from itertools import islice
 from typing import Any
 
 from cache.ledger import Status
@@ -55,14 +54,8 @@ def info_text(info: dict[str, Any]) -> str:
         lines.append("the shards were made in different environments:")
         lines += [f"  {number:,} shards: {text}" for text, number in info["environments"].items()]
     for status in ("suspect", "failed"):
-        lines += _listed(status, info[status])
+        if videos := info[status]:
+            lines += [f"{status}:", *(f"  {row['video']}: {row['reason']}" for row in videos[:_LISTED])]
+        if len(videos) > _LISTED:
+            lines.append(f"  and {len(videos) - _LISTED:,} more (--json lists all)")
     return "\n".join(lines)
-
-
-def _listed(status: str, videos: list[dict[str, Any]]) -> list[str]:
-    if not videos:
-        return []
-    lines = [f"{status}:", *(f"  {row['video']}: {row['reason']}" for row in islice(videos, _LISTED))]
-    if len(videos) > _LISTED:
-        lines.append(f"  and {len(videos) - _LISTED:,} more (--json lists all)")
-    return lines

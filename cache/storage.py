@@ -45,7 +45,6 @@ class Finding:
     """One thing in a cache that is not as it was written."""
 
     what: str
-    """A sentence for the user."""
     videos: tuple[str, ...] = ()
     """Ids of the videos whose features or rows cannot be trusted."""
     shard: ShardRow | None = None
@@ -160,35 +159,32 @@ class Storage(Protocol):
 
 
 class LocalStorage(Storage):
-    """A cache that is a folder of this machine. Any number of extractors share it, and its ledger is the only one."""
+    """A cache that is a folder of this machine. Any number of extractors share it, and its ledger is the only one.
+
+    Methods without a docstring are described in `Storage`.
+    """
 
     address = None
 
     def __init__(self, folder: Path, description: Description) -> None:
-        """`description` is that of the cache in `folder`."""
         self.folder, self.description = folder, description
         self.ledger = Ledger(folder / "ledger.sqlite")
 
     @property
     def place(self) -> str:
-        """See Storage."""
         return f"{self.folder} ({self.description.backend})"
 
     def free_bytes(self) -> int | None:
-        """See Storage."""
         return shutil.disk_usage(self.folder).free
 
     def fetch(self, row: ShardRow) -> Path:
-        """See Storage."""
         return self.folder / "shards" / row.name
 
     @contextmanager
     def original(self, row: ShardRow) -> Iterator[Path]:
-        """See Storage."""
         yield self.fetch(row)
 
     def next_number(self, connection: Connection) -> int:
-        """See Storage."""
         return connection.execute("SELECT coalesce(max(number) + 1, 0) FROM shards").fetchone()[0]
 
     def commit(
@@ -212,12 +208,10 @@ class LocalStorage(Storage):
             raise
 
     def requeue(self, statuses: Sequence[Status]) -> int:
-        """See Storage."""
         with self.ledger.transaction() as connection:
             return self.ledger.requeue(connection, statuses)
 
     def replace_dataset(self, dataset: Dataset) -> None:
-        """See Storage."""
         with self.ledger.transaction() as connection:
             self.ledger.add(connection, _ids_and_paths(dataset))
         write_dataset(self.folder / "dataset.json", dataset)
@@ -282,9 +276,9 @@ def bytes_problem(path: Path, row: ShardRow) -> str | None:
     """
     try:
         written = hash_files(path)
-    except FileNotFoundError:
-        raise
     except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise
         return f"it cannot be read: {error.strerror}"
     if (written.digest, written.num_bytes) == (row.digest, row.num_bytes):
         return None

@@ -87,20 +87,15 @@ class _LineProgress:
     def __init__(self, title: str, total: float, unit: str, every_seconds: float = 30.0) -> None:
         self.title, self.total, self.unit, self.every_seconds = title, total, unit, every_seconds
         self.started = self.last_line = time.monotonic()
-        self.done = 0.0
 
     def update(self, done: float, text: str = "") -> None:
-        self.done = done
         now = time.monotonic()
-        if now - self.last_line >= self.every_seconds:
-            self.last_line = now
-            self.line(text)
-
-    def line(self, text: str = "") -> None:
-        elapsed = time.monotonic() - self.started
-        rate = self.done / elapsed if elapsed > 0 else 0.0
-        left = f"{(self.total - self.done) / rate:.0f} s left" if rate > 0 else "time left unknown"
-        shown = f"{self.title}: {self.done:g}/{self.total:g} {self.unit}, {rate:.3g}/s, {left}"
+        if now - self.last_line < self.every_seconds:
+            return
+        self.last_line = now
+        rate = done / (now - self.started) if now > self.started else 0.0
+        left = f"{(self.total - done) / rate:.0f} s left" if rate > 0 else "time left unknown"
+        shown = f"{self.title}: {done:g}/{self.total:g} {self.unit}, {rate:.3g}/s, {left}"
         click.echo(f"{shown}, {text}" if text else shown)
 
 
@@ -116,8 +111,7 @@ class _BarProgress:
 def progress(title: str, total: float, unit: str, *, initial: float = 0.0) -> Iterator[Progress]:
     """Show a bar with time left on a terminal, else a line twice a minute. `initial` was done before the start."""
     if not sys.stderr.isatty():
-        lines = _LineProgress(title, total, unit)
-        yield lines
+        yield _LineProgress(title, total, unit)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn

@@ -93,8 +93,7 @@ def discard(path: Path) -> None:
 
 def write_json_durably(path: Path, value: Any) -> None:
     """Replace `path` by `value` as indented UTF-8 JSON with a closing newline; NaN and infinities are refused."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_bytes_durably(path, text.encode())
+    write_bytes_durably(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def sealed_json(value: dict[str, Any]) -> bytes:
@@ -108,7 +107,10 @@ def unsealed_json(content: bytes, where: str) -> dict[str, Any]:
     seal = _SEAL.search(content)
     if seal is None or xxhash.xxh3_128_hexdigest(memoryview(content)[: seal.start()]).encode() != seal["digest"]:
         raise DamageError(f"{where} is not as it was written: it was edited, cut short or damaged")
-    value = json.loads(content)
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DamageError(f"{where} is not JSON: {error}") from error
     del value["seal"]
     return value
 

@@ -41,10 +41,6 @@ class Attachment:
     def __post_init__(self) -> None:
         Location.parse(self.location)
 
-    def write(self, folder: Path) -> None:
-        """Make `folder` a working copy."""
-        write_sealed_json(folder / FILE, {"format": 1, **asdict(self)})
-
     @classmethod
     def read(cls, folder: Path) -> "Attachment | None":
         """Of the working copy in `folder`; None if the cache is in the folder itself."""
@@ -52,7 +48,7 @@ class Attachment:
             return None
         try:
             return from_json(read_sealed_json(folder / FILE), cls, exact=False)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise CacheError(f"{folder / FILE} does not say where the cache's store is: {error!r}") from error
 
 
@@ -77,7 +73,8 @@ def attach(folder: Path, location: Location, copy_bytes: int = COPY_BYTES) -> No
     """Make `folder`, which must not exist, a working copy of the cache at `location`."""
     description, dataset = _required(location)
     attachment = Attachment(location=str(location), driver=secrets.token_hex(8), copy_bytes=copy_bytes)
-    create_folder(folder, dataset, description, attachment.write)
+    content = {"format": 1, **asdict(attachment)}
+    create_folder(folder, dataset, description, lambda made: write_sealed_json(made / FILE, content))
 
 
 def dataset_name(location: Location) -> str:
@@ -95,12 +92,11 @@ def find_cache(objects: Objects) -> tuple[Description, str] | None:
     found = objects.read("cache.json", _MAX_DESCRIPTION_BYTES)
     if found is None:
         return None
-    where = f"{objects.location}/cache.json"
-    try:
-        value = unsealed_json(found[0], where)
-        return description_of(value, str(objects.location)), str(value["dataset"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CacheError(f"{where} is not a cache's description: {error!r}; it was changed or is damaged") from error
+    value = unsealed_json(found[0], f"{objects.location}/cache.json")
+    description = description_of(value, str(objects.location))
+    if not isinstance(value.get("dataset"), str):
+        raise CacheError(f"{objects.location}/cache.json names no dataset; it was changed or is damaged")
+    return description, value["dataset"]
 
 
 def _required(location: Location) -> tuple[Description, Dataset]:

@@ -15,10 +15,7 @@ from typing import Any
 
 from cache.commit import adopt
 from cache.common.errors import CacheError, DamageError, UnsafePathError
-from cache.common.files import (
-    discard,
-    write_bytes_durably,
-)
+from cache.common.files import discard, write_bytes_durably
 from cache.dataset import Dataset, check_relative_path, dataset_bytes, read_dataset
 from cache.description import Description, description_json
 from cache.ledger import Ledger, Outcome, ShardRow, Status
@@ -41,7 +38,7 @@ def open_storage(folder: Path, description: Description) -> Storage:
 
 
 class ObjectStorage(Storage):
-    """A cache in an object store. One machine at a time extends it."""
+    """A cache in an object store. One machine at a time extends it. `Storage` says what the methods do."""
 
     shards_are_copies = True
 
@@ -58,12 +55,10 @@ class ObjectStorage(Storage):
 
     @property
     def address(self) -> str | None:
-        """See Storage."""
         return str(self.objects.location)
 
     @property
     def place(self) -> str:
-        """See Storage."""
         return f"{self.address} ({self.description.backend}); a working copy of it is {self.folder}"
 
     def free_bytes(self) -> int | None:
@@ -71,7 +66,6 @@ class ObjectStorage(Storage):
         return None
 
     def close(self) -> None:
-        """See Storage."""
         if self.lease.held:
             # Other processes on this machine share the driver's identity: the lease stays while they hold claims.
             self.lease.release(for_all=self.ledger.next_expiry() is None)
@@ -132,7 +126,6 @@ class ObjectStorage(Storage):
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
-        """See Storage."""
         self.lease.hold()
         with self.ledger.transaction() as connection:
             yield connection
@@ -140,11 +133,11 @@ class ObjectStorage(Storage):
     def upload(self, staged: Path, digest: str, *, keep: bool) -> Mapping[str, int]:
         """Put the shard's files below shards/<hash>. Returns their sizes by their names."""
         name = shard_object(digest, self._suffix)
-        paths = [staged] if staged.is_file() else sorted(path for path in staged.rglob("*") if path.is_file())
-        files = {"" if path == staged else str(path.relative_to(staged)): path for path in paths}
-        for file, path in files.items():
+        sizes = {}
+        for path in [staged] if staged.is_file() else sorted(path for path in staged.rglob("*") if path.is_file()):
+            file = "" if path == staged else str(path.relative_to(staged))
             self.objects.write(f"{name}/{file}" if file else name, path)
-        sizes = {file: path.stat().st_size for file, path in files.items()}
+            sizes[file] = path.stat().st_size
         if not keep:
             discard(staged)
         return sizes
@@ -169,13 +162,11 @@ class ObjectStorage(Storage):
             self.copy.keep(staged, shard)
 
     def requeue(self, statuses: Sequence[Status]) -> int:
-        """See Storage."""
         counts = self.ledger.counts()
         self._change("retry", statuses=tuple(statuses))
         return sum(counts[status] for status in statuses)
 
     def replace_dataset(self, dataset: Dataset) -> None:
-        """See Storage."""
         self.lease.hold()
         self._change("dataset", dataset=write_dataset_object(self.objects, dataset))
 
@@ -228,7 +219,6 @@ class ObjectStorage(Storage):
             yield Finding(what=f"{self.address}/{name}: {what}", harmless=True)
 
     def is_transfer(self, name: str) -> bool:
-        """See Storage."""
         return is_transfer(name)
 
     def _orphans(self) -> dict[str, dict[str, int]]:
@@ -238,11 +228,11 @@ class ObjectStorage(Storage):
         """
         known = {object_of(row) for row in self.ledger.shards()}
         found: dict[str, dict[str, int]] = {}
-        for entry in self.objects.names("shards"):
-            parts = PurePosixPath(entry.name).parts
+        for path, num_bytes in self.objects.names("shards"):
+            parts = PurePosixPath(path).parts
             name = "/".join(parts[:2])
             if name not in known:
-                found.setdefault(name, {})["/".join(parts[2:])] = entry.num_bytes
+                found.setdefault(name, {})["/".join(parts[2:])] = num_bytes
         return found
 
     def settle(self) -> list[str]:

@@ -102,7 +102,13 @@ class ShardWriter:
                     f"the process that writes shards died (exit status {status}) while writing {path}; "
                     "nothing was lost. Look for a full disk or too little memory, then run the same command again"
                 )
-        return _parsed_answer(json.loads(answer), path)
+        match json.loads(answer):
+            case {"errno": number}:
+                raise OSError(number, os.strerror(number), str(path))
+            case {"error": text}:
+                raise CacheError(text)
+            case written:
+                return Written(**written)
 
     def close(self) -> None:
         """Let the child end."""
@@ -134,14 +140,6 @@ def _start_child() -> "subprocess.Popen[bytes]":
     )
 
 
-def _parsed_answer(answer: dict[str, Any], path: Path) -> Written:
-    if "errno" in answer:
-        raise OSError(answer["errno"], os.strerror(answer["errno"]), str(path))
-    if "error" in answer:
-        raise CacheError(answer["error"])
-    return Written(**answer)
-
-
 def _send(stream: IO[bytes], path: Path, backend: Backend, data: ShardData) -> None:
     arrays: dict[str, NDArray[Any]] = {"offsets": data.offsets, "pts_seconds": data.pts_seconds}
     arrays.update(data.features.items())
@@ -163,7 +161,10 @@ def _send(stream: IO[bytes], path: Path, backend: Backend, data: ShardData) -> N
 def _received(stream: IO[bytes]) -> Iterable[tuple[Path, Backend, ShardData]]:
     while length := stream.read(8):
         header = json.loads(_read_exactly(stream, int.from_bytes(length, "little")))
-        arrays = {name: _array(stream, *layout) for name, layout in header["arrays"].items()}
+        arrays: dict[Any, NDArray[Any]] = {}
+        for name, (dtype, shape) in header["arrays"].items():
+            num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            arrays[name] = np.frombuffer(_read_exactly(stream, num_bytes), dtype=dtype).reshape(shape)
         data = ShardData(
             video_ids=tuple(header["video_ids"]),
             offsets=arrays.pop("offsets"),
@@ -173,11 +174,6 @@ def _received(stream: IO[bytes]) -> Iterable[tuple[Path, Backend, ShardData]]:
         )
         assert data.index.content == header["content"], "the pipe between two processes changed what went through it"
         yield Path(header["path"]), header["backend"], data
-
-
-def _array(stream: IO[bytes], dtype: str, shape: list[int]) -> NDArray[Any]:
-    num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    return np.frombuffer(_read_exactly(stream, num_bytes), dtype=dtype).reshape(shape)
 
 
 def _read_exactly(stream: IO[bytes], num_bytes: int) -> bytes:

@@ -99,7 +99,6 @@ class ZarrShard:
         return [_ViewFile(self.path / level / "c" / str(view) / "0" / "0", chunk, shard) for view in range(shape[0])]
 
     def read_into(self, level: Level, view: int, start: int, out_FC: NDArray[np.float16]) -> None:
-        """See ShardReader."""
         assert out_FC.flags.c_contiguous
         assert 0 <= start <= start + len(out_FC) <= self.index.num_frames
         self._chunks[level][view].read_into(start, out_FC)
