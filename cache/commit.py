@@ -15,6 +15,7 @@ end of the transaction. It carries in its notes what the ledger needs to adopt i
 
 import dataclasses
 import errno
+import os
 import re
 import secrets
 import shutil
@@ -22,7 +23,6 @@ import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 
 import msgspec
@@ -40,8 +40,6 @@ from cache.storage import Storage
 _TEMPORARY = re.compile(r"\.tmp-(?P<token>\d+)-\d+-\d+")
 _RESERVE_BYTES = 32 << 20
 """Left free on the disk, for the ledger and other writers."""
-
-_serial = count()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +167,7 @@ def _write(storage: Storage, writer: ShardWriter, temporary: Path, data: ShardDa
 def temporary_path(shards: Path, token: int) -> Path:
     """A name in `shards/` that nobody else uses, for the holder of the claim with `token`; 0 is nobody's token."""
     # Several machines may write into one folder: neither process ids nor counters tell their files apart.
-    return shards / f".tmp-{token}-{secrets.randbits(64)}-{next(_serial)}"
+    return shards / f".tmp-{token}-{os.getpid()}-{secrets.randbits(64)}"
 
 
 def token_of(name: str) -> int | None:

@@ -341,11 +341,11 @@ class Ledger(Database):
         with self.reading() as connection:
             rows = connection.execute(
                 "SELECT id, shard, position, num_frames FROM videos WHERE shard IS NOT NULL ORDER BY id"
-            )
-            try:
-                return [Place(str(row[0]), int(row[1]), int(row[2]), int(row[3])) for row in rows]
-            except (ValueError, TypeError) as error:
-                raise DamageError(f"{self.path} is damaged: {error}") from error
+            ).fetchall()
+        try:
+            return msgspec.convert(rows, list[Place])
+        except ValueError as error:
+            raise DamageError(f"{self.path} is damaged: {error}") from error
 
     def shards(self) -> list[ShardRow]:
         """All shards, in the order in which they were committed."""

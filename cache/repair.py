@@ -10,7 +10,7 @@ from cache.dataset import Dataset, read_dataset
 from cache.description import read_description
 from cache.ledger import Ledger, broken_structure
 from cache.quarantine import quarantine
-from cache.storage import Storage, create_ledger
+from cache.storage import Storage, ids_and_paths
 from cache.store import FeatureCache
 from cache.verify import verify
 
@@ -48,7 +48,7 @@ def _renew_ledger(folder: Path, dataset: Dataset) -> list[str]:
     for suffix in ("", "-wal", "-shm", "-journal"):
         done += quarantine(folder, folder / f"ledger.sqlite{suffix}")
     new = folder / f".tmp-{os.getpid()}-ledger.sqlite"
-    create_ledger(new, dataset)
+    Ledger.create(new, ids_and_paths(dataset)).close()
     new.rename(folder / "ledger.sqlite")
     fsync_folder(folder)
     return done

@@ -5,7 +5,7 @@ import sqlite3
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -74,7 +74,11 @@ class Database:
         with self._lock, self._translated():
             if self._connection is None:
                 self._connection = self._connect()
-                self._check_schema(self._connection)
+                # Tables, triggers and views that are not ours could run foreign SQL.
+                if _tables(self._connection) != _expected_tables(self._schema):
+                    raise DamageError(
+                        f"{self.path} has other tables than a ledger of ours; it is damaged or not to be trusted"
+                    )
             yield self._connection
 
     def _check_beside(self) -> None:
@@ -108,24 +112,15 @@ class Database:
         log = self.path.with_name(f"{self.path.name}-wal")
         return f"{address}?mode=ro" if log.exists() else f"{address}?immutable=1"
 
-    def _check_schema(self, connection: sqlite3.Connection) -> None:
-        """Refuse tables, triggers and views that are not ours: they could run foreign SQL."""
-        if _tables(connection) != _expected_tables(self._schema):
-            raise DamageError(f"{self.path} has other tables than a ledger of ours; it is damaged or not to be trusted")
-
     @contextmanager
     def _translated(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
-            raise CacheError(f"{self.path} cannot be used: {error}{_what_next(error)}") from error
-
-
-def _what_next(error: sqlite3.Error) -> str:
-    """Advice for an error of the disk; empty for others."""
-    advice = {sqlite3.SQLITE_FULL: "free some space", sqlite3.SQLITE_IOERR: "check the disk and its free space"}
-    todo = advice.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
-    return f". All that was committed is safe: {todo}, then run the same command again" if todo else ""
+            advice = {sqlite3.SQLITE_FULL: "free some space", sqlite3.SQLITE_IOERR: "check the disk and its free space"}
+            todo = advice.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
+            next_step = f". All that was committed is safe: {todo}, then run the same command again" if todo else ""
+            raise CacheError(f"{self.path} cannot be used: {error}{next_step}") from error
 
 
 def _tables(connection: sqlite3.Connection) -> list[tuple[str, str]]:
@@ -136,9 +131,6 @@ def _tables(connection: sqlite3.Connection) -> list[tuple[str, str]]:
 
 
 def _expected_tables(schema: str) -> list[tuple[str, str]]:
-    connection = sqlite3.connect(":memory:")
-    try:
+    with closing(sqlite3.connect(":memory:")) as connection:
         connection.executescript(schema)
         return _tables(connection)
-    finally:
-        connection.close()

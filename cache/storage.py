@@ -6,8 +6,8 @@ cache.json, dataset.json, the ledger and shards/: the cache itself, or a working
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from sqlite3 import Connection
@@ -180,9 +180,8 @@ class LocalStorage(Storage):
     def fetch(self, row: ShardRow) -> Path:
         return self.folder / "shards" / row.name
 
-    @contextmanager
-    def original(self, row: ShardRow) -> Iterator[Path]:
-        yield self.fetch(row)
+    def original(self, row: ShardRow) -> AbstractContextManager[Path]:
+        return nullcontext(self.fetch(row))
 
     def next_number(self, connection: Connection) -> int:
         return connection.execute("SELECT coalesce(max(number) + 1, 0) FROM shards").fetchone()[0]
@@ -213,7 +212,7 @@ class LocalStorage(Storage):
 
     def replace_dataset(self, dataset: Dataset) -> None:
         with self.ledger.transaction() as connection:
-            self.ledger.add(connection, _ids_and_paths(dataset))
+            self.ledger.add(connection, ids_and_paths(dataset))
         write_dataset(self.folder / "dataset.json", dataset)
 
     def mend(self, finding: Finding) -> list[str]:
@@ -226,7 +225,7 @@ class LocalStorage(Storage):
             for video_id in finding.videos:
                 self.ledger.forget_video(connection, video_id)
             # Videos of dataset.json that have no row get one.
-            self.ledger.add(connection, _ids_and_paths(read_dataset(self.folder / "dataset.json")))
+            self.ledger.add(connection, ids_and_paths(read_dataset(self.folder / "dataset.json")))
         if not finding.videos:
             return []
         return [f"queued {len(finding.videos)} videos again ({finding.what})"]
@@ -246,7 +245,7 @@ def create_folder(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         (temporary / "shards").mkdir(parents=True)
-        create_ledger(temporary / "ledger.sqlite", dataset)
+        Ledger.create(temporary / "ledger.sqlite", ids_and_paths(dataset)).close()
         # Each of these writes also makes durable what was made in the folder before it.
         write_sealed_json(temporary / "cache.json", description_json(description))
         write_dataset(temporary / "dataset.json", dataset)
@@ -260,12 +259,8 @@ def create_folder(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def create_ledger(path: Path, dataset: Dataset) -> None:
-    """Make a ledger with all videos of `dataset` pending."""
-    Ledger.create(path, _ids_and_paths(dataset)).close()
-
-
-def _ids_and_paths(dataset: Dataset) -> list[tuple[str, str]]:
+def ids_and_paths(dataset: Dataset) -> list[tuple[str, str]]:
+    """What `Ledger.add` takes, in id order."""
     return sorted((video.id, video.path) for video in dataset.videos)
 
 

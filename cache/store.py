@@ -18,8 +18,8 @@ from cache.description import Description, read_description
 from cache.fingerprint import JSON, Fingerprint, Level, check_fingerprint
 from cache.ledger import Claim, Ledger, Outcome, Place, Status
 from cache.reading import FeatureBank, ShardPool, load_bank
-from cache.remote.client import Location
-from cache.remote.published import COPY_BYTES, attach, holds_cache, publish
+from cache.remote.client import Location, Objects
+from cache.remote.published import COPY_BYTES, attach, find_cache, publish
 from cache.remote.storage import open_storage
 from cache.shards import Backend
 from cache.shards.protocol import ShardData
@@ -79,7 +79,7 @@ class FeatureCache:
         Raises `CacheError` if the cache at `path` is not the one at `location`.
         """
         if not (path / "cache.json").exists():
-            return cls.attach(path, location) if location is not None and holds_cache(location) else None
+            return cls.attach(path, location) if location is not None and find_cache(Objects(location)) else None
         cache = cls.open(path)
         if location is not None and cache.storage.address != str(location):
             raise CacheError(

@@ -5,7 +5,7 @@
 
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -83,13 +83,18 @@ class Record:
         _expect(is_hash(shard.digest), f"{where}: the shard's hash is {shard.digest!r}")
         _expect(f"-{shard.digest[:16]}." in shard.name, f"{where}: {shard.name} does not contain its own hash")
         _expect(0 < len(self.files) <= MAX_FILES, f"{where}: a shard of {len(self.files)} files")
-        for name in self.files:
-            if name or len(self.files) > 1:
-                check_relative_path(name)
+        check_file_names(self.files)
         total = sum(self.files.values())
         _expect(
             total == shard.num_bytes, f"{where}: the files of {shard.name} have {total}, not {shard.num_bytes} bytes"
         )
+
+
+def check_file_names(files: Collection[str]) -> None:
+    """Raises `UnsafePathError` unless these are paths below a shard; a single file has an empty one."""
+    for name in files:
+        if name or len(files) > 1:
+            check_relative_path(name)
 
 
 def is_hash(text: str) -> bool:

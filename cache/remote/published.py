@@ -82,11 +82,6 @@ def dataset_name(location: Location) -> str:
     return _required(location)[1].name
 
 
-def holds_cache(location: Location) -> bool:
-    """Whether there is a cache at `location`."""
-    return find_cache(Objects(location)) is not None
-
-
 def find_cache(objects: Objects) -> tuple[Description, str] | None:
     """The cache in the store, and the object of the dataset it was made with; None if there is no cache."""
     found = objects.read("cache.json", _MAX_DESCRIPTION_BYTES)

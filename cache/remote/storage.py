@@ -7,7 +7,7 @@ may be lost at any time.
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from sqlite3 import Connection
@@ -16,16 +16,16 @@ from typing import Any
 from cache.commit import adopt
 from cache.common.errors import CacheError, DamageError, UnsafePathError
 from cache.common.files import discard, write_bytes_durably
-from cache.dataset import Dataset, check_relative_path, dataset_bytes, read_dataset
+from cache.dataset import Dataset, dataset_bytes, read_dataset
 from cache.description import Description, description_json
 from cache.ledger import Ledger, Outcome, ShardRow, Status
 from cache.remote.client import Location, Objects
 from cache.remote.lease import DriverLease
-from cache.remote.log import MAX_FILES, Kind, Record, RecordLog, is_hash, object_of, shard_object
+from cache.remote.log import MAX_FILES, Kind, Record, RecordLog, check_file_names, is_hash, object_of, shard_object
 from cache.remote.published import Attachment, find_cache, read_dataset_object, write_dataset_object
-from cache.remote.working_copy import LocalCopy, is_transfer
+from cache.remote.working_copy import TRANSFER, LocalCopy
 from cache.shards import SUFFIXES
-from cache.storage import Finding, LocalStorage, Storage, bytes_problem, create_ledger
+from cache.storage import Finding, LocalStorage, Storage, bytes_problem, ids_and_paths
 
 _WINDOW = 256
 """Records applied in one transaction."""
@@ -99,7 +99,7 @@ class ObjectStorage(Storage):
             ledger.requeue(connection, record.statuses)
         else:
             dataset = read_dataset_object(self.objects, record.dataset)
-            ledger.add(connection, sorted((video.id, video.path) for video in dataset.videos))
+            ledger.add(connection, ids_and_paths(dataset))
             write_bytes_durably(ledger.path.with_name("dataset.json"), dataset_bytes(dataset))
         ledger.set_applied(connection, record.position + 1)
 
@@ -124,11 +124,9 @@ class ObjectStorage(Storage):
         self.lease.hold()
         self.copy.clear()
 
-    @contextmanager
-    def transaction(self) -> Iterator[Connection]:
+    def transaction(self) -> AbstractContextManager[Connection]:
         self.lease.hold()
-        with self.ledger.transaction() as connection:
-            yield connection
+        return self.ledger.transaction()
 
     def upload(self, staged: Path, digest: str, *, keep: bool) -> Mapping[str, int]:
         """Put the shard's files below shards/<hash>. Returns their sizes by their names."""
@@ -191,8 +189,7 @@ class ObjectStorage(Storage):
                 yield f"{self.address} no longer holds a cache: its cache.json is missing"
                 return
             dataset = read_dataset_object(self.objects, found[1])
-            create_ledger(Path(folder) / "ledger.sqlite", dataset)
-            ledger = Ledger(Path(folder) / "ledger.sqlite")
+            ledger = Ledger.create(Path(folder) / "ledger.sqlite", ids_and_paths(dataset))
             self._follow_log(ledger)
             if (Path(folder) / "dataset.json").exists():
                 dataset = read_dataset(Path(folder) / "dataset.json")
@@ -219,7 +216,7 @@ class ObjectStorage(Storage):
             yield Finding(what=f"{self.address}/{name}: {what}", harmless=True)
 
     def is_transfer(self, name: str) -> bool:
-        return is_transfer(name)
+        return TRANSFER.fullmatch(name) is not None
 
     def _orphans(self) -> dict[str, dict[str, int]]:
         """What is below shards/ without a record: of a commit that died, or of a shard that was forgotten.
@@ -251,10 +248,11 @@ class ObjectStorage(Storage):
 
     def _adopted(self, name: str, files: Mapping[str, int]) -> bool:
         digest = name.removeprefix("shards/").removesuffix(self._suffix)
-        if shard_object(digest, self._suffix) != name or not _plausible(digest, files):
+        if shard_object(digest, self._suffix) != name or not is_hash(digest) or len(files) > MAX_FILES:
             return False
         path = self.copy.new_name()
         try:
+            check_file_names(files)
             self.copy.download(name, files, path)
             with self.ledger.transaction() as connection:
                 # `adopt` returns None for whatever is wrong with the orphan. Later errors are not the orphan's.
@@ -263,6 +261,8 @@ class ObjectStorage(Storage):
                     return False
                 self.commit(connection, *rows, path, files)
             return True
+        except UnsafePathError:
+            return False
         finally:
             discard(path)
 
@@ -275,13 +275,3 @@ class ObjectStorage(Storage):
             return [f"removed the damaged copy of {finding.shard.name}; it is fetched again when it is read"]
         self._change("forget", forgotten=(finding.shard.number,))
         return [f"queued the {len(finding.videos)} videos of {finding.shard.name} again"]
-
-
-def _plausible(digest: str, files: Mapping[str, int]) -> bool:
-    try:
-        for name in files:
-            if name or len(files) > 1:
-                check_relative_path(name)
-    except UnsafePathError:
-        return False
-    return is_hash(digest) and len(files) <= MAX_FILES

@@ -35,14 +35,26 @@ def encode(data: ShardData) -> dict[str, bytes]:
     group = zarr.create_group(
         MemoryStore(files), attributes={"format": _FORMAT, "content": index.content, "notes": index.notes}
     )
-    ids = np.array(index.video_ids, dtype=object)
-    small = {"offsets": index.offsets, "pts_seconds": index.pts_seconds, "checksum": index.checksums}
-    _create(group, "video_id", ids, ids.shape, ids.shape, "str")
-    for name, array in small.items():
-        _create(group, name, array, array.shape, array.shape, array.dtype.name)
-    for level, features_VFC in data.features.items():
-        chunk, shard = _grid(features_VFC.shape)
-        _create(group, level, features_VFC, chunk, shard, "float16")
+    arrays: dict[Any, NDArray[Any]] = {
+        "video_id": np.array(index.video_ids, dtype=object),
+        "offsets": index.offsets,
+        "pts_seconds": index.pts_seconds,
+        "checksum": index.checksums,
+        **data.features,
+    }
+    for name, array in arrays.items():
+        chunk, shard = _grid(array.shape) if name in LEVELS else (array.shape, array.shape)
+        created = group.create_array(
+            name,
+            shape=array.shape,
+            dtype="str" if name == "video_id" else array.dtype.name,
+            chunks=chunk,
+            shards=shard,
+            compressors=Crc32cCodec(),
+            # All-zero features are data too: a missing chunk always means damage.
+            config={"write_empty_chunks": True},
+        )
+        created[...] = array
     return {name: content.to_bytes() for name, content in files.items()}
 
 
@@ -51,22 +63,6 @@ def _grid(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     _, num_frames, channels = shape
     frames = min(_CHUNK_FRAMES, num_frames)
     return (1, frames, channels), (1, -(-num_frames // frames) * frames, channels)
-
-
-def _create(
-    group: zarr.Group, name: str, array: NDArray[Any], chunk: tuple[int, ...], shard: tuple[int, ...], dtype: str
-) -> None:
-    created = group.create_array(
-        name,
-        shape=array.shape,
-        dtype=dtype,
-        chunks=chunk,
-        shards=shard,
-        compressors=Crc32cCodec(),
-        # All-zero features are data too: a missing chunk always means damage.
-        config={"write_empty_chunks": True},
-    )
-    created[...] = array
 
 
 class ZarrShard:
@@ -90,8 +86,7 @@ class ZarrShard:
             raise DamageError(f"shard {path} is not what was written: its index does not agree with its own hash")
 
     def _open_level(self, level: Level) -> "list[_ViewFile]":
-        index = self.index
-        shape = (index.num_views, index.num_frames, CHANNELS[level])
+        shape = (self.index.num_views, self.index.num_frames, CHANNELS[level])
         declared = _read_json(self.path / level / "zarr.json")["shape"]
         if declared != list(shape):
             raise CacheError(f"{level} is {declared}; expected {list(shape)}")
