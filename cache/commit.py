@@ -22,7 +22,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -35,25 +35,11 @@ from cache.ledger import SHARD_NAME, WITH_FEATURES, Claim, Outcome, ShardRow
 from cache.shards import SUFFIXES, open_shard
 from cache.shards.protocol import ShardData, ShardIndex
 from cache.shards.writer import ShardWriter, Written, hash_files
-from cache.storage import Storage
+from cache.storage import StagedShard, Storage
 
 _TEMPORARY = re.compile(r"\.tmp-(?P<token>\d+)-\d+-\d+")
 _RESERVE_BYTES = 32 << 20
 """Left free on the disk, for the ledger and other writers."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StagedShard:
-    """A written shard that is not yet in the cache, and what became of its videos. Small: it can be sent around."""
-
-    name: str
-    """Of the temporary file or folder in `shards/`; empty if no video has features."""
-    outcomes: tuple[Outcome, ...]
-    """Those with features first, in the shard's order."""
-    shard: ShardRow | None = None
-    """The row it gets; number 0 until it is committed. None if no video has features."""
-    files: Mapping[str, int] = field(default_factory=dict)
-    """Sizes of the shard's files in the object store, see `Record.files`; empty if the cache is a folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,12 +184,11 @@ def commit_staged(storage: Storage, claim: Claim, staged: StagedShard) -> None:
     try:
         with storage.transaction() as connection:
             storage.ledger.check_claim(connection, claim)
-            shard = staged.shard
-            if shard is not None:
+            if (shard := staged.shard) is not None:
                 number = storage.next_number(connection)
                 shard = dataclasses.replace(shard, number=number, name=_shard_name(number, shard.digest, storage))
             storage.ledger.record(connection, claim.token, staged.outcomes, shard)
-            storage.commit(connection, staged.outcomes, shard, temporary, staged.files)
+            storage.commit(connection, dataclasses.replace(staged, shard=shard))
     except OSError as error:
         raise _disk_error(error, shards) from error
     finally:
@@ -227,11 +212,11 @@ def recover(storage: Storage) -> list[str]:
             known = {row[0] for row in connection.execute("SELECT name FROM shards")}
             for name in sorted(entry.name for entry in shards.iterdir() if entry.name not in known):
                 path, token, shard = shards / name, token_of(name), SHARD_NAME.fullmatch(name)
-                rows = None
+                staged = None
                 if shard and not storage.shards_are_copies:
-                    rows = adopt(storage, connection, path, shard["digest"])
-                if rows is not None:
-                    path.rename(shards / rows[1].name)
+                    staged = adopt(storage, connection, path, shard["digest"])
+                if staged is not None and staged.shard is not None:
+                    path.rename(shards / staged.shard.name)
                     done.append(f"adopted shard {name}, which was complete but not yet recorded")
                 elif shard or (token is not None and token not in tokens):
                     # A writing child may outlive its extraction for a moment; the new name keeps it from adding files.
@@ -244,12 +229,10 @@ def recover(storage: Storage) -> list[str]:
     return done
 
 
-def adopt(
-    storage: Storage, connection: sqlite3.Connection, path: Path, digest: str
-) -> tuple[tuple[Outcome, ...], ShardRow] | None:
+def adopt(storage: Storage, connection: sqlite3.Connection, path: Path, digest: str) -> StagedShard | None:
     """Record the shard at `path` if it is complete, its hash begins with `digest` and its videos are still pending.
 
-    Returns its rows; None if it was not recorded.
+    Returns it with its row; None if it was not recorded.
     """
     connection.execute("SAVEPOINT adoption")
     try:
@@ -263,7 +246,7 @@ def adopt(
             return None
         shard = _row(storage, storage.next_number(connection), written, index, notes.environment)
         storage.ledger.record(connection, None, notes.outcomes, shard)
-        return notes.outcomes, shard
+        return StagedShard(name=path.name, outcomes=notes.outcomes, shard=shard)
     except (CacheError, OSError, ValueError, KeyError, TypeError):
         connection.execute("ROLLBACK TO adoption")
         return None

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from sqlite3 import Connection
 from typing import Protocol
@@ -53,6 +53,20 @@ class Finding:
     """A leftover that no reader looks at."""
     copy_only: bool = False
     """Only this working copy is damaged; the object store has everything as it was written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagedShard:
+    """A written shard that is not yet in the cache, and what became of its videos. Small: it can be sent around."""
+
+    name: str
+    """Of the temporary file or folder in `shards/`; empty if no video has features."""
+    outcomes: tuple[Outcome, ...]
+    """Those with features first, in the shard's order."""
+    shard: ShardRow | None = None
+    """The row it gets; number 0 until it is committed. None if no video has features."""
+    files: Mapping[str, int] = field(default_factory=dict)
+    """Sizes of the shard's files in the object store, see `Record.files`; empty if the cache is a folder."""
 
 
 class Storage(Protocol):
@@ -120,15 +134,8 @@ class Storage(Protocol):
     def next_number(self, connection: Connection) -> int:
         """Number of the next shard."""
 
-    def commit(
-        self,
-        connection: Connection,
-        outcomes: Sequence[Outcome],
-        shard: ShardRow | None,
-        staged: Path,
-        files: Mapping[str, int],
-    ) -> None:
-        """Make a shard and its outcomes visible to readers: the last step before the transaction ends."""
+    def commit(self, connection: Connection, staged: StagedShard) -> None:
+        """Make a numbered shard and its outcomes visible to readers: the last step before the transaction ends."""
 
     def requeue(self, statuses: Sequence[Status]) -> int:
         """Make all videos of these statuses pending again. Returns how many there were."""
@@ -186,19 +193,12 @@ class LocalStorage(Storage):
     def next_number(self, connection: Connection) -> int:
         return connection.execute("SELECT coalesce(max(number) + 1, 0) FROM shards").fetchone()[0]
 
-    def commit(
-        self,
-        connection: Connection,
-        outcomes: Sequence[Outcome],
-        shard: ShardRow | None,
-        staged: Path,
-        files: Mapping[str, int],
-    ) -> None:
+    def commit(self, connection: Connection, staged: StagedShard) -> None:
         """Give the shard its final name, durably."""
-        if shard is None:
+        if staged.shard is None:
             return
-        final = self.fetch(shard)
-        staged.rename(final)
+        final = self.fetch(staged.shard)
+        final.with_name(staged.name).rename(final)
         try:
             fsync_folder(final.parent)
         except OSError:

@@ -8,6 +8,7 @@ may be lost at any time.
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from sqlite3 import Connection
@@ -18,14 +19,14 @@ from cache.common.errors import CacheError, DamageError, UnsafePathError
 from cache.common.files import discard, write_bytes_durably
 from cache.dataset import Dataset, dataset_bytes, read_dataset
 from cache.description import Description, description_json
-from cache.ledger import Ledger, Outcome, ShardRow, Status
+from cache.ledger import Ledger, ShardRow, Status
 from cache.remote.client import Location, Objects
 from cache.remote.lease import DriverLease
 from cache.remote.log import MAX_FILES, Kind, Record, RecordLog, check_file_names, is_hash, object_of, shard_object
 from cache.remote.published import Attachment, find_cache, read_dataset_object, write_dataset_object
 from cache.remote.working_copy import TRANSFER, LocalCopy
 from cache.shards import SUFFIXES
-from cache.storage import Finding, LocalStorage, Storage, bytes_problem, ids_and_paths
+from cache.storage import Finding, LocalStorage, StagedShard, Storage, bytes_problem, ids_and_paths
 
 _WINDOW = 256
 """Records applied in one transaction."""
@@ -144,20 +145,13 @@ class ObjectStorage(Storage):
         """The position of the next record."""
         return self.ledger.applied(connection)
 
-    def commit(
-        self,
-        connection: Connection,
-        outcomes: Sequence[Outcome],
-        shard: ShardRow | None,
-        staged: Path,
-        files: Mapping[str, int],
-    ) -> None:
+    def commit(self, connection: Connection, staged: StagedShard) -> None:
         """Write the record: with it, and not before, the videos are in the cache."""
-        position = self.ledger.applied(connection)
-        self.log.append(self._record(position, "commit", outcomes=tuple(outcomes), shard=shard, files=files))
+        position, shard = self.ledger.applied(connection), staged.shard
+        self.log.append(self._record(position, "commit", outcomes=staged.outcomes, shard=shard, files=staged.files))
         self.ledger.set_applied(connection, position + 1)
         if shard is not None:
-            self.copy.keep(staged, shard)
+            self.copy.keep(staged.name, shard)
 
     def requeue(self, statuses: Sequence[Status]) -> int:
         counts = self.ledger.counts()
@@ -256,10 +250,10 @@ class ObjectStorage(Storage):
             self.copy.download(name, files, path)
             with self.ledger.transaction() as connection:
                 # `adopt` returns None for whatever is wrong with the orphan. Later errors are not the orphan's.
-                rows = adopt(self, connection, path, digest)
-                if rows is None:
+                staged = adopt(self, connection, path, digest)
+                if staged is None:
                     return False
-                self.commit(connection, *rows, path, files)
+                self.commit(connection, replace(staged, files=files))
             return True
         except UnsafePathError:
             return False

@@ -95,11 +95,11 @@ class LocalCopy:
             for download in downloads:
                 download.result()
 
-    def keep(self, shard: Path, row: ShardRow) -> None:
-        """Move a committed shard into the copy, if it is on this machine."""
+    def keep(self, staged: str, row: ShardRow) -> None:
+        """Give a committed shard its name, if it is on this machine under its name `staged`."""
         self.make_room(row)
         with contextlib.suppress(OSError):
-            shard.rename(self._folder / row.name)
+            (self._folder / staged).rename(self._folder / row.name)
 
     def clear(self) -> None:
         """Remove what dead processes were fetching or removing."""
