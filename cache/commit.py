@@ -29,7 +29,7 @@ import msgspec
 import numpy as np
 
 from cache.common.errors import CacheError
-from cache.common.files import discard, from_json, fsync_folder, remove
+from cache.common.files import discard, from_json, fsync_folder, raise_if_unreadable, remove
 from cache.fingerprint import JSON, canonical_json
 from cache.ledger import SHARD_NAME, WITH_FEATURES, Claim, Outcome, ShardRow
 from cache.shards import SUFFIXES, open_shard
@@ -232,7 +232,7 @@ def recover(storage: Storage) -> list[str]:
 def adopt(storage: Storage, connection: sqlite3.Connection, path: Path, digest: str) -> StagedShard | None:
     """Record the shard at `path` if it is complete, its hash begins with `digest` and its videos are still pending.
 
-    Returns it with its row; None if it was not recorded.
+    Returns it with its row; None if it was not recorded. Raises `UnreadableError` if the system refuses to read it.
     """
     connection.execute("SAVEPOINT adoption")
     try:
@@ -247,8 +247,9 @@ def adopt(storage: Storage, connection: sqlite3.Connection, path: Path, digest: 
         shard = _row(storage, storage.next_number(connection), written, index, notes.environment)
         storage.ledger.record(connection, None, notes.outcomes, shard)
         return StagedShard(name=path.name, outcomes=notes.outcomes, shard=shard)
-    except (CacheError, OSError, ValueError, KeyError, TypeError):
+    except (CacheError, OSError, ValueError, KeyError, TypeError) as error:
         connection.execute("ROLLBACK TO adoption")
+        raise_if_unreadable(error, path)
         return None
     finally:
         connection.execute("RELEASE adoption")

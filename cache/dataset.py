@@ -7,7 +7,14 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
 from cache.common.errors import DamageError, DatasetError, UnsafePathError
-from cache.common.files import from_json, read_plain, sealed_json, unsealed_json, write_bytes_durably
+from cache.common.files import (
+    from_json,
+    raise_if_unreadable,
+    read_plain,
+    sealed_json,
+    unsealed_json,
+    write_bytes_durably,
+)
 
 Half = Literal["train", "test", "none"]
 """Which half of a split a video is in; `none` leaves it out of that split."""
@@ -183,4 +190,5 @@ def read_dataset(path: Path) -> Dataset:
     except FileNotFoundError:
         raise DatasetError(f"{path} is missing; extract the dataset again") from None
     except OSError as error:
+        raise_if_unreadable(error, path)
         raise DatasetError(f"{path} is not a dataset written by this program: {error}") from error

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cache.common.errors import CacheError
-from cache.common.files import from_json, read_sealed_json
+from cache.common.files import from_json, raise_if_unreadable, read_sealed_json
 from cache.fingerprint import DTYPE, FORMAT_VERSION, JSON, LEVELS, Fingerprint, Level
 from cache.shards import BACKENDS, Backend
 
@@ -77,12 +77,13 @@ def description_of(value: JSON, where: str) -> Description:
 def read_description(cache: Path) -> Description:
     """Read the cache.json of the cache in folder `cache`. Raises `CacheError` if it is missing or of another format."""
     file = cache / "cache.json"
-    _check_folder(cache)
     try:
+        _check_folder(cache)
         return description_of(read_sealed_json(file), str(cache))
     except FileNotFoundError:
         raise CacheError(f"{cache} is not a feature cache: it has no cache.json. `make extract` makes one") from None
     except OSError as error:
+        raise_if_unreadable(error, file)
         raise CacheError(f"{file} cannot be read: {error.strerror}") from error
 
 

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from cache.commit import recover
-from cache.common.errors import DamageError, MrrnError
+from cache.common.errors import DamageError
 from cache.common.files import fsync_folder
 from cache.dataset import Dataset, read_dataset
 from cache.description import read_description
@@ -71,6 +71,6 @@ def _ledger_works(path: Path) -> bool:
         with ledger.reading() as connection:
             broken = broken_structure(connection)
         ledger.shards()
-    except MrrnError:
+    except DamageError:
         return False
     return not broken

@@ -9,9 +9,24 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
-from cache.common.errors import CacheError, DamageError
+from cache.common.errors import CacheError, DamageError, UnreadableError
+from cache.common.files import raise_if_unreadable
 
 _BUSY_SECONDS = 120.0
+
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}
+"""Errors that tell of what is in the file."""
+
+_ADVICE = {
+    sqlite3.SQLITE_FULL: "free some space",
+    sqlite3.SQLITE_IOERR: "check the disk and its free space",
+    sqlite3.SQLITE_CANTOPEN: "check permissions and open files (`ulimit -n`)",
+    sqlite3.SQLITE_PERM: "check permissions",
+    sqlite3.SQLITE_READONLY: "check permissions",
+    sqlite3.SQLITE_NOMEM: "check the free memory",
+    sqlite3.SQLITE_BUSY: "wait for other processes",
+}
+"""What to do about errors that tell nothing about the file."""
 
 
 class Database:
@@ -21,10 +36,11 @@ class Database:
         """`schema` is the SQL that makes the tables. Raises `CacheError` if there is no plain file at `path`."""
         try:
             plain = stat.S_ISREG(path.lstat().st_mode)
-        except OSError:
+        except OSError as error:
+            raise_if_unreadable(error, path)
             plain = False
         if not plain:
-            raise CacheError(
+            raise DamageError(
                 f"{path} is missing or not a file; `python -m cache repair {path.parent}` makes it anew from the shards"
             )
         self.path, self._schema = path, schema
@@ -117,10 +133,11 @@ class Database:
         try:
             yield
         except sqlite3.Error as error:
-            advice = {sqlite3.SQLITE_FULL: "free some space", sqlite3.SQLITE_IOERR: "check the disk and its free space"}
-            todo = advice.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            todo = _ADVICE.get(code)
             next_step = f". All that was committed is safe: {todo}, then run the same command again" if todo else ""
-            raise CacheError(f"{self.path} cannot be used: {error}{next_step}") from error
+            kind = UnreadableError if todo else DamageError if code in _DAMAGED else CacheError
+            raise kind(f"{self.path} cannot be used: {error}{next_step}") from error
 
 
 def _tables(connection: sqlite3.Connection) -> list[tuple[str, str]]:

@@ -14,7 +14,14 @@ from sqlite3 import Connection
 from typing import Protocol
 
 from cache.common.errors import CacheError
-from cache.common.files import discard, fsync_folder, make_folder_durably, write_bytes_durably, write_sealed_json
+from cache.common.files import (
+    discard,
+    fsync_folder,
+    make_folder_durably,
+    raise_if_unreadable,
+    write_bytes_durably,
+    write_sealed_json,
+)
 from cache.dataset import Dataset, read_dataset, write_dataset
 from cache.description import Description, description_json
 from cache.ledger import Ledger, Outcome, ShardRow, Status
@@ -267,13 +274,14 @@ def ids_and_paths(dataset: Dataset) -> list[tuple[str, str]]:
 def bytes_problem(path: Path, row: ShardRow) -> str | None:
     """How the bytes of the shard at `path` differ from those that were committed; None if they do not.
 
-    Raises `FileNotFoundError` if there is no shard.
+    Raises `FileNotFoundError` if there is no shard and `UnreadableError` if the system refuses.
     """
     try:
         written = hash_files(path)
     except OSError as error:
         if isinstance(error, FileNotFoundError):
             raise
+        raise_if_unreadable(error, path)
         return f"it cannot be read: {error.strerror}"
     if (written.digest, written.num_bytes) == (row.digest, row.num_bytes):
         return None

@@ -9,6 +9,7 @@ from pathlib import Path
 from cache.commit import ShardNotes, token_of
 from cache.common.console import progress
 from cache.common.errors import DamageError, MrrnError
+from cache.common.files import raise_if_unreadable
 from cache.ledger import Outcome, Place, ShardRow, broken_structure, contradictions
 from cache.shards import SUFFIXES, open_shard
 from cache.shards.protocol import ShardIndex, damaged_videos
@@ -19,10 +20,14 @@ _THREADS = 4
 
 
 def verify(path: Path) -> list[Finding]:
-    """Returns all that is wrong with the cache in folder `path`; empty if everything is as it was written."""
+    """Returns all that is wrong with the cache in folder `path`; empty if everything is as it was written.
+
+    Raises `UnreadableError` with the path if the system refuses to read something: that is not damage.
+    """
     try:
         cache = FeatureCache.open(path)
     except MrrnError as error:
+        raise_if_unreadable(error, path)
         return [Finding(what=str(error))]
     found: list[Finding] = []
     with cache:
@@ -35,6 +40,7 @@ def verify(path: Path) -> list[Finding]:
             rows, places = cache.ledger.shards(), cache.ledger.places()
             outcomes = {outcome.video_id: outcome for outcome in cache.ledger.outcomes()}
         except (MrrnError, ValueError, OSError) as error:
+            raise_if_unreadable(error, path)
             return [*found, Finding(what=str(error))]
         found += _verify_dataset(cache)
         found += _verify_shards(cache, rows, places, outcomes)
@@ -56,6 +62,7 @@ def _verify_dataset(cache: FeatureCache) -> Iterator[Finding]:
     try:
         wanted = {(video.id, video.path) for video in cache.dataset.videos}
     except MrrnError as error:
+        raise_if_unreadable(error, cache.path)
         yield Finding(what=str(error))
         return
     with cache.ledger.reading() as connection:
@@ -109,6 +116,7 @@ def _problem(cache: FeatureCache, row: ShardRow, places: list[Place], outcomes: 
     except FileNotFoundError as error:
         return f"it cannot be read: {error.strerror}"
     except MrrnError as error:
+        raise_if_unreadable(error, cache.path)
         return str(error)
 
 

@@ -16,7 +16,11 @@ from cache.common.workspace import Workspace
 FINISHED_WITH_FAILURES = 3
 """Exit code of a run that reached its end with some failed videos, which are listed."""
 
-_DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+_SYSTEM_REFUSES = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE),
+    *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENAMETOOLONG, errno.ENOTEMPTY),
+)
+"""Errors of the machine and its disks. Others are bugs of this program."""
 
 
 class _ExpectedError(click.ClickException):
@@ -35,10 +39,11 @@ class StageGroup(click.Group):
         except MrrnError as error:
             raise _ExpectedError(str(error)) from error
         except OSError as error:
-            if error.errno not in _DISK_REFUSES:
+            if error.errno not in _SYSTEM_REFUSES:
                 raise
             raise _ExpectedError(
-                f"the disk refuses: {error}. What was finished is safe: check the disk, then run the same command again"
+                f"the disk refuses: {error}. What was finished is safe: check the disk, permissions and open files "
+                "(`ulimit -n`), then run the same command again"
             ) from error
 
 

@@ -12,7 +12,14 @@ from typing import Final
 import xxhash
 
 from cache.common.errors import CacheError, DatasetError
-from cache.common.files import from_json, read_sealed_json, sealed_json, unsealed_json, write_sealed_json
+from cache.common.files import (
+    from_json,
+    raise_if_unreadable,
+    read_sealed_json,
+    sealed_json,
+    unsealed_json,
+    write_sealed_json,
+)
 from cache.dataset import Dataset, dataset_bytes, dataset_of
 from cache.description import Description, description_json, description_of
 from cache.remote.client import Location, Objects
@@ -49,6 +56,7 @@ class Attachment:
         try:
             return from_json(read_sealed_json(folder / FILE), cls, exact=False)
         except (OSError, ValueError) as error:
+            raise_if_unreadable(error, folder / FILE)
             raise CacheError(f"{folder / FILE} does not say where the cache's store is: {error!r}") from error
 
 

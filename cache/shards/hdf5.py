@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.common.errors import CacheError, DamageError
-from cache.common.files import PositionedFile
+from cache.common.files import PositionedFile, raise_if_unreadable
 from cache.fingerprint import CHANNELS, LEVELS, Level
 from cache.shards.protocol import MAX_INDEX_BYTES, ShardData, ShardIndex
 
@@ -60,12 +60,14 @@ class Hdf5Shard:
         try:
             self._file = PositionedFile(path)
         except OSError as error:
+            raise_if_unreadable(error, path)
             raise DamageError(f"shard {path} cannot be read: {error.strerror}") from error
         try:
             self._arrays, content = _stored_arrays(path, self._file.num_bytes)
             self.index = self._read_index()
             self.index.check()
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, UnicodeError, CacheError) as error:
+            raise_if_unreadable(error, path)
             raise DamageError(f"shard {path} is not what was written: {error}") from error
         if self.index.content != content:
             raise DamageError(f"shard {path} is not what was written: its index does not agree with its own hash")

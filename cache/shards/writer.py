@@ -20,7 +20,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from cache.common.errors import CacheError
-from cache.common.files import open_plain, write_tree_durably
+from cache.common.files import open_plain, plain_files, write_tree_durably
 from cache.shards import Backend, encode, open_shard
 from cache.shards.protocol import ShardData
 
@@ -52,7 +52,7 @@ def hash_files(path: Path) -> Written:
     """xxh3_128 over the names, lengths and bytes of the file or folder at `path`; links are not followed."""
     digest = xxhash.xxh3_128()
     total = 0
-    for file in sorted(_plain_files(path)):
+    for file in sorted(plain_files(path)):
         with os.fdopen(open_plain(file), "rb", buffering=0) as opened:
             num_bytes = os.fstat(opened.fileno()).st_size
             digest.update(f"{file.relative_to(path)}\0{num_bytes}\0".encode())
@@ -60,14 +60,6 @@ def hash_files(path: Path) -> Written:
                 digest.update(block)
         total += num_bytes
     return Written(digest=digest.hexdigest(), num_bytes=total)
-
-
-def _plain_files(path: Path) -> list[Path]:
-    """Everything that is not a real folder; opening a link among them fails."""
-    if path.is_symlink():
-        return [path]
-    entries = [path, *path.rglob("*")]
-    return [entry for entry in entries if entry.is_symlink() or not entry.is_dir()]
 
 
 class ShardWriter:

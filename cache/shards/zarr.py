@@ -17,7 +17,7 @@ from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore, MemoryStore
 
 from cache.common.errors import CacheError, DamageError
-from cache.common.files import PositionedFile
+from cache.common.files import PositionedFile, plain_files, raise_if_unreadable
 from cache.fingerprint import CHANNELS, LEVELS, Level
 from cache.shards.protocol import MAX_INDEX_BYTES, ShardData, ShardIndex
 
@@ -81,6 +81,7 @@ class ZarrShard:
             self._chunks = {level: self._open_level(level) for level in self.index.levels}
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError, CacheError) as error:
             # MemoryError: an array of strings may declare any number of them, and the library believes it.
+            raise_if_unreadable(error, path)
             raise DamageError(f"shard {path} is not what was written: {error}") from error
         if self.index.content != group.attrs.get("content"):
             raise DamageError(f"shard {path} is not what was written: its index does not agree with its own hash")
@@ -134,7 +135,7 @@ def _read_index(group: zarr.Group, path: Path) -> ShardIndex:
         array = group[name]
         assert isinstance(array, zarr.Array)
         # The declared shape may be absurd; the size of the files bounds it.
-        file_bytes = sum(file.stat().st_size for file in (path / name / "c").rglob("*") if file.is_file())
+        file_bytes = sum(file.stat().st_size for file in plain_files(path / name / "c"))
         if array.size * 4 > file_bytes or file_bytes > MAX_INDEX_BYTES:
             raise CacheError(
                 f"array {name!r} of {array.size} numbers or texts has {file_bytes} bytes; no shard has that"
@@ -154,10 +155,9 @@ def _check_structure(path: Path) -> None:
     """Before the library follows it, refuse whatever a group of ours never has: links, other arrays, other codecs."""
     if not stat.S_ISDIR(path.lstat().st_mode):
         raise CacheError("it is not a folder")
-    for entry in path.rglob("*"):
-        mode = entry.lstat().st_mode
-        if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
-            raise CacheError(f"{entry.relative_to(path)} is neither a file nor a folder")
+    for file in plain_files(path):
+        if not stat.S_ISREG(file.lstat().st_mode):
+            raise CacheError(f"{file.relative_to(path)} is neither a file nor a folder")
     names = {entry.name for entry in path.iterdir()} - {"zarr.json"}
     if names - set(LEVELS) != _INDEX.keys():
         raise CacheError(f"it holds {sorted(names)}; expected {sorted(_INDEX)} and levels")
