@@ -5,7 +5,7 @@
     commit   ledger transaction begins → check the claim → write rows
              → rename → fsync shards/   (object store: PUT records/<next position>, only if there is none)
              → ledger transaction ends (fsync of SQLite's log)
-    adopt    a complete shard without a row gets its rows; anything else without a row is removed
+    adopt    a complete shard without a row gets its rows, another one goes to the quarantine; leftovers are removed
 
 Only when the transaction has ended are the videos done. The rename happens inside it, after the claim was checked.
 SQLite lets one process in at a time: a worker whose claim was taken over never gets to rename, and nobody clears away a
@@ -32,6 +32,7 @@ from cache.common.errors import CacheError
 from cache.common.files import discard, from_json, fsync_folder, raise_if_unreadable, remove
 from cache.fingerprint import JSON, canonical_json
 from cache.ledger import SHARD_NAME, WITH_FEATURES, Claim, Outcome, ShardRow
+from cache.quarantine import quarantine
 from cache.shards import SUFFIXES, open_shard
 from cache.shards.protocol import ShardData, ShardIndex
 from cache.shards.writer import ShardWriter, Written, hash_files
@@ -200,7 +201,9 @@ def commit_staged(storage: Storage, claim: Claim, staged: StagedShard) -> None:
 
 
 def recover(storage: Storage) -> list[str]:
-    """Clear up after workers that died: free their claims, adopt or remove their shards. Returns what was done.
+    """Clear up after workers that died: free their claims, adopt their shards. Returns what was done.
+
+    What cannot be adopted goes to the quarantine if it is a shard, and is removed if it was being written.
 
     Raises `CacheError` if the disk refuses.
     """
@@ -218,6 +221,10 @@ def recover(storage: Storage) -> list[str]:
                 if staged is not None and staged.shard is not None:
                     path.rename(shards / staged.shard.name)
                     done.append(f"adopted shard {name}, which was complete but not yet recorded")
+                elif shard and not storage.shards_are_copies:
+                    # It may be good all the same: the ledger may be an older one, or not the one it was written for.
+                    moved = quarantine(storage.folder, path)
+                    done += [f"{line}: it has no row in the ledger, and could not be adopted" for line in moved]
                 elif shard or (token is not None and token not in tokens):
                     # A writing child may outlive its extraction for a moment; the new name keeps it from adding files.
                     remove(path.rename(temporary_path(shards, 0)))

@@ -6,6 +6,9 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import msgspec
 
 from cache.common.errors import CacheError
 from cache.common.files import from_json, raise_if_unreadable, read_sealed_json
@@ -25,6 +28,8 @@ class Description:
     fingerprint: Fingerprint
     settings: Mapping[str, JSON]
     """Options that the extraction was started with, so that it can be continued."""
+    cache_id: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)] = 0
+    """Random; the cache's ledger has it too. 0 in a cache of an earlier version that was not written to since."""
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
@@ -56,6 +61,7 @@ def description_json(description: Description) -> dict[str, JSON]:
         "dtype": DTYPE,
         "fingerprint": description.fingerprint.to_json(),
         "settings": dict(description.settings),
+        "cache_id": description.cache_id,
     }
 
 

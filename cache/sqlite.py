@@ -32,8 +32,11 @@ _ADVICE = {
 class Database:
     """An open database file. Safe to use from several threads, and from a forked child, which opens its own."""
 
-    def __init__(self, path: Path, schema: str) -> None:
-        """`schema` is the SQL that makes the tables. Raises `CacheError` if there is no plain file at `path`."""
+    def __init__(self, path: Path, schema: str, owner: int = 0) -> None:
+        """`schema` is the SQL that makes the tables; `owner` the file's `application_id`, 0 for any.
+
+        Raises `DamageError` if there is no plain file at `path`.
+        """
         try:
             plain = stat.S_ISREG(path.lstat().st_mode)
         except OSError as error:
@@ -43,7 +46,7 @@ class Database:
             raise DamageError(
                 f"{path} is missing or not a file; `python -m cache repair {path.parent}` makes it anew from the shards"
             )
-        self.path, self._schema = path, schema
+        self.path, self._schema, self._owner = path, schema, owner
         self._inherited: sqlite3.Connection | None = None
         self._start()
 
@@ -57,7 +60,7 @@ class Database:
         with self._translated():
             connection = self._connect()
             connection.execute("PRAGMA journal_mode = WAL")
-            connection.executescript(f"BEGIN; {self._schema} COMMIT;")
+            connection.executescript(f"BEGIN; {self._schema} PRAGMA application_id = {self._owner:d}; COMMIT;")
             self._connection = connection
 
     def close(self) -> None:
@@ -94,6 +97,12 @@ class Database:
                 if _tables(self._connection) != _expected_tables(self._schema):
                     raise DamageError(
                         f"{self.path} has other tables than a ledger of ours; it is damaged or not to be trusted"
+                    )
+                if self._owner and self._connection.execute("PRAGMA application_id").fetchone()[0] != self._owner:
+                    raise CacheError(
+                        f"{self.path} is the ledger of another cache: cache.json beside it has another id. Put this "
+                        "cache's own ledger back; or move that one away, and `python -m cache repair "
+                        f"{self.path.parent}` makes a new one from the shards"
                     )
             yield self._connection
 

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from sqlite3 import Connection
 from typing import Protocol
@@ -43,7 +43,8 @@ pts_seconds [F], low, mid, high [views, F, 128 | 256 | 512] float16, checksum [N
   python -m cache info FOLDER      what is in it
   python -m cache verify FOLDER    whether every byte is as it was written
 
-Do not add, rename or change files here. What is in shards/ without a row in the ledger is removed.
+Do not add, rename or change files here. A shard without a row in the ledger is adopted, or else moved to quarantine/;
+what a killed extraction had half written is removed.
 """
 
 
@@ -182,7 +183,14 @@ class LocalStorage(Storage):
 
     def __init__(self, folder: Path, description: Description) -> None:
         self.folder, self.description = folder, description
-        self.ledger = Ledger(folder / "ledger.sqlite")
+        self.ledger = Ledger(folder / "ledger.sqlite", description.cache_id)
+
+    def acquire(self) -> None:
+        """Give a cache of an earlier version its id."""
+        if not self.description.cache_id:
+            # The ledger first: until cache.json has an id, it takes the ledger's.
+            self.description = replace(self.description, cache_id=self.ledger.identify())
+            write_sealed_json(self.folder / "cache.json", description_json(self.description))
 
     @property
     def place(self) -> str:
@@ -252,7 +260,7 @@ def create_folder(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         (temporary / "shards").mkdir(parents=True)
-        Ledger.create(temporary / "ledger.sqlite", ids_and_paths(dataset)).close()
+        Ledger.create(temporary / "ledger.sqlite", ids_and_paths(dataset), description.cache_id).close()
         # Each of these writes also makes durable what was made in the folder before it.
         write_sealed_json(temporary / "cache.json", description_json(description))
         write_dataset(temporary / "dataset.json", dataset)

@@ -16,7 +16,7 @@ from cache.common.errors import CacheError
 from cache.dataset import Dataset, read_dataset
 from cache.description import Description, read_description
 from cache.fingerprint import JSON, Fingerprint, Level, check_fingerprint
-from cache.ledger import Claim, Ledger, Outcome, Place, Status
+from cache.ledger import Claim, Ledger, Outcome, Place, Status, new_cache_id
 from cache.reading import FeatureBank, ShardPool, load_bank
 from cache.remote.client import Location, Objects
 from cache.remote.published import COPY_BYTES, attach, find_cache, publish
@@ -60,7 +60,8 @@ class FeatureCache:
 
         Levels and views are the fingerprint's. Raises `CacheError` if `path` or a cache at `location` exists.
         """
-        publish(path, dataset, Description(backend=backend, fingerprint=fingerprint, settings=settings), location)
+        description = Description(backend=backend, fingerprint=fingerprint, settings=settings, cache_id=new_cache_id())
+        publish(path, dataset, description, location)
         return cls.open(path)
 
     @classmethod
@@ -231,7 +232,7 @@ class FeatureCache:
         return self.storage.free_bytes()
 
     def recover(self) -> list[str]:
-        """Clear up after extractions that died: free claims, adopt or remove shards. Returns what was done."""
+        """Clear up after extractions that died: free claims, adopt shards or set them aside. Returns what was done."""
         return recover(self.storage)
 
     def replace_dataset(self, dataset: Dataset) -> int:

@@ -46,7 +46,7 @@ class ObjectStorage(Storage):
     def __init__(self, folder: Path, description: Description, attachment: Attachment) -> None:
         """`folder` is the working copy."""
         self.folder, self.description = folder, description
-        self.ledger = Ledger(folder / "ledger.sqlite")
+        self.ledger = Ledger(folder / "ledger.sqlite", description.cache_id)
         self._driver, self._fingerprint = attachment.driver, description.fingerprint.digest
         self._suffix = SUFFIXES[description.backend]
         self.objects = Objects(Location.parse(attachment.location))
