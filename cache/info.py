@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import Any
 
+from cache.common.text import visible
 from cache.ledger import Status
 from cache.store import FeatureCache
 
@@ -37,7 +38,7 @@ def _reasons(cache: FeatureCache, status: Status) -> list[dict[str, str]]:
 
 
 def info_text(info: dict[str, Any]) -> str:
-    """Returns the same as text for the user."""
+    """Returns the same as text for the user, with no character in it that a terminal would obey."""
     counts = ", ".join(f"{number:,} {status}" for status, number in info["videos"].items())
     where = f", a working copy of {info['location']}" if info["location"] else ""
     lines = [
@@ -58,4 +59,4 @@ def info_text(info: dict[str, Any]) -> str:
             lines += [f"{status}:", *(f"  {row['video']}: {row['reason']}" for row in videos[:_LISTED])]
         if len(videos) > _LISTED:
             lines.append(f"  and {len(videos) - _LISTED:,} more (--json lists all)")
-    return "\n".join(lines)
+    return "\n".join(map(visible, lines))

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import click
 
 from cache.common.errors import MrrnError
+from cache.common.text import visible
 from cache.common.workspace import Workspace
 
 FINISHED_WITH_FAILURES = 3
@@ -27,7 +28,8 @@ class _ExpectedError(click.ClickException):
     exit_code = 1
 
     def show(self, file: Any = None) -> None:
-        click.echo(f"error: {self.message}", err=True, file=file)
+        text = "\n".join(map(visible, self.message.split("\n")))
+        click.echo(f"error: {text}", err=True, file=file)
 
 
 class StageGroup(click.Group):
