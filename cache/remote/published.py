@@ -79,7 +79,7 @@ def publish(folder: Path, dataset: Dataset, description: Description, location: 
 
 def attach(folder: Path, location: Location, copy_bytes: int = COPY_BYTES) -> None:
     """Make `folder`, which must not exist, a working copy of the cache at `location`."""
-    description, dataset = _required(location)
+    description, dataset = required(Objects(location))
     attachment = Attachment(location=str(location), driver=secrets.token_hex(8), copy_bytes=copy_bytes)
     content = {"format": 1, **asdict(attachment)}
     create_folder(folder, dataset, description, lambda made: write_sealed_json(made / FILE, content))
@@ -87,7 +87,7 @@ def attach(folder: Path, location: Location, copy_bytes: int = COPY_BYTES) -> No
 
 def dataset_name(location: Location) -> str:
     """Name of the dataset of the cache at `location`. Raises `CacheError` if there is no cache."""
-    return _required(location)[1].name
+    return required(Objects(location))[1].name
 
 
 def find_cache(objects: Objects) -> tuple[Description, str] | None:
@@ -102,11 +102,12 @@ def find_cache(objects: Objects) -> tuple[Description, str] | None:
     return description, value["dataset"]
 
 
-def _required(location: Location) -> tuple[Description, Dataset]:
-    objects = Objects(location)
+def required(objects: Objects) -> tuple[Description, Dataset]:
+    """The cache in the store, and the dataset it was made with. Raises `CacheError` if there is no cache."""
     found = find_cache(objects)
     if found is None:
-        raise CacheError(f"there is no cache at {location}: `make extract CACHE={location}` makes one")
+        where = objects.location
+        raise CacheError(f"there is no cache at {where}: `make extract CACHE={where}` makes one")
     return found[0], read_dataset_object(objects, found[1])
 
 

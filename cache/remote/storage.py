@@ -23,7 +23,7 @@ from cache.ledger import Ledger, ShardRow, Status
 from cache.remote.client import Location, Objects
 from cache.remote.lease import DriverLease
 from cache.remote.log import MAX_FILES, Kind, Record, RecordLog, check_file_names, is_hash, object_of, shard_object
-from cache.remote.published import Attachment, find_cache, read_dataset_object, write_dataset_object
+from cache.remote.published import Attachment, find_cache, read_dataset_object, required, write_dataset_object
 from cache.remote.working_copy import TRANSFER, LocalCopy
 from cache.shards import SUFFIXES
 from cache.storage import Finding, LocalStorage, StagedShard, Storage, bytes_problem, ids_and_paths
@@ -178,24 +178,18 @@ class ObjectStorage(Storage):
         """Replays the whole log beside the working copy and compares."""
         self.catch_up()
         with tempfile.TemporaryDirectory(prefix="mrrn-log-") as folder:
-            found = find_cache(self.objects)
-            if found is None:
-                yield f"{self.address} no longer holds a cache: its cache.json is missing"
-                return
-            dataset = read_dataset_object(self.objects, found[1])
+            _, dataset = required(self.objects)
             ledger = Ledger.create(Path(folder) / "ledger.sqlite", ids_and_paths(dataset))
             self._follow_log(ledger)
             if (Path(folder) / "dataset.json").exists():
                 dataset = read_dataset(Path(folder) / "dataset.json")
-            outcomes, places, shards = zip(
-                *((list(one.outcomes()), one.places(), one.shards()) for one in (ledger, self.ledger)), strict=True
-            )
+            if dataset != read_dataset(self.folder / "dataset.json"):
+                yield "dataset.json of the working copy is not the one in the store"
+            for what in ("outcomes", "places", "shards"):
+                logged, ours = (list(getattr(one, what)()) for one in (ledger, self.ledger))
+                if logged != ours:
+                    yield f"the working copy's ledger has other {what} than the records in the store"
             ledger.close()
-        if dataset != read_dataset(self.folder / "dataset.json"):
-            yield "dataset.json of the working copy is not the one in the store"
-        for what, (logged, ours) in {"outcomes": outcomes, "places": places, "shards": shards}.items():
-            if logged != ours:
-                yield f"the working copy's ledger has other {what} than the records in the store"
 
     def check(self) -> Iterator[Finding]:
         """Damaged copies of shards, and orphans."""

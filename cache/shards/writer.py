@@ -74,9 +74,7 @@ class ShardWriter:
         with self._lock:
             if self._child is not None and self._child.poll() is not None:
                 self._end(kill=True)
-            if self._child is None:
-                self._child = _start_child()
-            child = self._child
+            child = self._child = self._child or _start_child()
             assert child.stdin is not None
             assert child.stdout is not None
             try:
