@@ -92,7 +92,7 @@ def stage(
     try:
         written = _write(storage, writer, temporary, data)
         files = storage.upload(temporary, written.digest, keep=keep)
-        row = _row(storage, 0, written, data.index, notes.environment)
+        row = _row(storage, written, data.index, notes.environment)
         return StagedShard(name=temporary.name, outcomes=ordered, shard=row, files=files)
     except BaseException as error:
         discard(temporary)
@@ -101,10 +101,10 @@ def stage(
         raise
 
 
-def _row(storage: Storage, number: int, written: Written, index: ShardIndex, environment: str) -> ShardRow:
+def _row(storage: Storage, written: Written, index: ShardIndex, environment: str) -> ShardRow:
     return ShardRow(
-        number=number,
-        name=_shard_name(number, written.digest, storage),
+        number=0,
+        name=f"000000-{written.digest[:16]}{SUFFIXES[storage.description.backend]}",
         content=index.content,
         num_videos=index.num_videos,
         num_frames=index.num_frames,
@@ -113,8 +113,9 @@ def _row(storage: Storage, number: int, written: Written, index: ShardIndex, env
     )
 
 
-def _shard_name(number: int, digest: str, storage: Storage) -> str:
-    return f"{number:06d}-{digest[:16]}{SUFFIXES[storage.description.backend]}"
+def _numbered(storage: Storage, connection: sqlite3.Connection, row: ShardRow) -> ShardRow:
+    number = storage.next_number(connection)
+    return dataclasses.replace(row, number=number, name=f"{number:06d}{row.name[6:]}")
 
 
 def _in_shard_order(data: ShardData | None, outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -185,11 +186,10 @@ def commit_staged(storage: Storage, claim: Claim, staged: StagedShard) -> None:
     try:
         with storage.transaction() as connection:
             storage.ledger.check_claim(connection, claim)
-            if (shard := staged.shard) is not None:
-                number = storage.next_number(connection)
-                shard = dataclasses.replace(shard, number=number, name=_shard_name(number, shard.digest, storage))
-            storage.ledger.record(connection, claim.token, staged.outcomes, shard)
-            storage.commit(connection, dataclasses.replace(staged, shard=shard))
+            if staged.shard is not None:
+                staged = dataclasses.replace(staged, shard=_numbered(storage, connection, staged.shard))
+            storage.ledger.record(connection, claim.token, staged.outcomes, staged.shard)
+            storage.commit(connection, staged)
     except OSError as error:
         raise _disk_error(error, shards) from error
     finally:
@@ -251,7 +251,7 @@ def adopt(storage: Storage, connection: sqlite3.Connection, path: Path, digest: 
         same_features = notes.fingerprint == storage.description.fingerprint.digest
         if not (same_bytes and same_videos and same_features):
             return None
-        shard = _row(storage, storage.next_number(connection), written, index, notes.environment)
+        shard = _numbered(storage, connection, _row(storage, written, index, notes.environment))
         storage.ledger.record(connection, None, notes.outcomes, shard)
         return StagedShard(name=path.name, outcomes=notes.outcomes, shard=shard)
     except (CacheError, OSError, ValueError, KeyError, TypeError) as error:
