@@ -89,16 +89,12 @@ class Storage(Protocol):
     """The content of cache.json."""
     ledger: Ledger
     """What became of each video, as of the last `catch_up`."""
+    address: str | None = None
+    """`s3://bucket/prefix` of the object store that has the cache; None if `folder` is the cache itself."""
+    place: str
+    """Where the cache is kept and in which format, as text for the user."""
     shards_are_copies: bool = False
     """Whether a shard in `folder` without a row in the ledger is a stale copy. Otherwise it may be adopted."""
-
-    @property
-    def address(self) -> str | None:
-        """`s3://bucket/prefix` of the object store that has the cache; None if `folder` is the cache itself."""
-
-    @property
-    def place(self) -> str:
-        """Where the cache is kept and in which format, as text for the user."""
 
     def free_bytes(self) -> int | None:
         """Free space for more shards where the cache is kept; None if it is not limited or not known."""
@@ -179,10 +175,9 @@ class LocalStorage(Storage):
     Methods without a docstring are described in `Storage`.
     """
 
-    address = None
-
     def __init__(self, folder: Path, description: Description) -> None:
         self.folder, self.description = folder, description
+        self.place = f"{folder} ({description.backend})"
         self.ledger = Ledger(folder / "ledger.sqlite", description.cache_id)
 
     def acquire(self) -> None:
@@ -191,10 +186,6 @@ class LocalStorage(Storage):
             # The ledger first: until cache.json has an id, it takes the ledger's.
             self.description = replace(self.description, cache_id=self.ledger.identify())
             write_sealed_json(self.folder / "cache.json", description_json(self.description))
-
-    @property
-    def place(self) -> str:
-        return f"{self.folder} ({self.description.backend})"
 
     def free_bytes(self) -> int | None:
         return shutil.disk_usage(self.folder).free

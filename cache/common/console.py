@@ -124,14 +124,14 @@ def progress(title: str, total: float, unit: str, *, initial: float = 0.0) -> It
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    columns = (
+    with Bar(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(unit),
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}", markup=False),
-    )
-    with Bar(*columns, console=Console(stderr=True)) as bar:
+        console=Console(stderr=True),
+    ) as bar:
         task = bar.add_task(title, total=total, completed=int(initial), text="")
         yield _BarProgress(bar, task)

@@ -50,17 +50,11 @@ class ObjectStorage(Storage):
         self._driver, self._fingerprint = attachment.driver, description.fingerprint.digest
         self._suffix = SUFFIXES[description.backend]
         self.objects = Objects(Location.parse(attachment.location))
+        self.address = str(self.objects.location)
+        self.place = f"{self.address} ({description.backend}); a working copy of it is {folder}"
         self.log = RecordLog(self.objects)
         self.lease = DriverLease(self.objects, attachment.driver)
         self.copy = LocalCopy(folder / "shards", self.objects, self.log, attachment.copy_bytes)
-
-    @property
-    def address(self) -> str | None:
-        return str(self.objects.location)
-
-    @property
-    def place(self) -> str:
-        return f"{self.address} ({self.description.backend}); a working copy of it is {self.folder}"
 
     def free_bytes(self) -> int | None:
         """Not limited: the working copy makes room."""
