@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cache.common.console import StageGroup, choose_dataset, dataset_option, work_option
+from cache.common.text import visible
 from cache.common.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def info(path: Path, as_json: bool) -> None:
 
     with FeatureCache.open(path) as cache:
         found = cache_info(cache)
-    click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else info_text(found))
+    click.echo(json.dumps(found, indent=2) if as_json else info_text(found))
 
 
 @main.command("verify")
@@ -69,9 +70,9 @@ def verify_command(path: Path) -> None:
 
     findings = verify(path)
     for finding in findings:
-        click.echo(("note: " if finding.harmless else "") + finding.what)
+        click.echo(("note: " if finding.harmless else "") + visible(finding.what))
         for video_id in finding.videos:
-            click.echo(f"  {video_id}")
+            click.echo(f"  {visible(video_id)}")
     damage = [finding for finding in findings if not finding.harmless]
     if damage:
         raise DamageError(
@@ -92,7 +93,7 @@ def repair_command(path: Path) -> None:
 
     done = repair(path)
     for line in done:
-        click.echo(line)
+        click.echo(visible(line))
     click.echo(f"{path}: " + ("`make extract` now fills the gaps" if done else "there was nothing to repair"))
 
 

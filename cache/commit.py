@@ -5,7 +5,7 @@
     commit   ledger transaction begins → check the claim → write rows
              → rename → fsync shards/   (object store: PUT records/<next position>, only if there is none)
              → ledger transaction ends (fsync of SQLite's log)
-    adopt    a complete shard without a row gets its rows; anything else without a row is removed
+    adopt    a complete shard without a row gets its rows, another one goes to the quarantine; leftovers are removed
 
 Only when the transaction has ended are the videos done. The rename happens inside it, after the claim was checked.
 SQLite lets one process in at a time: a worker whose claim was taken over never gets to rename, and nobody clears away a
@@ -15,51 +15,32 @@ end of the transaction. It carries in its notes what the ledger needs to adopt i
 
 import dataclasses
 import errno
+import os
 import re
 import secrets
 import shutil
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import count
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from cache.common.errors import CacheError
-from cache.common.files import discard, from_json, fsync_folder, remove
+from cache.common.files import discard, from_json, fsync_folder, raise_if_unreadable, remove
 from cache.fingerprint import JSON, canonical_json
 from cache.ledger import SHARD_NAME, WITH_FEATURES, Claim, Outcome, ShardRow
+from cache.quarantine import quarantine
 from cache.shards import SUFFIXES, open_shard
 from cache.shards.protocol import ShardData, ShardIndex
 from cache.shards.writer import ShardWriter, Written, hash_files
-from cache.storage import Storage
+from cache.storage import StagedShard, Storage
 
 _TEMPORARY = re.compile(r"\.tmp-(?P<token>\d+)-\d+-\d+")
 _RESERVE_BYTES = 32 << 20
 """Left free on the disk, for the ledger and other writers."""
-
-_serial = count()
-
-
-@dataclass(frozen=True, kw_only=True)
-class StagedShard:
-    """A written shard that is not yet in the cache, and what became of its videos. Small: it can be sent around."""
-
-    name: str
-    """Of the temporary file or folder in `shards/`; empty if no video has features."""
-    outcomes: tuple[Outcome, ...]
-    """Those with features first, in the shard's order."""
-    written: Written | None = None
-    content: str = ""
-    """See `ShardIndex.content`."""
-    num_videos: int = 0
-    num_frames: int = 0
-    environment: str = ""
-    """JSON: see `ShardRow.environment`."""
-    files: Mapping[str, int] = field(default_factory=dict)
-    """Sizes of the shard's files in the object store, see `Record.files`; empty if the cache is a folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +53,6 @@ class ShardNotes:
     """JSON: see `ShardRow.environment`."""
     outcomes: tuple[Outcome, ...]
     """Of its videos, in order. Their decode times are 0: equal work gives equal bytes."""
-
-    def to_json(self) -> str:
-        """As canonical JSON."""
-        return canonical_json(dataclasses.asdict(self))
 
     @classmethod
     def of(cls, index: ShardIndex) -> "ShardNotes":
@@ -109,13 +86,14 @@ def stage(
         environment=canonical_json(dict(environment)),
         outcomes=tuple(dataclasses.replace(o, seconds=0.0) for o in ordered if o.status in WITH_FEATURES),
     )
-    data = dataclasses.replace(data, notes=notes.to_json())
+    data = dataclasses.replace(data, notes=canonical_json(dataclasses.asdict(notes)))
     shards = storage.folder / "shards"
     temporary = temporary_path(shards, token)
     try:
         written = _write(storage, writer, temporary, data)
         files = storage.upload(temporary, written.digest, keep=keep)
-        return _staged(temporary, ordered, written, data.index, notes.environment, files)
+        row = _row(storage, written, data.index, notes.environment)
+        return StagedShard(name=temporary.name, outcomes=ordered, shard=row, files=files)
     except BaseException as error:
         discard(temporary)
         if isinstance(error, OSError):
@@ -123,24 +101,21 @@ def stage(
         raise
 
 
-def _staged(
-    path: Path,
-    outcomes: tuple[Outcome, ...],
-    written: Written,
-    index: ShardIndex,
-    environment: str,
-    files: Mapping[str, int],
-) -> StagedShard:
-    return StagedShard(
-        name=path.name,
-        outcomes=outcomes,
-        written=written,
+def _row(storage: Storage, written: Written, index: ShardIndex, environment: str) -> ShardRow:
+    return ShardRow(
+        number=0,
+        name=f"000000-{written.digest[:16]}{SUFFIXES[storage.description.backend]}",
         content=index.content,
         num_videos=index.num_videos,
         num_frames=index.num_frames,
         environment=environment,
-        files=files,
+        **vars(written),
     )
+
+
+def _numbered(storage: Storage, connection: sqlite3.Connection, row: ShardRow) -> ShardRow:
+    number = storage.next_number(connection)
+    return dataclasses.replace(row, number=number, name=f"{number:06d}{row.name[6:]}")
 
 
 def _in_shard_order(data: ShardData | None, outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -153,9 +128,7 @@ def _in_shard_order(data: ShardData | None, outcomes: Sequence[Outcome]) -> list
             f"a shard of {len(stored)} videos was given with {len(with_features)} outcomes that are done or suspect; "
             "each video with features needs one such outcome, and the other way round"
         )
-    for i, video_id in enumerate(stored):
-        assert data is not None
-        frames = int(data.offsets[i + 1] - data.offsets[i])
+    for video_id, frames in zip(stored, np.diff(data.offsets).tolist() if data else (), strict=True):
         if by_id[video_id].num_frames != frames:
             raise CacheError(
                 f"video {video_id!r} has features of {frames} frames, but its outcome says {by_id[video_id].num_frames}"
@@ -182,7 +155,7 @@ def _write(storage: Storage, writer: ShardWriter, temporary: Path, data: ShardDa
 def temporary_path(shards: Path, token: int) -> Path:
     """A name in `shards/` that nobody else uses, for the holder of the claim with `token`; 0 is nobody's token."""
     # Several machines may write into one folder: neither process ids nor counters tell their files apart.
-    return shards / f".tmp-{token}-{secrets.randbits(64)}-{next(_serial)}"
+    return shards / f".tmp-{token}-{os.getpid()}-{secrets.randbits(64)}"
 
 
 def token_of(name: str) -> int | None:
@@ -191,22 +164,12 @@ def token_of(name: str) -> int | None:
     return None if found is None else int(found["token"])
 
 
-def is_temporary(name: str) -> bool:
-    """Whether a name in `shards/` belongs to a staged shard, or to what is left of one."""
-    return token_of(name) is not None
-
-
 def _disk_error(error: OSError, shards: Path) -> CacheError:
     """What the disk refused, and what to do about it."""
+    what, todo = f"the disk refused to write a shard in {shards}: {error}", "check the disk, then"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CacheError(
-            f"no space left for shards in {shards}: {error.strerror}. All that was committed is safe: "
-            "free some space and run the same command again"
-        )
-    return CacheError(
-        f"the disk refused to write a shard in {shards}: {error}. All that was committed is safe: "
-        "check the disk, then run the same command again"
-    )
+        what, todo = f"no space left for shards in {shards}: {error.strerror}", "free some space and"
+    return CacheError(f"{what}. All that was committed is safe: {todo} run the same command again")
 
 
 # -- commit -----------------------------------------------------------------------------------------------------------
@@ -223,9 +186,10 @@ def commit_staged(storage: Storage, claim: Claim, staged: StagedShard) -> None:
     try:
         with storage.transaction() as connection:
             storage.ledger.check_claim(connection, claim)
-            shard = _shard_row(storage, connection, staged)
-            storage.ledger.record(connection, claim.token, staged.outcomes, shard)
-            storage.commit(connection, staged.outcomes, shard, temporary, staged.files)
+            if staged.shard is not None:
+                staged = dataclasses.replace(staged, shard=_numbered(storage, connection, staged.shard))
+            storage.ledger.record(connection, claim.token, staged.outcomes, staged.shard)
+            storage.commit(connection, staged)
     except OSError as error:
         raise _disk_error(error, shards) from error
     finally:
@@ -233,28 +197,13 @@ def commit_staged(storage: Storage, claim: Claim, staged: StagedShard) -> None:
             discard(temporary)
 
 
-def _shard_row(storage: Storage, connection: sqlite3.Connection, staged: StagedShard) -> ShardRow | None:
-    """The row that the shard gets, with the next free number; None if there is no shard."""
-    if staged.written is None:
-        return None
-    number = storage.next_number(connection)
-    return ShardRow(
-        number=number,
-        name=f"{number:06d}-{staged.written.digest[:16]}{SUFFIXES[storage.description.backend]}",
-        digest=staged.written.digest,
-        content=staged.content,
-        num_videos=staged.num_videos,
-        num_frames=staged.num_frames,
-        num_bytes=staged.written.num_bytes,
-        environment=staged.environment,
-    )
-
-
 # -- adopt ------------------------------------------------------------------------------------------------------------
 
 
 def recover(storage: Storage) -> list[str]:
-    """Clear up after workers that died: free their claims, adopt or remove their shards. Returns what was done.
+    """Clear up after workers that died: free their claims, adopt their shards. Returns what was done.
+
+    What cannot be adopted goes to the quarantine if it is a shard, and is removed if it was being written.
 
     Raises `CacheError` if the disk refuses.
     """
@@ -266,12 +215,16 @@ def recover(storage: Storage) -> list[str]:
             known = {row[0] for row in connection.execute("SELECT name FROM shards")}
             for name in sorted(entry.name for entry in shards.iterdir() if entry.name not in known):
                 path, token, shard = shards / name, token_of(name), SHARD_NAME.fullmatch(name)
-                rows = None
+                staged = None
                 if shard and not storage.shards_are_copies:
-                    rows = adopt(storage, connection, path, shard["digest"])
-                if rows is not None:
-                    path.rename(shards / rows[1].name)
+                    staged = adopt(storage, connection, path, shard["digest"])
+                if staged is not None and staged.shard is not None:
+                    path.rename(shards / staged.shard.name)
                     done.append(f"adopted shard {name}, which was complete but not yet recorded")
+                elif shard and not storage.shards_are_copies:
+                    # It may be good all the same: the ledger may be an older one, or not the one it was written for.
+                    moved = quarantine(storage.folder, path)
+                    done += [f"{line}: it has no row in the ledger, and could not be adopted" for line in moved]
                 elif shard or (token is not None and token not in tokens):
                     # A writing child may outlive its extraction for a moment; the new name keeps it from adding files.
                     remove(path.rename(temporary_path(shards, 0)))
@@ -283,12 +236,10 @@ def recover(storage: Storage) -> list[str]:
     return done
 
 
-def adopt(
-    storage: Storage, connection: sqlite3.Connection, path: Path, digest: str
-) -> tuple[tuple[Outcome, ...], ShardRow] | None:
+def adopt(storage: Storage, connection: sqlite3.Connection, path: Path, digest: str) -> StagedShard | None:
     """Record the shard at `path` if it is complete, its hash begins with `digest` and its videos are still pending.
 
-    Returns its rows; None if it was not recorded.
+    Returns it with its row; None if it was not recorded. Raises `UnreadableError` if the system refuses to read it.
     """
     connection.execute("SAVEPOINT adoption")
     try:
@@ -300,13 +251,12 @@ def adopt(
         same_features = notes.fingerprint == storage.description.fingerprint.digest
         if not (same_bytes and same_videos and same_features):
             return None
-        staged = _staged(path, notes.outcomes, written, index, notes.environment, {})
-        shard = _shard_row(storage, connection, staged)
-        assert shard is not None
+        shard = _numbered(storage, connection, _row(storage, written, index, notes.environment))
         storage.ledger.record(connection, None, notes.outcomes, shard)
-        return notes.outcomes, shard
-    except (CacheError, OSError, ValueError, KeyError, TypeError):
+        return StagedShard(name=path.name, outcomes=notes.outcomes, shard=shard)
+    except (CacheError, OSError, ValueError, KeyError, TypeError) as error:
         connection.execute("ROLLBACK TO adoption")
+        raise_if_unreadable(error, path)
         return None
     finally:
         connection.execute("RELEASE adoption")

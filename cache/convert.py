@@ -1,7 +1,6 @@
 """Write a cache again in the other format, and prove that both hold the same."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +8,7 @@ import numpy as np
 from cache.commit import ShardNotes
 from cache.common.console import progress
 from cache.common.errors import CacheError, DamageError
-from cache.fingerprint import Level
-from cache.ledger import Claim, Outcome, Place
+from cache.ledger import Claim, Place
 from cache.processes import this_process
 from cache.shards import Backend
 from cache.shards.protocol import ShardData, ShardReader, read_shard
@@ -41,13 +39,20 @@ def _fill(source: FeatureCache, made: FeatureCache, claim: Claim) -> None:
     """Commit the claimed videos that `source` has, one shard for each of its shards."""
     wanted = {video.id for video in claim.videos}
     outcomes = {o.video_id: o for o in source.ledger.outcomes() if o.video_id in wanted}
-    places = _by_shard(source)
+    places: dict[int, list[Place]] = {row.number: [] for row in source.ledger.shards()}
+    for place in sorted(source.ledger.places(), key=lambda place: place.position):
+        places[place.shard].append(place)
     with progress(f"converting to {made.backend}", len(places), "shards") as shown:
         for done, (number, stored) in enumerate(places.items(), 1):
             left = [place for place in stored if place.video_id in wanted]
             if left:
                 claim = made.ledger.renew(claim, _LEASE_SECONDS)
-                _convert_shard(source, number, left, made, claim, outcomes)
+                shard = source.pool.shard(number)
+                for place in left:
+                    shard.check_place(place)
+                data = _selected(shard.reader, [place.position for place in left])
+                environment = json.loads(ShardNotes.of(shard.reader.index).environment)
+                made.commit(claim, data, [outcomes[place.video_id] for place in left], environment)
             shown.update(done)
     failed = [outcome for outcome in outcomes.values() if outcome.status == "failed"]
     if failed:
@@ -69,41 +74,16 @@ def _open_target(source: FeatureCache, target: Path, backend: Backend) -> Featur
     return made
 
 
-def _by_shard(cache: FeatureCache) -> dict[int, list[Place]]:
-    """Places of the videos of each shard, in the shard's order."""
-    found: dict[int, list[Place]] = {row.number: [] for row in cache.ledger.shards()}
-    for place in sorted(cache.ledger.places(), key=lambda place: place.position):
-        found[place.shard].append(place)
-    return found
-
-
-def _convert_shard(
-    source: FeatureCache,
-    number: int,
-    places: list[Place],
-    made: FeatureCache,
-    claim: Claim,
-    outcomes: Mapping[str, Outcome],
-) -> None:
-    shard = source.pool.shard(number)
-    for place in places:
-        shard.check_place(place)
-    data = _selected(shard.reader, [place.position for place in places])
-    environment = json.loads(ShardNotes.of(shard.reader.index).environment)
-    made.commit(claim, data, [outcomes[place.video_id] for place in places], environment)
-
-
 def _selected(reader: ShardReader, positions: list[int]) -> ShardData:
     """Some videos of a shard; all of them unless some were requeued."""
     whole = read_shard(reader)
-    spans = [slice(*whole.offsets[i : i + 2]) for i in positions]
-    frames = np.concatenate([np.arange(span.start, span.stop) for span in spans])
-    features: dict[Level, np.ndarray] = {level: array[:, frames] for level, array in whole.features.items()}
+    frames = [np.arange(*whole.offsets[i : i + 2]) for i in positions]
+    chosen = np.concatenate(frames)
     return ShardData(
         video_ids=tuple(whole.video_ids[i] for i in positions),
-        offsets=np.concatenate([[0], np.cumsum([span.stop - span.start for span in spans])]),
-        pts_seconds=whole.pts_seconds[frames],
-        features=features,
+        offsets=np.cumsum([0, *map(len, frames)]),
+        pts_seconds=whole.pts_seconds[chosen],
+        features={level: array[:, chosen] for level, array in whole.features.items()},
     )
 
 
@@ -114,12 +94,12 @@ def prove_equal(one: FeatureCache, other: FeatureCache) -> None:
             raise DamageError(f"{one.path} and {other.path} differ in the outcome of {mine.video_id!r}")
     with progress("comparing", len(one.video_ids), "videos") as shown:
         for done, video_id in enumerate(one.video_ids, 1):
-            same = np.array_equal(one.pts_seconds(video_id), other.pts_seconds(video_id))
-            for level in one.levels:
-                for view in range(len(one.views)):
-                    # Bytes, not numbers: a negative zero differs from a zero.
-                    a, b = (cache.features(video_id, level, view).tobytes() for cache in (one, other))
-                    same = same and a == b
-            if not same:
+            # Bytes, not numbers: a negative zero differs from a zero.
+            same = all(
+                one.features(video_id, level, view).tobytes() == other.features(video_id, level, view).tobytes()
+                for level in one.levels
+                for view in range(len(one.views))
+            )
+            if not same or not np.array_equal(one.pts_seconds(video_id), other.pts_seconds(video_id)):
                 raise DamageError(f"{one.path} and {other.path} differ in the features of {video_id!r}")
             shown.update(done)

@@ -7,7 +7,14 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
 from cache.common.errors import DamageError, DatasetError, UnsafePathError
-from cache.common.files import from_json, read_plain, sealed_json, unsealed_json, write_bytes_durably
+from cache.common.files import (
+    from_json,
+    raise_if_unreadable,
+    read_plain,
+    sealed_json,
+    unsealed_json,
+    write_bytes_durably,
+)
 
 Half = Literal["train", "test", "none"]
 """Which half of a split a video is in; `none` leaves it out of that split."""
@@ -47,11 +54,6 @@ def check_relative_path(path: str) -> str:
             f"path {path!r} is not a plain path below the dataset's root (no '/' first, no '.', '..')"
         )
     return path
-
-
-def check_video_path(path: str) -> str:
-    """Returns `path`. Raises `UnsafePathError` unless it is a plain relative path or an `ADDRESS`."""
-    return path if "://" in path and ADDRESS.fullmatch(path) else check_relative_path(path)
 
 
 def check_dataset_name(name: str) -> str:
@@ -98,7 +100,8 @@ class Video:
 
     def __post_init__(self) -> None:
         check_relative_path(self.id)
-        check_video_path(self.path)
+        if not ("://" in self.path and ADDRESS.fullmatch(self.path)):
+            check_relative_path(self.path)
         for split, half in self.splits.items():
             if split not in SPLITS or half not in get_args(Half):
                 raise DatasetError(
@@ -187,4 +190,5 @@ def read_dataset(path: Path) -> Dataset:
     except FileNotFoundError:
         raise DatasetError(f"{path} is missing; extract the dataset again") from None
     except OSError as error:
+        raise_if_unreadable(error, path)
         raise DatasetError(f"{path} is not a dataset written by this program: {error}") from error

@@ -6,9 +6,12 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import msgspec
 
 from cache.common.errors import CacheError
-from cache.common.files import from_json, read_sealed_json
+from cache.common.files import from_json, raise_if_unreadable, read_sealed_json
 from cache.fingerprint import DTYPE, FORMAT_VERSION, JSON, LEVELS, Fingerprint, Level
 from cache.shards import BACKENDS, Backend
 
@@ -25,6 +28,8 @@ class Description:
     fingerprint: Fingerprint
     settings: Mapping[str, JSON]
     """Options that the extraction was started with, so that it can be continued."""
+    cache_id: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)] = 0
+    """Random; the cache's ledger has it too. 0 in a cache of an earlier version that was not written to since."""
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
@@ -34,8 +39,6 @@ class Description:
             raise CacheError(f"levels are {levels!r}; expected some of {', '.join(LEVELS)}, in this order")
         if not views or not isinstance(views, list | tuple) or not all(isinstance(view, str) for view in views):
             raise CacheError(f"views are {views!r}; expected a list of names, the first one 'center'")
-        if not isinstance(self.settings, Mapping):
-            raise CacheError(f"settings are {self.settings!r}; expected an object")
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -58,6 +61,7 @@ def description_json(description: Description) -> dict[str, JSON]:
         "dtype": DTYPE,
         "fingerprint": description.fingerprint.to_json(),
         "settings": dict(description.settings),
+        "cache_id": description.cache_id,
     }
 
 
@@ -79,15 +83,14 @@ def description_of(value: JSON, where: str) -> Description:
 def read_description(cache: Path) -> Description:
     """Read the cache.json of the cache in folder `cache`. Raises `CacheError` if it is missing or of another format."""
     file = cache / "cache.json"
-    _check_folder(cache)
     try:
+        _check_folder(cache)
         return description_of(read_sealed_json(file), str(cache))
     except FileNotFoundError:
         raise CacheError(f"{cache} is not a feature cache: it has no cache.json. `make extract` makes one") from None
     except OSError as error:
+        raise_if_unreadable(error, file)
         raise CacheError(f"{file} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CacheError(f"{file} is not a cache's description: {error!r}; it was changed or is damaged") from error
 
 
 def _check_folder(cache: Path) -> None:

@@ -33,16 +33,14 @@ def export(cache: FeatureCache, target: Path, container: Container, grouping: Gr
     make_folder_durably(temporary)
     files = _by_video(cache) if grouping == "video" else _by_level(cache)
     total = len(cache.video_ids) if grouping == "video" else len(cache.levels)
-    written = 0
     with progress("exporting", total, "files") as shown:
-        for name, arrays, texts in files:
+        for written, (name, arrays, texts) in enumerate(files, 1):
             path = temporary / f"{name}.{container}"
             path.parent.mkdir(parents=True, exist_ok=True)
             _write(path, container, arrays, texts)
-            written += 1
             shown.update(written)
     temporary.rename(target)
-    return written
+    return total
 
 
 _File = tuple[str, Mapping[str, np.ndarray], Mapping[str, tuple[str, ...]]]

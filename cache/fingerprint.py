@@ -77,7 +77,10 @@ class Difference:
     """True for an identity field, which must match; False for an environment field."""
 
     def __str__(self) -> str:
-        return f"{self.field}: the cache has {_shown(self.theirs)}, this run has {_shown(self.ours)}"
+        theirs, ours = (
+            ABSENT if value == ABSENT else json.dumps(value, ensure_ascii=False) for value in (self.theirs, self.ours)
+        )
+        return f"{self.field}: the cache has {theirs}, this run has {ours}"
 
 
 def differences(theirs: Fingerprint, ours: Fingerprint) -> list[Difference]:
@@ -100,15 +103,15 @@ def differences(theirs: Fingerprint, ours: Fingerprint) -> list[Difference]:
 def check_fingerprint(theirs: Fingerprint, ours: Fingerprint, *, allow_drift: bool, where: str) -> None:
     """Raises `FingerprintError` with each differing field and both values if `ours` cannot extend `theirs`."""
     found = differences(theirs, ours)
-    identity = [difference for difference in found if difference.identity]
+    identity = "; ".join(str(difference) for difference in found if difference.identity)
     if identity:
         raise FingerprintError(
-            f"{where} was made with other settings. {_listed(identity)}. "
+            f"{where} was made with other settings. {identity}. "
             "Use the cache's settings, or extract into another cache (WORK= or --work names another folder)"
         )
     if found and not allow_drift:
         raise FingerprintError(
-            f"{where} was made in another environment. {_listed(found)}. "
+            f"{where} was made in another environment. {'; '.join(map(str, found))}. "
             "Use the same one, or give --allow-drift to go on; the shards made from now on then record the difference"
         )
 
@@ -116,11 +119,3 @@ def check_fingerprint(theirs: Fingerprint, ours: Fingerprint, *, allow_drift: bo
 def _compared(identity: Mapping[str, JSON]) -> dict[str, JSON]:
     """The identity fields that decide: the weights' hash instead of their name, where there is a hash."""
     return {name: value for name, value in identity.items() if name != "weights" or not identity.get("weights_sha256")}
-
-
-def _listed(found: list[Difference]) -> str:
-    return "; ".join(map(str, found))
-
-
-def _shown(value: JSON) -> str:
-    return ABSENT if value == ABSENT else json.dumps(value, ensure_ascii=False)

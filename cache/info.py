@@ -1,9 +1,9 @@
 """What a cache holds, as numbers and as text."""
 
 from collections import Counter
-from itertools import islice
 from typing import Any
 
+from cache.common.text import visible
 from cache.ledger import Status
 from cache.store import FeatureCache
 
@@ -38,7 +38,7 @@ def _reasons(cache: FeatureCache, status: Status) -> list[dict[str, str]]:
 
 
 def info_text(info: dict[str, Any]) -> str:
-    """Returns the same as text for the user."""
+    """Returns the same as text for the user, with no character in it that a terminal would obey."""
     counts = ", ".join(f"{number:,} {status}" for status, number in info["videos"].items())
     where = f", a working copy of {info['location']}" if info["location"] else ""
     lines = [
@@ -55,14 +55,8 @@ def info_text(info: dict[str, Any]) -> str:
         lines.append("the shards were made in different environments:")
         lines += [f"  {number:,} shards: {text}" for text, number in info["environments"].items()]
     for status in ("suspect", "failed"):
-        lines += _listed(status, info[status])
-    return "\n".join(lines)
-
-
-def _listed(status: str, videos: list[dict[str, Any]]) -> list[str]:
-    if not videos:
-        return []
-    lines = [f"{status}:", *(f"  {row['video']}: {row['reason']}" for row in islice(videos, _LISTED))]
-    if len(videos) > _LISTED:
-        lines.append(f"  and {len(videos) - _LISTED:,} more (--json lists all)")
-    return lines
+        if videos := info[status]:
+            lines += [f"{status}:", *(f"  {row['video']}: {row['reason']}" for row in videos[:_LISTED])]
+        if len(videos) > _LISTED:
+            lines.append(f"  and {len(videos) - _LISTED:,} more (--json lists all)")
+    return "\n".join(map(visible, lines))

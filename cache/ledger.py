@@ -6,6 +6,7 @@ videos there are.
 """
 
 import re
+import secrets
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -145,19 +146,27 @@ _ANEW = (
 class Ledger(Database):
     """An open ledger. Safe to use from several threads, and from a forked child, which opens its own connection."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises `CacheError` if there is no ledger at `path`."""
-        super().__init__(path, _SCHEMA)
+    def __init__(self, path: Path, cache_id: int = 0) -> None:
+        """Raises `CacheError` if there is no ledger at `path`. Its use does so if it is not that of `cache_id`."""
+        super().__init__(path, _SCHEMA, cache_id)
 
     @classmethod
-    def create(cls, path: Path, videos: Iterable[tuple[str, str]]) -> "Ledger":
+    def create(cls, path: Path, videos: Iterable[tuple[str, str]], cache_id: int = 0) -> "Ledger":
         """Make a new ledger with all `(id, path)` pending, numbered in the given order."""
         path.touch(exist_ok=False)
-        ledger = cls(path)
+        ledger = cls(path, cache_id)
         ledger.make_tables()
         with ledger.transaction() as connection:
             ledger.add(connection, videos)
         return ledger
+
+    def identify(self) -> int:
+        """Returns the cache's id, a new one if the ledger had none."""
+        with self.transaction() as connection:
+            if not (found := connection.execute("PRAGMA application_id").fetchone()[0]):
+                found = new_cache_id()
+                connection.execute(f"PRAGMA application_id = {found:d}")
+        return found
 
     # -- claims -------------------------------------------------------------------------------------------------------
 
@@ -341,11 +350,11 @@ class Ledger(Database):
         with self.reading() as connection:
             rows = connection.execute(
                 "SELECT id, shard, position, num_frames FROM videos WHERE shard IS NOT NULL ORDER BY id"
-            )
-            try:
-                return [Place(str(row[0]), int(row[1]), int(row[2]), int(row[3])) for row in rows]
-            except (ValueError, TypeError) as error:
-                raise DamageError(f"{self.path} is damaged: {error}") from error
+            ).fetchall()
+        try:
+            return msgspec.convert(rows, list[Place])
+        except ValueError as error:
+            raise DamageError(f"{self.path} is damaged: {error}") from error
 
     def shards(self) -> list[ShardRow]:
         """All shards, in the order in which they were committed."""
@@ -356,6 +365,11 @@ class Ledger(Database):
             return from_json([dict(zip(names, row, strict=True)) for row in rows], list[ShardRow])
         except ValueError as error:
             raise DamageError(f"{self.path} lists a shard that no ledger of ours does: {error}") from error
+
+
+def new_cache_id() -> int:
+    """Returns a random id for a cache."""
+    return secrets.randbelow((1 << 31) - 1) + 1
 
 
 def _free(connection: sqlite3.Connection, tokens: Sequence[int]) -> None:

@@ -42,23 +42,19 @@ def _kernel() -> str:
 def _started(pid: int) -> int | None:
     """Start time of a running process in clock ticks since boot (0 if the system does not tell); None if it ended."""
     if not Path("/proc/self/stat").exists():
-        return _runs(pid)
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+        except PermissionError:
+            pass
+        return 0
     stat = _read(Path(f"/proc/{pid}/stat"))
     if stat is None:
         return None
     # The command name, in brackets, may contain blanks and brackets.
     state, *fields = stat[stat.rindex(b")") + 2 :].split()
     return None if state in (b"Z", b"X") else int(fields[18])
-
-
-def _runs(pid: int) -> int | None:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    return 0
 
 
 def _read(path: Path) -> bytes | None:

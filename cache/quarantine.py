@@ -1,4 +1,4 @@
-"""Where a cache's damaged files go: nothing that could still be good is deleted."""
+"""Where a cache's damaged and unknown files go: nothing that could still be good is deleted."""
 
 import os
 from itertools import chain, count
@@ -9,7 +9,7 @@ from cache.common.errors import CacheError
 from cache.common.files import fsync_folder, make_folder_durably
 
 QUARANTINE: Final = "quarantine"
-"""Folder, within the cache, for damaged files. Nothing reads it; it can be deleted."""
+"""Folder, within the cache, for damaged and unknown files. Nothing reads it; its user may delete it."""
 
 
 def quarantine(cache: Path, path: Path) -> list[str]:

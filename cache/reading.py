@@ -73,11 +73,7 @@ class ShardPool:
     """Open shards by number. Safe to use from several threads and, as nothing in it is shared, in forked children."""
 
     def __init__(
-        self,
-        folder: Path,
-        backend: Backend,
-        rows: Mapping[int, ShardRow],
-        fetch: Callable[[ShardRow], Path],
+        self, folder: Path, backend: Backend, rows: Mapping[int, ShardRow], fetch: Callable[[ShardRow], Path]
     ) -> None:
         """`fetch` returns the path of a shard, which another process may remove before it is open."""
         self.folder, self._backend, self._rows, self._fetch = folder, backend, rows, fetch
@@ -98,15 +94,6 @@ class ShardPool:
             if shard is not None:
                 self._open.move_to_end(number)
                 return shard
-        shard = self._opened(number)
-        with self._lock:
-            self._open[number] = shard
-            while len(self._open) > _OPEN_SHARDS:
-                # Its files are closed when the last reader drops its reference.
-                self._open.popitem(last=False)
-        return shard
-
-    def _opened(self, number: int) -> OpenShard:
         row = self._rows.get(number)
         if row is None:
             raise CacheError(f"the ledger refers to shard {number}, which it does not list; it is damaged")
@@ -116,17 +103,23 @@ class ShardPool:
                 f"shard {reader.path} is not the one that the ledger lists: it was replaced. "
                 "`python -m cache verify` lists all damage, `python -m cache repair` queues it again"
             )
-        return OpenShard(reader, np.zeros(reader.index.checksums.shape, dtype=np.bool_))
+        shard = OpenShard(reader, np.zeros(reader.index.checksums.shape, dtype=np.bool_))
+        with self._lock:
+            self._open[number] = shard
+            while len(self._open) > _OPEN_SHARDS:
+                # Its files are closed when the last reader drops its reference.
+                self._open.popitem(last=False)
+        return shard
 
     def _reader(self, row: ShardRow) -> ShardReader:
-        for attempt in range(1, _FETCHES + 1):
+        for _ in range(_FETCHES - 1):
             path = self._fetch(row)
             try:
                 return open_shard(path, self._backend)
             except DamageError:
-                if attempt == _FETCHES or path.exists():
+                if path.exists():
                     raise
-        raise AssertionError("the last attempt returns or raises")
+        return open_shard(self._fetch(row), self._backend)
 
 
 _MIB = 1 << 20
@@ -146,15 +139,6 @@ class FeatureBank:
     """`[N + 1]`: video i has frames `[offsets[i], offsets[i + 1])`."""
     pts_seconds: NDArray[np.float64]
     """`[F]`: time of each frame within its video."""
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Videos that follow one another both in a shard and in the bank: one read a view."""
-
-    places: Sequence[Place]
-    start: int
-    """First frame in the bank."""
 
 
 def offsets_of(places: Sequence[Place]) -> NDArray[np.int64]:
@@ -206,8 +190,24 @@ def read_features(
     offsets = offsets_of(places)
     pts_F = np.empty(int(offsets[-1]), dtype=np.float64)
 
-    def read(run: _Run) -> int:
-        return _read_run(pool.shard(run.places[0].shard), run, level, views, out_VFC, pts_F)
+    def read(run: tuple[int, int]) -> int:
+        """Videos `[start, stop)`, which follow one another both in a shard and in `out_VFC`: one read a view."""
+        videos = places[slice(*run)]
+        shard = pool.shard(videos[0].shard)
+        for place in videos:
+            shard.check_place(place)
+        index = shard.reader.index
+        first, last = videos[0].position, videos[-1].position + 1
+        start, stop = int(index.offsets[first]), int(index.offsets[last])
+        frames = slice(*offsets[list(run)].tolist())
+        pts_F[frames] = index.pts_seconds[start:stop]
+        for row, view in enumerate(views):
+            span_FC = out_VFC[row, frames]
+            shard.reader.read_into(level, view, start, span_FC)
+            for i in range(first, last):
+                video_FC = span_FC[index.offsets[i] - start : index.offsets[i + 1] - start]
+                check_span(shard.reader, i, level, view, video_FC)
+        return out_VFC[:, frames].nbytes
 
     total = round(out_VFC.nbytes / _MIB)
     threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="cache-read")
@@ -219,36 +219,12 @@ def read_features(
     return pts_F
 
 
-def _runs(places: Sequence[Place], offsets: NDArray[np.int64], frame_bytes: int) -> Iterator[_Run]:
+def _runs(places: Sequence[Place], offsets: NDArray[np.int64], frame_bytes: int) -> Iterator[tuple[int, int]]:
+    """Yields `[start, stop)` of videos that one thread reads at once."""
     starts, run_start = [0], 0
     for i in range(1, len(places)):
         follows = (places[i].shard, places[i].position) == (places[i - 1].shard, places[i - 1].position + 1)
         if not follows or (offsets[i] - run_start) * frame_bytes >= _TASK_BYTES:
             starts.append(i)
             run_start = offsets[i]
-    for start, stop in pairwise([*starts, len(places)]):
-        if start < stop:
-            yield _Run(places[start:stop], int(offsets[start]))
-
-
-def _read_run(
-    shard: OpenShard,
-    run: _Run,
-    level: Level,
-    views: Sequence[int],
-    out_VFC: NDArray[np.float16],
-    pts_F: NDArray[np.float64],
-) -> int:
-    for place in run.places:
-        shard.check_place(place)
-    index = shard.reader.index
-    first, last = run.places[0].position, run.places[-1].position + 1
-    start, stop = int(index.offsets[first]), int(index.offsets[last])
-    frames = slice(run.start, run.start + stop - start)
-    pts_F[frames] = index.pts_seconds[start:stop]
-    for row, view in enumerate(views):
-        span_FC = out_VFC[row, frames]
-        shard.reader.read_into(level, view, start, span_FC)
-        for i in range(first, last):
-            check_span(shard.reader, i, level, view, span_FC[index.offsets[i] - start : index.offsets[i + 1] - start])
-    return out_VFC[:, frames].nbytes
+    return pairwise([*starts, len(places)] if places else [])

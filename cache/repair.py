@@ -4,13 +4,13 @@ import os
 from pathlib import Path
 
 from cache.commit import recover
-from cache.common.errors import DamageError, MrrnError
+from cache.common.errors import DamageError
 from cache.common.files import fsync_folder
 from cache.dataset import Dataset, read_dataset
 from cache.description import read_description
 from cache.ledger import Ledger, broken_structure
 from cache.quarantine import quarantine
-from cache.storage import Storage, create_ledger
+from cache.storage import Storage, ids_and_paths
 from cache.store import FeatureCache
 from cache.verify import verify
 
@@ -20,11 +20,11 @@ def repair(path: Path) -> list[str]:
 
     Raises `CacheError` or `DatasetError` if cache.json or dataset.json is damaged: they cannot be made from the rest.
     """
-    read_description(path)
+    cache_id = read_description(path).cache_id
     dataset = read_dataset(path / "dataset.json")
     done: list[str] = []
-    if not _ledger_works(path):
-        done += [*_renew_ledger(path, dataset), "made the ledger anew; failed videos will be tried again"]
+    if not _ledger_works(path, cache_id):
+        done += [*_renew_ledger(path, dataset, cache_id), "made the ledger anew; failed videos will be tried again"]
     with FeatureCache.open(path) as cache:
         storage = cache.storage
         storage.acquire()
@@ -42,13 +42,13 @@ def repair(path: Path) -> list[str]:
     return done
 
 
-def _renew_ledger(folder: Path, dataset: Dataset) -> list[str]:
+def _renew_ledger(folder: Path, dataset: Dataset, cache_id: int) -> list[str]:
     """Move the ledger of the cache in `folder` to the quarantine and make a new one. Returns what was done."""
     done: list[str] = []
     for suffix in ("", "-wal", "-shm", "-journal"):
         done += quarantine(folder, folder / f"ledger.sqlite{suffix}")
     new = folder / f".tmp-{os.getpid()}-ledger.sqlite"
-    create_ledger(new, dataset)
+    Ledger.create(new, ids_and_paths(dataset), cache_id).close()
     new.rename(folder / "ledger.sqlite")
     fsync_folder(folder)
     return done
@@ -60,17 +60,19 @@ def _follow_log(storage: Storage) -> list[str]:
     if not problems:
         return []
     storage.ledger.close()
-    done = _renew_ledger(storage.folder, read_dataset(storage.folder / "dataset.json"))
+    dataset = read_dataset(storage.folder / "dataset.json")
+    done = _renew_ledger(storage.folder, dataset, storage.description.cache_id)
     storage.catch_up()
     return [*done, f"made the ledger anew from the records in the store ({'; '.join(problems)})"]
 
 
-def _ledger_works(path: Path) -> bool:
+def _ledger_works(path: Path, cache_id: int) -> bool:
+    """Raises `CacheError` if it is the ledger of another cache, or cannot be read now."""
     try:
-        ledger = Ledger(path / "ledger.sqlite")
+        ledger = Ledger(path / "ledger.sqlite", cache_id)
         with ledger.reading() as connection:
             broken = broken_structure(connection)
         ledger.shards()
-    except MrrnError:
+    except DamageError:
         return False
     return not broken

@@ -5,29 +5,48 @@ import sqlite3
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
-from cache.common.errors import CacheError, DamageError
+from cache.common.errors import CacheError, DamageError, UnreadableError
+from cache.common.files import raise_if_unreadable
 
 _BUSY_SECONDS = 120.0
+
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}
+"""Errors that tell of what is in the file."""
+
+_ADVICE = {
+    sqlite3.SQLITE_FULL: "free some space",
+    sqlite3.SQLITE_IOERR: "check the disk and its free space",
+    sqlite3.SQLITE_CANTOPEN: "check permissions and open files (`ulimit -n`)",
+    sqlite3.SQLITE_PERM: "check permissions",
+    sqlite3.SQLITE_READONLY: "check permissions",
+    sqlite3.SQLITE_NOMEM: "check the free memory",
+    sqlite3.SQLITE_BUSY: "wait for other processes",
+}
+"""What to do about errors that tell nothing about the file."""
 
 
 class Database:
     """An open database file. Safe to use from several threads, and from a forked child, which opens its own."""
 
-    def __init__(self, path: Path, schema: str) -> None:
-        """`schema` is the SQL that makes the tables. Raises `CacheError` if there is no plain file at `path`."""
+    def __init__(self, path: Path, schema: str, owner: int = 0) -> None:
+        """`schema` is the SQL that makes the tables; `owner` the file's `application_id`, 0 for any.
+
+        Raises `DamageError` if there is no plain file at `path`.
+        """
         try:
             plain = stat.S_ISREG(path.lstat().st_mode)
-        except OSError:
+        except OSError as error:
+            raise_if_unreadable(error, path)
             plain = False
         if not plain:
-            raise CacheError(
+            raise DamageError(
                 f"{path} is missing or not a file; `python -m cache repair {path.parent}` makes it anew from the shards"
             )
-        self.path, self._schema = path, schema
+        self.path, self._schema, self._owner = path, schema, owner
         self._inherited: sqlite3.Connection | None = None
         self._start()
 
@@ -41,7 +60,7 @@ class Database:
         with self._translated():
             connection = self._connect()
             connection.execute("PRAGMA journal_mode = WAL")
-            connection.executescript(f"BEGIN; {self._schema} COMMIT;")
+            connection.executescript(f"BEGIN; {self._schema} PRAGMA application_id = {self._owner:d}; COMMIT;")
             self._connection = connection
 
     def close(self) -> None:
@@ -74,7 +93,17 @@ class Database:
         with self._lock, self._translated():
             if self._connection is None:
                 self._connection = self._connect()
-                self._check_schema(self._connection)
+                # Tables, triggers and views that are not ours could run foreign SQL.
+                if _tables(self._connection) != _expected_tables(self._schema):
+                    raise DamageError(
+                        f"{self.path} has other tables than a ledger of ours; it is damaged or not to be trusted"
+                    )
+                if self._owner and self._connection.execute("PRAGMA application_id").fetchone()[0] != self._owner:
+                    raise CacheError(
+                        f"{self.path} is the ledger of another cache: cache.json beside it has another id. Put this "
+                        "cache's own ledger back; or move that one away, and `python -m cache repair "
+                        f"{self.path.parent}` makes a new one from the shards"
+                    )
             yield self._connection
 
     def _check_beside(self) -> None:
@@ -108,24 +137,16 @@ class Database:
         log = self.path.with_name(f"{self.path.name}-wal")
         return f"{address}?mode=ro" if log.exists() else f"{address}?immutable=1"
 
-    def _check_schema(self, connection: sqlite3.Connection) -> None:
-        """Refuse tables, triggers and views that are not ours: they could run foreign SQL."""
-        if _tables(connection) != _expected_tables(self._schema):
-            raise DamageError(f"{self.path} has other tables than a ledger of ours; it is damaged or not to be trusted")
-
     @contextmanager
     def _translated(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
-            raise CacheError(f"{self.path} cannot be used: {error}{_what_next(error)}") from error
-
-
-def _what_next(error: sqlite3.Error) -> str:
-    """Advice for an error of the disk; empty for others."""
-    advice = {sqlite3.SQLITE_FULL: "free some space", sqlite3.SQLITE_IOERR: "check the disk and its free space"}
-    todo = advice.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
-    return f". All that was committed is safe: {todo}, then run the same command again" if todo else ""
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            todo = _ADVICE.get(code)
+            next_step = f". All that was committed is safe: {todo}, then run the same command again" if todo else ""
+            kind = UnreadableError if todo else DamageError if code in _DAMAGED else CacheError
+            raise kind(f"{self.path} cannot be used: {error}{next_step}") from error
 
 
 def _tables(connection: sqlite3.Connection) -> list[tuple[str, str]]:
@@ -136,9 +157,6 @@ def _tables(connection: sqlite3.Connection) -> list[tuple[str, str]]:
 
 
 def _expected_tables(schema: str) -> list[tuple[str, str]]:
-    connection = sqlite3.connect(":memory:")
-    try:
+    with closing(sqlite3.connect(":memory:")) as connection:
         connection.executescript(schema)
         return _tables(connection)
-    finally:
-        connection.close()

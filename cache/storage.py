@@ -6,15 +6,22 @@ cache.json, dataset.json, the ledger and shards/: the cache itself, or a working
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from sqlite3 import Connection
 from typing import Protocol
 
 from cache.common.errors import CacheError
-from cache.common.files import discard, fsync_folder, make_folder_durably, write_bytes_durably, write_sealed_json
+from cache.common.files import (
+    discard,
+    fsync_folder,
+    make_folder_durably,
+    raise_if_unreadable,
+    write_bytes_durably,
+    write_sealed_json,
+)
 from cache.dataset import Dataset, read_dataset, write_dataset
 from cache.description import Description, description_json
 from cache.ledger import Ledger, Outcome, ShardRow, Status
@@ -36,7 +43,8 @@ pts_seconds [F], low, mid, high [views, F, 128 | 256 | 512] float16, checksum [N
   python -m cache info FOLDER      what is in it
   python -m cache verify FOLDER    whether every byte is as it was written
 
-Do not add, rename or change files here. What is in shards/ without a row in the ledger is removed.
+Do not add, rename or change files here. A shard without a row in the ledger is adopted, or else moved to quarantine/;
+what a killed extraction had half written is removed.
 """
 
 
@@ -45,7 +53,6 @@ class Finding:
     """One thing in a cache that is not as it was written."""
 
     what: str
-    """A sentence for the user."""
     videos: tuple[str, ...] = ()
     """Ids of the videos whose features or rows cannot be trusted."""
     shard: ShardRow | None = None
@@ -54,6 +61,20 @@ class Finding:
     """A leftover that no reader looks at."""
     copy_only: bool = False
     """Only this working copy is damaged; the object store has everything as it was written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagedShard:
+    """A written shard that is not yet in the cache, and what became of its videos. Small: it can be sent around."""
+
+    name: str
+    """Of the temporary file or folder in `shards/`; empty if no video has features."""
+    outcomes: tuple[Outcome, ...]
+    """Those with features first, in the shard's order."""
+    shard: ShardRow | None = None
+    """The row it gets; number 0 until it is committed. None if no video has features."""
+    files: Mapping[str, int] = field(default_factory=dict)
+    """Sizes of the shard's files in the object store, see `Record.files`; empty if the cache is a folder."""
 
 
 class Storage(Protocol):
@@ -68,16 +89,12 @@ class Storage(Protocol):
     """The content of cache.json."""
     ledger: Ledger
     """What became of each video, as of the last `catch_up`."""
+    address: str | None = None
+    """`s3://bucket/prefix` of the object store that has the cache; None if `folder` is the cache itself."""
+    place: str
+    """Where the cache is kept and in which format, as text for the user."""
     shards_are_copies: bool = False
     """Whether a shard in `folder` without a row in the ledger is a stale copy. Otherwise it may be adopted."""
-
-    @property
-    def address(self) -> str | None:
-        """`s3://bucket/prefix` of the object store that has the cache; None if `folder` is the cache itself."""
-
-    @property
-    def place(self) -> str:
-        """Where the cache is kept and in which format, as text for the user."""
 
     def free_bytes(self) -> int | None:
         """Free space for more shards where the cache is kept; None if it is not limited or not known."""
@@ -121,15 +138,8 @@ class Storage(Protocol):
     def next_number(self, connection: Connection) -> int:
         """Number of the next shard."""
 
-    def commit(
-        self,
-        connection: Connection,
-        outcomes: Sequence[Outcome],
-        shard: ShardRow | None,
-        staged: Path,
-        files: Mapping[str, int],
-    ) -> None:
-        """Make a shard and its outcomes visible to readers: the last step before the transaction ends."""
+    def commit(self, connection: Connection, staged: StagedShard) -> None:
+        """Make a numbered shard and its outcomes visible to readers: the last step before the transaction ends."""
 
     def requeue(self, statuses: Sequence[Status]) -> int:
         """Make all videos of these statuses pending again. Returns how many there were."""
@@ -160,50 +170,41 @@ class Storage(Protocol):
 
 
 class LocalStorage(Storage):
-    """A cache that is a folder of this machine. Any number of extractors share it, and its ledger is the only one."""
+    """A cache that is a folder of this machine. Any number of extractors share it, and its ledger is the only one.
 
-    address = None
+    Methods without a docstring are described in `Storage`.
+    """
 
     def __init__(self, folder: Path, description: Description) -> None:
-        """`description` is that of the cache in `folder`."""
         self.folder, self.description = folder, description
-        self.ledger = Ledger(folder / "ledger.sqlite")
+        self.place = f"{folder} ({description.backend})"
+        self.ledger = Ledger(folder / "ledger.sqlite", description.cache_id)
 
-    @property
-    def place(self) -> str:
-        """See Storage."""
-        return f"{self.folder} ({self.description.backend})"
+    def acquire(self) -> None:
+        """Give a cache of an earlier version its id."""
+        if not self.description.cache_id:
+            # The ledger first: until cache.json has an id, it takes the ledger's.
+            self.description = replace(self.description, cache_id=self.ledger.identify())
+            write_sealed_json(self.folder / "cache.json", description_json(self.description))
 
     def free_bytes(self) -> int | None:
-        """See Storage."""
         return shutil.disk_usage(self.folder).free
 
     def fetch(self, row: ShardRow) -> Path:
-        """See Storage."""
         return self.folder / "shards" / row.name
 
-    @contextmanager
-    def original(self, row: ShardRow) -> Iterator[Path]:
-        """See Storage."""
-        yield self.fetch(row)
+    def original(self, row: ShardRow) -> AbstractContextManager[Path]:
+        return nullcontext(self.fetch(row))
 
     def next_number(self, connection: Connection) -> int:
-        """See Storage."""
         return connection.execute("SELECT coalesce(max(number) + 1, 0) FROM shards").fetchone()[0]
 
-    def commit(
-        self,
-        connection: Connection,
-        outcomes: Sequence[Outcome],
-        shard: ShardRow | None,
-        staged: Path,
-        files: Mapping[str, int],
-    ) -> None:
+    def commit(self, connection: Connection, staged: StagedShard) -> None:
         """Give the shard its final name, durably."""
-        if shard is None:
+        if staged.shard is None:
             return
-        final = self.fetch(shard)
-        staged.rename(final)
+        final = self.fetch(staged.shard)
+        final.with_name(staged.name).rename(final)
         try:
             fsync_folder(final.parent)
         except OSError:
@@ -212,14 +213,12 @@ class LocalStorage(Storage):
             raise
 
     def requeue(self, statuses: Sequence[Status]) -> int:
-        """See Storage."""
         with self.ledger.transaction() as connection:
             return self.ledger.requeue(connection, statuses)
 
     def replace_dataset(self, dataset: Dataset) -> None:
-        """See Storage."""
         with self.ledger.transaction() as connection:
-            self.ledger.add(connection, _ids_and_paths(dataset))
+            self.ledger.add(connection, ids_and_paths(dataset))
         write_dataset(self.folder / "dataset.json", dataset)
 
     def mend(self, finding: Finding) -> list[str]:
@@ -232,7 +231,7 @@ class LocalStorage(Storage):
             for video_id in finding.videos:
                 self.ledger.forget_video(connection, video_id)
             # Videos of dataset.json that have no row get one.
-            self.ledger.add(connection, _ids_and_paths(read_dataset(self.folder / "dataset.json")))
+            self.ledger.add(connection, ids_and_paths(read_dataset(self.folder / "dataset.json")))
         if not finding.videos:
             return []
         return [f"queued {len(finding.videos)} videos again ({finding.what})"]
@@ -252,7 +251,7 @@ def create_folder(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         (temporary / "shards").mkdir(parents=True)
-        create_ledger(temporary / "ledger.sqlite", dataset)
+        Ledger.create(temporary / "ledger.sqlite", ids_and_paths(dataset), description.cache_id).close()
         # Each of these writes also makes durable what was made in the folder before it.
         write_sealed_json(temporary / "cache.json", description_json(description))
         write_dataset(temporary / "dataset.json", dataset)
@@ -266,25 +265,22 @@ def create_folder(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def create_ledger(path: Path, dataset: Dataset) -> None:
-    """Make a ledger with all videos of `dataset` pending."""
-    Ledger.create(path, _ids_and_paths(dataset)).close()
-
-
-def _ids_and_paths(dataset: Dataset) -> list[tuple[str, str]]:
+def ids_and_paths(dataset: Dataset) -> list[tuple[str, str]]:
+    """What `Ledger.add` takes, in id order."""
     return sorted((video.id, video.path) for video in dataset.videos)
 
 
 def bytes_problem(path: Path, row: ShardRow) -> str | None:
     """How the bytes of the shard at `path` differ from those that were committed; None if they do not.
 
-    Raises `FileNotFoundError` if there is no shard.
+    Raises `FileNotFoundError` if there is no shard and `UnreadableError` if the system refuses.
     """
     try:
         written = hash_files(path)
-    except FileNotFoundError:
-        raise
     except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise_if_unreadable(error, path)
         return f"it cannot be read: {error.strerror}"
     if (written.digest, written.num_bytes) == (row.digest, row.num_bytes):
         return None

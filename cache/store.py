@@ -16,10 +16,10 @@ from cache.common.errors import CacheError
 from cache.dataset import Dataset, read_dataset
 from cache.description import Description, read_description
 from cache.fingerprint import JSON, Fingerprint, Level, check_fingerprint
-from cache.ledger import Claim, Ledger, Outcome, Place, Status
+from cache.ledger import Claim, Ledger, Outcome, Place, Status, new_cache_id
 from cache.reading import FeatureBank, ShardPool, load_bank
-from cache.remote.client import Location
-from cache.remote.published import COPY_BYTES, attach, holds_cache, publish
+from cache.remote.client import Location, Objects
+from cache.remote.published import COPY_BYTES, attach, find_cache, publish
 from cache.remote.storage import open_storage
 from cache.shards import Backend
 from cache.shards.protocol import ShardData
@@ -60,7 +60,8 @@ class FeatureCache:
 
         Levels and views are the fingerprint's. Raises `CacheError` if `path` or a cache at `location` exists.
         """
-        publish(path, dataset, Description(backend=backend, fingerprint=fingerprint, settings=settings), location)
+        description = Description(backend=backend, fingerprint=fingerprint, settings=settings, cache_id=new_cache_id())
+        publish(path, dataset, description, location)
         return cls.open(path)
 
     @classmethod
@@ -79,7 +80,7 @@ class FeatureCache:
         Raises `CacheError` if the cache at `path` is not the one at `location`.
         """
         if not (path / "cache.json").exists():
-            return cls.attach(path, location) if location is not None and holds_cache(location) else None
+            return cls.attach(path, location) if location is not None and find_cache(Objects(location)) else None
         cache = cls.open(path)
         if location is not None and cache.storage.address != str(location):
             raise CacheError(
@@ -231,7 +232,7 @@ class FeatureCache:
         return self.storage.free_bytes()
 
     def recover(self) -> list[str]:
-        """Clear up after extractions that died: free claims, adopt or remove shards. Returns what was done."""
+        """Clear up after extractions that died: free claims, adopt shards or set them aside. Returns what was done."""
         return recover(self.storage)
 
     def replace_dataset(self, dataset: Dataset) -> int:

@@ -1,13 +1,15 @@
 """Whether a cache is as it was written. Reads every byte, writes nothing."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from cache.commit import ShardNotes, is_temporary
+from cache.commit import ShardNotes, token_of
 from cache.common.console import progress
 from cache.common.errors import DamageError, MrrnError
+from cache.common.files import raise_if_unreadable
 from cache.ledger import Outcome, Place, ShardRow, broken_structure, contradictions
 from cache.shards import SUFFIXES, open_shard
 from cache.shards.protocol import ShardIndex, damaged_videos
@@ -18,10 +20,14 @@ _THREADS = 4
 
 
 def verify(path: Path) -> list[Finding]:
-    """Returns all that is wrong with the cache in folder `path`; empty if everything is as it was written."""
+    """Returns all that is wrong with the cache in folder `path`; empty if everything is as it was written.
+
+    Raises `UnreadableError` with the path if the system refuses to read something: that is not damage.
+    """
     try:
         cache = FeatureCache.open(path)
     except MrrnError as error:
+        raise_if_unreadable(error, path)
         return [Finding(what=str(error))]
     found: list[Finding] = []
     with cache:
@@ -34,6 +40,7 @@ def verify(path: Path) -> list[Finding]:
             rows, places = cache.ledger.shards(), cache.ledger.places()
             outcomes = {outcome.video_id: outcome for outcome in cache.ledger.outcomes()}
         except (MrrnError, ValueError, OSError) as error:
+            raise_if_unreadable(error, path)
             return [*found, Finding(what=str(error))]
         found += _verify_dataset(cache)
         found += _verify_shards(cache, rows, places, outcomes)
@@ -55,6 +62,7 @@ def _verify_dataset(cache: FeatureCache) -> Iterator[Finding]:
     try:
         wanted = {(video.id, video.path) for video in cache.dataset.videos}
     except MrrnError as error:
+        raise_if_unreadable(error, cache.path)
         yield Finding(what=str(error))
         return
     with cache.ledger.reading() as connection:
@@ -69,13 +77,13 @@ def _verify_dataset(cache: FeatureCache) -> Iterator[Finding]:
 def _verify_shards(
     cache: FeatureCache, rows: list[ShardRow], places: list[Place], outcomes: Mapping[str, Outcome]
 ) -> list[Finding]:
-    of_shard: dict[int, list[Place]] = {}
+    of_shard: defaultdict[int, list[Place]] = defaultdict(list)
     for place in places:
-        of_shard.setdefault(place.shard, []).append(place)
+        of_shard[place.shard].append(place)
     found: list[Finding] = []
 
     def check(row: ShardRow) -> Finding | None:
-        stored = of_shard.get(row.number, [])
+        stored = of_shard[row.number]
         problem = _problem(cache, row, stored, outcomes)
         videos = tuple(place.video_id for place in stored)
         return None if problem is None else Finding(what=f"shard {row.name}: {problem}", videos=videos, shard=row)
@@ -92,34 +100,24 @@ def _verify_shards(
 
 def _problem(cache: FeatureCache, row: ShardRow, places: list[Place], outcomes: Mapping[str, Outcome]) -> str | None:
     """What is wrong with one shard where the cache is kept; None if nothing is."""
-    try:
-        with cache.storage.original(row) as path:
-            return _problem_of(cache, path, row, places, outcomes)
-    except MrrnError as error:
-        return str(error)
-
-
-def _problem_of(
-    cache: FeatureCache, path: Path, row: ShardRow, places: list[Place], outcomes: Mapping[str, Outcome]
-) -> str | None:
     if Path(row.name).suffix != SUFFIXES[cache.backend]:
         return f"it is not of this cache's format, {cache.backend}"
     try:
-        # Bytes that are known to be damaged are kept away from the libraries that parse shards.
-        if problem := bytes_problem(path, row):
-            return problem
+        with cache.storage.original(row) as path:
+            # Bytes that are known to be damaged are kept away from the libraries that parse shards.
+            if problem := bytes_problem(path, row):
+                return problem
+            if not row.name.split("-")[1].startswith(row.digest[:16]):
+                return "its name does not contain its own hash"
+            reader = open_shard(path, cache.backend)
+            if damaged := damaged_videos(reader):
+                return f"the features of {len(damaged)} videos do not match their checksums"
+            return _disagreement(cache, row, reader.index, places, outcomes)
     except FileNotFoundError as error:
         return f"it cannot be read: {error.strerror}"
-    if not row.name.split("-")[1].startswith(row.digest[:16]):
-        return "its name does not contain its own hash"
-    try:
-        reader = open_shard(path, cache.backend)
-        damaged = damaged_videos(reader)
     except MrrnError as error:
+        raise_if_unreadable(error, cache.path)
         return str(error)
-    if damaged:
-        return f"the features of {len(damaged)} videos do not match their checksums"
-    return _disagreement(cache, row, reader.index, places, outcomes)
 
 
 def _disagreement(
@@ -148,6 +146,6 @@ def _disagreement(
 def _strays(cache: FeatureCache, names: set[str]) -> Iterator[Finding]:
     for name in sorted(name for name in names if not cache.storage.is_transfer(name)):
         what = "left over from an interrupted extraction; the next one clears it up"
-        if not is_temporary(name):
-            what = "the ledger does not list it, so nothing reads it; `python -m cache repair` adopts or removes it"
+        if token_of(name) is None:
+            what = "not in the ledger, so nothing reads it; `python -m cache repair` adopts it or sets it aside"
         yield Finding(what=f"{cache.path / 'shards' / name}: {what}", harmless=True)

@@ -11,19 +11,25 @@ from typing import Any, Protocol
 import click
 
 from cache.common.errors import MrrnError
+from cache.common.text import visible
 from cache.common.workspace import Workspace
 
 FINISHED_WITH_FAILURES = 3
 """Exit code of a run that reached its end with some failed videos, which are listed."""
 
-_DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+_SYSTEM_REFUSES = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE),
+    *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENAMETOOLONG, errno.ENOTEMPTY),
+)
+"""Errors of the machine and its disks. Others are bugs of this program."""
 
 
 class _ExpectedError(click.ClickException):
     exit_code = 1
 
     def show(self, file: Any = None) -> None:
-        click.echo(f"error: {self.message}", err=True, file=file)
+        text = "\n".join(map(visible, self.message.split("\n")))
+        click.echo(f"error: {text}", err=True, file=file)
 
 
 class StageGroup(click.Group):
@@ -35,10 +41,11 @@ class StageGroup(click.Group):
         except MrrnError as error:
             raise _ExpectedError(str(error)) from error
         except OSError as error:
-            if error.errno not in _DISK_REFUSES:
+            if error.errno not in _SYSTEM_REFUSES:
                 raise
             raise _ExpectedError(
-                f"the disk refuses: {error}. What was finished is safe: check the disk, then run the same command again"
+                f"the disk refuses: {error}. What was finished is safe: check the disk, permissions and open files "
+                "(`ulimit -n`), then run the same command again"
             ) from error
 
 
@@ -87,20 +94,15 @@ class _LineProgress:
     def __init__(self, title: str, total: float, unit: str, every_seconds: float = 30.0) -> None:
         self.title, self.total, self.unit, self.every_seconds = title, total, unit, every_seconds
         self.started = self.last_line = time.monotonic()
-        self.done = 0.0
 
     def update(self, done: float, text: str = "") -> None:
-        self.done = done
         now = time.monotonic()
-        if now - self.last_line >= self.every_seconds:
-            self.last_line = now
-            self.line(text)
-
-    def line(self, text: str = "") -> None:
-        elapsed = time.monotonic() - self.started
-        rate = self.done / elapsed if elapsed > 0 else 0.0
-        left = f"{(self.total - self.done) / rate:.0f} s left" if rate > 0 else "time left unknown"
-        shown = f"{self.title}: {self.done:g}/{self.total:g} {self.unit}, {rate:.3g}/s, {left}"
+        if now - self.last_line < self.every_seconds:
+            return
+        self.last_line = now
+        rate = done / (now - self.started) if now > self.started else 0.0
+        left = f"{(self.total - done) / rate:.0f} s left" if rate > 0 else "time left unknown"
+        shown = f"{self.title}: {done:g}/{self.total:g} {self.unit}, {rate:.3g}/s, {left}"
         click.echo(f"{shown}, {text}" if text else shown)
 
 
@@ -116,21 +118,20 @@ class _BarProgress:
 def progress(title: str, total: float, unit: str, *, initial: float = 0.0) -> Iterator[Progress]:
     """Show a bar with time left on a terminal, else a line twice a minute. `initial` was done before the start."""
     if not sys.stderr.isatty():
-        lines = _LineProgress(title, total, unit)
-        yield lines
+        yield _LineProgress(title, total, unit)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    columns = (
+    with Bar(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(unit),
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}", markup=False),
-    )
-    with Bar(*columns, console=Console(stderr=True)) as bar:
+        console=Console(stderr=True),
+    ) as bar:
         task = bar.add_task(title, total=total, completed=int(initial), text="")
         yield _BarProgress(bar, task)

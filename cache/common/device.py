@@ -57,25 +57,22 @@ def available_bytes() -> int:
     """Bytes of memory available without swapping, within the container's limit; 2^62 if the system does not tell."""
     machine = _fields(Path("/proc/meminfo")).get("MemAvailable:")
     limits = [1 << 62 if machine is None else machine * 1024]
-    limit, used = _number(_CONTAINER / "memory.max"), _number(_CONTAINER / "memory.current")
-    if limit is not None and used is not None:
+    limit, used = (_text(_CONTAINER / name).strip() for name in ("memory.max", "memory.current"))
+    if limit.isdigit() and used.isdigit():
         # Cached file pages count as used, but are freed on demand.
         cached = _fields(_CONTAINER / "memory.stat")
-        limits.append(limit - used + cached.get("file", 0) - cached.get("shmem", 0))
+        limits.append(int(limit) - int(used) + cached.get("file", 0) - cached.get("shmem", 0))
     return max(0, min(limits))
 
 
-def _number(file: Path) -> int | None:
+def _text(file: Path) -> str:
     try:
-        return int(file.read_text())
-    except (OSError, ValueError):
-        return None
+        return file.read_text()
+    except OSError:
+        return ""
 
 
 def _fields(file: Path) -> dict[str, int]:
     """The lines `name number ...` of a kernel file, as a dictionary."""
-    try:
-        lines = [line.split() for line in file.read_text().splitlines()]
-    except OSError:
-        return {}
+    lines = [line.split() for line in _text(file).splitlines()]
     return {line[0]: int(line[1]) for line in lines if len(line) > 1 and line[1].isdigit()}

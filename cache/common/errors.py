@@ -21,6 +21,10 @@ class FingerprintError(CacheError):
     """The features asked for and the features in the cache come from different settings."""
 
 
+class UnreadableError(CacheError):
+    """Something cannot be read now: permissions, open files, memory, the disk. This tells nothing about its bytes."""
+
+
 class DamageError(CacheError):
     """Bytes on disk are not the bytes that were committed."""
 

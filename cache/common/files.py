@@ -19,9 +19,11 @@ from typing import Any, TypeVar
 import msgspec
 import xxhash
 
-from cache.common.errors import DamageError
+from cache.common.errors import DamageError, UnreadableError
 
 _T = TypeVar("_T")
+_SOMETHING_ELSE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.ENODEV}
+"""Errors by which the system says that there is nothing, or a link, a folder or a device in place of a file."""
 _SEAL = re.compile(rb',\n  "seal": "(?P<digest>[0-9a-f]{32})"\n\}\n\Z')
 
 
@@ -93,8 +95,7 @@ def discard(path: Path) -> None:
 
 def write_json_durably(path: Path, value: Any) -> None:
     """Replace `path` by `value` as indented UTF-8 JSON with a closing newline; NaN and infinities are refused."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_bytes_durably(path, text.encode())
+    write_bytes_durably(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def sealed_json(value: dict[str, Any]) -> bytes:
@@ -108,7 +109,10 @@ def unsealed_json(content: bytes, where: str) -> dict[str, Any]:
     seal = _SEAL.search(content)
     if seal is None or xxhash.xxh3_128_hexdigest(memoryview(content)[: seal.start()]).encode() != seal["digest"]:
         raise DamageError(f"{where} is not as it was written: it was edited, cut short or damaged")
-    value = json.loads(content)
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DamageError(f"{where} is not JSON: {error}") from error
     del value["seal"]
     return value
 
@@ -149,6 +153,25 @@ def _check_keys(value: Any, made: Any, path: str) -> None:
                 _check_keys(inner, getattr(made, key), f"{path}.{key}")
 
 
+def raise_if_unreadable(error: Exception, path: Path) -> None:
+    """Raises `UnreadableError` if `error` is a refusal of the system that tells nothing about what is at `path`."""
+    if isinstance(error, UnreadableError):
+        raise error
+    # Libraries report what they find in a file as an OSError without a number.
+    if isinstance(error, OSError) and error.errno is not None and error.errno not in _SOMETHING_ELSE:
+        raise UnreadableError(
+            f"{error.filename or path} cannot be read now: {os.strerror(error.errno)}. That is not damage, and nothing "
+            "was changed: look at permissions, open files (`ulimit -n`), memory, disk; then run the same command again"
+        ) from error
+
+
+def plain_files(path: Path) -> list[Path]:
+    """Everything at or below `path` that is no real folder, links too. Raises `OSError` if a folder is unreadable."""
+    if not stat.S_ISDIR(path.lstat().st_mode):
+        return [path]
+    return [file for entry in path.iterdir() for file in plain_files(entry)]
+
+
 def read_plain(path: Path) -> bytes:
     """Returns the content of a plain file. Raises `OSError` if it is something else."""
     with os.fdopen(open_plain(path), "rb") as file:
@@ -184,6 +207,7 @@ class PositionedFile:
             try:
                 count = os.preadv(self._descriptor, [out], position)
             except OSError as error:
+                raise_if_unreadable(error, self.path)
                 raise DamageError(f"{self.path} cannot be read: {error.strerror}; check the disk") from error
             if count == 0:
                 raise DamageError(f"{self.path} ends early: something shortened it since it was opened")

@@ -35,18 +35,14 @@ class Workspace:
         """Folder of one sweep's table; its runs are in the folder of all runs."""
         return self.root / "sweeps" / check_dataset_name(dataset) / name
 
-    @property
-    def _last_dataset_file(self) -> Path:
-        return self.root / "last-dataset"
-
     def last_dataset(self) -> str | None:
         """Name of the dataset extracted last; None if nothing was extracted."""
         try:
-            return check_dataset_name(self._last_dataset_file.read_text().strip())
+            return check_dataset_name((self.root / "last-dataset").read_text().strip())
         except FileNotFoundError:
             return None
 
     def remember_dataset(self, name: str) -> None:
         """Make `name` the default dataset of later stages."""
         if self.last_dataset() != name:
-            write_bytes_durably(self._last_dataset_file, f"{check_dataset_name(name)}\n".encode())
+            write_bytes_durably(self.root / "last-dataset", f"{check_dataset_name(name)}\n".encode())

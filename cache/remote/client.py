@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cache.common.errors import CacheError, DamageError
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 _T = TypeVar("_T")
-_STATUS = re.compile(r"status code: (?P<status>\d{3})")
-_CODE = re.compile(r"<Code>(?P<code>[A-Za-z0-9.]{1,60})</Code>")
-_KIND = re.compile(r"kind: (?P<kind>[A-Z][A-Za-z]{1,30})")
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>([A-Za-z0-9.]{1,60})</Code>")
+_KIND = re.compile(r"kind: ([A-Z][A-Za-z]{1,30})")
 _KINDS = {"Connect": "no connection", "Timeout": "no answer in time", "Interrupted": "the connection was cut"}
 _PAGE = 1000
 _CONFLICTS = 8
@@ -84,13 +84,6 @@ class RetryPolicy:
     longest_pause_seconds: float = 5.0
 
 
-class Entry(NamedTuple):
-    """An object in a listing."""
-
-    name: str
-    num_bytes: int
-
-
 class Objects:
     """The objects below one location. Names are relative to it. Thread-safe; a forked child opens its own."""
 
@@ -127,8 +120,7 @@ class Objects:
                 raise DamageError(f"{self.location}/{name} has {found_bytes:,} bytes; {num_bytes:,} were written")
 
         self.fetch(name, path, check)
-        if path.stat().st_size != num_bytes:
-            raise DamageError(f"{self.location}/{name} came with {path.stat().st_size:,} of {num_bytes:,} bytes")
+        check(path.stat().st_size)
 
     def fetch(self, name: str, path: Path, check: Callable[[int], None], deadline: float = math.inf) -> None:
         """Download an object to a new file, after `check` has accepted its size. Raises `DamageError` if it is missing.
@@ -186,22 +178,19 @@ class Objects:
             return False
         return True
 
-    def names(self, folder: str, after: str = "") -> Iterator[Entry]:
-        """Yields all objects below `folder/` whose names sort after `after`, in order of their names."""
+    def names(self, folder: str, after: str = "") -> Iterator[tuple[str, int]]:
+        """Yields name and bytes of all objects below `folder/` whose names sort after `after`, in order of names."""
         import obstore
 
-        while True:
-            start = after or None
+        def page() -> list[tuple[str, int]]:
+            found = next(iter(obstore.list(self._small, folder, offset=after or None, chunk_size=_PAGE)), [])
+            return sorted((str(row["path"]), int(row["size"])) for row in found)
 
-            def page(start: str | None = start) -> list[Entry]:
-                found = next(iter(obstore.list(self._small, folder, offset=start, chunk_size=_PAGE)), [])
-                return [Entry(str(row["path"]), int(row["size"])) for row in found]
-
-            entries = sorted(self._retried("list", folder, page))
+        while entries := self._retried("list", folder, page):
             yield from entries
             if len(entries) < _PAGE:
                 return
-            after = entries[-1].name
+            after = entries[-1][0]
 
     def delete(self, names: list[str]) -> None:
         """Remove objects; missing ones are ignored."""
@@ -223,23 +212,20 @@ class Objects:
             self.requests[kind] += 1
             try:
                 return request()
-            except (AlreadyExistsError, PreconditionError, FileNotFoundError) as error:
-                if "NoSuchBucket" in str(error):
-                    raise self._refused(kind, name, error) from None
-                raise
-            except BaseError as error:
+            except (BaseError, FileNotFoundError) as error:
+                asked = isinstance(error, AlreadyExistsError | PreconditionError | FileNotFoundError)
+                if asked and "NoSuchBucket" not in str(error):
+                    raise
                 now = time.monotonic()
                 deadline = now + self._policy.seconds if deadline is None else deadline
-                if _is_final(error) or now + pause > deadline:
-                    raise self._refused(kind, name, error) from None
+                if asked or _is_final(error) or now + pause > deadline:
+                    raise CacheError(
+                        f"{self.location}/{name}: the object store does not {kind} it ({reason_of(error)}). All that "
+                        "was committed is safe: check the server, the bucket and the AWS_* variables, then run the "
+                        "same command again"
+                    ) from None
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, self._policy.longest_pause_seconds)
-
-    def _refused(self, kind: str, name: str, error: Exception) -> CacheError:
-        return CacheError(
-            f"{self.location}/{name}: the object store does not {kind} it ({reason_of(error)}). All that was committed "
-            "is safe: check the server, the bucket and the AWS_* variables, then run the same command again"
-        )
 
 
 def open_store(location: Location, seconds: int) -> "Store":
@@ -268,28 +254,28 @@ def open_store(location: Location, seconds: int) -> "Store":
         raise CacheError(f"{location} cannot be used: {reason_of(error)}; check the AWS_* variables") from None
 
 
+def _status_and_code(error: Exception) -> tuple[str, str]:
+    """HTTP status and the server's error code; empty where the error has none."""
+    status, code = _STATUS.search(str(error)), _CODE.search(str(error))
+    return status[1] if status else "", code[1] if code else ""
+
+
 def reason_of(error: Exception) -> str:
     """Returns what went wrong, without anything else that the server or the request contained."""
-    text = str(error)
-    status, code = _STATUS.search(text), _CODE.search(text)
-    if "/latest/api/token" in text or "/latest/meta-data" in text:
+    if "/latest/api/token" in str(error) or "/latest/meta-data" in str(error):
         return "no credentials: neither the environment nor this machine's role has any"
+    status, code = _status_and_code(error)
     if status:
-        return f"status {status['status']}" + (f", {code['code']}" if code else "")
-    kind = _KIND.search(text)
-    return _KINDS.get(kind["kind"], kind["kind"]) if kind else type(error).__name__
+        return f"status {status}" + (f", {code}" if code else "")
+    kind = _KIND.search(str(error))
+    return _KINDS.get(kind[1], kind[1]) if kind else type(error).__name__
 
 
 def _is_final(error: Exception) -> bool:
     """Whether repeating the request cannot help."""
     from obstore.exceptions import GenericError
 
-    if not isinstance(error, GenericError):
+    status, code = _status_and_code(error)
+    if not isinstance(error, GenericError) or "/latest/api/token" in str(error):
         return True
-    text = str(error)
-    status, code = _STATUS.search(text), _CODE.search(text)
-    if "/latest/api/token" in text:
-        return True
-    if code and code["code"] == "RequestTimeout":
-        return False
-    return status is not None and status["status"][0] in "34" and status["status"] not in _AGAIN
+    return code != "RequestTimeout" and status.startswith(("3", "4")) and status not in _AGAIN

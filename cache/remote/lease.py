@@ -90,11 +90,8 @@ class DriverLease:
                 break
             if self._objects.replace(NAME, content, tag):
                 return
-        self._refuse(theirs if found else None)
-
-    def _refuse(self, theirs: LeaseRecord | None) -> None:
         who = "another driver"
-        if theirs is not None:
+        if found is not None:
             until = datetime.fromtimestamp(theirs.until, UTC).isoformat(timespec="seconds")
             who = f"the driver {theirs.driver} (process {theirs.owner}), which last said so until {until},"
         raise CacheError(

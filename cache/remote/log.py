@@ -5,7 +5,7 @@
 
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -31,7 +31,7 @@ MAX_FILES: Final = 4096
 _READERS = 16
 """Records fetched at a time; each is small, and the store is far away."""
 
-_NAME = re.compile(r"records/(?P<position>\d{8,10})\.json")
+_NAME = re.compile(r"records/(\d{8,10})\.json")
 _HEX32 = re.compile(r"[0-9a-f]{32}")
 
 DatasetObject = Annotated[str, msgspec.Meta(pattern=rf"\A(datasets/{_HEX32.pattern}\.json)?\Z")]
@@ -77,25 +77,24 @@ class Record:
             with_features == num_videos, f"{where}: {with_features} videos with features, {num_videos} in its shard"
         )
         _expect(self.kind != "dataset" or bool(self.dataset), f"{where} has no dataset")
-        if self.shard is not None:
-            self._check_files(self.shard, where)
-
-    def _check_files(self, shard: ShardRow, where: str) -> None:
+        if (shard := self.shard) is None:
+            return
         _expect(shard.number == self.position, f"{where} has shard number {shard.number}")
         _expect(is_hash(shard.digest), f"{where}: the shard's hash is {shard.digest!r}")
         _expect(f"-{shard.digest[:16]}." in shard.name, f"{where}: {shard.name} does not contain its own hash")
         _expect(0 < len(self.files) <= MAX_FILES, f"{where}: a shard of {len(self.files)} files")
-        for name in self.files:
-            if name or len(self.files) > 1:
-                check_relative_path(name)
+        check_file_names(self.files)
         total = sum(self.files.values())
         _expect(
             total == shard.num_bytes, f"{where}: the files of {shard.name} have {total}, not {shard.num_bytes} bytes"
         )
 
-    def to_bytes(self) -> bytes:
-        """As sealed JSON."""
-        return sealed_json({"format": 1, **asdict(self)})
+
+def check_file_names(files: Collection[str]) -> None:
+    """Raises `UnsafePathError` unless these are paths below a shard; a single file has an empty one."""
+    for name in files:
+        if name or len(files) > 1:
+            check_relative_path(name)
 
 
 def is_hash(text: str) -> bool:
@@ -111,8 +110,7 @@ def record_name(position: int) -> str:
 def position_of(name: str) -> int | None:
     """Position of the record with this name; None if it is not a record's."""
     match = _NAME.fullmatch(name)
-    position = int(match["position"]) if match else -1
-    return position if record_name(position) == name else None
+    return int(match[1]) if match and record_name(int(match[1])) == name else None
 
 
 def shard_object(digest: str, suffix: str) -> str:
@@ -126,7 +124,7 @@ def object_of(shard: ShardRow) -> str:
 
 
 def record_of(content: bytes, position: int, where: str) -> Record:
-    """The inverse of `to_bytes`. Raises `DamageError` naming `where` if it is not the record of this position."""
+    """Parses what `RecordLog.append` wrote. Raises `DamageError` naming `where` if it is not this position's record."""
     try:
         value = unsealed_json(content, where)
         if value.pop("format") != 1:
@@ -176,7 +174,7 @@ class RecordLog:
     def _positions(self, first: int) -> Iterator[int]:
         """Yields the positions from `first` on that have a record, by a listing; there are no gaps."""
         after = record_name(first - 1) if first else ""
-        found = (position_of(entry.name) for entry in self._objects.names("records", after))
+        found = (position_of(name) for name, _ in self._objects.names("records", after))
         for expected, position in enumerate((p for p in found if p is not None), first):
             if position != expected:
                 raise DamageError(
@@ -187,7 +185,7 @@ class RecordLog:
 
     def append(self, record: Record) -> None:
         """Write the record if its position is free. Raises `CacheError` if another driver has written one there."""
-        if not self._objects.create(record_name(record.position), record.to_bytes()):
+        if not self._objects.create(record_name(record.position), sealed_json({"format": 1, **asdict(record)})):
             theirs = self.read(record.position)
             raise CacheError(
                 f"{self._objects.location}: another driver ({theirs.driver}) wrote record {record.position} at "

@@ -12,7 +12,14 @@ from typing import Final
 import xxhash
 
 from cache.common.errors import CacheError, DatasetError
-from cache.common.files import from_json, read_sealed_json, sealed_json, unsealed_json, write_sealed_json
+from cache.common.files import (
+    from_json,
+    raise_if_unreadable,
+    read_sealed_json,
+    sealed_json,
+    unsealed_json,
+    write_sealed_json,
+)
 from cache.dataset import Dataset, dataset_bytes, dataset_of
 from cache.description import Description, description_json, description_of
 from cache.remote.client import Location, Objects
@@ -41,10 +48,6 @@ class Attachment:
     def __post_init__(self) -> None:
         Location.parse(self.location)
 
-    def write(self, folder: Path) -> None:
-        """Make `folder` a working copy."""
-        write_sealed_json(folder / FILE, {"format": 1, **asdict(self)})
-
     @classmethod
     def read(cls, folder: Path) -> "Attachment | None":
         """Of the working copy in `folder`; None if the cache is in the folder itself."""
@@ -52,7 +55,8 @@ class Attachment:
             return None
         try:
             return from_json(read_sealed_json(folder / FILE), cls, exact=False)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError) as error:
+            raise_if_unreadable(error, folder / FILE)
             raise CacheError(f"{folder / FILE} does not say where the cache's store is: {error!r}") from error
 
 
@@ -75,19 +79,15 @@ def publish(folder: Path, dataset: Dataset, description: Description, location: 
 
 def attach(folder: Path, location: Location, copy_bytes: int = COPY_BYTES) -> None:
     """Make `folder`, which must not exist, a working copy of the cache at `location`."""
-    description, dataset = _required(location)
+    description, dataset = required(Objects(location))
     attachment = Attachment(location=str(location), driver=secrets.token_hex(8), copy_bytes=copy_bytes)
-    create_folder(folder, dataset, description, attachment.write)
+    content = {"format": 1, **asdict(attachment)}
+    create_folder(folder, dataset, description, lambda made: write_sealed_json(made / FILE, content))
 
 
 def dataset_name(location: Location) -> str:
     """Name of the dataset of the cache at `location`. Raises `CacheError` if there is no cache."""
-    return _required(location)[1].name
-
-
-def holds_cache(location: Location) -> bool:
-    """Whether there is a cache at `location`."""
-    return find_cache(Objects(location)) is not None
+    return required(Objects(location))[1].name
 
 
 def find_cache(objects: Objects) -> tuple[Description, str] | None:
@@ -95,19 +95,19 @@ def find_cache(objects: Objects) -> tuple[Description, str] | None:
     found = objects.read("cache.json", _MAX_DESCRIPTION_BYTES)
     if found is None:
         return None
-    where = f"{objects.location}/cache.json"
-    try:
-        value = unsealed_json(found[0], where)
-        return description_of(value, str(objects.location)), str(value["dataset"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CacheError(f"{where} is not a cache's description: {error!r}; it was changed or is damaged") from error
+    value = unsealed_json(found[0], f"{objects.location}/cache.json")
+    description = description_of(value, str(objects.location))
+    if not isinstance(value.get("dataset"), str):
+        raise CacheError(f"{objects.location}/cache.json names no dataset; it was changed or is damaged")
+    return description, value["dataset"]
 
 
-def _required(location: Location) -> tuple[Description, Dataset]:
-    objects = Objects(location)
+def required(objects: Objects) -> tuple[Description, Dataset]:
+    """The cache in the store, and the dataset it was made with. Raises `CacheError` if there is no cache."""
     found = find_cache(objects)
     if found is None:
-        raise CacheError(f"there is no cache at {location}: `make extract CACHE={location}` makes one")
+        where = objects.location
+        raise CacheError(f"there is no cache at {where}: `make extract CACHE={where}` makes one")
     return found[0], read_dataset_object(objects, found[1])
 
 

@@ -7,7 +7,8 @@ may be lost at any time.
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from sqlite3 import Connection
@@ -15,20 +16,17 @@ from typing import Any
 
 from cache.commit import adopt
 from cache.common.errors import CacheError, DamageError, UnsafePathError
-from cache.common.files import (
-    discard,
-    write_bytes_durably,
-)
-from cache.dataset import Dataset, check_relative_path, dataset_bytes, read_dataset
+from cache.common.files import discard, write_bytes_durably
+from cache.dataset import Dataset, dataset_bytes, read_dataset
 from cache.description import Description, description_json
-from cache.ledger import Ledger, Outcome, ShardRow, Status
+from cache.ledger import Ledger, ShardRow, Status
 from cache.remote.client import Location, Objects
 from cache.remote.lease import DriverLease
-from cache.remote.log import MAX_FILES, Kind, Record, RecordLog, is_hash, object_of, shard_object
-from cache.remote.published import Attachment, find_cache, read_dataset_object, write_dataset_object
-from cache.remote.working_copy import LocalCopy, is_transfer
+from cache.remote.log import MAX_FILES, Kind, Record, RecordLog, check_file_names, is_hash, object_of, shard_object
+from cache.remote.published import Attachment, find_cache, read_dataset_object, required, write_dataset_object
+from cache.remote.working_copy import TRANSFER, LocalCopy
 from cache.shards import SUFFIXES
-from cache.storage import Finding, LocalStorage, Storage, bytes_problem, create_ledger
+from cache.storage import Finding, LocalStorage, StagedShard, Storage, bytes_problem, ids_and_paths
 
 _WINDOW = 256
 """Records applied in one transaction."""
@@ -41,37 +39,28 @@ def open_storage(folder: Path, description: Description) -> Storage:
 
 
 class ObjectStorage(Storage):
-    """A cache in an object store. One machine at a time extends it."""
+    """A cache in an object store. One machine at a time extends it. `Storage` says what the methods do."""
 
     shards_are_copies = True
 
     def __init__(self, folder: Path, description: Description, attachment: Attachment) -> None:
         """`folder` is the working copy."""
         self.folder, self.description = folder, description
-        self.ledger = Ledger(folder / "ledger.sqlite")
+        self.ledger = Ledger(folder / "ledger.sqlite", description.cache_id)
         self._driver, self._fingerprint = attachment.driver, description.fingerprint.digest
         self._suffix = SUFFIXES[description.backend]
         self.objects = Objects(Location.parse(attachment.location))
+        self.address = str(self.objects.location)
+        self.place = f"{self.address} ({description.backend}); a working copy of it is {folder}"
         self.log = RecordLog(self.objects)
         self.lease = DriverLease(self.objects, attachment.driver)
         self.copy = LocalCopy(folder / "shards", self.objects, self.log, attachment.copy_bytes)
-
-    @property
-    def address(self) -> str | None:
-        """See Storage."""
-        return str(self.objects.location)
-
-    @property
-    def place(self) -> str:
-        """See Storage."""
-        return f"{self.address} ({self.description.backend}); a working copy of it is {self.folder}"
 
     def free_bytes(self) -> int | None:
         """Not limited: the working copy makes room."""
         return None
 
     def close(self) -> None:
-        """See Storage."""
         if self.lease.held:
             # Other processes on this machine share the driver's identity: the lease stays while they hold claims.
             self.lease.release(for_all=self.ledger.next_expiry() is None)
@@ -105,7 +94,7 @@ class ObjectStorage(Storage):
             ledger.requeue(connection, record.statuses)
         else:
             dataset = read_dataset_object(self.objects, record.dataset)
-            ledger.add(connection, sorted((video.id, video.path) for video in dataset.videos))
+            ledger.add(connection, ids_and_paths(dataset))
             write_bytes_durably(ledger.path.with_name("dataset.json"), dataset_bytes(dataset))
         ledger.set_applied(connection, record.position + 1)
 
@@ -130,21 +119,18 @@ class ObjectStorage(Storage):
         self.lease.hold()
         self.copy.clear()
 
-    @contextmanager
-    def transaction(self) -> Iterator[Connection]:
-        """See Storage."""
+    def transaction(self) -> AbstractContextManager[Connection]:
         self.lease.hold()
-        with self.ledger.transaction() as connection:
-            yield connection
+        return self.ledger.transaction()
 
     def upload(self, staged: Path, digest: str, *, keep: bool) -> Mapping[str, int]:
         """Put the shard's files below shards/<hash>. Returns their sizes by their names."""
         name = shard_object(digest, self._suffix)
-        paths = [staged] if staged.is_file() else sorted(path for path in staged.rglob("*") if path.is_file())
-        files = {"" if path == staged else str(path.relative_to(staged)): path for path in paths}
-        for file, path in files.items():
+        sizes = {}
+        for path in [staged] if staged.is_file() else sorted(path for path in staged.rglob("*") if path.is_file()):
+            file = "" if path == staged else str(path.relative_to(staged))
             self.objects.write(f"{name}/{file}" if file else name, path)
-        sizes = {file: path.stat().st_size for file, path in files.items()}
+            sizes[file] = path.stat().st_size
         if not keep:
             discard(staged)
         return sizes
@@ -153,29 +139,20 @@ class ObjectStorage(Storage):
         """The position of the next record."""
         return self.ledger.applied(connection)
 
-    def commit(
-        self,
-        connection: Connection,
-        outcomes: Sequence[Outcome],
-        shard: ShardRow | None,
-        staged: Path,
-        files: Mapping[str, int],
-    ) -> None:
+    def commit(self, connection: Connection, staged: StagedShard) -> None:
         """Write the record: with it, and not before, the videos are in the cache."""
-        position = self.ledger.applied(connection)
-        self.log.append(self._record(position, "commit", outcomes=tuple(outcomes), shard=shard, files=files))
+        position, shard = self.ledger.applied(connection), staged.shard
+        self.log.append(self._record(position, "commit", outcomes=staged.outcomes, shard=shard, files=staged.files))
         self.ledger.set_applied(connection, position + 1)
         if shard is not None:
-            self.copy.keep(staged, shard)
+            self.copy.keep(staged.name, shard)
 
     def requeue(self, statuses: Sequence[Status]) -> int:
-        """See Storage."""
         counts = self.ledger.counts()
         self._change("retry", statuses=tuple(statuses))
         return sum(counts[status] for status in statuses)
 
     def replace_dataset(self, dataset: Dataset) -> None:
-        """See Storage."""
         self.lease.hold()
         self._change("dataset", dataset=write_dataset_object(self.objects, dataset))
 
@@ -195,25 +172,18 @@ class ObjectStorage(Storage):
         """Replays the whole log beside the working copy and compares."""
         self.catch_up()
         with tempfile.TemporaryDirectory(prefix="mrrn-log-") as folder:
-            found = find_cache(self.objects)
-            if found is None:
-                yield f"{self.address} no longer holds a cache: its cache.json is missing"
-                return
-            dataset = read_dataset_object(self.objects, found[1])
-            create_ledger(Path(folder) / "ledger.sqlite", dataset)
-            ledger = Ledger(Path(folder) / "ledger.sqlite")
+            _, dataset = required(self.objects)
+            ledger = Ledger.create(Path(folder) / "ledger.sqlite", ids_and_paths(dataset))
             self._follow_log(ledger)
             if (Path(folder) / "dataset.json").exists():
                 dataset = read_dataset(Path(folder) / "dataset.json")
-            outcomes, places, shards = zip(
-                *((list(one.outcomes()), one.places(), one.shards()) for one in (ledger, self.ledger)), strict=True
-            )
+            if dataset != read_dataset(self.folder / "dataset.json"):
+                yield "dataset.json of the working copy is not the one in the store"
+            for what in ("outcomes", "places", "shards"):
+                logged, ours = (list(getattr(one, what)()) for one in (ledger, self.ledger))
+                if logged != ours:
+                    yield f"the working copy's ledger has other {what} than the records in the store"
             ledger.close()
-        if dataset != read_dataset(self.folder / "dataset.json"):
-            yield "dataset.json of the working copy is not the one in the store"
-        for what, (logged, ours) in {"outcomes": outcomes, "places": places, "shards": shards}.items():
-            if logged != ours:
-                yield f"the working copy's ledger has other {what} than the records in the store"
 
     def check(self) -> Iterator[Finding]:
         """Damaged copies of shards, and orphans."""
@@ -228,8 +198,7 @@ class ObjectStorage(Storage):
             yield Finding(what=f"{self.address}/{name}: {what}", harmless=True)
 
     def is_transfer(self, name: str) -> bool:
-        """See Storage."""
-        return is_transfer(name)
+        return TRANSFER.fullmatch(name) is not None
 
     def _orphans(self) -> dict[str, dict[str, int]]:
         """What is below shards/ without a record: of a commit that died, or of a shard that was forgotten.
@@ -238,11 +207,11 @@ class ObjectStorage(Storage):
         """
         known = {object_of(row) for row in self.ledger.shards()}
         found: dict[str, dict[str, int]] = {}
-        for entry in self.objects.names("shards"):
-            parts = PurePosixPath(entry.name).parts
+        for path, num_bytes in self.objects.names("shards"):
+            parts = PurePosixPath(path).parts
             name = "/".join(parts[:2])
             if name not in known:
-                found.setdefault(name, {})["/".join(parts[2:])] = entry.num_bytes
+                found.setdefault(name, {})["/".join(parts[2:])] = num_bytes
         return found
 
     def settle(self) -> list[str]:
@@ -261,18 +230,21 @@ class ObjectStorage(Storage):
 
     def _adopted(self, name: str, files: Mapping[str, int]) -> bool:
         digest = name.removeprefix("shards/").removesuffix(self._suffix)
-        if shard_object(digest, self._suffix) != name or not _plausible(digest, files):
+        if shard_object(digest, self._suffix) != name or not is_hash(digest) or len(files) > MAX_FILES:
             return False
         path = self.copy.new_name()
         try:
+            check_file_names(files)
             self.copy.download(name, files, path)
             with self.ledger.transaction() as connection:
                 # `adopt` returns None for whatever is wrong with the orphan. Later errors are not the orphan's.
-                rows = adopt(self, connection, path, digest)
-                if rows is None:
+                staged = adopt(self, connection, path, digest)
+                if staged is None:
                     return False
-                self.commit(connection, *rows, path, files)
+                self.commit(connection, replace(staged, files=files))
             return True
+        except UnsafePathError:
+            return False
         finally:
             discard(path)
 
@@ -285,13 +257,3 @@ class ObjectStorage(Storage):
             return [f"removed the damaged copy of {finding.shard.name}; it is fetched again when it is read"]
         self._change("forget", forgotten=(finding.shard.number,))
         return [f"queued the {len(finding.videos)} videos of {finding.shard.name} again"]
-
-
-def _plausible(digest: str, files: Mapping[str, int]) -> bool:
-    try:
-        for name in files:
-            if name or len(files) > 1:
-                check_relative_path(name)
-    except UnsafePathError:
-        return False
-    return is_hash(digest) and len(files) <= MAX_FILES

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from cache.common.errors import CacheError, DamageError
 from cache.common.files import discard
@@ -20,7 +21,8 @@ from cache.remote.client import Objects
 from cache.remote.log import RecordLog, object_of
 from cache.shards.writer import hash_files
 
-_TRANSFER = re.compile(r"\.get-(?P<owner>.+)-[0-9a-f]{16}")
+TRANSFER: Final = re.compile(r"\.get-(?P<owner>.+)-[0-9a-f]{16}")
+"""Names in `shards/` that `LocalCopy.new_name` made, for transfers that go on or were interrupted."""
 
 _THREADS = 8
 """Files of one shard that are downloaded at a time."""
@@ -77,35 +79,32 @@ class LocalCopy:
 
     def download(self, source: str, files: Mapping[str, int], target: Path) -> None:
         """Fetch a shard's files, whose names have been checked. Raises `DamageError` if one has another size."""
-        self._check_space(source, sum(files.values()))
+        num_bytes, free_bytes = sum(files.values()), shutil.disk_usage(self._folder).free
+        if num_bytes + _RESERVE_BYTES > free_bytes:
+            raise CacheError(
+                f"{self._objects.location}/{source} has {num_bytes >> 20} MiB, and {free_bytes >> 20} MiB are free in "
+                f"{self._folder}: make room"
+            )
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="shard-files") as threads:
             downloads = []
-            for name, num_bytes in files.items():
+            for name, file_bytes in files.items():
                 path = target / name if name else target
                 path.parent.mkdir(parents=True, exist_ok=True)
                 remote = f"{source}/{name}" if name else source
-                downloads.append(threads.submit(self._objects.download, remote, path, num_bytes))
+                downloads.append(threads.submit(self._objects.download, remote, path, file_bytes))
             for download in downloads:
                 download.result()
 
-    def _check_space(self, name: str, num_bytes: int) -> None:
-        free_bytes = shutil.disk_usage(self._folder).free
-        if num_bytes + _RESERVE_BYTES > free_bytes:
-            raise CacheError(
-                f"{self._objects.location}/{name} has {num_bytes >> 20} MiB, and {free_bytes >> 20} MiB are free in "
-                f"{self._folder}: make room"
-            )
-
-    def keep(self, shard: Path, row: ShardRow) -> None:
-        """Move a committed shard into the copy, if it is on this machine."""
+    def keep(self, staged: str, row: ShardRow) -> None:
+        """Give a committed shard its name, if it is on this machine under its name `staged`."""
         self.make_room(row)
         with contextlib.suppress(OSError):
-            shard.rename(self._folder / row.name)
+            (self._folder / staged).rename(self._folder / row.name)
 
     def clear(self) -> None:
         """Remove what dead processes were fetching or removing."""
         for path in self._folder.iterdir():
-            if (match := _TRANSFER.fullmatch(path.name)) and is_dead(match["owner"]):
+            if (match := TRANSFER.fullmatch(path.name)) and is_dead(match["owner"]):
                 discard(path)
 
     def new_name(self) -> Path:
@@ -118,25 +117,17 @@ class LocalCopy:
         Open shards stay readable: the disk frees them when the last reader closes them.
         """
         with self._lock:
-            kept = sorted(self._kept(), key=lambda found: found[0])
+            kept = []
+            for path in self._folder.iterdir():
+                if SHARD_NAME.fullmatch(path.name):
+                    with contextlib.suppress(OSError):
+                        num_bytes = sum(f.lstat().st_size for f in (path, *path.rglob("*")) if not f.is_dir())
+                        kept.append((path.lstat().st_mtime, num_bytes, path))
             used_bytes = row.num_bytes + sum(num_bytes for _, num_bytes, _ in kept)
-            for _, num_bytes, path in kept:
+            for _, num_bytes, path in sorted(kept):
                 if used_bytes <= self._limit_bytes:
                     return
                 if path.name != row.name:
                     with contextlib.suppress(OSError):
                         discard(path.rename(self.new_name()))
                     used_bytes -= num_bytes
-
-    def _kept(self) -> Iterator[tuple[float, int, Path]]:
-        """Yields time of last use, size and path of each shard in the folder."""
-        for path in self._folder.iterdir():
-            if SHARD_NAME.fullmatch(path.name):
-                with contextlib.suppress(OSError):
-                    files = [path, *path.rglob("*")]
-                    yield path.lstat().st_mtime, sum(f.lstat().st_size for f in files if not f.is_dir()), path
-
-
-def is_transfer(name: str) -> bool:
-    """Whether a name in `shards/` was made by `new_name`, for a transfer that goes on or was interrupted."""
-    return _TRANSFER.fullmatch(name) is not None

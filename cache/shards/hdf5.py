@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.common.errors import CacheError, DamageError
-from cache.common.files import PositionedFile
+from cache.common.files import PositionedFile, raise_if_unreadable
 from cache.fingerprint import CHANNELS, LEVELS, Level
 from cache.shards.protocol import MAX_INDEX_BYTES, ShardData, ShardIndex
 
@@ -35,24 +35,20 @@ def encode(data: ShardData) -> dict[str, bytes]:
     with h5py.File("shard", "w", **settings) as file:
         file.attrs["format"] = np.bytes_(_FORMAT)
         file.attrs["content"] = np.bytes_(index.content)
-        for name, array in _index_arrays(index).items():
+        ids = [video_id.encode() for video_id in index.video_ids]
+        notes = index.notes.encode()
+        arrays: dict[Any, NDArray[Any]] = {
+            "video_id": np.array(ids, dtype=h5py.string_dtype("utf-8", max(map(len, ids)))),
+            "offsets": index.offsets.astype("<i8"),
+            "pts_seconds": index.pts_seconds.astype("<f8"),
+            "checksum": index.checksums.astype("<u8"),
+            "notes": np.array(notes, dtype=h5py.string_dtype("utf-8", len(notes))),
+            **data.features,
+        }
+        for name, array in arrays.items():
             file.create_dataset(name, data=array)
-        for level, features_VFC in data.features.items():
-            file.create_dataset(level, data=features_VFC)
         file.flush()
         return {"": file.id.get_file_image()}
-
-
-def _index_arrays(index: ShardIndex) -> dict[str, NDArray[Any]]:
-    ids = [video_id.encode() for video_id in index.video_ids]
-    notes = index.notes.encode()
-    return {
-        "video_id": np.array(ids, dtype=h5py.string_dtype("utf-8", max(map(len, ids)))),
-        "offsets": index.offsets.astype("<i8"),
-        "pts_seconds": index.pts_seconds.astype("<f8"),
-        "checksum": index.checksums.astype("<u8"),
-        "notes": np.array(notes, dtype=h5py.string_dtype("utf-8", len(notes))),
-    }
 
 
 class Hdf5Shard:
@@ -64,19 +60,23 @@ class Hdf5Shard:
         try:
             self._file = PositionedFile(path)
         except OSError as error:
+            raise_if_unreadable(error, path)
             raise DamageError(f"shard {path} cannot be read: {error.strerror}") from error
         try:
             self._arrays, content = _stored_arrays(path, self._file.num_bytes)
             self.index = self._read_index()
             self.index.check()
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, UnicodeError, CacheError) as error:
+            raise_if_unreadable(error, path)
             raise DamageError(f"shard {path} is not what was written: {error}") from error
         if self.index.content != content:
             raise DamageError(f"shard {path} is not what was written: its index does not agree with its own hash")
-        self._check_features()
+        for level in self.index.levels:
+            expected = (self.index.num_views, self.index.num_frames, CHANNELS[level])
+            if self._arrays[level].shape != expected:
+                raise DamageError(f"shard {path}: {level} is {self._arrays[level].shape}; expected {expected}")
 
     def read_into(self, level: Level, view: int, start: int, out_FC: NDArray[np.float16]) -> None:
-        """See ShardReader."""
         array = self._arrays[level]
         assert out_FC.flags.c_contiguous
         assert 0 <= start <= start + len(out_FC) <= array.shape[1]
@@ -99,12 +99,6 @@ class Hdf5Shard:
             levels=tuple(level for level in LEVELS if level in self._arrays),
             notes=self._read_array("notes").item().decode(),
         )
-
-    def _check_features(self) -> None:
-        for level in self.index.levels:
-            expected = (self.index.num_views, self.index.num_frames, CHANNELS[level])
-            if self._arrays[level].shape != expected:
-                raise DamageError(f"shard {self.path}: {level} is {self._arrays[level].shape}; expected {expected}")
 
 
 class _StoredArray:

@@ -6,6 +6,7 @@ Shapes: N videos, V views, F frames of all videos together, C channels. Video i 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -129,16 +130,15 @@ class ShardData:
         views = {features.shape[0] if features.ndim == 3 else -1 for features in self.features.values()}
         if len(views) != 1:
             raise CacheError(f"features must be [V, F, C] with one V for all levels; got V = {sorted(views)}")
-        spans = list(zip(self.offsets[:-1].tolist(), self.offsets[1:].tolist(), strict=True))
         checksums = [
             [[checksum(view_FC[start:stop]) for view_FC in self.features[level]] for level in levels]
-            for start, stop in spans
+            for start, stop in pairwise(self.offsets.tolist())
         ]
         return ShardIndex(
             video_ids=tuple(self.video_ids),
             offsets=self.offsets,
             pts_seconds=self.pts_seconds,
-            checksums=np.array(checksums, dtype=np.uint64).reshape(len(spans), len(levels), max(views)),
+            checksums=np.array(checksums, dtype=np.uint64).reshape(len(checksums), len(levels), max(views)),
             levels=levels,
             notes=self.notes,
         )

@@ -20,7 +20,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from cache.common.errors import CacheError
-from cache.common.files import open_plain, write_tree_durably
+from cache.common.files import open_plain, plain_files, write_tree_durably
 from cache.shards import Backend, encode, open_shard
 from cache.shards.protocol import ShardData
 
@@ -52,7 +52,7 @@ def hash_files(path: Path) -> Written:
     """xxh3_128 over the names, lengths and bytes of the file or folder at `path`; links are not followed."""
     digest = xxhash.xxh3_128()
     total = 0
-    for file in sorted(_plain_files(path)):
+    for file in sorted(plain_files(path)):
         with os.fdopen(open_plain(file), "rb", buffering=0) as opened:
             num_bytes = os.fstat(opened.fileno()).st_size
             digest.update(f"{file.relative_to(path)}\0{num_bytes}\0".encode())
@@ -60,14 +60,6 @@ def hash_files(path: Path) -> Written:
                 digest.update(block)
         total += num_bytes
     return Written(digest=digest.hexdigest(), num_bytes=total)
-
-
-def _plain_files(path: Path) -> list[Path]:
-    """Everything that is not a real folder; opening a link among them fails."""
-    if path.is_symlink():
-        return [path]
-    entries = [path, *path.rglob("*")]
-    return [entry for entry in entries if entry.is_symlink() or not entry.is_dir()]
 
 
 class ShardWriter:
@@ -82,9 +74,7 @@ class ShardWriter:
         with self._lock:
             if self._child is not None and self._child.poll() is not None:
                 self._end(kill=True)
-            if self._child is None:
-                self._child = _start_child()
-            child = self._child
+            child = self._child = self._child or _start_child()
             assert child.stdin is not None
             assert child.stdout is not None
             try:
@@ -102,7 +92,13 @@ class ShardWriter:
                     f"the process that writes shards died (exit status {status}) while writing {path}; "
                     "nothing was lost. Look for a full disk or too little memory, then run the same command again"
                 )
-        return _parsed_answer(json.loads(answer), path)
+        match json.loads(answer):
+            case {"errno": number}:
+                raise OSError(number, os.strerror(number), str(path))
+            case {"error": text}:
+                raise CacheError(text)
+            case written:
+                return Written(**written)
 
     def close(self) -> None:
         """Let the child end."""
@@ -134,14 +130,6 @@ def _start_child() -> "subprocess.Popen[bytes]":
     )
 
 
-def _parsed_answer(answer: dict[str, Any], path: Path) -> Written:
-    if "errno" in answer:
-        raise OSError(answer["errno"], os.strerror(answer["errno"]), str(path))
-    if "error" in answer:
-        raise CacheError(answer["error"])
-    return Written(**answer)
-
-
 def _send(stream: IO[bytes], path: Path, backend: Backend, data: ShardData) -> None:
     arrays: dict[str, NDArray[Any]] = {"offsets": data.offsets, "pts_seconds": data.pts_seconds}
     arrays.update(data.features.items())
@@ -163,7 +151,10 @@ def _send(stream: IO[bytes], path: Path, backend: Backend, data: ShardData) -> N
 def _received(stream: IO[bytes]) -> Iterable[tuple[Path, Backend, ShardData]]:
     while length := stream.read(8):
         header = json.loads(_read_exactly(stream, int.from_bytes(length, "little")))
-        arrays = {name: _array(stream, *layout) for name, layout in header["arrays"].items()}
+        arrays: dict[Any, NDArray[Any]] = {}
+        for name, (dtype, shape) in header["arrays"].items():
+            num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            arrays[name] = np.frombuffer(_read_exactly(stream, num_bytes), dtype=dtype).reshape(shape)
         data = ShardData(
             video_ids=tuple(header["video_ids"]),
             offsets=arrays.pop("offsets"),
@@ -173,11 +164,6 @@ def _received(stream: IO[bytes]) -> Iterable[tuple[Path, Backend, ShardData]]:
         )
         assert data.index.content == header["content"], "the pipe between two processes changed what went through it"
         yield Path(header["path"]), header["backend"], data
-
-
-def _array(stream: IO[bytes], dtype: str, shape: list[int]) -> NDArray[Any]:
-    num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    return np.frombuffer(_read_exactly(stream, num_bytes), dtype=dtype).reshape(shape)
 
 
 def _read_exactly(stream: IO[bytes], num_bytes: int) -> bytes:

@@ -17,7 +17,7 @@ from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore, MemoryStore
 
 from cache.common.errors import CacheError, DamageError
-from cache.common.files import PositionedFile
+from cache.common.files import PositionedFile, plain_files, raise_if_unreadable
 from cache.fingerprint import CHANNELS, LEVELS, Level
 from cache.shards.protocol import MAX_INDEX_BYTES, ShardData, ShardIndex
 
@@ -35,14 +35,26 @@ def encode(data: ShardData) -> dict[str, bytes]:
     group = zarr.create_group(
         MemoryStore(files), attributes={"format": _FORMAT, "content": index.content, "notes": index.notes}
     )
-    ids = np.array(index.video_ids, dtype=object)
-    small = {"offsets": index.offsets, "pts_seconds": index.pts_seconds, "checksum": index.checksums}
-    _create(group, "video_id", ids, ids.shape, ids.shape, "str")
-    for name, array in small.items():
-        _create(group, name, array, array.shape, array.shape, array.dtype.name)
-    for level, features_VFC in data.features.items():
-        chunk, shard = _grid(features_VFC.shape)
-        _create(group, level, features_VFC, chunk, shard, "float16")
+    arrays: dict[Any, NDArray[Any]] = {
+        "video_id": np.array(index.video_ids, dtype=object),
+        "offsets": index.offsets,
+        "pts_seconds": index.pts_seconds,
+        "checksum": index.checksums,
+        **data.features,
+    }
+    for name, array in arrays.items():
+        chunk, shard = _grid(array.shape) if name in LEVELS else (array.shape, array.shape)
+        created = group.create_array(
+            name,
+            shape=array.shape,
+            dtype="str" if name == "video_id" else array.dtype.name,
+            chunks=chunk,
+            shards=shard,
+            compressors=Crc32cCodec(),
+            # All-zero features are data too: a missing chunk always means damage.
+            config={"write_empty_chunks": True},
+        )
+        created[...] = array
     return {name: content.to_bytes() for name, content in files.items()}
 
 
@@ -51,22 +63,6 @@ def _grid(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     _, num_frames, channels = shape
     frames = min(_CHUNK_FRAMES, num_frames)
     return (1, frames, channels), (1, -(-num_frames // frames) * frames, channels)
-
-
-def _create(
-    group: zarr.Group, name: str, array: NDArray[Any], chunk: tuple[int, ...], shard: tuple[int, ...], dtype: str
-) -> None:
-    created = group.create_array(
-        name,
-        shape=array.shape,
-        dtype=dtype,
-        chunks=chunk,
-        shards=shard,
-        compressors=Crc32cCodec(),
-        # All-zero features are data too: a missing chunk always means damage.
-        config={"write_empty_chunks": True},
-    )
-    created[...] = array
 
 
 class ZarrShard:
@@ -85,13 +81,13 @@ class ZarrShard:
             self._chunks = {level: self._open_level(level) for level in self.index.levels}
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError, CacheError) as error:
             # MemoryError: an array of strings may declare any number of them, and the library believes it.
+            raise_if_unreadable(error, path)
             raise DamageError(f"shard {path} is not what was written: {error}") from error
         if self.index.content != group.attrs.get("content"):
             raise DamageError(f"shard {path} is not what was written: its index does not agree with its own hash")
 
     def _open_level(self, level: Level) -> "list[_ViewFile]":
-        index = self.index
-        shape = (index.num_views, index.num_frames, CHANNELS[level])
+        shape = (self.index.num_views, self.index.num_frames, CHANNELS[level])
         declared = _read_json(self.path / level / "zarr.json")["shape"]
         if declared != list(shape):
             raise CacheError(f"{level} is {declared}; expected {list(shape)}")
@@ -99,7 +95,6 @@ class ZarrShard:
         return [_ViewFile(self.path / level / "c" / str(view) / "0" / "0", chunk, shard) for view in range(shape[0])]
 
     def read_into(self, level: Level, view: int, start: int, out_FC: NDArray[np.float16]) -> None:
-        """See ShardReader."""
         assert out_FC.flags.c_contiguous
         assert 0 <= start <= start + len(out_FC) <= self.index.num_frames
         self._chunks[level][view].read_into(start, out_FC)
@@ -140,7 +135,7 @@ def _read_index(group: zarr.Group, path: Path) -> ShardIndex:
         array = group[name]
         assert isinstance(array, zarr.Array)
         # The declared shape may be absurd; the size of the files bounds it.
-        file_bytes = sum(file.stat().st_size for file in (path / name / "c").rglob("*") if file.is_file())
+        file_bytes = sum(file.stat().st_size for file in plain_files(path / name / "c"))
         if array.size * 4 > file_bytes or file_bytes > MAX_INDEX_BYTES:
             raise CacheError(
                 f"array {name!r} of {array.size} numbers or texts has {file_bytes} bytes; no shard has that"
@@ -160,10 +155,9 @@ def _check_structure(path: Path) -> None:
     """Before the library follows it, refuse whatever a group of ours never has: links, other arrays, other codecs."""
     if not stat.S_ISDIR(path.lstat().st_mode):
         raise CacheError("it is not a folder")
-    for entry in path.rglob("*"):
-        mode = entry.lstat().st_mode
-        if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
-            raise CacheError(f"{entry.relative_to(path)} is neither a file nor a folder")
+    for file in plain_files(path):
+        if not stat.S_ISREG(file.lstat().st_mode):
+            raise CacheError(f"{file.relative_to(path)} is neither a file nor a folder")
     names = {entry.name for entry in path.iterdir()} - {"zarr.json"}
     if names - set(LEVELS) != _INDEX.keys():
         raise CacheError(f"it holds {sorted(names)}; expected {sorted(_INDEX)} and levels")

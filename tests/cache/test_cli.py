@@ -1,6 +1,7 @@
 """`python -m cache`: what each command prints, writes and exits with."""
 
 import json
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,12 @@ from safetensors import safe_open
 
 from cache.cli import main
 from cache.common.workspace import Workspace
+from cache.dataset import Dataset, Video
 from cache.fingerprint import LEVELS
+from cache.ledger import Outcome
 from cache.shards import BACKENDS
 from cache.store import FeatureCache
-from tests.helpers.cache import filled_cache, make_cache, num_frames_of, video_features
+from tests.helpers.cache import filled_cache, make_cache, make_fingerprint, num_frames_of, video_features
 
 
 def run(*arguments: object) -> Result:
@@ -173,3 +176,41 @@ def test_export_a_level_each(tmp_path: Path, backend: str) -> None:
             assert npz["video_ids"].tolist() == json.loads(st.metadata()["video_ids"]) == list(cache.video_ids)
             np.testing.assert_array_equal(np.diff(npz["offsets"]), [num_frames_of(v) for v in cache.video_ids])
             np.testing.assert_array_equal(npz["pts_seconds"], st.get_tensor("pts_seconds"))
+
+
+HOSTILE = "c0/a\u202eb\u009b2Jc"
+"""Text that turns the direction of a line and, in some terminals, clears the screen; allowed in a file's name."""
+
+
+def test_names_and_reasons_reach_a_terminal_only_made_visible(tmp_path: Path) -> None:
+    dataset = Dataset(
+        name="toy", source="folder", classes=("a",), videos=(Video(id=HOSTILE, path=f"{HOSTILE}.avi", label=0),)
+    )
+    environment = {"decoder": "x\x1b[2Jy"}
+    cache = FeatureCache.create(
+        tmp_path / "c",
+        dataset=dataset,
+        fingerprint=make_fingerprint(**environment),
+        settings={},
+    )
+    claim = cache.ledger.claim("test", 1, 60)
+    assert claim is not None
+    cache.commit(claim, None, [Outcome(video_id=HOSTILE, status="failed", reason="\x1b]0;title\x07\nnew")], {})
+    cache.close()
+    for options in (["info"], ["info", "--json"]):
+        shown = run(*options, tmp_path / "c").stdout
+        assert not set("\u202e\u009b\x1b\x07") & set(shown), shown
+    assert r"c0/a\u202eb\x9b2Jc: \x1b]0;title\x07\nnew" in run("info", tmp_path / "c").stdout
+    assert json.loads(run("info", "--json", tmp_path / "c").stdout)["failed"][0]["video"] == HOSTILE
+    with sqlite3.connect(tmp_path / "c/ledger.sqlite") as connection:
+        connection.execute("UPDATE videos SET status = 'done'")
+    (tmp_path / "c/shards/a\x1b[2J").write_bytes(b"")
+    for command in ("verify", "repair"):
+        shown = run(command, tmp_path / "c").output
+        assert not set("\u202e\u009b\x1b\x07") & set(shown), shown
+
+
+def test_an_error_reaches_a_terminal_only_made_visible(tmp_path: Path) -> None:
+    shown = run("info", tmp_path / "a\u202eb\x1b[2J")
+    assert shown.exit_code == 1
+    assert r"a\u202eb\x1b[2J is not a feature cache" in shown.output

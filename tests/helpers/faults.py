@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cache.commit import is_temporary
+from cache.commit import token_of
 from cache.fingerprint import LEVELS
 from cache.store import FeatureCache
 from tests.helpers.cache import make_fingerprint, num_frames_of, video_features
@@ -170,7 +170,7 @@ def assert_sound(cache: Path, acknowledged: set[str]) -> set[str]:
                 assert np.array_equal(found, expected[level][0]), f"changed: {video_id} {level}"
         rows = {row.name for row in opened.ledger.shards()}
         # The writer of a killed extraction may live a moment longer and begin something, under a name nobody reads.
-        names = {entry.name for entry in (cache / "shards").iterdir() if not is_temporary(entry.name)}
+        names = {entry.name for entry in (cache / "shards").iterdir() if token_of(entry.name) is None}
         assert names == rows, "half-visible or missing shards"
         places = [(place.shard, place.position) for place in opened.places]
         assert len(set(places)) == len(places), "two videos in one place"

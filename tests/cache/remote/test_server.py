@@ -41,8 +41,8 @@ def test_creating_and_replacing_are_conditional_and_errors_are_without_secrets(
     assert found is not None
     assert [objects.replace("a/1", b"z", tag) for tag in (found[1], found[1])] == [True, False]
     objects.write("a/2", b"")
-    assert [entry.name for entry in objects.names("a")] == ["a/1", "a/2"]
-    assert [entry.name for entry in objects.names("a", "a/1")] == ["a/2"]
+    assert [name for name, _ in objects.names("a")] == ["a/1", "a/2"]
+    assert [name for name, _ in objects.names("a", "a/1")] == ["a/2"]
     with faulty(s3_server, fail_every=1) as proxy:
         use(monkeypatch, proxy.endpoint)
         with pytest.raises(CacheError, match="check the server") as caught:

@@ -78,7 +78,7 @@ def orphan(path: Path) -> str:
         ids = [video.id for video in claim.videos]
         staged = cache.stage(claim.token, make_shard(ids), done(ids), {})
         cache.ledger.release(claim)
-        return staged.written.digest
+        return staged.shard.digest
 
 
 def test_orphans_are_named_and_adopted_where_they_are_whole(tmp_path: Path, memory_store: Any) -> None:

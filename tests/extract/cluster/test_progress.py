@@ -5,7 +5,6 @@ from click.testing import CliRunner
 
 from cache.commit import StagedShard
 from cache.ledger import Outcome
-from cache.shards.writer import Written
 from extract.cli import main
 from extract.cluster.progress import ClusterProgress, TaskReport, kind_of
 
@@ -16,8 +15,7 @@ OUTCOMES = (
 
 
 def a_report(node: str = "n1", frames: int = 3) -> TaskReport:
-    written = Written(digest="0" * 32, num_bytes=7)
-    staged = StagedShard(name=".tmp-5-6-7", outcomes=OUTCOMES, written=written, content="c", num_videos=1, num_frames=3)
+    staged = StagedShard(name=".tmp-5-6-7", outcomes=OUTCOMES)
     seconds = {"decode": 1.0, "transfer": 0.5, "forward": 6.0, "write": 0.5, "task": 9.0}
     return TaskReport(staged=(staged,), node=node, frames=frames, seconds=seconds, idle_seconds=1.0)
 

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from cache.cli import main as cache_main
-from cache.commit import is_temporary
+from cache.commit import token_of
 from tests.helpers.extract import QUICK, assert_same, cache_of, everything, extract
 from tests.helpers.ray import FourNodes, needs_ray, wait_for, worker_with_open, workers
 from tests.helpers.video import encode
@@ -166,7 +166,7 @@ def test_a_video_that_kills_its_workers_is_quarantined_by_name(cluster, videos, 
     assert re.search(r"failed class0/lethal_g09_c01: its worker died 3 times", said), said
     with cache_of(tmp_path) as cache:
         assert len(cache.video_ids) == 5
-        assert not [name for name in (cache.path / "shards").iterdir() if is_temporary(name.name)]
+        assert not [name for name in (cache.path / "shards").iterdir() if token_of(name.name) is not None]
 
 
 @pytest.mark.shared
