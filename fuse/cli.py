@@ -119,7 +119,9 @@ def predict(
         heads, recorded = load_heads(*read_bundle(bundle)), None
     else:
         choice = choose()
-        heads, recorded = load_heads(choice.folders()), _recorded_weights(choice)
+        heads = load_heads(choice.folders())
+        with FeatureCache.open(choice.workspace.cache(choice.dataset)) as cache:
+            recorded = cache.settings.get("weights")
     settings = settings_for(heads, weights=weights_for(heads, weights, recorded), device=device, jobs=jobs)
     _answer(run(files, heads, settings, open_backbone(heads, settings)), heads, files, as_json)
 
@@ -139,13 +141,6 @@ def _find_files(given: Iterable[Path]) -> list[Path]:
         else:
             raise MrrnError(f"there is no file or folder {path}; give videos with VIDEO= or as arguments")
     return list(dict.fromkeys(found))
-
-
-def _recorded_weights(choice: RunChoice) -> str | None:
-    """Where extraction had the backbone's weights; None if the cache does not say."""
-    with FeatureCache.open(choice.workspace.cache(choice.dataset)) as cache:
-        weights = cache.settings.get("weights")
-    return str(weights) if weights else None
 
 
 def _answer(predictions: "Iterator[Prediction]", heads: "Heads", files: list[Path], as_json: bool) -> None:

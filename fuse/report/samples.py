@@ -9,14 +9,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from cache.aggregate import NO_PREDICTION, predicted
 from cache.common.errors import MrrnError
-from cache.common.text import visible
 from cache.common.workspace import Workspace
 from cache.store import FeatureCache
 from extract.datasets import load_dataset
@@ -58,6 +58,12 @@ class Sample:
     def right(self) -> bool:
         """Whether the first choice is the true class."""
         return self.top[0][0] == self.label
+
+    def kind(self, number: int) -> str:
+        """How a class's bar is marked: `right` (true class, chosen), `truth` (true class, not chosen) or `wrong`."""
+        if number == self.label:
+            return "right" if self.right else "truth"
+        return "wrong"
 
 
 def choose_samples(results: Results) -> list[Sample]:
@@ -115,38 +121,19 @@ def sample_frames(workspace: Workspace, dataset: str, video_ids: Sequence[str]) 
     return found
 
 
-def for_page(samples: Sequence[Sample], frames: Frames, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """The samples as values for the template, frames as data URIs."""
-    return [
-        {
-            "video": visible(sample.video),
-            "truth": visible(classes[sample.label]),
-            "right": sample.right,
-            "frames": [_data_uri(frame) for frame in frames.get(sample.video, ())],
-            "top": [
-                {"name": visible(classes[number]), "share": share, "kind": kind_of(sample, number)}
-                for number, share in sample.top
-            ],
-        }
-        for sample in samples
-    ]
+def data_uris(frames: Frames) -> dict[str, list[Markup]]:
+    """The frames as JPEG pictures that stand in the page itself."""
+    return {video: [_data_uri(frame) for frame in frames_FHW3] for video, frames_FHW3 in frames.items()}
 
 
-def kind_of(sample: Sample, number: int) -> str:
-    """How a class's bar is marked: `right` (the true class, chosen), `truth` (it, not chosen) or `wrong` (another)."""
-    if number == sample.label:
-        return "right" if sample.right else "truth"
-    return "wrong"
-
-
-def _data_uri(frame_HW3: NDArray[np.uint8]) -> str:
+def _data_uri(frame_HW3: NDArray[np.uint8]) -> Markup:
     from PIL import Image
 
     picture = Image.fromarray(frame_HW3)
     picture.thumbnail((WIDTH, WIDTH))
     out = io.BytesIO()
     picture.save(out, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+    return Markup("data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode())
 
 
 def draw_samples(results: Results, samples: Sequence[Sample], frames: Frames, notes: Sequence[str]) -> Files:
@@ -176,7 +163,7 @@ def draw_samples(results: Results, samples: Sequence[Sample], frames: Frames, no
 def _draw_bars(axes: "Axes", sample: Sample, classes: Sequence[str], theme: Theme) -> None:
     colours = {"right": theme.right, "wrong": theme.wrong, "truth": theme.truth}
     for place, (number, share) in enumerate(sample.top):
-        axes.barh(place, share, color=colours[kind_of(sample, number)], height=0.75, alpha=0.6)
+        axes.barh(place, share, color=colours[sample.kind(number)], height=0.75, alpha=0.6)
         axes.text(0.01, place, f"{label(classes[number], 24)}  {share:.0%}", va="center", fontsize=7)
     axes.set_xlim(0, 1)
     axes.set_ylim(len(sample.top) - 0.4, -0.6)

@@ -105,19 +105,8 @@ def table_3(results: Results, notes: Sequence[str], *, literature: bool = True) 
     """Our rows of Table 3, each beside the paper's figure, then the literature as the paper lists it."""
     rows: list[tuple[Cell, ...]] = []
     for model in results.models:
-        interval, top5 = results.interval(model), results.top5(model)
-        ours, printed = 100 * results.accuracy(model), results.paper[model]
-        rows.append(
-            (
-                TITLES[model],
-                ours,
-                100 * interval.low,
-                100 * interval.high,
-                None if top5 is None else 100 * top5,
-                printed,
-                None if printed is None else ours - printed,
-            )
-        )
+        figures = results.figures(model).values()
+        rows.append((TITLES[model], *(None if figure is None else 100 * figure for figure in figures)))
     rows += [
         (row.model, None, None, None, None, row.accuracy(results.dataset), None)
         for row in paper.TABLE_3
