@@ -28,6 +28,7 @@ from fuse.results import Results
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from PIL import Image
 
 EACH: Final = 4
 """Right predictions shown, and as many wrong ones."""
@@ -40,6 +41,9 @@ SAMPLED_FPS: Final = 4.0
 
 WIDTH: Final = 200
 """Pixels of a frame's longer side in the page."""
+
+KEPT_WIDTH: Final = 640
+"""Pixels of the longer side of the frames that are kept: as large as the figure shows one."""
 
 Frames = Mapping[str, NDArray[np.uint8]]
 """Video id -> a few of its frames `[F, H, W, 3]`; without videos that cannot be read."""
@@ -106,19 +110,38 @@ def sample_frames(workspace: Workspace, dataset: str, video_ids: Sequence[str]) 
         _, root = load_dataset(dataset, where, subset=True, work=workspace.root, source=source)
     except MrrnError:
         return {}
-    paths = [(video, root / path) for video, path in wanted.items() if (root / path).is_file()]
-    blocks: dict[str, list[NDArray[np.uint8]]] = {video: [] for video, _ in paths}
-    found = {}
-    with DecodePool(DecodeSettings(workers=1, fps=SAMPLED_FPS)) as pool:
-        for item in pool.decode(paths):
-            if not isinstance(item, VideoEnd):
-                blocks[item.video_id].append(item.frames_FHW3.copy())
+    paths = {video: root / path for video, path in wanted.items() if (root / path).is_file()}
+    kept: dict[str, list[NDArray[np.uint8]]] = {}
+    with DecodePool(DecodeSettings(workers=1, fps=SAMPLED_FPS, blocks_ahead=2)) as pool:
+        # Decoded twice: where the frames are is known at a video's end, and a long video's frames fill the memory.
+        counts = {}
+        for item in pool.decode(paths.items()):
+            if isinstance(item, VideoEnd):
+                counts[item.outcome.video_id] = item.outcome.num_frames
+            else:
                 item.release()
-            elif item.outcome.num_frames:
-                frames_FHW3 = np.concatenate(blocks[item.outcome.video_id])
-                places = np.linspace(0, len(frames_FHW3) - 1, FRAMES + 2)[1:-1].round().astype(int)
-                found[item.outcome.video_id] = frames_FHW3[places]
-    return found
+        ends = {video: count - 1 for video, count in counts.items() if count}
+        places = {video: np.linspace(0, end, FRAMES + 2)[1:-1].round().astype(int) for video, end in ends.items()}
+        for item in pool.decode((video, paths[video]) for video in places):
+            if isinstance(item, VideoEnd):
+                if item.outcome.num_frames != counts[item.outcome.video_id]:  # the file has changed meanwhile
+                    kept.pop(item.outcome.video_id, None)
+                continue
+            for place in places[item.video_id] - item.first_frame:
+                if 0 <= place < len(item.frames_FHW3):
+                    picture = _picture(item.frames_FHW3[place], KEPT_WIDTH)
+                    kept.setdefault(item.video_id, []).append(np.asarray(picture))
+            item.release()
+    return {video: np.stack(frames) for video, frames in kept.items()}
+
+
+def _picture(frame_HW3: NDArray[np.uint8], width: int) -> "Image.Image":
+    """The frame as a picture of its own, whose longer side has `width` pixels at most."""
+    from PIL import Image
+
+    picture = Image.fromarray(frame_HW3)
+    picture.thumbnail((width, width))
+    return picture
 
 
 def data_uris(frames: Frames) -> dict[str, list[Markup]]:
@@ -127,12 +150,8 @@ def data_uris(frames: Frames) -> dict[str, list[Markup]]:
 
 
 def _data_uri(frame_HW3: NDArray[np.uint8]) -> Markup:
-    from PIL import Image
-
-    picture = Image.fromarray(frame_HW3)
-    picture.thumbnail((WIDTH, WIDTH))
     out = io.BytesIO()
-    picture.save(out, "JPEG", quality=80)
+    _picture(frame_HW3, WIDTH).save(out, "JPEG", quality=80)
     return Markup("data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode())
 
 
