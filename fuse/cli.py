@@ -159,7 +159,8 @@ def _answer(predictions: "Iterator[Prediction]", heads: "Heads", files: list[Pat
         order = {str(path): index for index, path in enumerate(files)}
         done.sort(key=lambda prediction: order[prediction.video])
         answers = [to_json(prediction, heads.classes) for prediction in done]
-        click.echo(json.dumps({"notes": notes, "predictions": answers}, indent=2, ensure_ascii=False))
+        # ASCII, so that no encoding of the output changes a name.
+        click.echo(json.dumps({"notes": notes, "predictions": answers}, indent=2))
     failed = [prediction for prediction in done if prediction.fused is None]
     if len(failed) == len(done):
         raise DecodeError(f"no video could be predicted: {failed[0].video}: {failed[0].reason}")
