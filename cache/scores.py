@@ -5,18 +5,24 @@ Shapes: N clips, K classes.
 
 import io
 import json
-import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from cache.aggregate import clips_to_videos
 from cache.common.errors import ScoreError
-from cache.common.files import write_bytes_durably
+from cache.common.files import read_bounded, write_bytes_durably
+
+SCORES_BYTES = 1 << 30
+"""Bytes of a file of scores at most; UCF-101's 3,783 test videos of 20 clips have 31 million."""
+
+_KINDS = {"video_ids": "U", "spans": "i", "labels": "i", "softmax": "f", "classes": "U", "run": "U"}
+"""The kind of each array's dtype."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +95,19 @@ def write_scores(path: Path, scores: ScoreTable) -> None:
 def read_scores(path: Path) -> ScoreTable:
     """Read a scores.npz. Raises `ScoreError` if it is missing, malformed, or holds anything but plain arrays."""
     try:
-        # Opened here, because np.load leaves the file open when it finds no archive in it.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {field.name: archive[field.name] for field in fields(ScoreTable)}
-        return ScoreTable(**{**arrays, "run": json.loads(str(arrays["run"]))})
+        with np.load(io.BytesIO(read_bounded(path, SCORES_BYTES)), allow_pickle=False) as archive:
+            if (size := sum(member.file_size for member in archive.zip.infolist())) > SCORES_BYTES:
+                raise ValueError(f"it unpacks to {size:,} bytes; expected at most {SCORES_BYTES:,}")
+            arrays = {name: archive[name] for name in _KINDS}
+        if wrong := [name for name, kind in _KINDS.items() if arrays[name].dtype.kind != kind]:
+            raise ValueError(f"{', '.join(wrong)} of another type than expected")
+        return ScoreTable(**{**arrays, "run": msgspec.json.decode(str(arrays["run"]))})
     except FileNotFoundError:
         raise ScoreError(f"{path} is missing; train that level first (`make train`)") from None
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+    except OSError as error:
+        raise ScoreError(f"{path} cannot be read: {error.strerror}") from error
+    # Whatever numpy and zipfile raise at a file that is none of ours: from MemoryError to tokenize.TokenError.
+    except Exception as error:
         raise ScoreError(
             f"{path} is not a score table written by this program: {error}; train that level again"
         ) from error

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from cache.aggregate import PAPER_WEIGHTS, clips_to_videos, fuse_levels
 from cache.clips import ClipRule
-from cache.common.errors import WeightsError
+from cache.common.errors import MrrnError, WeightsError
 from cache.common.text import visible
 from cache.fingerprint import CENTER_VIEW, Level
 from extract.network.engine import Engine, open_engine
 from extract.network.weights import is_file_spec, load_weights
-from extract.pipeline import VideoFeatures, extract_features
+from extract.pipeline import VideoFeatures, decode_settings, extract_features
 from extract.settings import ExtractSettings, settings_of
 from fuse.metrics import ranked
 from fuse.scores import differences
@@ -31,6 +31,12 @@ from train.score import score_clips
 
 _BAR: Final = 24
 """Characters of a bar that stands for 100 %."""
+
+MOST_CLIP_FRAMES: Final = 100_000
+"""Frames of a clip up to which heads are believed; each video's clips are made as large."""
+
+MOST_FPS: Final = 1000
+"""Frames a second up to which a clip rule is believed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +84,22 @@ def load_heads(folders: Mapping[Level, Path], fusion_weights: Mapping[Level, flo
     loaded = {level: load_head(folder) for level, folder in folders.items()}
     _check_together({level: config for level, (_, config) in loaded.items()})
     _, high = loaded["high"]
+    try:
+        identity, environment = high.fingerprint["identity"], high.fingerprint["environment"]
+        decode_settings(settings_of(identity, environment))
+        _ = identity["weights"], identity["weights_sha256"], environment["device"]
+    except (KeyError, TypeError, ValueError, MrrnError) as error:
+        raise WeightsError(
+            f"the heads do not say what their features were made with: {error!r}; train again"
+        ) from error
+    if high.clips.length > MOST_CLIP_FRAMES or (high.clips.fps or 0) > MOST_FPS:
+        raise WeightsError(f"the heads' {high.clips} is beyond {MOST_CLIP_FRAMES:,} frames or {MOST_FPS} a second")
     return Heads(
         heads={level: head for level, (head, _) in loaded.items()},
         classes=high.classes,
         clips=high.clips,
-        identity=high.fingerprint["identity"],
-        environment=high.fingerprint["environment"],
+        identity=identity,
+        environment=environment,
         fusion_weights=fusion_weights,
     )
 

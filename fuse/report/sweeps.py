@@ -3,13 +3,13 @@
 Sweeps are those of `python -m train sweep --table 1` (or 2); splits count once their report is written.
 """
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from cache.common.errors import ScoreError
+from cache.common.files import read_json
 from cache.common.workspace import Workspace
 from cache.dataset import SPLITS
 from cache.fingerprint import LEVELS
@@ -49,13 +49,13 @@ def read_tables(
 def _accuracies(path: Path, split: int, digest: str | None) -> Accuracies:
     """What a sweep found; empty if there is no such sweep of this split and cache."""
     try:
-        value: dict[str, Any] = json.loads(path.read_bytes())
+        value: dict[str, Any] = read_json(path)
         if value["holdout"] or value["cache_digest"] != {str(split): digest}:
             return {}
         return {(cell["setting"], cell["column"]): list(map(float, cell["accuracy"])) for cell in value["cells"]}
     except FileNotFoundError:
         return {}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ScoreError(f"{path} is not a sweep's result: {error!r}; run the sweep again (`make sweep`)") from error
 
 
@@ -99,13 +99,13 @@ def mean_over_splits(choice: RunChoice) -> str:
     for split in SPLITS:
         path = choice.workspace.report(choice.dataset, split) / "results.json"
         try:
-            report: dict[str, Any] = json.loads(path.read_bytes())
+            report: dict[str, Any] = read_json(path)
             if (report["pool"], report["runs"]["high"].get("seed")) == (choice.pool, choice.seed):
                 found[split] = {model: float(report["accuracy"][model]) for model in MODELS}
                 fingerprints.append(report["fingerprint"])
         except FileNotFoundError:
             continue
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ScoreError(f"{path} is not a report's result: {error!r}; make that report again") from error
     if len(found) < 2 or any(fingerprint != fingerprints[0] for fingerprint in fingerprints):
         return ""

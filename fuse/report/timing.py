@@ -1,11 +1,11 @@
 """Time per batch of our heads and of other models, as `benchmarks/figure6.py` measured it: the paper's Figure 6."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from cache.common.errors import ScoreError
+from cache.common.files import read_json
 from fuse.report.figures import Files, Theme, drawable, new_figure, render_themes
 
 if TYPE_CHECKING:
@@ -54,12 +54,12 @@ def read_timing(path: Path) -> Timing | None:
     Raises `ScoreError` if the file is of another kind.
     """
     try:
-        value: dict[str, Any] = json.loads(path.read_bytes())
+        value: dict[str, Any] = read_json(path)
         models = tuple(sorted((Timed(**model) for model in value["models"]), key=lambda model: model.seconds))
         return Timing(device=value["device"], date=value["date"], notes=tuple(value["notes"]), models=models)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ScoreError(f"{path} is not a measurement of benchmarks/figure6.py: {error!r}; measure again") from error
 
 
