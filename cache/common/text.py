@@ -11,13 +11,9 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 def visible(name: str) -> str:
     """Returns `name` with control, direction and other invisible characters as escapes, so that none takes effect."""
     return "".join(
-        character if character == " " or unicodedata.category(character)[0] not in "CZ" else _escape(character)
-        for character in name
+        each if each == " " or unicodedata.category(each)[0] not in "CZ" else each.encode("unicode_escape").decode()
+        for each in name
     )
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode()
 
 
 def markdown(name: str) -> str:

@@ -5,6 +5,7 @@ Shapes: F frames, H and W their height and width in pixels.
 
 import base64
 import io
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -74,27 +75,23 @@ def choose_samples(results: Results) -> list[Sample]:
     """Up to EACH right and EACH wrong predictions drawn at random, of different classes as far as there are."""
     probabilities = results.probabilities["fused"]
     scored = predicted(probabilities) != NO_PREDICTION
-    order = np.random.default_rng(0).permutation(len(results.video_ids))
-    chosen = []
+    order = np.random.default_rng(0).permutation(len(results.video_ids)).tolist()
+    samples = []
     for wanted in (True, False):
-        fitting = [int(index) for index in order if scored[index] and results.correct["fused"][index] == wanted]
         seen: Counter[int] = Counter()
         turns = []
-        for index in fitting:
-            label = int(results.labels[index])
-            turns.append((seen[label], index))
-            seen[label] += 1
+        for index in (index for index in order if scored[index] and results.correct["fused"][index] == wanted):
+            truth = int(results.labels[index])
+            turns.append((seen[truth], index, truth))
+            seen[truth] += 1
         # First one video of each class, then a second one of each.
-        chosen += [index for _, index in sorted(turns, key=lambda turn: turn[0])[:EACH]]
-    return [_sample(results, index) for index in chosen]
-
-
-def _sample(results: Results, index: int) -> Sample:
-    probabilities, truth = results.probabilities["fused"][index], int(results.labels[index])
-    classes = ranked(probabilities)
-    if truth not in classes:
-        classes = [*classes[:-1], truth]
-    return Sample(results.video_ids[index], truth, tuple((number, float(probabilities[number])) for number in classes))
+        for _, index, truth in sorted(turns, key=lambda turn: turn[0])[:EACH]:
+            classes = ranked(probabilities[index])
+            if truth not in classes:
+                classes[-1] = truth
+            top = tuple((number, float(probabilities[index, number])) for number in classes)
+            samples.append(Sample(results.video_ids[index], truth, top))
+    return samples
 
 
 def sample_frames(workspace: Workspace, dataset: str, video_ids: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
@@ -157,8 +154,8 @@ def _data_uri(frame_HW3: NDArray[np.uint8]) -> Markup:
 
 def draw_samples(results: Results, samples: Sequence[Sample], frames: Frames, notes: Sequence[str]) -> Files:
     """Figure 3: for each sample a frame above the bars of its most probable classes, right predictions first."""
-    columns = max(1, min(EACH, len(samples)))
-    rows = max(1, -(-len(samples) // columns))
+    columns = min(EACH, len(samples))
+    rows = math.ceil(len(samples) / columns)
 
     def draw(theme: Theme) -> "Figure":
         figure = new_figure(3.2 * columns, 3.4 * rows, f"Sample predictions, {label(results.dataset)}", notes)
@@ -180,9 +177,8 @@ def draw_samples(results: Results, samples: Sequence[Sample], frames: Frames, no
 
 
 def _draw_bars(axes: "Axes", sample: Sample, classes: Sequence[str], theme: Theme) -> None:
-    colours = {"right": theme.right, "wrong": theme.wrong, "truth": theme.truth}
     for place, (number, share) in enumerate(sample.top):
-        axes.barh(place, share, color=colours[sample.kind(number)], height=0.75, alpha=0.6)
+        axes.barh(place, share, color=getattr(theme, sample.kind(number)), height=0.75, alpha=0.6)
         axes.text(0.01, place, f"{label(classes[number], 24)}  {share:.0%}", va="center", fontsize=7)
     axes.set_xlim(0, 1)
     axes.set_ylim(len(sample.top) - 0.4, -0.6)

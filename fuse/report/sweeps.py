@@ -40,8 +40,7 @@ def read_tables(
     """
     made = {}
     for name, build in (("table1", _table_1), ("table2", _table_2)):
-        accuracies = _accuracies(workspace.sweep(dataset, name) / "results.json", split, digest)
-        if accuracies:
+        if accuracies := _accuracies(workspace.sweep(dataset, name) / "results.json", split, digest):
             made[name] = build(dataset, accuracies, tuple(notes))
     return made
 
@@ -71,12 +70,12 @@ def _table_1(dataset: str, accuracies: Accuracies, notes: tuple[str, ...]) -> Ta
 
 
 def _table_2(dataset: str, accuracies: Accuracies, notes: tuple[str, ...]) -> Table:
-    rows = []
-    for pool in TABLES["2"]["pool"]:
-        printed = paper.TABLE_2.get((dataset, pool), {})
-        rows += [
-            (pool, level, *_numbers(accuracies.get((f"pool {pool}", level)), printed.get(level))) for level in LEVELS
-        ]
+    rows = [
+        (pool, level, *_numbers(accuracies.get((f"pool {pool}", level)), printed.get(level)))
+        for pool in TABLES["2"]["pool"]
+        for printed in [paper.TABLE_2.get((dataset, pool), {})]
+        for level in LEVELS
+    ]
     columns = (Column(title="pooling", name="pool"), Column(title="level", name="level"), *_NUMBERS)
     return Table(title="Table 2: levels and temporal pooling", notes=notes, columns=columns, rows=tuple(rows))
 
