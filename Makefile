@@ -1,22 +1,30 @@
 # MRRN: extract features once, train heads from the cache, fuse them into predictions. `make help` lists everything.
 PYTHON3 ?= python3.11
-VENV := .venv
-PY := $(VENV)/bin/python
-READY := $(VENV)/.ready
-
-# The variables of the three stages; each may be given on the command line or in the environment.
-# DATASET DATA SUBSET WEIGHTS LEVEL POOL SPLIT SEED RECIPE VIEWS FORMAT DEVICE JOBS ENGINE WORKERS FRESH TABLE VIDEO CACHE WORK
 WORK ?= work
 
-quoted = '$(subst ','\'',$(1))'
-option = $(if $($(2)),$(1) $(call quoted,$($(2))))
-COMMON = --work $(call quoted,$(WORK)) $(call option,--dataset,DATASET) $(call option,--device,DEVICE)
-EXTRACT = $(call option,--data,DATA) $(if $(filter-out 0 no false,$(SUBSET)),--subset) $(call option,--weights,WEIGHTS) \
+# The variables of the three stages; each may be given on the command line or in the environment.
+override VARIABLES := DATASET DATA SUBSET WEIGHTS LEVEL POOL SPLIT SEED RECIPE VIEWS FORMAT DEVICE JOBS ENGINE WORKERS FRESH TABLE VIDEO CACHE WORK
+
+# What is given is text. Make would expand it: `$(shell ...)` in a file's name would run, `$HOME` become OME.
+override define newline
+
+
+endef
+override literal = $(if $(findstring $(newline),$(value $(1))),$(error $(1) has a line break))$(eval override $(1) := $$(value $(1)))
+$(foreach name,PYTHON3 $(VARIABLES),$(call literal,$(name)))
+
+override VENV := .venv
+override PY := $(VENV)/bin/python
+override READY := $(VENV)/.ready
+override quoted = '$(subst ','\'',$(1))'
+override option = $(if $($(2)),$(1) $(call quoted,$($(2))))
+override COMMON = --work $(call quoted,$(WORK)) $(call option,--dataset,DATASET) $(call option,--device,DEVICE)
+override EXTRACT = $(call option,--data,DATA) $(if $(filter-out 0 no false,$(SUBSET)),--subset) $(call option,--weights,WEIGHTS) \
 	$(call option,--views,VIEWS) $(call option,--format,FORMAT) $(call option,--cache,CACHE) $(call option,--jobs,JOBS) \
 	$(call option,--engine,ENGINE) $(call option,--workers,WORKERS)
-TRAIN = $(call option,--pool,POOL) $(call option,--split,SPLIT) $(call option,--seed,SEED) $(call option,--recipe,RECIPE) \
+override TRAIN = $(call option,--pool,POOL) $(call option,--split,SPLIT) $(call option,--seed,SEED) $(call option,--recipe,RECIPE) \
 	$(if $(filter-out 0 no false,$(FRESH)),--fresh)
-FUSE = --work $(call quoted,$(WORK)) $(call option,--dataset,DATASET) $(call option,--pool,POOL) $(call option,--split,SPLIT) \
+override FUSE = --work $(call quoted,$(WORK)) $(call option,--dataset,DATASET) $(call option,--pool,POOL) $(call option,--split,SPLIT) \
 	$(call option,--seed,SEED) $(call option,--recipe,RECIPE)
 
 .DEFAULT_GOAL := help
@@ -24,12 +32,12 @@ FUSE = --work $(call quoted,$(WORK)) $(call option,--dataset,DATASET) $(call opt
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@echo; echo "  Variables: DATASET DATA SUBSET WEIGHTS LEVEL POOL SPLIT SEED RECIPE VIEWS FORMAT DEVICE JOBS ENGINE WORKERS FRESH TABLE VIDEO CACHE WORK (see docs/usage.md)"
+	@echo; echo "  Variables: $(VARIABLES) (see docs/usage.md)"
 
 install: $(READY) ## set up .venv (the other targets do it when needed)
 
 $(READY): setup.cfg pyproject.toml constraints.txt
-	$(PYTHON3) -m venv $(VENV)
+	$(call quoted,$(PYTHON3)) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
@@ -84,7 +92,7 @@ format: $(READY) ## let ruff rewrite the code in the project's style
 	$(PY) -m ruff format .
 
 clean: ## remove work/: caches, runs and reports
-	rm -rf $(call quoted,$(WORK))
+	rm -rf -- $(call quoted,$(WORK))
 
 clean-venv: ## remove .venv
 	rm -rf $(VENV)

@@ -54,10 +54,7 @@ def fuse_levels(
     shapes = {level: np.shape(probabilities[level]) for level in weights}
     if len(set(shapes.values())) > 1:
         raise ScoreError(f"the levels' probabilities have different shapes {shapes}; score the same videos with each")
-    fused = np.zeros(next(iter(shapes.values())))
-    for level, weight in weights.items():
-        fused += weight * probabilities[level]
-    return fused
+    return np.asarray(sum(weight * probabilities[level] for level, weight in weights.items()))
 
 
 def check_weights(weights: Mapping[Level, float]) -> None:

@@ -5,20 +5,24 @@ Shapes: N clips, K classes.
 
 import io
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from cache.aggregate import clips_to_videos
 from cache.common.errors import ScoreError
-from cache.common.files import write_bytes_durably
+from cache.common.files import read_bounded, write_bytes_durably
 
-_ARRAYS = ("video_ids", "spans", "labels", "softmax", "classes", "run")
+SCORES_BYTES = 1 << 30
+"""Bytes of a file of scores at most; UCF-101's 3,783 test videos of 20 clips have 31 million."""
+
+_KINDS = {"video_ids": "U", "spans": "i", "labels": "i", "softmax": "f", "classes": "U", "run": "U"}
+"""The kind of each array's dtype."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,17 +51,16 @@ class ScoreTable:
         for name, shape in expected.items():
             if getattr(self, name).shape != shape:
                 raise ScoreError(f"scores: {name} has shape {getattr(self, name).shape}; expected {shape}")
-        broken = np.asarray(~np.isfinite(self.softmax).all(axis=1))
-        if broken.any():
-            raise ScoreError(f"scores of video {self._first_video(broken)!r} are not finite")
-        off = (np.abs(self.softmax.sum(axis=1, dtype=np.float64) - 1) > 1e-3) | (self.softmax < 0).any(axis=1)
-        if off.any():
-            raise ScoreError(
-                f"scores of video {self._first_video(off)!r} are not a softmax: negative, or not summing to 1"
-            )
-        wrong = (self.labels < 0) | (self.labels >= classes)
-        if wrong.any():
-            raise ScoreError(f"label of video {self._first_video(wrong)!r} is outside 0..{classes - 1}")
+        sums_N = self.softmax.sum(axis=1, dtype=np.float64)
+        problems = {
+            "scores of video {} are not finite": ~np.isfinite(self.softmax).all(axis=1),
+            "scores of video {} are not a softmax: negative, or not summing to 1": (np.abs(sums_N - 1) > 1e-3)
+            | (self.softmax < 0).any(axis=1),
+            f"label of video {{}} is outside 0..{classes - 1}": (self.labels < 0) | (self.labels >= classes),
+        }
+        for problem, wrong_N in problems.items():
+            if wrong_N.any():
+                raise ScoreError(problem.format(repr(str(self.video_ids[wrong_N.argmax()]))))
         changes = int((self.video_ids[1:] != self.video_ids[:-1]).sum()) + 1 if clips else 0
         if changes != len(set(self.video_ids.tolist())):
             raise ScoreError("scores: the clips of one video do not follow one another")
@@ -72,9 +75,6 @@ class ScoreTable:
         ids, probabilities = clips_to_videos(self.video_ids, self.softmax)
         label_of = self.label_of
         return ids, probabilities, np.fromiter((label_of[video] for video in ids), dtype=np.int64)
-
-    def _first_video(self, chosen: NDArray[np.bool_]) -> str:
-        return str(self.video_ids[np.flatnonzero(chosen)[0]])
 
 
 def write_scores(path: Path, scores: ScoreTable) -> None:
@@ -95,13 +95,19 @@ def write_scores(path: Path, scores: ScoreTable) -> None:
 def read_scores(path: Path) -> ScoreTable:
     """Read a scores.npz. Raises `ScoreError` if it is missing, malformed, or holds anything but plain arrays."""
     try:
-        # Opened here, because np.load leaves the file open when it finds no archive in it.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in _ARRAYS}
-        return ScoreTable(**{**arrays, "run": json.loads(str(arrays["run"]))})
+        with np.load(io.BytesIO(read_bounded(path, SCORES_BYTES)), allow_pickle=False) as archive:
+            if (size := sum(member.file_size for member in archive.zip.infolist())) > SCORES_BYTES:
+                raise ValueError(f"it unpacks to {size:,} bytes; expected at most {SCORES_BYTES:,}")
+            arrays = {name: archive[name] for name in _KINDS}
+        if wrong := [name for name, kind in _KINDS.items() if arrays[name].dtype.kind != kind]:
+            raise ValueError(f"{', '.join(wrong)} of another type than expected")
+        return ScoreTable(**{**arrays, "run": msgspec.json.decode(str(arrays["run"]))})
     except FileNotFoundError:
         raise ScoreError(f"{path} is missing; train that level first (`make train`)") from None
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+    except OSError as error:
+        raise ScoreError(f"{path} cannot be read: {error.strerror}") from error
+    # Whatever numpy and zipfile raise at a file that is none of ours: from MemoryError to tokenize.TokenError.
+    except Exception as error:
         raise ScoreError(
             f"{path} is not a score table written by this program: {error}; train that level again"
         ) from error

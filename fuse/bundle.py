@@ -7,19 +7,18 @@ bundle/
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from cache.aggregate import PAPER_WEIGHTS, check_weights
 from cache.common.errors import ScoreError, WeightsError
-from cache.common.files import write_bytes_durably, write_json_durably
+from cache.common.files import read_bounded, read_json, write_bytes_durably, write_json_durably
 from cache.common.text import markdown, markdown_table
 from cache.fingerprint import LEVELS, Level
 from fuse.report.tables import NONE
 from fuse.results import TITLES
-from train.config import CHECKPOINT_FILE, CONFIG_FILE
+from train.config import CHECKPOINT_BYTES, CHECKPOINT_FILE, CONFIG_FILE
 
 FORMAT: Final = 1
 DESCRIPTION: Final = "bundle.json"
@@ -52,21 +51,21 @@ def read_bundle(folder: Path) -> tuple[dict[Level, Path], dict[Level, float]]:
     """Run folders and fusion weights of a bundle. Raises `WeightsError` if it is missing, changed or not readable."""
     path = folder / DESCRIPTION
     try:
-        description = json.loads(path.read_bytes())
+        description = read_json(path)
         if description["format"] != FORMAT:
             raise WeightsError(f"{path} has format {description['format']!r}, this program reads {FORMAT}")
         # In the order in which trained runs are added, so that the sums are the same to the bit.
         weights: dict[Level, float] = {level: float(description["fusion_weights"][level]) for level in PAPER_WEIGHTS}
         check_weights(weights)
         for name in (f"{level}/{file}" for level in LEVELS for file in _FILES):
-            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != description["sha256"][name]:
+            if hashlib.sha256(read_bounded(folder / name, CHECKPOINT_BYTES)).hexdigest() != description["sha256"][name]:
                 raise WeightsError(f"{folder / name} is not the file that the bundle was made with; copy it again")
     except FileNotFoundError as error:
         raise WeightsError(
             f"{error.filename} is missing; a bundle is a folder written by `python -m fuse bundle`"
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{path} does not describe a bundle: {error!r}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise WeightsError(f"{folder} is not a bundle that can be read: {error!r}; get it again") from error
     return {level: folder / level for level in LEVELS}, weights
 
 

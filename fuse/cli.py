@@ -119,7 +119,9 @@ def predict(
         heads, recorded = load_heads(*read_bundle(bundle)), None
     else:
         choice = choose()
-        heads, recorded = load_heads(choice.folders()), _recorded_weights(choice)
+        heads = load_heads(choice.folders())
+        with FeatureCache.open(choice.workspace.cache(choice.dataset)) as cache:
+            recorded = cache.settings.get("weights")
     settings = settings_for(heads, weights=weights_for(heads, weights, recorded), device=device, jobs=jobs)
     _answer(run(files, heads, settings, open_backbone(heads, settings)), heads, files, as_json)
 
@@ -141,13 +143,6 @@ def _find_files(given: Iterable[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _recorded_weights(choice: RunChoice) -> str | None:
-    """Where extraction had the backbone's weights; None if the cache does not say."""
-    with FeatureCache.open(choice.workspace.cache(choice.dataset)) as cache:
-        weights = cache.settings.get("weights")
-    return str(weights) if weights else None
-
-
 def _answer(predictions: "Iterator[Prediction]", heads: "Heads", files: list[Path], as_json: bool) -> None:
     """Print predictions as they come (JSON: all at the end, in the order asked for) and set the exit code."""
     from fuse.predict import to_json, to_text
@@ -164,7 +159,8 @@ def _answer(predictions: "Iterator[Prediction]", heads: "Heads", files: list[Pat
         order = {str(path): index for index, path in enumerate(files)}
         done.sort(key=lambda prediction: order[prediction.video])
         answers = [to_json(prediction, heads.classes) for prediction in done]
-        click.echo(json.dumps({"notes": notes, "predictions": answers}, indent=2, ensure_ascii=False))
+        # ASCII, so that no encoding of the output changes a name.
+        click.echo(json.dumps({"notes": notes, "predictions": answers}, indent=2))
     failed = [prediction for prediction in done if prediction.fused is None]
     if len(failed) == len(done):
         raise DecodeError(f"no video could be predicted: {failed[0].video}: {failed[0].reason}")

@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 
 from cache.aggregate import PAPER_WEIGHTS, clips_to_videos, fuse_levels
 from cache.clips import ClipRule
-from cache.common.errors import WeightsError
+from cache.common.errors import MrrnError, WeightsError
 from cache.common.text import visible
 from cache.fingerprint import CENTER_VIEW, Level
 from extract.network.engine import Engine, open_engine
 from extract.network.weights import is_file_spec, load_weights
-from extract.pipeline import VideoFeatures, extract_features
+from extract.pipeline import VideoFeatures, decode_settings, extract_features
 from extract.settings import ExtractSettings, settings_of
 from fuse.metrics import ranked
+from fuse.scores import differences
 from train.checkpoint import load_head
 from train.config import RunConfig
 from train.heads import Head
@@ -30,6 +31,12 @@ from train.score import score_clips
 
 _BAR: Final = 24
 """Characters of a bar that stands for 100 %."""
+
+MOST_CLIP_FRAMES: Final = 100_000
+"""Frames of a clip up to which heads are believed; each video's clips are made as large."""
+
+MOST_FPS: Final = 1000
+"""Frames a second up to which a clip rule is believed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,22 +84,30 @@ def load_heads(folders: Mapping[Level, Path], fusion_weights: Mapping[Level, flo
     loaded = {level: load_head(folder) for level, folder in folders.items()}
     _check_together({level: config for level, (_, config) in loaded.items()})
     _, high = loaded["high"]
+    try:
+        identity, environment = high.fingerprint["identity"], high.fingerprint["environment"]
+        decode_settings(settings_of(identity, environment))
+        _ = identity["weights"], identity["weights_sha256"], environment["device"]
+    except (KeyError, TypeError, ValueError, MrrnError) as error:
+        raise WeightsError(
+            f"the heads do not say what their features were made with: {error!r}; train again"
+        ) from error
+    if high.clips.length > MOST_CLIP_FRAMES or (high.clips.fps or 0) > MOST_FPS:
+        raise WeightsError(f"the heads' {high.clips} is beyond {MOST_CLIP_FRAMES:,} frames or {MOST_FPS} a second")
     return Heads(
         heads={level: head for level, (head, _) in loaded.items()},
         classes=high.classes,
         clips=high.clips,
-        identity=high.fingerprint["identity"],
-        environment=high.fingerprint["environment"],
+        identity=identity,
+        environment=environment,
         fusion_weights=fusion_weights,
     )
 
 
 def _check_together(configs: Mapping[Level, RunConfig]) -> None:
     for name in ("dataset", "split", "pool", "classes", "clips", "cache_digest"):
-        values = {level: getattr(config, name) for level, config in configs.items()}
-        if any(value != values["high"] for value in values.values()):
-            told = ", ".join(f"{level} {value!r}" for level, value in values.items())
-            raise WeightsError(f"the heads do not belong together: {name}: {told}; train them again (`make train`)")
+        if problems := differences(name, {level: getattr(config, name) for level, config in configs.items()}):
+            raise WeightsError(f"the heads do not belong together: {problems[0]}; train them again (`make train`)")
     for level, config in configs.items():
         if config.level != level:
             raise WeightsError(f"the head in the folder of level {level} is of level {config.level}; train it again")
@@ -153,18 +168,15 @@ def predict(videos: Iterable[Path], heads: Heads, settings: ExtractSettings, eng
 
 def _predict_features(video: VideoFeatures, heads: Heads, features_seconds: float) -> Prediction:
     """The prediction from one video's features (view 0), which took `features_seconds`."""
-    outcome, clips = video.outcome, 0
+    started, outcome = time.monotonic(), video.outcome
     levels: dict[Level, NDArray[np.float64]] = {}
-    fused, heads_seconds = None, 0.0
+    clips, fused = 0, None
     if video.features:
-        started = time.monotonic()
         clips_NT = heads.clips.frames(video.pts_seconds)
         for level, head in heads.heads.items():
             softmax_NK = score_clips(head, video.features[level][0].astype(np.float32), clips_NT)
-            _, means = clips_to_videos([outcome.video_id] * len(softmax_NK), softmax_NK)
-            levels[level] = means[0]
-        fused, clips = fuse_levels(levels, heads.fusion_weights), len(clips_NT)
-        heads_seconds = time.monotonic() - started
+            levels[level] = clips_to_videos([outcome.video_id] * len(softmax_NK), softmax_NK)[1][0]
+        clips, fused = len(clips_NT), fuse_levels(levels, heads.fusion_weights)
     return Prediction(
         video=outcome.video_id,
         reason=outcome.reason,
@@ -174,7 +186,7 @@ def _predict_features(video: VideoFeatures, heads: Heads, features_seconds: floa
         fused=fused,
         features_seconds=features_seconds,
         decode_seconds=outcome.seconds,
-        heads_seconds=heads_seconds,
+        heads_seconds=time.monotonic() - started if levels else 0.0,
     )
 
 
@@ -200,18 +212,13 @@ def to_text(prediction: Prediction, classes: Sequence[str]) -> str:
 def to_json(prediction: Prediction, classes: Sequence[str]) -> dict[str, Any]:
     """All of a prediction as JSON values; probabilities of all classes, in label order, under `levels` and `fused`."""
     fused = prediction.fused
+    top = [] if fused is None else [{"class": classes[i], "probability": float(fused[i])} for i in ranked(fused)]
     return {
         "video": prediction.video,
         "predicted": fused is not None,
         "reason": prediction.reason,
-        "top": []
-        if fused is None
-        else [{"class": classes[index], "probability": float(fused[index])} for index in ranked(fused)],
+        "top": top,
+        **vars(prediction),
         "fused": None if fused is None else fused.tolist(),
         "levels": {level: values.tolist() for level, values in prediction.levels.items()},
-        "frames": prediction.frames,
-        "clips": prediction.clips,
-        "features_seconds": prediction.features_seconds,
-        "decode_seconds": prediction.decode_seconds,
-        "heads_seconds": prediction.heads_seconds,
     }

@@ -116,8 +116,9 @@ class Results:
 
     @cached_property
     def paper(self) -> dict[str, float | None]:
-        """The paper's percentage for each model with this dataset and pooling; None if the paper has none."""
-        return {"searched": None, **paper.accuracy(self.dataset, self.pool)}
+        """The paper's accuracy of each model with this dataset and pooling, a fraction; None if the paper has none."""
+        printed = paper.accuracy(self.dataset, self.pool)
+        return {"searched": None, **{model: value and round(value / 100, 6) for model, value in printed.items()}}
 
     def accuracy(self, model: Model) -> float:
         """Fraction of the split's test videos that are right; those without features are wrong."""
@@ -132,6 +133,13 @@ class Results:
         if len(self.classes) <= 5:
             return None
         return fraction(metrics.top_k_correct(self.probabilities[model], self.labels, 5))
+
+    def figures(self, model: Model) -> dict[str, float | None]:
+        """A model's row of Table 3, as fractions: `accuracy`, `low`, `high`, `top5`, `paper` and `difference`."""
+        accuracy, printed = self.accuracy(model), self.paper[model]
+        difference = None if printed is None else accuracy - printed
+        found = {"accuracy": accuracy, **asdict(self.interval(model)), "top5": self.top5(model)}
+        return {**found, "paper": printed, "difference": difference}
 
     def confusion(self) -> NDArray[np.int64]:
         """Counts of the fused model `[K, K + 1]`: row = true class, column = predicted, the last one = none."""
@@ -167,10 +175,7 @@ def evaluate(
     if not expected:
         raise ScoreError(f"split {split} of {cache.dataset.name!r} has no labelled test videos to score")
     check_against_cache(tables, cache, expected)
-    levels: dict[Level, NDArray[np.float64]] = {}
-    for level in LEVELS:
-        ids, probabilities, _ = tables[level].videos()
-        levels[level] = align(ids, probabilities, tuple(expected))
+    levels = {level: align(*tables[level].videos()[:2], tuple(expected)) for level in LEVELS}
     models: dict[Model, NDArray[np.float64]] = {level: levels[level] for level in LEVELS}
     models["fused"] = fuse_levels(levels, PAPER_WEIGHTS)
     models["mean"] = fuse_levels(levels, MEAN_WEIGHTS)
@@ -260,11 +265,12 @@ def summarise(results: Results, notes: Sequence[str], made: Made) -> dict[str, A
         "fused_against_high": fused_against_high(results),
         "fusion_weights": dict(PAPER_WEIGHTS),
         "searched": searched and {"fusion_weights": dict(searched), "accuracy": results.accuracy("searched")},
-        "paper": {model: round(value / 100, 6) for model, value in results.paper.items() if value is not None},
+        "paper": {model: value for model, value in results.paper.items() if value is not None},
         "weights": results.weights,
         "subset": subset and asdict(subset),
         "classes": list(results.classes),
-        "per_class": {model: [_number(value) for value in results.per_class(model)] for model in MODELS},
+        # JSON has no NaN: a class without test videos has no accuracy.
+        "per_class": {model: [None if x != x else x for x in results.per_class(model).tolist()] for model in MODELS},
         "confusion": results.confusion().tolist(),
         "fingerprint": {"identity": dict(results.cache.identity), "environment": dict(results.cache.environment)},
         "runs": {level: dict(run) for level, run in results.runs.items()},
@@ -287,8 +293,3 @@ def fused_against_high(results: Results) -> dict[str, Any]:
 
 def _with_reasons(reasons: Mapping[str, str]) -> list[dict[str, str]]:
     return [{"id": video, "reason": reason} for video, reason in sorted(reasons.items())]
-
-
-def _number(value: float) -> float | None:
-    """None for NaN, which JSON has not: a class without test videos has no accuracy."""
-    return None if np.isnan(value) else float(value)

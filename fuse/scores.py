@@ -68,32 +68,28 @@ class RunChoice:
         return self.workspace.run(self.dataset, self.split, level, self.pool, self.seed, variant)
 
 
-_OPTIONS = (
-    work_option,
-    dataset_option,
-    click.option(
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that choose runs; it gets them as `choose`, a function that makes the RunChoice."""
+
+    @work_option
+    @dataset_option
+    @click.option(
         "--pool",
         type=click.Choice(POOLS),
         default="mean",
         show_default=True,
         help="Temporal pooling of the heads (equations 8 and 9).",
-    ),
-    click.option(
+    )
+    @click.option(
         "--split", type=click.IntRange(1, 3), default=1, show_default=True, help="Split that the heads were trained on."
-    ),
-    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the runs."),
-    click.option(
+    )
+    @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the runs.")
+    @click.option(
         "--recipe",
         type=click.Choice(sorted(RECIPES)),
         metavar="NAME",
         help="Recipe that they were trained by. [default: the usual one for the dataset]",
-    ),
-)
-
-
-def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options that choose runs; it gets them as `choose`, a function that makes the RunChoice."""
-
+    )
     @functools.wraps(command)
     def with_choice(
         *, workspace: Workspace, dataset: str | None, pool: str, split: int, seed: int, recipe: str | None, **rest: Any
@@ -104,8 +100,6 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
         return command(choose=choose, **rest)
 
-    for option in reversed(_OPTIONS):
-        with_choice = option(with_choice)
     return with_choice
 
 
@@ -164,8 +158,8 @@ def searched_weights(choice: RunChoice, tested: Mapping[Level, ScoreTable]) -> d
         return None
     tables = {level: read_scores(path) for level, path in paths.items()}
     check_same(tables)
-    digests = {"test": tested["high"], "held-out": tables["high"]}
-    problems = _differences("cache digest", {half: table.run.get("cache_digest") for half, table in digests.items()})
+    halves = {"test": tested["high"], "held-out": tables["high"]}
+    problems = differences("cache digest", {half: table.run.get("cache_digest") for half, table in halves.items()})
     shared = set(tested["high"].video_ids.tolist()) & set(tables["high"].video_ids.tolist())
     if problems or shared:
         raise ScoreError(
@@ -178,20 +172,20 @@ def searched_weights(choice: RunChoice, tested: Mapping[Level, ScoreTable]) -> d
 
 def check_same(tables: Mapping[Level, ScoreTable]) -> None:
     """Raises `ScoreError` listing every way in which the levels' scores are not of the same videos and settings."""
+    runs = {level: table.run for level, table in tables.items()}
     problems = [
-        f"{level} scores say they are of level {table.run.get('level')!r}"
-        for level, table in tables.items()
-        if table.run.get("level") != level
+        f"{level} scores say they are of level {run.get('level')!r}"
+        for level, run in runs.items()
+        if run.get("level") != level
     ]
-    for name, value in _COMPARED.items():
-        problems += _differences(name, {level: value(table) for level, table in tables.items()})
+    for name in ("dataset", "split", "pool", "clips", "cache_digest"):
+        problems += differences(name.replace("_", " "), {level: run.get(name) for level, run in runs.items()})
+    problems += differences("cache fingerprint", {level: _identity(table) for level, table in tables.items()})
+    problems += differences("classes", {level: tuple(table.classes.tolist()) for level, table in tables.items()})
     problems += _clip_differences(tables)
     if problems:
-        raise ScoreError(
-            "the levels' scores do not belong together:\n  "
-            + "\n  ".join(problems)
-            + "\ntrain the levels again on one cache, split and clip rule (`make train LEVEL=all`)"
-        )
+        listed = "\n  ".join(["the levels' scores do not belong together:", *problems])
+        raise ScoreError(f"{listed}\ntrain the levels again on one cache, split and clip rule (`make train LEVEL=all`)")
 
 
 def check_against_cache(tables: Mapping[Level, ScoreTable], cache: ScoredCache, expected: Mapping[str, int]) -> None:
@@ -201,8 +195,8 @@ def check_against_cache(tables: Mapping[Level, ScoreTable], cache: ScoredCache, 
     """
     table = next(iter(tables.values()))
     scored = table.label_of
-    problems = _differences("fingerprint", {"scores": _identity(table), "cache": _without_name(cache.identity)})
-    problems += _differences("classes", {"scores": tuple(table.classes.tolist()), "cache": cache.dataset.classes})
+    problems = differences("fingerprint", {"scores": _identity(table), "cache": _without_name(cache.identity)})
+    problems += differences("classes", {"scores": tuple(table.classes.tolist()), "cache": cache.dataset.classes})
     wrong = {
         "scored, but not test videos of this split": set(scored) - set(expected),
         "test videos that have features but no scores": set(cache.video_ids) & set(expected) - set(scored),
@@ -210,9 +204,8 @@ def check_against_cache(tables: Mapping[Level, ScoreTable], cache: ScoredCache, 
     }
     problems += [f"{what}: {some(sorted(videos), SHOWN)}" for what, videos in wrong.items() if videos]
     if problems:
-        raise ScoreError(
-            "the scores do not fit the cache:\n  " + "\n  ".join(problems) + "\ntrain again (`make train LEVEL=all`)"
-        )
+        listed = "\n  ".join(["the scores do not fit the cache:", *problems])
+        raise ScoreError(f"{listed}\ntrain again (`make train LEVEL=all`)")
 
 
 def _without_name(identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -224,18 +217,7 @@ def _identity(table: ScoreTable) -> dict[str, Any]:
     return _without_name(table.run.get("fingerprint", {}).get("identity", {}))
 
 
-_COMPARED: Mapping[str, Callable[[ScoreTable], Any]] = {
-    "dataset": lambda table: table.run.get("dataset"),
-    "split": lambda table: table.run.get("split"),
-    "pool": lambda table: table.run.get("pool"),
-    "clips": lambda table: table.run.get("clips"),
-    "cache fingerprint": _identity,
-    "cache digest": lambda table: table.run.get("cache_digest"),
-    "classes": lambda table: tuple(table.classes.tolist()),
-}
-
-
-def _differences(name: str, values: Mapping[Any, Any]) -> list[str]:
+def differences(name: str, values: Mapping[Any, Any]) -> list[str]:
     """A line for a value that is not the same for all keys (levels); of mappings, a line for each such field."""
     if all(value == next(iter(values.values())) for value in values.values()):
         return []
@@ -244,12 +226,11 @@ def _differences(name: str, values: Mapping[Any, Any]) -> list[str]:
         return [
             line
             for field in fields
-            for line in _differences(f"{name}, {field}", {level: value.get(field) for level, value in values.items()})
+            for line in differences(f"{name}, {field}", {level: value.get(field) for level, value in values.items()})
         ]
     if all(isinstance(value, tuple) for value in values.values()):
-        return _missing(name, {level: set(value) for level, value in values.items()}) or [
-            f"{name}: the same names in another order"
-        ]
+        missing = _missing(name, {level: set(value) for level, value in values.items()})
+        return missing or [f"{name}: the same names in another order"]
     return [f"{name}: " + ", ".join(f"{level} {value!r}" for level, value in values.items())]
 
 

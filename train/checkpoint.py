@@ -4,7 +4,7 @@ to continue. The checkpoint of a finished run holds only weights and configurati
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from cache.common.errors import TrainingError, WeightsError
-from cache.common.files import write_bytes_durably
+from cache.common.files import read_bounded, write_bytes_durably
 from cache.fingerprint import CHANNELS
-from train.config import CHECKPOINT_FILE, RunConfig, read_config
+from train.config import CHECKPOINT_BYTES, CHECKPOINT_FILE, RunConfig, read_config
 from train.heads import Head, HeadSettings
 from train.trainer import Position
 
@@ -58,7 +58,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises `WeightsError` if it is missing, a pickle, damaged, or not written by this program.
     """
     try:
-        content = path.read_bytes()
+        content = read_bounded(path, CHECKPOINT_BYTES)
+    except ValueError as error:
+        raise WeightsError(f"{path} is not a checkpoint: {error}; train with --fresh") from None
     except FileNotFoundError:
         raise WeightsError(f"{path} is missing; train that level first (`make train`)") from None
     if content[:2] in (b"PK", b"\x80\x02", b"\x80\x04"):
@@ -73,7 +75,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise WeightsError(f"{path} has format {header.get('format')!r}; expected {_FORMAT!r}: train with --fresh")
         words = msgspec.json.decode(header["mrrn"], type=_Words)
         return Checkpoint(tensors=tensors, config=RunConfig.from_json(words.config), position=words.position)
-    except (SafetensorError, msgspec.DecodeError, TrainingError, ValueError, KeyError) as error:
+    except (
+        SafetensorError,
+        TrainingError,
+        ValueError,  # also msgspec's
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise WeightsError(
             f"{path} is not a checkpoint written by this program, or is damaged: {error!r}; train with --fresh"
         ) from error
@@ -110,9 +121,16 @@ def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], p
 
 def head_from(checkpoint: Checkpoint, path: Path) -> Head:
     """Returns the checkpoint's head in eval mode on the CPU. Raises `WeightsError` if tensors do not fit."""
-    head = Head(head_settings(checkpoint.config))
+    settings = head_settings(checkpoint.config)
     found = {name[5:]: tensor for name, tensor in checkpoint.tensors.items() if name.startswith("head.")}
-    check_tensors(found, head.state_dict(), path)
+    try:
+        # Without memory first: the configuration may name any size, the tensors have the one that is there.
+        with torch.device("meta"):
+            expected = Head(replace(settings, layers=min(settings.layers, len(found) + 1))).state_dict()
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise WeightsError(f"{path} is of a head that cannot be built: {error}; train with --fresh") from error
+    check_tensors(found, expected, path)
+    head = Head(settings)
     head.load_state_dict(found)
     return head.eval()
 

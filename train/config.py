@@ -1,6 +1,5 @@
 """A run: its configuration, its folder, and how far it is. Plain data and small files, no torch."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import msgspec
 
 from cache.clips import ClipRule
 from cache.common.errors import TrainingError
-from cache.common.files import write_json_durably
+from cache.common.files import read_json, write_json_durably
 from cache.common.workspace import Workspace
 from cache.fingerprint import Level
 from train.recipes import KNOBS, RECIPES, Pool, Recipe
@@ -22,6 +21,9 @@ CHECKPOINT_FILE = "checkpoint.safetensors"
 METRICS_FILE = "metrics.jsonl"
 SCORES_FILE = "scores.npz"
 HELDOUT_SCORES_FILE = "heldout-scores.npz"
+
+CHECKPOINT_BYTES = 4 << 30
+"""Bytes of a checkpoint at most; the paper's largest head has a hundredth."""
 
 HOLDOUT = "holdout"
 """End of the folder name of runs that were trained without, and scored on, a part of the training videos."""
@@ -146,7 +148,7 @@ def read_config(folder: Path) -> tuple[RunConfig, Status] | None:
     """
     path = folder / CONFIG_FILE
     try:
-        value = json.loads(path.read_bytes())
+        value = read_json(path)
         return RunConfig.from_json(value), msgspec.convert(value.get("status"), Status)
     except FileNotFoundError:
         return None

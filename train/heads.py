@@ -36,6 +36,8 @@ class HeadSettings:
     """Dropout between layers."""
 
     def __post_init__(self) -> None:
+        if self.classes < 1:
+            raise TrainingError("a head without classes; it needs at least one")
         if self.cell == "mean" and self.pool != "mean":
             raise TrainingError(f"cell mean averages over time itself; pool is {self.pool!r}: use --pool mean")
 

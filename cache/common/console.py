@@ -1,6 +1,7 @@
 """What all command lines share: options, errors as messages, progress on a terminal and in a log."""
 
 import errno
+import io
 import sys
 import time
 from collections.abc import Iterator
@@ -34,6 +35,13 @@ class _ExpectedError(click.ClickException):
 
 class StageGroup(click.Group):
     """A click group that shows expected errors as a message with exit code 1; bugs keep their traceback."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """As click's; what the encoding of the output cannot hold is replaced, not an error after all the work."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
+        return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

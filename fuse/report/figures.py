@@ -19,7 +19,6 @@ from cache.fingerprint import LEVELS
 from fuse.results import Results
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -145,8 +144,9 @@ def draw_confusion(results: Results, notes: Sequence[str]) -> Files:
         axes.tick_params(length=0)
         axes.set_xlabel("predicted class")
         axes.set_ylabel("true class")
-        if classes <= NUMBERED:
-            _write_counts(axes, counts[:, :classes], shares, theme)
+        for row, column in np.argwhere(counts[:, :classes]).tolist() if classes <= NUMBERED else ():
+            colour = theme.background if shares[row, column] > 0.3 else theme.ink
+            axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=9)
         return figure
 
     return render_themes("confusion", draw)
@@ -161,12 +161,6 @@ def _coloured(shares_KK: NDArray[np.float64], theme: Theme) -> NDArray[np.float6
     # Most confusions are a few percent of their row; the root makes them visible.
     strength = np.sqrt(shares_KK)[..., None]
     return background + strength * (full - background)
-
-
-def _write_counts(axes: "Axes", counts: NDArray[np.int64], shares: NDArray[np.float64], theme: Theme) -> None:
-    for row, column in np.argwhere(counts).tolist():
-        colour = theme.background if shares[row, column] > 0.3 else theme.ink
-        axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=9)
 
 
 def draw_per_class(results: Results, notes: Sequence[str]) -> Files:

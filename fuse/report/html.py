@@ -24,11 +24,9 @@ from cache.common.text import shortened, visible
 from extract.settings import IMAGENET
 from fuse import metrics, paper
 from fuse.report.figures import draw_confusion, draw_per_class
-from fuse.report.samples import Frames, Sample, draw_samples
-from fuse.report.samples import for_page as samples_for_page
+from fuse.report.samples import Frames, Sample, data_uris, draw_samples
 from fuse.report.tables import NONE, Table, per_class_table, table_3, to_csv, to_markdown
 from fuse.report.timing import Timing, draw_timing
-from fuse.report.timing import for_page as timing_for_page
 from fuse.results import MODELS, PAPER_RECIPE, TITLES, Made, Model, Results, fused_against_high, summarise
 
 EXAMPLES: Final = 4
@@ -40,14 +38,8 @@ PAIRS: Final = 20
 STEPS: Final = 10
 """Strengths of colour in the confusion matrix."""
 
-WIDTH: Final = 860.0
-"""Pixels that the confusion matrix takes where there is room, without its labels."""
-
-CELL: Final = (8.5, 42.0)
-"""Pixels of a cell at least, so that 101 names can be read, and at most."""
-
-LABEL: Final = 24
-"""Characters of a class name beside the matrix."""
+Examples = dict[tuple[int, int], list[str]]
+"""(Row, column) of the confusion matrix -> its first EXAMPLES videos."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +76,7 @@ def publish(folder: Path, results: Results, notes: Sequence[str], made: Made, ex
 
 
 def html(results: Results, notes: Sequence[str], made: Made, extras: Extras) -> str:
-    """The page, of values as plain as JSON: names are made visible here, and escaped by the templates."""
+    """The page. Every value that the templates write out is made visible, then escaped."""
     style, script = _asset("report.css"), _asset("report.js")
     policy = (
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "
@@ -94,10 +86,18 @@ def html(results: Results, notes: Sequence[str], made: Made, extras: Extras) -> 
         loader=PackageLoader("fuse.report"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=lambda value: value if isinstance(value, Markup) else visible(str(value)),
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "points": _points, "count": "{:,}".format, "shorten": shortened}
+    environment.filters |= {
+        "percent": _percent,
+        "points": _points,
+        "count": "{:,}".format,
+        "shorten": shortened,
+        "text": _text,
+    }
+    examples = _examples(results)
     return environment.get_template("report.html").render(
         style=Markup(style),
         script=Markup(script),
@@ -105,20 +105,22 @@ def html(results: Results, notes: Sequence[str], made: Made, extras: Extras) -> 
         heading=f"{paper.DATASETS.get(results.dataset, results.dataset)}, split {results.split}",
         notes=list(notes),
         made=made,
-        pool=results.pool,
-        videos=len(results.video_ids),
-        clips=results.clips,
-        right=int(results.correct["fused"].sum()),
-        models=[_model(results, model) for model in results.models],
+        results=results,
+        titles=_titles(results),
         fused_against_high=fused_against_high(results),
-        literature=_literature(results),
-        classes=_classes(results),
-        matrix=_matrix(results),
-        pairs=_pairs(results),
-        samples=samples_for_page(extras.samples, extras.frames, results.classes),
+        literature=[row for row in paper.TABLE_3 if row.accuracy(results.dataset) is not None],
+        shares={model: results.per_class(model).tolist() for model in MODELS},
+        matrix=_matrix(results, examples),
+        pairs=_pairs(results, examples),
+        samples=extras.samples,
+        pictures=data_uris(extras.frames),
         sweeps=list(extras.sweeps.values()),
-        timing=timing_for_page(extras.timing) if extras.timing else None,
-        problems=_problems(results),
+        timing=extras.timing,
+        problems={
+            "Test videos without features, counted as wrong": results.missing,
+            "Videos that could not be decoded": results.cache.failed,
+            "Videos whose decoding is in doubt, still used": results.cache.suspect,
+        },
         provenance=_provenance(results, made),
         commands=_commands(results),
     )
@@ -142,52 +144,18 @@ def _points(fraction: float | None, decimals: int = 1) -> str:
     return NONE if fraction is None else f"{100 * fraction:+.{decimals}f}".replace("-", "−")
 
 
-def _model(results: Results, model: Model) -> dict[str, Any]:
-    """A row of the table of models; accuracies are fractions."""
-    interval, accuracy, printed = results.interval(model), results.accuracy(model), results.paper[model]
-    name, _, formula = TITLES[model].rstrip(")").partition(" (")
-    if model == "searched" and results.searched_weights:
-        shares = " + ".join(f"{share:g} {level}" for level, share in results.searched_weights.items())
-        formula = f"{shares}, found on held-out training videos"
-    return {
-        "key": model,
-        "title": name,
-        "formula": formula,
-        "accuracy": accuracy,
-        "low": interval.low,
-        "high": interval.high,
-        "top5": results.top5(model),
-        "paper": None if printed is None else printed / 100,
-        "difference": None if printed is None else accuracy - printed / 100,
-    }
+def _titles(results: Results) -> dict[Model, tuple[str, str]]:
+    """Name and formula of each model that is shown."""
+    titles = dict(TITLES)
+    if weights := results.searched_weights:
+        shares = " + ".join(f"{share:g} {level}" for level, share in weights.items())
+        titles["searched"] = f"MRRN ({shares}, found on held-out training videos)"
+    parts = {model: titles[model].rstrip(")").partition(" (") for model in results.models}
+    return {model: (name, formula) for model, (name, _, formula) in parts.items()}
 
 
-def _literature(results: Results) -> list[dict[str, Any]]:
-    """The paper's Table 3 for this dataset, in its order."""
-    rows = [(row, row.accuracy(results.dataset)) for row in paper.TABLE_3]
-    return [
-        {"model": row.model, "inputs": row.inputs, "accuracy": value / 100} for row, value in rows if value is not None
-    ]
-
-
-def _classes(results: Results) -> list[dict[str, Any]]:
-    """Each class's videos, accuracy by each model, and the class that it is most often taken for."""
-    videos = results.confusion().sum(axis=1).tolist()
-    shares = {model: results.per_class(model) for model in MODELS}
-    return [
-        {
-            "name": visible(name),
-            "videos": videos[index],
-            "shares": {model: float(shares[model][index]) for model in MODELS},
-            "rival": rival and {"name": visible(rival[0]), "times": rival[1]},
-        }
-        for index, (name, rival) in enumerate(zip(results.classes, results.rivals(), strict=True))
-    ]
-
-
-def _examples(results: Results) -> dict[tuple[int, int], list[str]]:
-    """The first EXAMPLES videos of each cell (row, column) of the confusion matrix."""
-    found: dict[tuple[int, int], list[str]] = {}
+def _examples(results: Results) -> Examples:
+    found: Examples = {}
     columns = predicted(results.probabilities["fused"])
     for video, row, column in zip(results.video_ids, results.labels.tolist(), columns.tolist(), strict=True):
         names = found.setdefault((row, len(results.classes) if column == NO_PREDICTION else column), [])
@@ -196,9 +164,9 @@ def _examples(results: Results) -> dict[tuple[int, int], list[str]]:
     return found
 
 
-def _matrix(results: Results) -> dict[str, Any]:
-    """The confusion matrix: its cells that are not empty, its measures, and the data that the page's script reads."""
-    counts, examples = results.confusion(), _examples(results)
+def _matrix(results: Results, examples: Examples) -> dict[str, Any]:
+    """The cells of the confusion matrix that are not empty, and the data that the page's script reads."""
+    counts = results.confusion()
     totals = counts.sum(axis=1)
     cells = [
         {
@@ -210,55 +178,27 @@ def _matrix(results: Results) -> dict[str, Any]:
         }
         for row, column in np.argwhere(counts[:, : len(results.classes)]).tolist()
     ]
-    names = [visible(name) for name in results.classes]
-    cell = float(np.clip(WIDTH / len(names), *CELL))
-    letter = min(cell - 0.5, 12.0)
-    return {
-        "names": names,
-        "cell": cell,
-        "letter": letter,
-        "margin": round(0.6 * letter * max(min(len(name), LABEL) for name in names)) + 12,
-        "label": LABEL,
-        "cells": cells,
-        "data": {
-            "names": names,
-            "totals": totals.tolist(),
-            "cells": {
-                f"{row},{column}": [int(counts[row, column]), videos] for (row, column), videos in examples.items()
-            },
-        },
+    data = {
+        "names": list(map(visible, results.classes)),
+        "totals": totals.tolist(),
+        "cells": {f"{row},{column}": [int(counts[row, column]), videos] for (row, column), videos in examples.items()},
     }
+    return {"cells": cells, "data": data}
 
 
-def _pairs(results: Results) -> list[dict[str, Any]]:
-    """The most frequent confusions, with example videos."""
-    wrong, examples = results.confused(), _examples(results)
-    totals = results.confusion()[:, : len(results.classes)].sum(axis=1)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]
-    pairs = [divmod(int(flat), wrong.shape[1]) for flat in order]
+def _pairs(results: Results, examples: Examples) -> list[dict[str, Any]]:
+    """The most frequent confusions, with an example video."""
+    wrong, totals = results.confused(), results.confusion()[:, : len(results.classes)].sum(axis=1)
+    most = sorted(map(tuple, np.argwhere(wrong).tolist()), key=lambda cell: -wrong[cell])[:PAIRS]
     return [
         {
-            "true": visible(results.classes[row]),
-            "predicted": visible(results.classes[column]),
+            "true": results.classes[row],
+            "predicted": results.classes[column],
             "count": int(wrong[row, column]),
-            "share": wrong[row, column] / (totals[row] or 1),
-            "examples": examples[row, column],
+            "share": wrong[row, column] / totals[row],
+            "example": examples[row, column][0],
         }
-        for row, column in pairs
-        if wrong[row, column]
-    ]
-
-
-def _problems(results: Results) -> list[dict[str, Any]]:
-    """Videos that are missing, failed or suspect, with the reasons."""
-    lists: tuple[tuple[str, Mapping[str, str]], ...] = (
-        ("Test videos without features, counted as wrong", results.missing),
-        ("Videos that could not be decoded", results.cache.failed),
-        ("Videos whose decoding is in doubt, still used", results.cache.suspect),
-    )
-    return [
-        {"title": title, "videos": [(visible(video), visible(reason)) for video, reason in sorted(reasons.items())]}
-        for title, reasons in lists
+        for row, column in most
     ]
 
 
@@ -271,12 +211,12 @@ def _provenance(results: Results, made: Made) -> list[dict[str, Any]]:
                 "program": f"mrrn {made.version}",
                 "made": made.date,
                 "fusion": "0.7 high + 0.2 mid + 0.1 low (equation 10); plain mean beside it",
-                "intervals": f"bootstrap over videos, {metrics.RESAMPLES:,} resamples, seed 0",
+                "intervals": f"bootstrap over videos, {metrics.RESAMPLES:,} resamples, seed {metrics.SEED}",
             },
         },
-        {"title": "Features (what they depend on)", "values": _shown(results.cache.identity)},
-        {"title": "Features (where they were computed)", "values": _shown(results.cache.environment)},
-        *({"title": f"Run, {level} level", "values": _shown(run)} for level, run in results.runs.items()),
+        {"title": "Features (what they depend on)", "values": results.cache.identity},
+        {"title": "Features (where they were computed)", "values": results.cache.environment},
+        *({"title": f"Run, {level} level", "values": run} for level, run in results.runs.items()),
     ]
 
 
@@ -287,19 +227,11 @@ def _commands(results: Results) -> list[str]:
     options = f"SPLIT={results.split} POOL={results.pool} SEED={run.get('seed', 0)}"
     recipe = shlex.quote(f"RECIPE={run.get('recipe', PAPER_RECIPE)}")
     weights = "" if results.weights == IMAGENET else f" {shlex.quote(f'WEIGHTS={results.weights}')}"
-    return [
-        visible(f"make extract {dataset}{subset}{weights}"),
-        visible(f"make fuse {dataset} {options} {recipe}"),
-    ]
+    return [f"make extract {dataset}{subset}{weights}", f"make fuse {dataset} {options} {recipe}"]
 
 
-def _shown(values: Mapping[str, Any]) -> dict[str, str]:
-    return {visible(str(name)): visible(_value(value)) for name, value in values.items()}
-
-
-def _value(value: Any) -> str:
+def _text(value: Any) -> str:
+    """A setting's value, of mappings and lists each item."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_value(inner)}" for name, inner in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_value, value))
-    return str(value)
+        return ", ".join(f"{name} {_text(inner)}" for name, inner in value.items())
+    return ", ".join(map(_text, value)) if isinstance(value, list | tuple) else str(value)

@@ -5,18 +5,19 @@ Shapes: F frames, H and W their height and width in pixels.
 
 import base64
 import io
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from cache.aggregate import NO_PREDICTION, predicted
 from cache.common.errors import MrrnError
-from cache.common.text import visible
 from cache.common.workspace import Workspace
 from cache.store import FeatureCache
 from extract.datasets import load_dataset
@@ -28,6 +29,7 @@ from fuse.results import Results
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from PIL import Image
 
 EACH: Final = 4
 """Right predictions shown, and as many wrong ones."""
@@ -40,6 +42,9 @@ SAMPLED_FPS: Final = 4.0
 
 WIDTH: Final = 200
 """Pixels of a frame's longer side in the page."""
+
+KEPT_WIDTH: Final = 640
+"""Pixels of the longer side of the frames that are kept: as large as the figure shows one."""
 
 Frames = Mapping[str, NDArray[np.uint8]]
 """Video id -> a few of its frames `[F, H, W, 3]`; without videos that cannot be read."""
@@ -59,32 +64,34 @@ class Sample:
         """Whether the first choice is the true class."""
         return self.top[0][0] == self.label
 
+    def kind(self, number: int) -> str:
+        """How a class's bar is marked: `right` (true class, chosen), `truth` (true class, not chosen) or `wrong`."""
+        if number == self.label:
+            return "right" if self.right else "truth"
+        return "wrong"
+
 
 def choose_samples(results: Results) -> list[Sample]:
     """Up to EACH right and EACH wrong predictions drawn at random, of different classes as far as there are."""
     probabilities = results.probabilities["fused"]
     scored = predicted(probabilities) != NO_PREDICTION
-    order = np.random.default_rng(0).permutation(len(results.video_ids))
-    chosen = []
+    order = np.random.default_rng(0).permutation(len(results.video_ids)).tolist()
+    samples = []
     for wanted in (True, False):
-        fitting = [int(index) for index in order if scored[index] and results.correct["fused"][index] == wanted]
         seen: Counter[int] = Counter()
         turns = []
-        for index in fitting:
-            label = int(results.labels[index])
-            turns.append((seen[label], index))
-            seen[label] += 1
+        for index in (index for index in order if scored[index] and results.correct["fused"][index] == wanted):
+            truth = int(results.labels[index])
+            turns.append((seen[truth], index, truth))
+            seen[truth] += 1
         # First one video of each class, then a second one of each.
-        chosen += [index for _, index in sorted(turns, key=lambda turn: turn[0])[:EACH]]
-    return [_sample(results, index) for index in chosen]
-
-
-def _sample(results: Results, index: int) -> Sample:
-    probabilities, truth = results.probabilities["fused"][index], int(results.labels[index])
-    classes = ranked(probabilities)
-    if truth not in classes:
-        classes = [*classes[:-1], truth]
-    return Sample(results.video_ids[index], truth, tuple((number, float(probabilities[number])) for number in classes))
+        for _, index, truth in sorted(turns, key=lambda turn: turn[0])[:EACH]:
+            classes = ranked(probabilities[index])
+            if truth not in classes:
+                classes[-1] = truth
+            top = tuple((number, float(probabilities[index, number])) for number in classes)
+            samples.append(Sample(results.video_ids[index], truth, top))
+    return samples
 
 
 def sample_frames(workspace: Workspace, dataset: str, video_ids: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
@@ -100,59 +107,55 @@ def sample_frames(workspace: Workspace, dataset: str, video_ids: Sequence[str]) 
         _, root = load_dataset(dataset, where, subset=True, work=workspace.root, source=source)
     except MrrnError:
         return {}
-    paths = [(video, root / path) for video, path in wanted.items() if (root / path).is_file()]
-    blocks: dict[str, list[NDArray[np.uint8]]] = {video: [] for video, _ in paths}
-    found = {}
-    with DecodePool(DecodeSettings(workers=1, fps=SAMPLED_FPS)) as pool:
-        for item in pool.decode(paths):
-            if not isinstance(item, VideoEnd):
-                blocks[item.video_id].append(item.frames_FHW3.copy())
+    paths = {video: root / path for video, path in wanted.items() if (root / path).is_file()}
+    kept: dict[str, list[NDArray[np.uint8]]] = {}
+    with DecodePool(DecodeSettings(workers=1, fps=SAMPLED_FPS, blocks_ahead=2)) as pool:
+        # Decoded twice: where the frames are is known at a video's end, and a long video's frames fill the memory.
+        counts = {}
+        for item in pool.decode(paths.items()):
+            if isinstance(item, VideoEnd):
+                counts[item.outcome.video_id] = item.outcome.num_frames
+            else:
                 item.release()
-            elif item.outcome.num_frames:
-                frames_FHW3 = np.concatenate(blocks[item.outcome.video_id])
-                places = np.linspace(0, len(frames_FHW3) - 1, FRAMES + 2)[1:-1].round().astype(int)
-                found[item.outcome.video_id] = frames_FHW3[places]
-    return found
+        ends = {video: count - 1 for video, count in counts.items() if count}
+        places = {video: np.linspace(0, end, FRAMES + 2)[1:-1].round().astype(int) for video, end in ends.items()}
+        for item in pool.decode((video, paths[video]) for video in places):
+            if isinstance(item, VideoEnd):
+                if item.outcome.num_frames != counts[item.outcome.video_id]:  # the file has changed meanwhile
+                    kept.pop(item.outcome.video_id, None)
+                continue
+            for place in places[item.video_id] - item.first_frame:
+                if 0 <= place < len(item.frames_FHW3):
+                    picture = _picture(item.frames_FHW3[place], KEPT_WIDTH)
+                    kept.setdefault(item.video_id, []).append(np.asarray(picture))
+            item.release()
+    return {video: np.stack(frames) for video, frames in kept.items()}
 
 
-def for_page(samples: Sequence[Sample], frames: Frames, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """The samples as values for the template, frames as data URIs."""
-    return [
-        {
-            "video": visible(sample.video),
-            "truth": visible(classes[sample.label]),
-            "right": sample.right,
-            "frames": [_data_uri(frame) for frame in frames.get(sample.video, ())],
-            "top": [
-                {"name": visible(classes[number]), "share": share, "kind": kind_of(sample, number)}
-                for number, share in sample.top
-            ],
-        }
-        for sample in samples
-    ]
-
-
-def kind_of(sample: Sample, number: int) -> str:
-    """How a class's bar is marked: `right` (the true class, chosen), `truth` (it, not chosen) or `wrong` (another)."""
-    if number == sample.label:
-        return "right" if sample.right else "truth"
-    return "wrong"
-
-
-def _data_uri(frame_HW3: NDArray[np.uint8]) -> str:
+def _picture(frame_HW3: NDArray[np.uint8], width: int) -> "Image.Image":
+    """The frame as a picture of its own, whose longer side has `width` pixels at most."""
     from PIL import Image
 
     picture = Image.fromarray(frame_HW3)
-    picture.thumbnail((WIDTH, WIDTH))
+    picture.thumbnail((width, width))
+    return picture
+
+
+def data_uris(frames: Frames) -> dict[str, list[Markup]]:
+    """The frames as JPEG pictures that stand in the page itself."""
+    return {video: [_data_uri(frame) for frame in frames_FHW3] for video, frames_FHW3 in frames.items()}
+
+
+def _data_uri(frame_HW3: NDArray[np.uint8]) -> Markup:
     out = io.BytesIO()
-    picture.save(out, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+    _picture(frame_HW3, WIDTH).save(out, "JPEG", quality=80)
+    return Markup("data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode())
 
 
 def draw_samples(results: Results, samples: Sequence[Sample], frames: Frames, notes: Sequence[str]) -> Files:
     """Figure 3: for each sample a frame above the bars of its most probable classes, right predictions first."""
-    columns = max(1, min(EACH, len(samples)))
-    rows = max(1, -(-len(samples) // columns))
+    columns = min(EACH, len(samples))
+    rows = math.ceil(len(samples) / columns)
 
     def draw(theme: Theme) -> "Figure":
         figure = new_figure(3.2 * columns, 3.4 * rows, f"Sample predictions, {label(results.dataset)}", notes)
@@ -174,9 +177,8 @@ def draw_samples(results: Results, samples: Sequence[Sample], frames: Frames, no
 
 
 def _draw_bars(axes: "Axes", sample: Sample, classes: Sequence[str], theme: Theme) -> None:
-    colours = {"right": theme.right, "wrong": theme.wrong, "truth": theme.truth}
     for place, (number, share) in enumerate(sample.top):
-        axes.barh(place, share, color=colours[kind_of(sample, number)], height=0.75, alpha=0.6)
+        axes.barh(place, share, color=getattr(theme, sample.kind(number)), height=0.75, alpha=0.6)
         axes.text(0.01, place, f"{label(classes[number], 24)}  {share:.0%}", va="center", fontsize=7)
     axes.set_xlim(0, 1)
     axes.set_ylim(len(sample.top) - 0.4, -0.6)

@@ -3,13 +3,13 @@
 Sweeps are those of `python -m train sweep --table 1` (or 2); splits count once their report is written.
 """
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from cache.common.errors import ScoreError
+from cache.common.files import read_json
 from cache.common.workspace import Workspace
 from cache.dataset import SPLITS
 from cache.fingerprint import LEVELS
@@ -40,8 +40,7 @@ def read_tables(
     """
     made = {}
     for name, build in (("table1", _table_1), ("table2", _table_2)):
-        accuracies = _accuracies(workspace.sweep(dataset, name) / "results.json", split, digest)
-        if accuracies:
+        if accuracies := _accuracies(workspace.sweep(dataset, name) / "results.json", split, digest):
             made[name] = build(dataset, accuracies, tuple(notes))
     return made
 
@@ -49,13 +48,13 @@ def read_tables(
 def _accuracies(path: Path, split: int, digest: str | None) -> Accuracies:
     """What a sweep found; empty if there is no such sweep of this split and cache."""
     try:
-        value: dict[str, Any] = json.loads(path.read_bytes())
+        value: dict[str, Any] = read_json(path)
         if value["holdout"] or value["cache_digest"] != {str(split): digest}:
             return {}
         return {(cell["setting"], cell["column"]): list(map(float, cell["accuracy"])) for cell in value["cells"]}
     except FileNotFoundError:
         return {}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ScoreError(f"{path} is not a sweep's result: {error!r}; run the sweep again (`make sweep`)") from error
 
 
@@ -71,12 +70,12 @@ def _table_1(dataset: str, accuracies: Accuracies, notes: tuple[str, ...]) -> Ta
 
 
 def _table_2(dataset: str, accuracies: Accuracies, notes: tuple[str, ...]) -> Table:
-    rows = []
-    for pool in TABLES["2"]["pool"]:
-        printed = paper.TABLE_2.get((dataset, pool), {})
-        rows += [
-            (pool, level, *_numbers(accuracies.get((f"pool {pool}", level)), printed.get(level))) for level in LEVELS
-        ]
+    rows = [
+        (pool, level, *_numbers(accuracies.get((f"pool {pool}", level)), printed.get(level)))
+        for pool in TABLES["2"]["pool"]
+        for printed in [paper.TABLE_2.get((dataset, pool), {})]
+        for level in LEVELS
+    ]
     columns = (Column(title="pooling", name="pool"), Column(title="level", name="level"), *_NUMBERS)
     return Table(title="Table 2: levels and temporal pooling", notes=notes, columns=columns, rows=tuple(rows))
 
@@ -99,13 +98,13 @@ def mean_over_splits(choice: RunChoice) -> str:
     for split in SPLITS:
         path = choice.workspace.report(choice.dataset, split) / "results.json"
         try:
-            report: dict[str, Any] = json.loads(path.read_bytes())
+            report: dict[str, Any] = read_json(path)
             if (report["pool"], report["runs"]["high"].get("seed")) == (choice.pool, choice.seed):
                 found[split] = {model: float(report["accuracy"][model]) for model in MODELS}
                 fingerprints.append(report["fingerprint"])
         except FileNotFoundError:
             continue
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ScoreError(f"{path} is not a report's result: {error!r}; make that report again") from error
     if len(found) < 2 or any(fingerprint != fingerprints[0] for fingerprint in fingerprints):
         return ""

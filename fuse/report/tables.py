@@ -37,6 +37,12 @@ class Column:
         number = f"{cell:{'+' if self.signed else ''}.{self.decimals}f}"
         return number.replace("-", "−") if self.signed else number
 
+    def csv(self, cell: Cell) -> str:
+        """The cell as programs read it."""
+        if cell is None or cell != cell:  # NaN
+            return ""
+        return csv_cell(cell) if isinstance(cell, str) else f"{cell:.{self.decimals}f}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
@@ -60,10 +66,7 @@ class Table:
 
 def to_text(table: Table) -> str:
     """For a terminal: notes, then aligned columns."""
-    rows = [
-        [column.title for column in table.columns],
-        *([visible(cell) for cell in row] for row in table.shown_rows()),
-    ]
+    rows = [[column.title for column in table.columns], *(list(map(visible, row)) for row in table.shown_rows())]
     widths = [max(len(row[index]) for row in rows) for index in range(len(table.columns))]
     aligned = [
         "  ".join(
@@ -91,33 +94,16 @@ def to_csv(table: Table) -> str:
     writer = csv.writer(out)
     writer.writerow([column.name for column in table.columns])
     for row in table.rows:
-        writer.writerow([_csv_value(column, cell) for column, cell in zip(table.columns, row, strict=True)])
+        writer.writerow([column.csv(cell) for column, cell in zip(table.columns, row, strict=True)])
     return out.getvalue()
-
-
-def _csv_value(column: Column, cell: Cell) -> str:
-    if cell is None or cell != cell:  # NaN
-        return ""
-    return csv_cell(cell) if isinstance(cell, str) else f"{cell:.{column.decimals}f}"
 
 
 def table_3(results: Results, notes: Sequence[str], *, literature: bool = True) -> Table:
     """Our rows of Table 3, each beside the paper's figure, then the literature as the paper lists it."""
     rows: list[tuple[Cell, ...]] = []
     for model in results.models:
-        interval, top5 = results.interval(model), results.top5(model)
-        ours, printed = 100 * results.accuracy(model), results.paper[model]
-        rows.append(
-            (
-                TITLES[model],
-                ours,
-                100 * interval.low,
-                100 * interval.high,
-                None if top5 is None else 100 * top5,
-                printed,
-                None if printed is None else ours - printed,
-            )
-        )
+        figures = results.figures(model).values()
+        rows.append((TITLES[model], *(None if figure is None else 100 * figure for figure in figures)))
     rows += [
         (row.model, None, None, None, None, row.accuracy(results.dataset), None)
         for row in paper.TABLE_3

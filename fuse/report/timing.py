@@ -1,11 +1,11 @@
 """Time per batch of our heads and of other models, as `benchmarks/figure6.py` measured it: the paper's Figure 6."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from cache.common.errors import ScoreError
+from cache.common.files import read_json
 from fuse.report.figures import Files, Theme, drawable, new_figure, render_themes
 
 if TYPE_CHECKING:
@@ -32,6 +32,11 @@ class Timed:
     what: str
     """What one step consists of, for people."""
 
+    @property
+    def shown(self) -> str:
+        """The time with its unit."""
+        return f"{1000 * self.seconds:.1f} ms" if self.seconds < 1 else f"{self.seconds:.2f} s"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
@@ -49,12 +54,12 @@ def read_timing(path: Path) -> Timing | None:
     Raises `ScoreError` if the file is of another kind.
     """
     try:
-        value: dict[str, Any] = json.loads(path.read_bytes())
+        value: dict[str, Any] = read_json(path)
         models = tuple(sorted((Timed(**model) for model in value["models"]), key=lambda model: model.seconds))
         return Timing(device=value["device"], date=value["date"], notes=tuple(value["notes"]), models=models)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ScoreError(f"{path} is not a measurement of benchmarks/figure6.py: {error!r}; measure again") from error
 
 
@@ -67,7 +72,7 @@ def draw_timing(timing: Timing) -> Files:
         axes = figure.add_subplot()
         for place, model in enumerate(models):
             axes.barh(place, model.seconds, color=theme.right if model.ours else theme.wrong, height=0.7)
-            axes.text(model.seconds, place, f" {_shown(model.seconds)}", va="center", fontsize=8)
+            axes.text(model.seconds, place, f" {model.shown}", va="center", fontsize=8)
         axes.set_yticks(
             range(len(models)), [f"{drawable(model.model)} ({model.batch})" for model in models], fontsize=8
         )
@@ -78,20 +83,3 @@ def draw_timing(timing: Timing) -> Files:
         return figure
 
     return render_themes("timing", draw)
-
-
-def _shown(seconds: float) -> str:
-    return f"{1000 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
-
-
-def for_page(timing: Timing) -> dict[str, Any]:
-    """The times as values for the template."""
-    longest = max(model.seconds for model in timing.models)
-    return {
-        "device": timing.device,
-        "date": timing.date,
-        "notes": list(timing.notes),
-        "models": [
-            {**vars(model), "shown": _shown(model.seconds), "share": model.seconds / longest} for model in timing.models
-        ],
-    }

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from cache.aggregate import PAPER_WEIGHTS, clips_to_videos, fuse_levels
 from cache.common.workspace import Workspace
-from cache.dataset import Dataset
+from cache.dataset import Dataset, Video
 from cache.fingerprint import LEVELS
 from cache.scores import read_scores
 from cache.store import FeatureCache
@@ -21,8 +22,9 @@ from extract.settings import ExtractSettings, fingerprint
 from fuse.bundle import read_bundle
 from fuse.cli import main
 from fuse.report.samples import sample_frames
+from tests.helpers.cache import make_fingerprint
 from tests.helpers.train import grouped_dataset
-from tests.helpers.video import encode
+from tests.helpers.video import encode, index_of
 
 SETTINGS = ExtractSettings(weights="random:3", backbone="resnet18", batch_frames=8)
 FRAMES = 10
@@ -221,6 +223,30 @@ def test_the_report_shows_frames_of_the_videos_that_are_there(trained: Workspace
     frames = sample_frames(trained, "tiny", [*ids, "unknown/video"])
     assert set(frames) == set(ids)
     assert all(each.shape == (3, 48, 64, 3) for each in frames.values())
+
+
+def test_frames_of_a_long_video_do_not_fill_the_memory(tmp_path: Path) -> None:
+    data = tmp_path / "videos"
+    (data / "Class0").mkdir(parents=True)
+    encode(data / "Class0" / "long.mp4", frames=41, rate=4, size=(1080, 1920))
+    workspace = Workspace(tmp_path / "work")
+    dataset = Dataset(
+        name="tiny",
+        source="folder",
+        classes=("Class0",),
+        videos=(Video(id="Class0/long", path="Class0/long.mp4", label=0, splits={1: "test"}),),
+    )
+    FeatureCache.create(
+        workspace.cache("tiny"), dataset=dataset, fingerprint=make_fingerprint(), settings={"data": str(data)}
+    ).close()
+    sample_frames(workspace, "tiny", [])  # what is imported on the way does not count
+    tracemalloc.start()
+    (frames_FHW3,) = sample_frames(workspace, "tiny", ["Class0/long"]).values()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [index_of(frame) for frame in frames_FHW3] == [10, 20, 30]
+    assert frames_FHW3.shape == (3, 360, 640, 3)
+    assert peak < 64 << 20
 
 
 def test_the_whole_report_of_real_runs(trained: Workspace) -> None:

@@ -1,6 +1,9 @@
 """What the command lines share: exit codes, the choice of a dataset, progress in a log."""
 
 import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -25,6 +28,14 @@ def expected() -> None:
 @stage.command()
 def bug() -> None:
     raise KeyError("a bug")
+
+
+@stage.command()
+def names() -> None:
+    """Says école → 東."""
+    click.echo("école → 東 \udce9")
+    click.echo("école → 東 \udce9", err=True)
+    raise CacheError("école → 東 \udce9")
 
 
 @stage.command()
@@ -89,3 +100,22 @@ def test_a_progress_line_has_rate_and_time_left(capsys: pytest.CaptureFixture[st
     line = capsys.readouterr().out
     assert line.startswith("reading: 4/10 videos, ")
     assert "s left, 1 failed" in line
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8:strict", "latin-1", "latin-1:strict", "ascii:strict", "cp1252"])
+@pytest.mark.parametrize("arguments", [("names",), ("names", "--help"), ("école",)])
+def test_what_the_encoding_cannot_hold_is_replaced(encoding: str, arguments: tuple[str, ...]) -> None:
+    code = "from tests.cache.common.test_console import stage; stage(prog_name='stage')"
+    run = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=False,
+    )
+    assert b"Traceback" not in run.stderr
+    assert run.returncode == {"names": 1, "--help": 0, "école": 2}[arguments[-1]]
+    name = encoding.partition(":")[0]
+    if arguments == ("names",) and name != "ascii":  # click takes ASCII for a mistake and writes UTF-8
+        held = "école → 東 ?" if name == "utf-8" else "école ? ? ?"
+        assert run.stdout.decode(name) == f"{held}\n"
+        assert run.stderr.decode(name) == f"{held}\nerror: {held}\n"

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fuse.report.samples import choose_samples, draw_samples, for_page
+from fuse.report.samples import choose_samples, data_uris, draw_samples
 from fuse.results import evaluate
 from tests.helpers.scores import LABELS, hand_worked_tables, made_up_results, make_scored_cache
 
@@ -25,8 +25,8 @@ def test_samples_of_nothing_right_or_wrong() -> None:
     samples = choose_samples(results)
     assert [sample.right for sample in samples] == [True, True]
     frames = {samples[0].video: np.zeros((3, 30, 40, 3), np.uint8)}
-    shown = for_page(samples, frames, results.classes)
-    assert [len(each["frames"]) for each in shown] == [3, 0]
+    shown = data_uris(frames)
+    assert [len(shown.get(sample.video, [])) for sample in samples] == [3, 0]
     assert set(draw_samples(results, samples, frames, [])) == {
         f"samples{theme}.{kind}" for theme in ("", "-dark") for kind in ("svg", "png")
     }

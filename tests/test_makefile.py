@@ -1,0 +1,118 @@
+"""What is given to make arrives in the commands as it was given: neither make nor a shell runs any of it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MAKEFILE = Path(__file__).parents[1] / "Makefile"
+
+HOSTILE = (
+    "x$(shell touch P).mp4",
+    "$(eval $(shell touch P))",
+    "$HOME/${HOME}/$(HOME)/$$",
+    "`touch P`; touch P & touch P | touch P > P",
+    'it\'s "quoted", with 100 % # signs \\',
+    "$(error stop)",
+    "$(call quoted,$(shell touch P))",
+    "--help",
+    "~",
+)
+
+OPTIONS = {
+    "extract": (
+        "DATASET",
+        "DATA",
+        "WEIGHTS",
+        "VIEWS",
+        "FORMAT",
+        "DEVICE",
+        "JOBS",
+        "ENGINE",
+        "WORKERS",
+        "CACHE",
+        "WORK",
+    ),
+    "train": ("DATASET", "LEVEL", "POOL", "SPLIT", "SEED", "RECIPE", "DEVICE", "WORK"),
+    "fuse": ("DATASET", "POOL", "SPLIT", "SEED", "RECIPE", "WORK"),
+    "sweep": ("TABLE",),
+    "data": ("DATASET", "DATA"),
+    "predict": ("VIDEO", "DATASET", "DEVICE", "WORK"),
+}
+"""Variables that a target gives to its command."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The Makefile beside an interpreter that writes down what it is called with."""
+    shutil.copy(MAKEFILE, tmp_path)
+    for name in ("setup.cfg", "pyproject.toml", "constraints.txt", ".venv/.ready"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(
+        f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]), file=open('calls', 'a'))\n"
+    )
+    python.chmod(0o755)
+    return tmp_path
+
+
+def make(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME")}
+    return subprocess.run(
+        ["make", *arguments], cwd=folder, env={**kept, **environment}, capture_output=True, text=True, check=False
+    )
+
+
+def calls(folder: Path) -> list[list[str]]:
+    return [json.loads(line) for line in (folder / "calls").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("target", OPTIONS)
+@pytest.mark.parametrize("text", HOSTILE)
+def test_values_arrive_as_they_were_given(folder: Path, target: str, text: str) -> None:
+    given = {name: text for name in OPTIONS[target] if name != "LEVEL" or target == "train"}
+    if "VIDEO" in given:
+        given["VIDEO"] = text = text.replace("/", "-")
+        (folder / text).touch()
+    by_option = [f"{name}={value}" for name, value in given.items()]
+    for run in (make(folder, target, *by_option), make(folder, target, **given)):
+        assert run.returncode == 0, run.stderr
+        last = calls(folder)[-1]
+        found = {last[i].removeprefix("--").upper(): last[i + 1] for i in range(len(last) - 1) if last[i] != text}
+        assert {name: found.get(name, last[-1]) for name in given} == given
+    before = calls(folder)
+    assert make(folder, "--dry-run", target, *by_option).returncode == 0
+    assert make(folder, "--dry-run", target, **given).returncode == 0
+    assert calls(folder) == before
+    assert not (folder / "P").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["PYTHON3", "VENV", "PY", "READY", "quoted", "option", "FUSE", "VARIABLES", "literal", "newline"]
+)
+def test_other_variables_run_nothing(folder: Path, name: str) -> None:
+    for text in ("x$(shell touch P)", "x; touch P"):
+        for target in (("fuse",), ("install",), ("clean",), ("--dry-run", "fuse")):
+            make(folder, *target, f"{name}={text}")
+            make(folder, *target, **{name: text})
+    assert not (folder / "P").exists()
+
+
+def test_a_line_break_is_refused(folder: Path) -> None:
+    run = make(folder, "predict", VIDEO="x\ntouch P\n")
+    assert run.returncode == 2
+    assert "VIDEO has a line break" in run.stderr
+    assert not (folder / "P").exists()
+
+
+def test_blanks_separate_several_videos_unless_there_is_such_a_file(folder: Path) -> None:
+    make(folder, "predict", "VIDEO=a.mp4 b c.mp4")
+    (folder / "b c.mp4").touch()
+    make(folder, "predict", "VIDEO=b c.mp4")
+    assert [call[call.index("--") + 1 :] for call in calls(folder)] == [["a.mp4", "b", "c.mp4"], ["b c.mp4"]]
