@@ -253,17 +253,15 @@ def _train(
     configs = [
         opened.config(level=each, pool=pool, seed=seed, recipe=chosen, usual=usual, holdout=holdout) for each in levels
     ]
-    waiting = [config for config in configs if fresh or not _finished(workspace, config)]
+    waiting = []
+    for config in configs:
+        if fresh or state_of(config.folder(workspace), config) != "finished":
+            waiting.append(config)
+        else:
+            path = config.folder(workspace) / config.scores_file
+            click.echo(f"{config.level}-{config.pool}: done already, {path}")
     if waiting:
         _run_all(opened, waiting, workspace, device, fresh)
-
-
-def _finished(workspace: Workspace, config: RunConfig) -> bool:
-    folder = config.folder(workspace)
-    if state_of(folder, config) != "finished":
-        return False
-    click.echo(f"{config.level}-{config.pool}: done already, {folder / config.scores_file}")
-    return True
 
 
 def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, device: str, fresh: bool) -> None:
@@ -271,10 +269,9 @@ def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, devic
     from train.run import run
 
     group, where = join(choose_device(device))
-    weights = configs[0].weights
     click.echo(
         f"train {', '.join(config.level for config in configs)} on {where}: {configs[0].videos['training']:,} videos "
-        f"of {split.dataset.name}, split {split.number}, seed {configs[0].seed}, backbone weights {weights}"
+        f"of {split.dataset.name}, split {split.number}, seed {configs[0].seed}, backbone weights {configs[0].weights}"
     )
     for config in configs:
         scores = run(split, config, workspace, where, fresh=fresh, group=group)

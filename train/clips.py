@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice, pairwise
-from typing import Protocol
 
 import click
 import numpy as np
@@ -92,31 +91,6 @@ def cut(
     )
 
 
-class ClipBank(Protocol):
-    """What training and scoring draw clips from."""
-
-    @property
-    def clips(self) -> ClipTable:
-        """The clips with their videos."""
-
-    @property
-    def label_N(self) -> Tensor:
-        """int64: class index of each clip, on the device."""
-
-    @property
-    def num_views(self) -> int:
-        """Views of each video that clips can be drawn from."""
-
-    def __len__(self) -> int:
-        """Number of clips."""
-
-    def announce(self, batches: Iterable[Batch]) -> None:
-        """Say which batches will be gathered next, in their order."""
-
-    def gather(self, clip_B: Tensor, view_B: Tensor) -> Tensor:
-        """Returns the clips `clip_B`, each in its view: float32 `[T, B, C]`. Indices are int64 on the device."""
-
-
 @dataclass(frozen=True)
 class Bank:
     """All features are on the device, and a batch is gathered by one indexing there."""
@@ -139,10 +113,10 @@ class Bank:
         return len(self.features_VFC)
 
     def announce(self, batches: Iterable[Batch]) -> None:
-        """Does nothing: every clip is on the device."""
+        """Say which batches will be gathered next, in their order. Does nothing here: every clip is on the device."""
 
     def gather(self, clip_B: Tensor, view_B: Tensor) -> Tensor:
-        """See `ClipBank.gather`."""
+        """Returns the clips `clip_B`, each in its view: float32 `[T, B, C]`. Indices are int64 on the device."""
         views, frames, channels = self.features_VFC.shape
         row_TB = self.frames_NT[clip_B].t() + view_B * frames
         return self.features_VFC.view(views * frames, channels)[row_TB].float()
@@ -189,6 +163,10 @@ class StreamedBank:
         assert x_TBC.shape[1] == len(clip_B) == len(view_B), "batches are gathered as they were announced"
         self._read_ahead()
         return x_TBC.to(self.device, non_blocking=True).float()
+
+
+ClipBank = Bank | StreamedBank
+"""What training and scoring draw clips from."""
 
 
 def from_memory(features_VFC: Tensor, frames_NT: NDArray[np.int64]) -> ReadBatch:

@@ -41,7 +41,7 @@ def _softmax(head: Head, batches: Iterable[Tensor]) -> NDArray[np.float32]:
     with torch.inference_mode():
         parts = [torch.softmax(head(x_TBC).float(), dim=1) for x_TBC in batches if x_TBC.shape[1]]
     if not parts:
-        return np.empty((0, head.settings.classes), dtype=np.float32)
+        return np.empty((0, head.classes), dtype=np.float32)
     return torch.cat(parts).cpu().numpy()
 
 

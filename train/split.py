@@ -108,8 +108,7 @@ def open_split(workspace: Workspace, dataset: str, number: int) -> Split:
     cache = FeatureCache.open(folder)
     cache.require_finished()
     have = set(cache.video_ids)
-    training = _with_features(cache.dataset, number, "train", have)
-    test = _with_features(cache.dataset, number, "test", have)
+    training, test = (_with_features(cache.dataset, number, half, have) for half in ("train", "test"))
     described = [
         (video.id, video.label, half, cache.num_frames(video.id))
         for half, videos in (("train", training), ("test", test))

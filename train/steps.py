@@ -167,7 +167,7 @@ class EagerStep:
         """Returns these clips' part of the batch's mean loss, and their logits. Leaves gradients in the parameters."""
         recipe = self.recipe
         x_TBC = add_noise(self.bank.gather(clip_B, view_B), recipe.feature_noise)
-        x_TBC, target = mix(x_TBC, label_B, recipe.mixup, self.head.settings.classes)
+        x_TBC, target = mix(x_TBC, label_B, recipe.mixup, self.head.classes)
         with torch.autocast(x_TBC.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
             logits_BK = self.head(x_TBC).float()
         smoothing = recipe.label_smoothing

@@ -10,8 +10,9 @@ With TRITON_INTERPRET=1 in the environment at the start, the kernels run on a pr
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from train.sru.operator import Backward, Forward, make_operator
+from train.sru.operator import Gradients, Outputs, make_operator
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 """Whether kernels run in Triton's interpreter, on a processor."""
@@ -108,31 +109,35 @@ def _backward(dh, dlast, u, x, bias, states, du, dx, dbias, dc0, T, B, D, PROJEC
     tl.store(dbias + b * 2 * D + D + d, dbias_r, mask=inside)
 
 
-def forward(to: Forward) -> None:
+def forward(u_TBGD: Tensor, x_TBD: Tensor | None, bias_2D: Tensor, c0_BD: Tensor, out: Outputs) -> None:
     """Equations 3 to 6."""
-    steps, batch, _, hidden = to.u_TBGD.shape
-    u, bias, c0 = to.u_TBGD.contiguous(), to.bias_2D.contiguous(), to.c0_BD.contiguous()
-    x = u if to.x_TBD is None else to.x_TBD.contiguous()
+    steps, batch, _, hidden = u_TBGD.shape
+    h_TBD, last_BD, states_SBD = out
+    u, bias, c0 = u_TBGD.contiguous(), bias_2D.contiguous(), c0_BD.contiguous()
+    x = u if x_TBD is None else x_TBD.contiguous()
     with torch.cuda.device_of(u):
         _forward[_grid(batch, hidden)](
-            u, x, bias, c0, to.h_TBD, to.last_BD, to.states_SBD,
-            steps, batch, hidden, to.x_TBD is None, BLOCK, **LAUNCH,
+            u, x, bias, c0, h_TBD, last_BD, states_SBD,
+            steps, batch, hidden, x_TBD is None, BLOCK, **LAUNCH,
         )  # fmt: skip
 
 
-def backward(to: Backward) -> None:
+def backward(
+    dh_TBD: Tensor, dc_BD: Tensor, u_TBGD: Tensor, x_TBD: Tensor | None, bias_2D: Tensor, c_SBD: Tensor, out: Gradients
+) -> None:
     """The gradients. Those of the biases are summed over sequences afterwards, always in the same order."""
-    steps, batch, _, hidden = to.u_TBGD.shape
-    dh, dlast = to.dh_TBD.contiguous(), to.dlast_BD.contiguous()
-    u, bias = to.u_TBGD.contiguous(), to.bias_2D.contiguous()
-    x, dx = (u, to.du_TBGD) if to.x_TBD is None else (to.x_TBD.contiguous(), to.dx_TBD)
-    dbias_B2D = to.states_SBD.new_empty(batch, 2, hidden)
+    steps, batch, _, hidden = u_TBGD.shape
+    du_TBGD, dx_TBD, dbias_2D, dc0_BD = out
+    dh, dlast = dh_TBD.contiguous(), dc_BD.contiguous()
+    u, bias = u_TBGD.contiguous(), bias_2D.contiguous()
+    x, dx = (u, du_TBGD) if x_TBD is None else (x_TBD.contiguous(), dx_TBD)
+    dbias_B2D = c_SBD.new_empty(batch, 2, hidden)
     with torch.cuda.device_of(u):
         _backward[_grid(batch, hidden)](
-            dh, dlast, u, x, bias, to.states_SBD, to.du_TBGD, dx, dbias_B2D, to.dc0_BD,
-            steps, batch, hidden, to.x_TBD is None, BLOCK, **LAUNCH,
+            dh, dlast, u, x, bias, c_SBD, du_TBGD, dx, dbias_B2D, dc0_BD,
+            steps, batch, hidden, x_TBD is None, BLOCK, **LAUNCH,
         )  # fmt: skip
-    to.dbias_2D.copy_(dbias_B2D.sum(0))
+    dbias_2D.copy_(dbias_B2D.sum(0))
 
 
 def _grid(batch: int, hidden: int) -> tuple[int, int]:

@@ -3,7 +3,6 @@
 Shapes: N videos, K classes.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.aggregate import MEAN_WEIGHTS, PAPER_WEIGHTS, align, correct, fraction, fuse_levels, search_weights
-from cache.common.files import write_bytes_durably
+from cache.common.files import write_bytes_durably, write_json_durably
 from cache.common.text import markdown_table
 from cache.common.workspace import Workspace
 from cache.fingerprint import LEVELS, Level
@@ -119,10 +118,11 @@ def write_table(plan: Plan, workspace: Workspace, folder: Path, command: str) ->
     split = plan.first_split
     what = "held-out training videos" if plan.holdout else "test videos"
     splits, seeds = (", ".join(map(str, numbers)) for numbers in (plan.splits, plan.seeds))
+    recipes = sorted({point.recipe.name for point in plan.points})
     notes = [
         f"{plan.dataset}, split {splits}, seeds {seeds}: percent of {what} classified right; mean ± sample "
         "standard deviation over seeds",
-        f"recipe {', '.join(_recipes(plan))}; backbone weights {split.cache.fingerprint.identity.get('weights')}",
+        f"recipe {', '.join(recipes)}; backbone weights {split.cache.fingerprint.identity.get('weights')}",
         f"made by `{command}`",
     ]
     if plan.holdout:
@@ -132,12 +132,26 @@ def write_table(plan: Plan, workspace: Workspace, folder: Path, command: str) ->
     table = make_table(plan, workspace)
     markdown = to_markdown(table, notes, losses=plan.holdout)
     write_bytes_durably(folder / "table.md", markdown.encode())
-    write_bytes_durably(folder / "results.json", _to_json(table, plan, notes).encode())
+    results = {
+        "splits": list(plan.splits),
+        "seeds": list(plan.seeds),
+        "holdout": plan.holdout,
+        "recipes": recipes,
+        "cache_digest": {number: each.digest for number, each in plan.splits.items()},
+        "notes": notes,
+        "cells": [
+            {
+                "setting": cell.row,
+                "column": cell.column,
+                "accuracy": cell.accuracies,
+                "log_loss": cell.log_losses,
+                "text": cell.text,
+            }
+            for cell in table
+        ],
+    }
+    write_json_durably(folder / "results.json", results)
     return markdown
-
-
-def _recipes(plan: Plan) -> list[str]:
-    return sorted({point.recipe.name for point in plan.points})
 
 
 def to_markdown(table: Sequence[TableCell], notes: Sequence[str], *, losses: bool = False) -> str:
@@ -150,25 +164,3 @@ def to_markdown(table: Sequence[TableCell], notes: Sequence[str], *, losses: boo
     }
     made = markdown_table(["setting", *columns], [[row, *(text[row, column] for column in columns)] for row in rows])
     return "\n".join([made, "", *(f"- {note}" for note in notes), ""])
-
-
-def _to_json(table: Sequence[TableCell], plan: Plan, notes: Sequence[str]) -> str:
-    value = {
-        "splits": list(plan.splits),
-        "seeds": list(plan.seeds),
-        "holdout": plan.holdout,
-        "recipes": _recipes(plan),
-        "cache_digest": {number: split.digest for number, split in plan.splits.items()},
-        "notes": list(notes),
-        "cells": [
-            {
-                "setting": cell.row,
-                "column": cell.column,
-                "accuracy": list(cell.accuracies),
-                "log_loss": list(cell.log_losses),
-                "text": cell.text,
-            }
-            for cell in table
-        ],
-    }
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
