@@ -14,7 +14,7 @@ from train.sru import SRU
 
 
 class SruCell(nn.Module):
-    """Stacked SRU with tanh on top: x [T, B, C] -> [T, B, D]."""
+    """Stacked SRU with tanh on top (section 4.2: "on the top of stacked SRUs"): x [T, B, C] -> [T, B, D]."""
 
     def __init__(self, channels: int, recipe: Recipe) -> None:
         super().__init__()
@@ -22,13 +22,12 @@ class SruCell(nn.Module):
         self.sru = SRU(channels, recipe.hidden, recipe.layers, recipe.dropout, recipe.variational_dropout)
 
     def forward(self, x_TBC: Tensor) -> Tensor:
-        """The top layer's outputs through tanh (section 4.2: "on the top of stacked SRUs")."""
         h_TBD, _ = self.sru(x_TBC)
         return torch.tanh(h_TBD)
 
 
 class GatedCell(nn.Module):
-    """Stacked nn.LSTM or nn.GRU with the SRU's dropout and initialisation: x [T, B, C] -> [T, B, D]."""
+    """Stacked nn.LSTM or nn.GRU with tanh on top, the SRU's dropout and initialisation: x [T, B, C] -> [T, B, D]."""
 
     def __init__(self, channels: int, recipe: Recipe, layer: type[nn.LSTM] | type[nn.GRU]) -> None:
         super().__init__()
@@ -44,7 +43,6 @@ class GatedCell(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, x_TBC: Tensor) -> Tensor:
-        """The top layer's outputs through tanh."""
         h = x_TBC
         for index, layer in enumerate(self.stack):
             if index and self.dropout:
@@ -57,7 +55,10 @@ class GatedCell(nn.Module):
 
 
 class MeanCell(nn.Module):
-    """No recurrence: the mean of the frames as the only step, x [T, B, C] -> [1, B, C]."""
+    """No recurrence: the mean of the frames as the only step, x [T, B, C] -> [1, B, C].
+
+    Its input dropout is that of the recurrent cells, so that only the recurrence differs.
+    """
 
     def __init__(self, channels: int, recipe: Recipe) -> None:
         super().__init__()
@@ -65,7 +66,6 @@ class MeanCell(nn.Module):
         self.dropout = recipe.variational_dropout
 
     def forward(self, x_TBC: Tensor) -> Tensor:
-        """The mean over time, with the input dropout of the recurrent cells, so that only the recurrence differs."""
         return nn.functional.dropout(x_TBC.mean(dim=0, keepdim=True), self.dropout, self.training)
 
 

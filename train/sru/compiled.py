@@ -59,17 +59,16 @@ class At:
     unit: Any
 
     def __getitem__(self, key: tuple[str, int]) -> Vector:
-        name, part = key
-        return self.lanes.load(self.addresses[name], self._index(name, part), self.arrays[name].dtype)
+        return self.lanes.load(*self._place(*key))
 
     def __setitem__(self, key: tuple[str, int], value: Vector) -> None:
-        name, part = key
-        self.lanes.store(value, self.addresses[name], self._index(name, part), self.arrays[name].dtype)
+        self.lanes.store(value, *self._place(*key))
 
-    def _index(self, name: str, part: int) -> Any:
+    def _place(self, name: str, part: int) -> tuple[Any, Any, torch.dtype]:
+        """An array's address and dtype, and the index of the first of these elements in it."""
         b, array = self.lanes.builder, self.arrays[name]
         row = b.add(b.mul(self.rows[array.rows], _INT64(array.parts)), _INT64(part))
-        return b.add(b.mul(row, self.hidden), self.unit)
+        return self.addresses[name], b.add(b.mul(row, self.hidden), self.unit), array.dtype
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ def forward(u_TBGD: Tensor, x_TBD: Tensor | None, bias_2D: Tensor, c0_BD: Tensor
     u, bias, c0 = u_TBGD.contiguous(), bias_2D.contiguous(), c0_BD.contiguous()
     x = u if x_TBD is None else x_TBD.contiguous()
     with torch.cuda.device_of(u):
-        _forward[_grid(batch, hidden)](
+        _forward[batch, triton.cdiv(hidden, BLOCK)](
             u, x, bias, c0, h_TBD, last_BD, states_SBD,
             steps, batch, hidden, x_TBD is None, BLOCK, **LAUNCH,
         )  # fmt: skip
@@ -133,15 +133,11 @@ def backward(
     x, dx = (u, du_TBGD) if x_TBD is None else (x_TBD.contiguous(), dx_TBD)
     dbias_B2D = c_SBD.new_empty(batch, 2, hidden)
     with torch.cuda.device_of(u):
-        _backward[_grid(batch, hidden)](
+        _backward[batch, triton.cdiv(hidden, BLOCK)](
             dh, dlast, u, x, bias, c_SBD, du_TBGD, dx, dbias_B2D, dc0_BD,
             steps, batch, hidden, x_TBD is None, BLOCK, **LAUNCH,
         )  # fmt: skip
     dbias_2D.copy_(dbias_B2D.sum(0))
-
-
-def _grid(batch: int, hidden: int) -> tuple[int, int]:
-    return batch, triton.cdiv(hidden, BLOCK)
 
 
 recurrence = make_operator("triton", forward, backward)
