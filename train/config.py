@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,9 @@ HELDOUT_SCORES_FILE = "heldout-scores.npz"
 
 HOLDOUT = "holdout"
 """End of the folder name of runs that were trained without, and scored on, a part of the training videos."""
+
+PACKAGES = ("torch", "numpy", "safetensors", "mrrn")
+"""Packages whose versions a run records."""
 
 _IDENTITY = ("dataset", "split", "level", "pool", "seed", "recipe", "classes", "holdout", "videos", "cache_digest")
 """Fields that decide what a run results in. Two runs that differ in one of them are different runs."""
@@ -130,6 +134,14 @@ def variant_of(recipe: Recipe, usual: Recipe, *, holdout: bool) -> str:
         if exact or getattr(recipe, name) != getattr(base, name):
             parts.append(f"{knob.word}{_short(getattr(recipe, name))}")
     return "-".join([*parts, HOLDOUT] if holdout else parts)
+
+
+def version_of(package: str) -> str:
+    """Returns the version of an installed package, or "not installed", as a checkout is that is only on the path."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def write_config(folder: Path, config: RunConfig, status: Status) -> None:
