@@ -124,7 +124,8 @@ class Bank:
 def _gather(features_VFC: Tensor, frames_NT: Tensor, clip_B: Tensor, view_B: Tensor) -> Tensor:
     """Returns the clips `clip_B`, each in its view: float16 `[T, B, C]`, on the device of all these tensors."""
     row_BT = frames_NT[clip_B] + view_B[:, None] * features_VFC.shape[1]
-    return features_VFC.flatten(0, 1)[row_BT.t()]
+    # A batch has its index's strides, and noise is drawn in the order of memory: it must not depend on the bank.
+    return features_VFC.flatten(0, 1)[row_BT.t().contiguous()]
 
 
 class StreamedBank:
