@@ -93,5 +93,7 @@ def join(device: torch.device) -> tuple[ProcessGroup, torch.device]:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        on_gpu = device.type == "cuda"
+        # NCCL's barrier would have to guess a device that is not named here.
+        distributed.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
     return ProcessGroup(distributed.get_rank(), distributed.get_world_size()), device
