@@ -6,7 +6,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -15,6 +14,8 @@ from tests.train.test_checkpoint import CONFIG, head_tensors, write_run
 from train.checkpoint import Checkpoint, load_head, new_head, save_checkpoint
 from train.cli import main
 from train.config import CHECKPOINT_FILE, RunConfig, write_config
+
+onnxruntime = pytest.importorskip("onnxruntime")
 
 SHORT = replace(CONFIG, recipe=replace(CONFIG.recipe, clips=replace(CONFIG.recipe.clips, length=5)))
 
