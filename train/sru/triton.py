@@ -4,7 +4,8 @@
 A program owns one sequence and some neighbouring hidden units, and goes through the steps with its state in registers
 (float32, or float64 for float64 states). The backward kernel computes gates and tanh again from the forward pass's
 inputs and states. Nothing is summed with atomics, so the same input gives the same bits. Letters as in `reference.py`.
-With TRITON_INTERPRET=1 in the environment at the start, the kernels run on a processor, slowly.
+With TRITON_INTERPRET=1 in the environment at the start, the kernels run on a processor, slowly. `T` is a constant, as
+the interpreter of Triton 3.6 needs; another length of clips costs half a second of compiling, once on a machine.
 """
 
 import torch
@@ -43,7 +44,7 @@ def _tanh(x):
 
 
 @triton.jit
-def _forward(u, x, bias, c0, h, last, states, T, B, D, PROJECTED: tl.constexpr, BLOCK: tl.constexpr):
+def _forward(u, x, bias, c0, h, last, states, T: tl.constexpr, B, D, PROJECTED: tl.constexpr, BLOCK: tl.constexpr):
     b = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = d < D
@@ -68,7 +69,23 @@ def _forward(u, x, bias, c0, h, last, states, T, B, D, PROJECTED: tl.constexpr, 
 
 
 @triton.jit
-def _backward(dh, dlast, u, x, bias, states, du, dx, dbias, dc0, T, B, D, PROJECTED: tl.constexpr, BLOCK: tl.constexpr):
+def _backward(
+    dh,
+    dlast,
+    u,
+    x,
+    bias,
+    states,
+    du,
+    dx,
+    dbias,
+    dc0,
+    T: tl.constexpr,
+    B,
+    D,
+    PROJECTED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     b = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = d < D

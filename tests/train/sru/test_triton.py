@@ -117,10 +117,10 @@ def test_kernels_compile_for_real_gpus_and_prefetch(capability, dtype, projected
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     like_u = dict.fromkeys(("u", "x", "h", "dh", "du", "dx"), f"*{dtype}")
-    constants = {"PROJECTED": projected, "BLOCK": triton.BLOCK}
+    constants = {"T": 30, "PROJECTED": projected, "BLOCK": triton.BLOCK}
     for kernel in (triton._forward, triton._backward):
         types = {name: like_u.get(name, "i32" if name in "TBD" else "*fp32") for name in kernel.arg_names}
-        aligned = [i for i, name in enumerate(types) if name not in ("T", "B", *constants)]
+        aligned = [i for i, name in enumerate(types) if name not in ("B", *constants)]
         source = ASTSource(
             kernel,
             types | dict.fromkeys(constants, "constexpr"),
