@@ -82,7 +82,20 @@ def knob_options(command: Any) -> Any:
 )
 @click.option("--fresh", is_flag=True, help="Throw away what the run's folder holds and train from the start.")
 @click.pass_context
-def main(context: click.Context, workspace: Workspace, dataset: str | None, **options: Any) -> None:
+def main(
+    context: click.Context,
+    workspace: Workspace,
+    dataset: str | None,
+    device: str,
+    level: str,
+    pool: Pool,
+    split: int,
+    seed: int,
+    recipe: str | None,
+    holdout: bool,
+    fresh: bool,
+    **overrides: Any,
+) -> None:
     """Train a head for each level on cached features, and score the test videos.
 
     A run lives in WORK/runs/DATASET/splitN/LEVEL-POOL-seedN[-VARIANT]/: config.json, checkpoint.safetensors,
@@ -100,8 +113,25 @@ def main(context: click.Context, workspace: Workspace, dataset: str | None, **op
         # One of several processes started by torchrun: the first one speaks for all.
         nowhere = context.with_resource(open(os.devnull, "w"))  # noqa: PTH123, SIM115
         context.with_resource(redirect_stdout(nowhere))
-    if context.invoked_subcommand is None:
-        _train(workspace, choose_dataset(workspace, dataset), **options)
+    if context.invoked_subcommand is not None:
+        return
+    opened = open_split(workspace, choose_dataset(workspace, dataset), split)
+    usual, why = opened.usual_recipe()
+    chosen = with_overrides(RECIPES[recipe] if recipe else usual, **overrides)
+    click.echo(f"recipe {chosen.name} ({'asked for' if recipe else why}; RECIPE= or --recipe chooses another)")
+    levels: tuple[Level, ...] = LEVELS if level == "all" else (level,)  # type: ignore[assignment]
+    configs = [
+        opened.config(level=each, pool=pool, seed=seed, recipe=chosen, usual=usual, holdout=holdout) for each in levels
+    ]
+    waiting = []
+    for config in configs:
+        if fresh or state_of(config.folder(workspace), config) != "finished":
+            waiting.append(config)
+        else:
+            path = config.folder(workspace) / config.scores_file
+            click.echo(f"{config.level}-{config.pool}: done already, {path}")
+    if waiting:
+        _run_all(opened, waiting, workspace, device, fresh)
 
 
 @main.command()
@@ -229,39 +259,6 @@ def _sweep_command(dataset: str) -> str:
         for value in several:
             parts += [option, str(value)]
     return shlex.join([*parts, "--holdout"] if values["holdout"] else parts)
-
-
-def _train(
-    workspace: Workspace,
-    dataset: str,
-    *,
-    device: str,
-    level: str,
-    pool: Pool,
-    split: int,
-    seed: int,
-    recipe: str | None,
-    holdout: bool,
-    fresh: bool,
-    **overrides: Any,
-) -> None:
-    opened = open_split(workspace, dataset, split)
-    usual, why = opened.usual_recipe()
-    chosen = with_overrides(RECIPES[recipe] if recipe else usual, **overrides)
-    click.echo(f"recipe {chosen.name} ({'asked for' if recipe else why}; RECIPE= or --recipe chooses another)")
-    levels: tuple[Level, ...] = LEVELS if level == "all" else (level,)  # type: ignore[assignment]
-    configs = [
-        opened.config(level=each, pool=pool, seed=seed, recipe=chosen, usual=usual, holdout=holdout) for each in levels
-    ]
-    waiting = []
-    for config in configs:
-        if fresh or state_of(config.folder(workspace), config) != "finished":
-            waiting.append(config)
-        else:
-            path = config.folder(workspace) / config.scores_file
-            click.echo(f"{config.level}-{config.pool}: done already, {path}")
-    if waiting:
-        _run_all(opened, waiting, workspace, device, fresh)
 
 
 def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, device: str, fresh: bool) -> None:

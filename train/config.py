@@ -77,8 +77,7 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         """All fields as values that JSON can hold."""
-        value: dict[str, Any] = msgspec.to_builtins(self)
-        return value
+        return msgspec.to_builtins(self)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "RunConfig":

@@ -48,5 +48,4 @@ def to_onnx(head: Head, config: RunConfig) -> bytes:
     model = program.model_proto
     for name, value in config.described(_IN_METADATA).items():
         model.metadata_props.add(key=name, value=value if isinstance(value, str) else json.dumps(value))
-    content: bytes = model.SerializeToString()
-    return content
+    return model.SerializeToString()

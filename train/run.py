@@ -38,9 +38,6 @@ from train.trainer import Tick, Trainer
 Show = Callable[..., AbstractContextManager[Progress]]
 """Shows progress: takes title, total, unit and `initial`, as `cache.common.console.progress` does."""
 
-CHECKPOINT_SECONDS = 30.0
-"""Time between checkpoints, and so about the most training that a kill costs."""
-
 _LOCK_FILE = "run.lock"
 
 
@@ -52,15 +49,15 @@ def run(
     *,
     fresh: bool = False,
     tick_seconds: float = 1.0,
-    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    checkpoint_seconds: float = 30.0,
     show: Show = progress,
     group: ProcessGroup = SINGLE,
 ) -> ScoreTable | None:
     """Finish one run. Returns its scores, or None if it was finished before, or in a process that does not lead.
 
     An unfinished run continues from its checkpoint to the same bits that it would have had; `fresh` starts again from
-    nothing. In a group all processes train, and only the leader writes and scores. Raises `MrrnError` if the folder
-    holds another run, or if another process trains in it.
+    nothing. A kill costs about `checkpoint_seconds` of training. In a group all processes train, and only the leader
+    writes and scores. Raises `MrrnError` if the folder holds another run, or if another process trains in it.
     """
     folder = config.folder(workspace)
     scores = None

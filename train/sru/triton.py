@@ -70,33 +70,19 @@ def _forward(u, x, bias, c0, h, last, states, T: tl.constexpr, B, D, PROJECTED: 
 
 @triton.jit
 def _backward(
-    dh,
-    dlast,
-    u,
-    x,
-    bias,
-    states,
-    du,
-    dx,
-    dbias,
-    dc0,
-    T: tl.constexpr,
-    B,
-    D,
-    PROJECTED: tl.constexpr,
-    BLOCK: tl.constexpr,
+    dh, dc_T, u, x, bias, c_S, du, dx, dbias, dc0, T: tl.constexpr, B, D, PROJECTED: tl.constexpr, BLOCK: tl.constexpr
 ):
     b = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = d < D
-    state: tl.constexpr = states.dtype.element_ty
+    state: tl.constexpr = c_S.dtype.element_ty
     G: tl.constexpr = 4 if PROJECTED else 3
     bias_f = tl.load(bias + d, mask=inside, other=0).to(state)
     bias_r = tl.load(bias + D + d, mask=inside, other=0).to(state)
     dbias_f = tl.zeros([BLOCK], state)
     dbias_r = tl.zeros([BLOCK], state)
-    carry = tl.load(dlast + b * D + d, mask=inside, other=0).to(state)
-    c = tl.load(states + (T * B + b) * D + d, mask=inside, other=0)
+    carry = tl.load(dc_T + b * D + d, mask=inside, other=0).to(state)
+    c = tl.load(c_S + (T * B + b) * D + d, mask=inside, other=0)
     for i in tl.range(T, num_stages=PREFETCHED_STEPS):
         row = (T - 1 - i) * B + b
         u_t, du_t = u + row * G * D + d, du + row * G * D + d
@@ -105,7 +91,7 @@ def _backward(
         r, r_rest = _sigmoid(tl.load(u_t + 2 * D, mask=inside, other=0).to(state) + bias_r)
         highway = tl.load(u_t + 3 * D if PROJECTED else x + row * D + d, mask=inside, other=0).to(state)
         dh_t = tl.load(dh + row * D + d, mask=inside, other=0).to(state)
-        before = tl.load(states + row * D + d, mask=inside, other=0)
+        before = tl.load(c_S + row * D + d, mask=inside, other=0)
         g, g_slope = _tanh(c)
 
         dhighway = dh_t * r_rest

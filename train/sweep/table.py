@@ -23,9 +23,6 @@ FUSED = "fused 0.7/0.2/0.1"
 MEAN = "mean of levels"
 SEARCHED = "fused, weights held-out"
 
-Measured = tuple[float, float]
-"""Accuracy and mean log loss."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class TableCell:
@@ -64,7 +61,8 @@ def make_table(plan: Plan, workspace: Workspace) -> list[TableCell]:
 
 def _mean_over_splits(
     plan: Plan, levels: Mapping[Level, SweepPoint], seed: int, workspace: Workspace
-) -> dict[str, Measured]:
+) -> dict[str, tuple[float, float]]:
+    """Accuracy and mean log loss of each column."""
     results = []
     for split in plan.splits:
         columns, label_N = _columns(plan, levels, split, seed, workspace)

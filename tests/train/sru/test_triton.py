@@ -13,9 +13,11 @@ import torch
 
 from tests.helpers.sru import ODD_SHAPES, assert_equals_reference, assert_nan_and_infinities_come_out, draw, results
 from train.sru import SRU
-from train.sru.reference import INTERPRETER_TOLERANCES, TOLERANCES
+from train.sru.reference import TOLERANCES
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# The interpreter truncates a bf16 result (2^-7), while a GPU rounds it.
+INTERPRETER_TOLERANCES = TOLERANCES | {torch.bfloat16: 8e-3}
 DEVICE = "cpu" if INTERPRETED else "cuda"
 
 runs_kernels = pytest.mark.skipif(
