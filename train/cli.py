@@ -223,9 +223,8 @@ def sweep(
     plan = make_plan(opened, chosen, seeds, holdout=holdout, search_fusion=table == "fusion" and not holdout)
     failed = _train_missing(plan, workspace, device, jobs)
     if failed:
-        click.echo(f"{len(failed)} runs failed; there is no table before all are done:", err=True)
-        for what in failed:
-            click.echo(f"  {what}", err=True)
+        heading = f"{len(failed)} runs failed; there is no table before all are done:"
+        click.echo("\n  ".join([heading, *failed]), err=True)
         raise click.exceptions.Exit(FINISHED_WITH_FAILURES)
     default_name = {"1": "table1", "2": "table2", "fusion": "fusion", None: "grid"}[table]
     folder = workspace.sweep(plan.dataset, name or default_name)
@@ -252,13 +251,10 @@ def _train_missing(plan: Plan, workspace: Workspace, device: str, jobs: int | No
 def _sweep_command(dataset: str) -> str:
     """The command line that made the table, with the dataset's name."""
     values = click.get_current_context().params
-    parts = ["python", "-m", "train", "sweep", "--dataset", dataset]
-    for option, value in (("--table", values["table"]), ("--seeds", values["seeds"])):
-        parts += [option, str(value)] if value else []
-    for option, several in (("--grid", values["axes"]), ("--split", values["splits"])):
-        for value in several:
-            parts += [option, str(value)]
-    return shlex.join([*parts, "--holdout"] if values["holdout"] else parts)
+    given = [("--dataset", dataset), ("--table", values["table"]), ("--seeds", values["seeds"])]
+    given += [("--grid", axis) for axis in values["axes"]] + [("--split", number) for number in values["splits"]]
+    options = [str(part) for option, value in given if value for part in (option, value)]
+    return shlex.join(["python", "-m", "train", "sweep", *options, *["--holdout"] * values["holdout"]])
 
 
 def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, device: str, fresh: bool) -> None:

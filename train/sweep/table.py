@@ -69,8 +69,8 @@ def _mean_over_splits(
         results.append(
             {name: (fraction(correct(p_NK, label_N)), log_loss(p_NK, label_N)) for name, p_NK in columns.items()}
         )
-    means = {name: np.mean([result[name] for result in results], axis=0) for name in results[0]}
-    return {name: (float(mean[0]), float(mean[1])) for name, mean in means.items()}
+    means = {name: np.mean([result[name] for result in results], axis=0).tolist() for name in results[0]}
+    return {name: (accuracy, loss) for name, (accuracy, loss) in means.items()}
 
 
 def _columns(
