@@ -125,7 +125,7 @@ def _gather(features_VFC: Tensor, frames_NT: Tensor, clip_B: Tensor, view_B: Ten
     """Returns the clips `clip_B`, each in its view: float16 `[T, B, C]`, on the device of all these tensors."""
     row_BT = frames_NT[clip_B] + view_B[:, None] * features_VFC.shape[1]
     # A batch has its index's strides, and noise is drawn in the order of memory: it must not depend on the bank.
-    return features_VFC.flatten(0, 1)[row_BT.t().contiguous()]
+    return features_VFC.view(-1, features_VFC.shape[2])[row_BT.t().contiguous()]
 
 
 class StreamedBank:
