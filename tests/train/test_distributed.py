@@ -3,6 +3,7 @@
 Together they give the result of one process up to rounding, and continue exactly.
 """
 
+import atexit
 import os
 import platform
 import resource
@@ -122,8 +123,9 @@ def test_memory_that_a_step_freed_is_there_for_the_next():
 
 
 @pytest.mark.parametrize(("asked", "backend", "named"), [("cuda", "nccl", "cuda:1"), ("cpu", "gloo", None)])
-def test_a_process_names_its_gpu_as_it_joins(monkeypatch, asked, backend, named):
-    given = []
+def test_a_process_names_its_gpu_as_it_joins_and_leaves_at_its_end(monkeypatch, asked, backend, named):
+    given, at_end = [], []
+    monkeypatch.setattr(atexit, "register", at_end.append)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -134,6 +136,7 @@ def test_a_process_names_its_gpu_as_it_joins(monkeypatch, asked, backend, named)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     group, _ = join(torch.device(asked))
     assert (group.rank, group.size) == (1, 2)
+    assert at_end == [torch.distributed.destroy_process_group]
     assert given == [((backend,), {"device_id": named and torch.device(named)})]
 
 
