@@ -36,7 +36,8 @@ from extract.network.backbones import build_forward, split_levels
 from extract.network.weights import load_weights
 from fuse.report.timing import FILE, Timed
 from train.distributed import choose_device
-from train.heads import Head, HeadSettings
+from train.heads import Head
+from train.recipes import RECIPES
 
 CLASSES = 101
 WARM_UP = 2
@@ -144,7 +145,7 @@ def rrn(level: Level, *, cached: bool) -> Callable[[Case, torch.device], tuple[n
     """Our head of one level, on features from the cache or from the frozen network in each step."""
 
     def build(case: Case, device: torch.device) -> tuple[nn.Module, Step]:
-        head = Head(HeadSettings(channels=CHANNELS[level], classes=CLASSES)).to(device).train()
+        head = Head(CHANNELS[level], CLASSES, RECIPES["paper"]).to(device).train()
         backbone = load_weights("random:0", "resnet34")
         levels = LEVELS[: LEVELS.index(level) + 1]
         forward = build_forward(backbone, device=str(device), precision="fp32", levels=levels)

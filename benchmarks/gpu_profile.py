@@ -28,7 +28,7 @@ from extract.network.weights import load_weights
 from extract.settings import GPU_DEFAULTS, ExtractSettings, default_precision
 from train.clips import Bank, cut
 from train.distributed import choose_device
-from train.heads import Head, HeadSettings
+from train.heads import Head
 from train.recipes import PRECISIONS, RECIPES, Precision
 from train.steps import GraphStep
 from train.trainer import Trainer
@@ -122,10 +122,9 @@ def random_bank(device: torch.device, clips: int) -> Bank:
 def training(device: torch.device, precision: Precision, hidden: int) -> str:
     """Tables of one step: as training takes it, and launched eagerly where that differs."""
     recipe = replace(RECIPES["paper"], precision=precision, hidden=hidden)
-    settings = HeadSettings(channels=CHANNELS, classes=CLASSES, hidden=hidden, layers=recipe.layers)
     bank = random_bank(device, 4 * recipe.batch)
     torch.manual_seed(0)
-    trainer = Trainer(Head(settings).to(device), bank, recipe, "high", 0)
+    trainer = Trainer(Head(CHANNELS, CLASSES, recipe).to(device), bank, recipe, "high", 0)
     clip_B = torch.arange(recipe.batch, device=device)
     view_B = torch.zeros_like(clip_B)
     ways = {"as it is taken": trainer.take_step}

@@ -34,7 +34,7 @@ from benchmarks.turns import machine, take_turns
 from cache.common.files import write_json_durably
 from cache.common.workspace import Workspace
 from cache.fingerprint import LEVELS, Level
-from train.checkpoint import head_settings
+from train.checkpoint import new_head
 from train.clips import Bank, load_bank
 from train.config import RunConfig
 from train.distributed import choose_device
@@ -114,10 +114,10 @@ def measure(
     clips = PlainClips(plain_file, bank)
     check(bank, clips)
     torch.manual_seed(0)
-    batch, settings = config.recipe.batch, head_settings(config)
-    trainer = Trainer(Head(settings).to(device), bank, config.recipe, config.level, 0)
+    batch = config.recipe.batch
+    trainer = Trainer(new_head(config).to(device), bank, config.recipe, config.level, 0)
     plain = partial(plain_loop, precision=config.recipe.precision)
-    ours_plainly = plain(Head(settings).to(device), batches(clips, batch, device), fused=True)
+    ours_plainly = plain(new_head(config).to(device), batches(clips, batch, device), fused=True)
     contestants: dict[str, TakeSteps] = {
         PRODUCTS: products(trainer.head, config.clips.length, batch, device, config.recipe.precision),
         OURS: our_loop(trainer),

@@ -248,7 +248,8 @@ class Ledger(Database):
             raise LeaseLostError(f"video {refused!r} was taken over by another extractor; this result is dropped")
         if token is not None:
             connection.execute(
-                "DELETE FROM claims WHERE token = ?1 AND NOT EXISTS (SELECT 1 FROM videos WHERE claim = ?1)", (token,)
+                "DELETE FROM claims WHERE token = ? AND NOT EXISTS (SELECT 1 FROM videos WHERE claim = ?)",
+                (token, token),
             )
 
     def replay(self, connection: sqlite3.Connection, outcomes: Sequence[Outcome], shard: ShardRow | None) -> None:

@@ -3,7 +3,6 @@
 Computed once here, then rendered as tables, figures and a page by `fuse.report`. Shapes: N test videos, K classes.
 """
 
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -30,6 +29,7 @@ from extract.network.weights import is_file_spec
 from extract.settings import IMAGENET
 from fuse import metrics, paper
 from fuse.scores import ScoredCache, check_against_cache, check_same
+from train.config import version_of
 from train.recipes import Recipe
 
 Model = Literal["low", "mid", "high", "fused", "mean", "searched"]
@@ -243,7 +243,7 @@ class Made:
 
 def made_now() -> Made:
     """This program's version and the time."""
-    return Made(importlib.metadata.version("mrrn"), datetime.now(UTC).isoformat(timespec="seconds"))
+    return Made(version_of("mrrn"), datetime.now(UTC).isoformat(timespec="seconds"))
 
 
 def summarise(results: Results, notes: Sequence[str], made: Made) -> dict[str, Any]:

@@ -4,9 +4,8 @@ to continue. The checkpoint of a finished run holds only weights and configurati
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
@@ -19,7 +18,7 @@ from cache.common.errors import TrainingError, WeightsError
 from cache.common.files import read_bounded, write_bytes_durably
 from cache.fingerprint import CHANNELS
 from train.config import CHECKPOINT_BYTES, CHECKPOINT_FILE, RunConfig, read_config
-from train.heads import Head, HeadSettings
+from train.heads import Head
 from train.trainer import Position
 
 _FORMAT = "mrrn-checkpoint-1"
@@ -36,18 +35,9 @@ class Checkpoint:
     """How far training has come; None if it is finished."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Words:
-    """What a checkpoint file holds beside tensors, as JSON."""
-
-    config: dict[str, Any]
-    position: Position | None
-
-
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write the file durably; replaces `path` in one step."""
-    position = checkpoint.position and asdict(checkpoint.position)
-    content = json.dumps({"config": checkpoint.config.to_json(), "position": position})
+    content = json.dumps(msgspec.to_builtins({"config": checkpoint.config, "position": checkpoint.position}))
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
     write_bytes_durably(path, save_tensors(tensors, {"format": _FORMAT, "mrrn": content}))
 
@@ -73,8 +63,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
         if header.get("format") != _FORMAT:
             raise WeightsError(f"{path} has format {header.get('format')!r}; expected {_FORMAT!r}: train with --fresh")
-        words = msgspec.json.decode(header["mrrn"], type=_Words)
-        return Checkpoint(tensors=tensors, config=RunConfig.from_json(words.config), position=words.position)
+        described = json.loads(header["mrrn"])
+        position = msgspec.convert(described["position"], Position | None)
+        return Checkpoint(tensors=tensors, config=RunConfig.from_json(described["config"]), position=position)
     except (
         SafetensorError,
         TrainingError,
@@ -90,19 +81,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ) from error
 
 
-def head_settings(config: RunConfig) -> HeadSettings:
-    """Returns the settings of a run's head."""
-    recipe = config.recipe
-    return HeadSettings(
-        channels=CHANNELS[config.level],
-        classes=len(config.classes),
-        cell=recipe.cell,
-        hidden=recipe.hidden,
-        layers=recipe.layers,
-        pool=config.pool,
-        variational_dropout=recipe.variational_dropout,
-        dropout=recipe.dropout,
-    )
+def new_head(config: RunConfig) -> Head:
+    """Returns an untrained head for the run, its weights drawn from torch's generator."""
+    return Head(CHANNELS[config.level], len(config.classes), config.recipe, config.pool)
 
 
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
@@ -121,16 +102,17 @@ def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], p
 
 def head_from(checkpoint: Checkpoint, path: Path) -> Head:
     """Returns the checkpoint's head in eval mode on the CPU. Raises `WeightsError` if tensors do not fit."""
-    settings = head_settings(checkpoint.config)
+    config = checkpoint.config
     found = {name[5:]: tensor for name, tensor in checkpoint.tensors.items() if name.startswith("head.")}
     try:
         # Without memory first: the configuration may name any size, the tensors have the one that is there.
         with torch.device("meta"):
-            expected = Head(replace(settings, layers=min(settings.layers, len(found) + 1))).state_dict()
+            recipe = replace(config.recipe, layers=min(config.recipe.layers, len(found) + 1))
+            expected = new_head(replace(config, recipe=recipe)).state_dict()
     except (RuntimeError, TypeError, ValueError) as error:
         raise WeightsError(f"{path} is of a head that cannot be built: {error}; train with --fresh") from error
     check_tensors(found, expected, path)
-    head = Head(settings)
+    head = new_head(config)
     head.load_state_dict(found)
     return head.eval()
 

@@ -82,7 +82,20 @@ def knob_options(command: Any) -> Any:
 )
 @click.option("--fresh", is_flag=True, help="Throw away what the run's folder holds and train from the start.")
 @click.pass_context
-def main(context: click.Context, workspace: Workspace, dataset: str | None, **options: Any) -> None:
+def main(
+    context: click.Context,
+    workspace: Workspace,
+    dataset: str | None,
+    device: str,
+    level: str,
+    pool: Pool,
+    split: int,
+    seed: int,
+    recipe: str | None,
+    holdout: bool,
+    fresh: bool,
+    **overrides: Any,
+) -> None:
     """Train a head for each level on cached features, and score the test videos.
 
     A run lives in WORK/runs/DATASET/splitN/LEVEL-POOL-seedN[-VARIANT]/: config.json, checkpoint.safetensors,
@@ -100,8 +113,25 @@ def main(context: click.Context, workspace: Workspace, dataset: str | None, **op
         # One of several processes started by torchrun: the first one speaks for all.
         nowhere = context.with_resource(open(os.devnull, "w"))  # noqa: PTH123, SIM115
         context.with_resource(redirect_stdout(nowhere))
-    if context.invoked_subcommand is None:
-        _train(workspace, choose_dataset(workspace, dataset), **options)
+    if context.invoked_subcommand is not None:
+        return
+    opened = open_split(workspace, choose_dataset(workspace, dataset), split)
+    usual, why = opened.usual_recipe()
+    chosen = with_overrides(RECIPES[recipe] if recipe else usual, **overrides)
+    click.echo(f"recipe {chosen.name} ({'asked for' if recipe else why}; RECIPE= or --recipe chooses another)")
+    levels: tuple[Level, ...] = LEVELS if level == "all" else (level,)  # type: ignore[assignment]
+    configs = [
+        opened.config(level=each, pool=pool, seed=seed, recipe=chosen, usual=usual, holdout=holdout) for each in levels
+    ]
+    waiting = []
+    for config in configs:
+        if fresh or state_of(config.folder(workspace), config) != "finished":
+            waiting.append(config)
+        else:
+            path = config.folder(workspace) / config.scores_file
+            click.echo(f"{config.level}-{config.pool}: done already, {path}")
+    if waiting:
+        _run_all(opened, waiting, workspace, device, fresh)
 
 
 @main.command()
@@ -193,9 +223,8 @@ def sweep(
     plan = make_plan(opened, chosen, seeds, holdout=holdout, search_fusion=table == "fusion" and not holdout)
     failed = _train_missing(plan, workspace, device, jobs)
     if failed:
-        click.echo(f"{len(failed)} runs failed; there is no table before all are done:", err=True)
-        for what in failed:
-            click.echo(f"  {what}", err=True)
+        heading = f"{len(failed)} runs failed; there is no table before all are done:"
+        click.echo("\n  ".join([heading, *failed]), err=True)
         raise click.exceptions.Exit(FINISHED_WITH_FAILURES)
     default_name = {"1": "table1", "2": "table2", "fusion": "fusion", None: "grid"}[table]
     folder = workspace.sweep(plan.dataset, name or default_name)
@@ -222,48 +251,10 @@ def _train_missing(plan: Plan, workspace: Workspace, device: str, jobs: int | No
 def _sweep_command(dataset: str) -> str:
     """The command line that made the table, with the dataset's name."""
     values = click.get_current_context().params
-    parts = ["python", "-m", "train", "sweep", "--dataset", dataset]
-    for option, value in (("--table", values["table"]), ("--seeds", values["seeds"])):
-        parts += [option, str(value)] if value else []
-    for option, several in (("--grid", values["axes"]), ("--split", values["splits"])):
-        for value in several:
-            parts += [option, str(value)]
-    return shlex.join([*parts, "--holdout"] if values["holdout"] else parts)
-
-
-def _train(
-    workspace: Workspace,
-    dataset: str,
-    *,
-    device: str,
-    level: str,
-    pool: Pool,
-    split: int,
-    seed: int,
-    recipe: str | None,
-    holdout: bool,
-    fresh: bool,
-    **overrides: Any,
-) -> None:
-    opened = open_split(workspace, dataset, split)
-    usual, why = opened.usual_recipe()
-    chosen = with_overrides(RECIPES[recipe] if recipe else usual, **overrides)
-    click.echo(f"recipe {chosen.name} ({'asked for' if recipe else why}; RECIPE= or --recipe chooses another)")
-    levels: tuple[Level, ...] = LEVELS if level == "all" else (level,)  # type: ignore[assignment]
-    configs = [
-        opened.config(level=each, pool=pool, seed=seed, recipe=chosen, usual=usual, holdout=holdout) for each in levels
-    ]
-    waiting = [config for config in configs if fresh or not _finished(workspace, config)]
-    if waiting:
-        _run_all(opened, waiting, workspace, device, fresh)
-
-
-def _finished(workspace: Workspace, config: RunConfig) -> bool:
-    folder = config.folder(workspace)
-    if state_of(folder, config) != "finished":
-        return False
-    click.echo(f"{config.level}-{config.pool}: done already, {folder / config.scores_file}")
-    return True
+    given = [("--dataset", dataset), ("--table", values["table"]), ("--seeds", values["seeds"])]
+    given += [("--grid", axis) for axis in values["axes"]] + [("--split", number) for number in values["splits"]]
+    options = [str(part) for option, value in given if value for part in (option, value)]
+    return shlex.join(["python", "-m", "train", "sweep", *options, *["--holdout"] * values["holdout"]])
 
 
 def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, device: str, fresh: bool) -> None:
@@ -271,10 +262,9 @@ def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, devic
     from train.run import run
 
     group, where = join(choose_device(device))
-    weights = configs[0].weights
     click.echo(
         f"train {', '.join(config.level for config in configs)} on {where}: {configs[0].videos['training']:,} videos "
-        f"of {split.dataset.name}, split {split.number}, seed {configs[0].seed}, backbone weights {weights}"
+        f"of {split.dataset.name}, split {split.number}, seed {configs[0].seed}, backbone weights {configs[0].weights}"
     )
     for config in configs:
         scores = run(split, config, workspace, where, fresh=fresh, group=group)

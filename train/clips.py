@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice, pairwise
-from typing import Protocol
 
 import click
 import numpy as np
@@ -29,7 +29,7 @@ from cache.store import FeatureCache
 Batch = tuple[Tensor, Tensor]
 """Clips `[B]` and their views `[B]`: int64 on the CPU."""
 
-ReadBatch = Callable[[NDArray[np.int64], NDArray[np.int64]], Tensor]
+ReadBatch = Callable[[Tensor, Tensor], Tensor]
 """Clips `[B]`, views `[B]` -> features float16 `[T, B, C]` in main memory."""
 
 _SHARE = 0.6
@@ -92,31 +92,6 @@ def cut(
     )
 
 
-class ClipBank(Protocol):
-    """What training and scoring draw clips from."""
-
-    @property
-    def clips(self) -> ClipTable:
-        """The clips with their videos."""
-
-    @property
-    def label_N(self) -> Tensor:
-        """int64: class index of each clip, on the device."""
-
-    @property
-    def num_views(self) -> int:
-        """Views of each video that clips can be drawn from."""
-
-    def __len__(self) -> int:
-        """Number of clips."""
-
-    def announce(self, batches: Iterable[Batch]) -> None:
-        """Say which batches will be gathered next, in their order."""
-
-    def gather(self, clip_B: Tensor, view_B: Tensor) -> Tensor:
-        """Returns the clips `clip_B`, each in its view: float32 `[T, B, C]`. Indices are int64 on the device."""
-
-
 @dataclass(frozen=True)
 class Bank:
     """All features are on the device, and a batch is gathered by one indexing there."""
@@ -139,13 +114,18 @@ class Bank:
         return len(self.features_VFC)
 
     def announce(self, batches: Iterable[Batch]) -> None:
-        """Does nothing: every clip is on the device."""
+        """Say which batches will be gathered next, in their order. Does nothing here: every clip is on the device."""
 
     def gather(self, clip_B: Tensor, view_B: Tensor) -> Tensor:
-        """See `ClipBank.gather`."""
-        views, frames, channels = self.features_VFC.shape
-        row_TB = self.frames_NT[clip_B].t() + view_B * frames
-        return self.features_VFC.view(views * frames, channels)[row_TB].float()
+        """Returns the clips `clip_B`, each in its view: float32 `[T, B, C]`. Indices are int64 on the device."""
+        return _gather(self.features_VFC, self.frames_NT, clip_B, view_B).float()
+
+
+def _gather(features_VFC: Tensor, frames_NT: Tensor, clip_B: Tensor, view_B: Tensor) -> Tensor:
+    """Returns the clips `clip_B`, each in its view: float16 `[T, B, C]`, on the device of all these tensors."""
+    row_BT = frames_NT[clip_B] + view_B[:, None] * features_VFC.shape[1]
+    # A batch has its index's strides, and noise is drawn in the order of memory: it must not depend on the bank.
+    return features_VFC.view(-1, features_VFC.shape[2])[row_BT.t().contiguous()]
 
 
 class StreamedBank:
@@ -172,14 +152,14 @@ class StreamedBank:
 
     def _read_ahead(self) -> None:
         for clip_B, view_B in islice(self._coming, _BATCHES_AHEAD - len(self._reading)):
-            self._reading.append(self._readers.submit(self._checked, clip_B.numpy(), view_B.numpy()))
+            self._reading.append(self._readers.submit(self._checked, clip_B, view_B))
 
-    def _checked(self, clip_B: NDArray[np.int64], view_B: NDArray[np.int64]) -> Tensor:
+    def _checked(self, clip_B: Tensor, view_B: Tensor) -> Tensor:
         x_TBC = self._read(clip_B, view_B)
         if not bool(torch.isfinite(x_TBC).all()):
-            bad_B = ~torch.isfinite(x_TBC).all(dim=2).all(dim=0).numpy()
+            bad_B = clip_B[~torch.isfinite(x_TBC).all(dim=2).all(dim=0)]
             raise TrainingError(
-                f"video {self.clips.ids_of(clip_B[bad_B])[0]!r} has NaN or Inf among its features: extract it again"
+                f"video {self.clips.ids_of(bad_B.numpy())[0]!r} has NaN or Inf among its features: extract it again"
             )
         return x_TBC.pin_memory() if self.device.type == "cuda" else x_TBC
 
@@ -191,16 +171,13 @@ class StreamedBank:
         return x_TBC.to(self.device, non_blocking=True).float()
 
 
+ClipBank = Bank | StreamedBank
+"""What training and scoring draw clips from."""
+
+
 def from_memory(features_VFC: Tensor, frames_NT: NDArray[np.int64]) -> ReadBatch:
     """Returns a function that reads batches from features in main memory, for a device with less memory."""
-    views, frames, channels = features_VFC.shape
-    rows = features_VFC.view(views * frames, channels)
-
-    def read(clip_B: NDArray[np.int64], view_B: NDArray[np.int64]) -> Tensor:
-        row_TB = (frames_NT[clip_B] + view_B[:, None] * frames).T
-        return rows[torch.from_numpy(np.ascontiguousarray(row_TB))]
-
-    return read
+    return partial(_gather, features_VFC, torch.from_numpy(frames_NT))
 
 
 def from_cache(
@@ -211,7 +188,7 @@ def from_cache(
     Video `i` of `clips` has the frames `[offsets[i], offsets[i + 1])`; view `v` is the cache's view `views[v]`.
     """
 
-    def read(clip_B: NDArray[np.int64], view_B: NDArray[np.int64]) -> Tensor:
+    def read(clip_B: Tensor, view_B: Tensor) -> Tensor:
         x_TBC = np.empty((clips.frames_NT.shape[1], len(clip_B), CHANNELS[level]), dtype=np.float16)
         for b, (clip, view) in enumerate(zip(clip_B.tolist(), view_B.tolist(), strict=True)):
             video = clips.video_N[clip]
@@ -239,7 +216,10 @@ def load_bank(
     """
     views = range(len(cache.views)) if views is None else views
     ids = [video.id for video in videos]
-    labels = [_label(video) for video in videos]
+    labels = [video.label for video in videos if video.label is not None]
+    if len(labels) < len(videos):
+        nameless = next(video.id for video in videos if video.label is None)
+        raise TrainingError(f"video {nameless!r} is in the split but has no class; give it one, or take it out")
     num_frames = [cache.num_frames(video) for video in ids]
     num_bytes = sum(num_frames) * len(views) * CHANNELS[level] * 2
     too_large = f"the {level} features ({num_bytes / 2**30:,.1f} GiB) do not fit into"
@@ -261,12 +241,6 @@ def load_bank(
         label_N=torch.from_numpy(clips.label_N).to(device),
         clips=clips,
     )
-
-
-def _label(video: Video) -> int:
-    if video.label is None:
-        raise TrainingError(f"video {video.id!r} is in the split but has no class; give it one, or take it out")
-    return video.label
 
 
 def check_finite(features_VFC: Tensor, offsets: NDArray[np.int64], ids: Sequence[str], level: Level) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,9 @@ CHECKPOINT_BYTES = 4 << 30
 
 HOLDOUT = "holdout"
 """End of the folder name of runs that were trained without, and scored on, a part of the training videos."""
+
+PACKAGES = ("torch", "numpy", "safetensors", "mrrn")
+"""Packages whose versions a run records."""
 
 _IDENTITY = ("dataset", "split", "level", "pool", "seed", "recipe", "classes", "holdout", "videos", "cache_digest")
 """Fields that decide what a run results in. Two runs that differ in one of them are different runs."""
@@ -75,8 +79,7 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         """All fields as values that JSON can hold."""
-        value: dict[str, Any] = msgspec.to_builtins(self)
-        return value
+        return msgspec.to_builtins(self)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "RunConfig":
@@ -132,6 +135,14 @@ def variant_of(recipe: Recipe, usual: Recipe, *, holdout: bool) -> str:
         if exact or getattr(recipe, name) != getattr(base, name):
             parts.append(f"{knob.word}{_short(getattr(recipe, name))}")
     return "-".join([*parts, HOLDOUT] if holdout else parts)
+
+
+def version_of(package: str) -> str:
+    """Returns the version of an installed package, or "not installed", as a checkout is that is only on the path."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def write_config(folder: Path, config: RunConfig, status: Status) -> None:

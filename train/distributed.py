@@ -5,6 +5,7 @@ before each update. Each process draws the dropout masks of its own clips: witho
 single process up to rounding; with dropout the masks differ, and their distribution is the same.
 """
 
+import atexit
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -93,5 +94,9 @@ def join(device: torch.device) -> tuple[ProcessGroup, torch.device]:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        on_gpu = device.type == "cuda"
+        # NCCL's barrier would have to guess a device that is not named here.
+        distributed.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
+        # A process that exits with the group's threads alive can abort, and torchrun then counts its work as failed.
+        atexit.register(distributed.destroy_process_group)
     return ProcessGroup(distributed.get_rank(), distributed.get_world_size()), device

@@ -24,7 +24,13 @@ def to_onnx(head: Head, config: RunConfig) -> bytes:
     hold level, classes in the order of logits, clip rule, backbone weights and the features' fingerprint. Raises
     `TrainingError` if the packages that write ONNX are missing.
     """
-    _require("onnx", "onnxscript")
+    try:
+        for name in ("onnx", "onnxscript"):
+            import_module(name)
+    except ImportError as error:
+        raise TrainingError(
+            f"writing ONNX needs the packages onnx and onnxscript ({error}): pip install onnx onnxscript"
+        ) from error
     with warnings.catch_warnings():
         # nn.LSTM and nn.GRU also hold their parameters in a list, which the exporter takes for lost state.
         warnings.filterwarnings("ignore", message=r"The tensor attributes? .*_flat_weights")
@@ -42,15 +48,4 @@ def to_onnx(head: Head, config: RunConfig) -> bytes:
     model = program.model_proto
     for name, value in config.described(_IN_METADATA).items():
         model.metadata_props.add(key=name, value=value if isinstance(value, str) else json.dumps(value))
-    content: bytes = model.SerializeToString()
-    return content
-
-
-def _require(*packages: str) -> None:
-    try:
-        for name in packages:
-            import_module(name)
-    except ImportError as error:
-        raise TrainingError(
-            f"writing ONNX needs the packages {' and '.join(packages)} ({error}): pip install {' '.join(packages)}"
-        ) from error
+    return model.SerializeToString()

@@ -216,9 +216,8 @@ RECIPES: dict[str, Recipe] = {
 
 def default_recipe(training_clips: int) -> tuple[Recipe, str]:
     """Returns the recipe for a training split of `training_clips` clips, and the reason, for the user."""
-    if training_clips >= SMALL_BELOW_CLIPS:
-        return RECIPES["paper"], f"{training_clips:,} training clips, at least {SMALL_BELOW_CLIPS:,}"
-    return RECIPES["small"], f"{training_clips:,} training clips, fewer than {SMALL_BELOW_CLIPS:,}"
+    name, compared = ("small", "fewer than") if training_clips < SMALL_BELOW_CLIPS else ("paper", "at least")
+    return RECIPES[name], f"{training_clips:,} training clips, {compared} {SMALL_BELOW_CLIPS:,}"
 
 
 def with_overrides(recipe: Recipe, **given: Any) -> Recipe:

@@ -5,10 +5,9 @@ While a run trains it writes metrics.jsonl and TensorBoard's files, a row for ea
 
 import fcntl
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from cache.common.console import Progress, progress
 from cache.common.errors import TrainingError
-from cache.common.files import write_bytes_durably
+from cache.common.files import remove, write_bytes_durably
 from cache.common.workspace import Workspace
 from cache.scores import ScoreTable, write_scores
 from train.checkpoint import (
@@ -24,7 +23,7 @@ from train.checkpoint import (
     check_same_run,
     check_tensors,
     head_from,
-    head_settings,
+    new_head,
     read_checkpoint,
     save_checkpoint,
 )
@@ -39,9 +38,6 @@ from train.trainer import Tick, Trainer
 Show = Callable[..., AbstractContextManager[Progress]]
 """Shows progress: takes title, total, unit and `initial`, as `cache.common.console.progress` does."""
 
-CHECKPOINT_SECONDS = 30.0
-"""Time between checkpoints, and so about the most training that a kill costs."""
-
 _LOCK_FILE = "run.lock"
 
 
@@ -53,29 +49,32 @@ def run(
     *,
     fresh: bool = False,
     tick_seconds: float = 1.0,
-    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    checkpoint_seconds: float = 30.0,
     show: Show = progress,
     group: ProcessGroup = SINGLE,
 ) -> ScoreTable | None:
     """Finish one run. Returns its scores, or None if it was finished before, or in a process that does not lead.
 
     An unfinished run continues from its checkpoint to the same bits that it would have had; `fresh` starts again from
-    nothing. In a group all processes train, and only the leader writes and scores. Raises `MrrnError` if the folder
-    holds another run, or if another process trains in it.
+    nothing. A kill costs about `checkpoint_seconds` of training. In a group all processes train, and only the leader
+    writes and scores. Raises `MrrnError` if the folder holds another run, or if another process trains in it.
     """
     folder = config.folder(workspace)
     scores = None
     with _locked(folder) if group.leads else nullcontext():
         if group.leads:
-            if fresh:
-                _empty(folder)
+            for each in folder.iterdir() if fresh else ():
+                if each.name != _LOCK_FILE:
+                    remove(each)
             if state_of(folder, config) != "finished":
                 write_config(folder, config, "training")
         group.wait()
         if state_of(folder, config) != "finished":
             head = _train(split, config, folder, device, group, show, tick_seconds, checkpoint_seconds)
             if group.leads:
-                scores = _score(head, split, config, device)
+                _, scored = split.learned_and_scored(holdout=config.holdout, seed=config.seed)
+                bank = load_bank(split.cache, config.level, scored, config.clips, device, views=[0])
+                scores = score_bank(head, bank, config)
                 write_scores(folder / config.scores_file, scores)
                 write_config(folder, config, "finished")
         group.wait()
@@ -92,14 +91,6 @@ def _locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise TrainingError(f"another process is training in {folder}; wait for it, or end it") from None
         yield
-
-
-def _empty(folder: Path) -> None:
-    for each in folder.iterdir():
-        if each.is_dir():
-            shutil.rmtree(each)
-        elif each.name != _LOCK_FILE:
-            each.unlink()
 
 
 def _train(
@@ -152,29 +143,28 @@ def _make_trainer(split: Split, config: RunConfig, device: torch.device, group: 
     learned, _ = split.learned_and_scored(holdout=config.holdout, seed=config.seed)
     bank = load_bank(split.cache, config.level, learned, config.clips, device, views=range(wanted or have))
     torch.manual_seed(config.seed)
-    return Trainer(Head(head_settings(config)).to(device), bank, config.recipe, config.level, config.seed, group)
-
-
-def _score(head: Head, split: Split, config: RunConfig, device: torch.device) -> ScoreTable:
-    _, scored = split.learned_and_scored(holdout=config.holdout, seed=config.seed)
-    return score_bank(head, load_bank(split.cache, config.level, scored, config.clips, device, views=[0]), config)
+    return Trainer(new_head(config).to(device), bank, config.recipe, config.level, config.seed, group)
 
 
 @contextmanager
 def _logged(trainer: Trainer, config: RunConfig, folder: Path, show: Show) -> Iterator[Callable[[Tick], None]]:
     """Gives a function that shows a tick on a live line, and writes a row of metrics if the tick ends an epoch.
 
-    In a process that does not lead, the function does nothing.
+    In a process that does not lead, the function does nothing. A continued run first drops the rows of epochs that it
+    trains again.
     """
     if not trainer.group.leads:
         yield lambda tick: None
         return
+    path = folder / METRICS_FILE
+    lines = path.read_text().splitlines() if trainer.epoch and path.exists() else []
+    kept = [line for line in lines if _epoch(line) < trainer.epoch]
+    write_bytes_durably(path, "".join(f"{line}\n" for line in kept).encode())
     per_epoch, epochs = trainer.steps_per_epoch, trainer.epochs
     done = trainer.epoch * per_epoch + trainer.step
-    title = f"train {config.level}-{config.pool}"
     with (
-        closing(_Metrics(folder, trainer.epoch)) as metrics,
-        show(title, epochs * per_epoch, "steps", initial=done) as line,
+        SummaryWriter(str(folder / "tensorboard"), purge_step=trainer.epoch) as board,
+        show(f"train {config.level}-{config.pool}", epochs * per_epoch, "steps", initial=done) as line,
     ):
 
         def write(tick: Tick) -> None:
@@ -183,42 +173,24 @@ def _logged(trainer: Trainer, config: RunConfig, folder: Path, show: Show) -> It
                 f"{tick.clips / tick.seconds:,.0f} clips/s"
             )
             line.update(tick.epoch * per_epoch + tick.step, text)
-            if tick.ended:
-                metrics.add(tick)
+            if not tick.ended:
+                return
+            row = {
+                "epoch": tick.epoch,
+                "loss": tick.loss,
+                "accuracy": tick.accuracy,
+                "learning_rate": tick.learning_rate,
+                "steps": tick.step,
+                "clips": tick.clips,
+                "seconds": round(tick.seconds, 4),
+                "clips_per_second": round(tick.clips / tick.seconds, 1),
+            }
+            with path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            for name in ("loss", "accuracy", "learning_rate", "clips_per_second"):
+                board.add_scalar(f"training/{name}", row[name], tick.epoch)
 
         yield write
-
-
-class _Metrics:
-    """metrics.jsonl and TensorBoard's files. A continued run first drops the rows of epochs that it trains again."""
-
-    def __init__(self, folder: Path, from_epoch: int) -> None:
-        self.path = folder / METRICS_FILE
-        lines = self.path.read_text().splitlines() if from_epoch and self.path.exists() else []
-        kept = [line for line in lines if _epoch(line) < from_epoch]
-        write_bytes_durably(self.path, "".join(f"{line}\n" for line in kept).encode())
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=from_epoch)
-
-    def add(self, tick: Tick) -> None:
-        """Write the row of a complete epoch."""
-        row = {
-            "epoch": tick.epoch,
-            "loss": tick.loss,
-            "accuracy": tick.accuracy,
-            "learning_rate": tick.learning_rate,
-            "steps": tick.step,
-            "clips": tick.clips,
-            "seconds": round(tick.seconds, 4),
-            "clips_per_second": round(tick.clips / tick.seconds, 1),
-        }
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        for name in ("loss", "accuracy", "learning_rate", "clips_per_second"):
-            self.board.add_scalar(f"training/{name}", row[name], tick.epoch)
-
-    def close(self) -> None:
-        """Write out what is buffered."""
-        self.board.close()
 
 
 def _epoch(line: str) -> float:

@@ -41,19 +41,17 @@ def _softmax(head: Head, batches: Iterable[Tensor]) -> NDArray[np.float32]:
     with torch.inference_mode():
         parts = [torch.softmax(head(x_TBC).float(), dim=1) for x_TBC in batches if x_TBC.shape[1]]
     if not parts:
-        return np.empty((0, head.settings.classes), dtype=np.float32)
+        return np.empty((0, head.classes), dtype=np.float32)
     return torch.cat(parts).cpu().numpy()
 
 
 def score_bank(head: Head, bank: ClipBank, config: RunConfig) -> ScoreTable:
     """Returns the scores of all clips of `bank` in its first view, with the run that they come from."""
     clips = bank.clips
-    clip_N = torch.arange(len(bank))
-    view_N = torch.zeros_like(clip_N)
-    bank.announce(zip(clip_N.split(_CLIPS_AT_ONCE), view_N.split(_CLIPS_AT_ONCE), strict=True))
     device = bank.label_N.device
-    batches = zip(clip_N.to(device).split(_CLIPS_AT_ONCE), view_N.to(device).split(_CLIPS_AT_ONCE), strict=True)
-    softmax_NK = _softmax(head, (bank.gather(clip_B, view_B) for clip_B, view_B in batches))
+    batches = [(clip_B, torch.zeros_like(clip_B)) for clip_B in torch.arange(len(bank)).split(_CLIPS_AT_ONCE)]
+    bank.announce(batches)
+    softmax_NK = _softmax(head, (bank.gather(clip_B.to(device), view_B.to(device)) for clip_B, view_B in batches))
     return ScoreTable(
         video_ids=np.asarray(clips.video_ids, dtype=np.str_)[clips.video_N],
         spans=clips.spans_N2,

@@ -9,7 +9,6 @@ import platform
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 
 from cache.clips import ClipRule
 from cache.common.errors import TrainingError
@@ -17,13 +16,11 @@ from cache.common.workspace import Workspace
 from cache.dataset import Dataset, Half, Video, group_of
 from cache.fingerprint import Level
 from cache.store import FeatureCache
-from train.config import RunConfig, variant_of
+from train.config import PACKAGES, RunConfig, variant_of, version_of
 from train.recipes import Pool, Recipe, default_recipe
 
 FIFTHS = 5
 """Parts that each class's groups are divided into; one of them is held out."""
-
-_NAMED_VERSIONS = ("torch", "numpy", "safetensors", "mrrn")
 
 
 def split_off(videos: Sequence[Video], turn: int = 0) -> tuple[tuple[Video, ...], tuple[Video, ...]]:
@@ -96,7 +93,7 @@ class Split:
             cache_digest=self.digest,
             weights=str(fingerprint.identity.get("weights", "unknown")),
             fingerprint=fingerprint.to_json(),
-            versions={"python": platform.python_version(), **{name: version(name) for name in _NAMED_VERSIONS}},
+            versions={"python": platform.python_version(), **{name: version_of(name) for name in PACKAGES}},
         )
 
 
@@ -108,8 +105,7 @@ def open_split(workspace: Workspace, dataset: str, number: int) -> Split:
     cache = FeatureCache.open(folder)
     cache.require_finished()
     have = set(cache.video_ids)
-    training = _with_features(cache.dataset, number, "train", have)
-    test = _with_features(cache.dataset, number, "test", have)
+    training, test = (_with_features(cache.dataset, number, half, have) for half in ("train", "test"))
     described = [
         (video.id, video.label, half, cache.num_frames(video.id))
         for half, videos in (("train", training), ("test", test))

@@ -7,6 +7,7 @@ draws anew at each replay and a continued run draws what it would have drawn.
 Shapes: T steps in a clip, B batch, C channels, K classes.
 """
 
+import gc
 from typing import Literal
 
 import torch
@@ -167,7 +168,7 @@ class EagerStep:
         """Returns these clips' part of the batch's mean loss, and their logits. Leaves gradients in the parameters."""
         recipe = self.recipe
         x_TBC = add_noise(self.bank.gather(clip_B, view_B), recipe.feature_noise)
-        x_TBC, target = mix(x_TBC, label_B, recipe.mixup, self.head.settings.classes)
+        x_TBC, target = mix(x_TBC, label_B, recipe.mixup, self.head.classes)
         with torch.autocast(x_TBC.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
             logits_BK = self.head(x_TBC).float()
         smoothing = recipe.label_smoothing
@@ -207,6 +208,7 @@ class GraphStep:
         random = torch.cuda.get_rng_state(self.device)
         # The optimizer now leaves weights and moments alone.
         self.eager.sums.bad.fill_(1)
+        # One stream for both: what the warm-up sets up, such as autograd's nodes and cuBLAS's workspace, belongs to it.
         side = torch.cuda.Stream(self.device)
         side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(side):
@@ -215,7 +217,9 @@ class GraphStep:
         torch.cuda.current_stream(self.device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         self.eager.optimizer.zero_grad(set_to_none=True)
-        with torch.cuda.graph(graph):
+        # What the collector frees during a capture, such as another graph, would end it.
+        gc.collect()
+        with torch.cuda.graph(graph, stream=side):
             self.eager(self.clip_B, self.view_B, self.batch)
         for tensor, before in kept:
             tensor.copy_(before)

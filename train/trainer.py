@@ -115,7 +115,9 @@ class Trainer:
             self.take_step(share(there_clip_N[chosen]), share(there_view_N[chosen]), len(clip_N[chosen]))
             self.step += 1
             ended = self.step == self.steps_per_epoch
-            if not (ended or self._is_tick_due(time.monotonic() - since >= tick_seconds)):
+            by_clock = time.monotonic() - since >= tick_seconds
+            due = by_clock if self.group.size == 1 else self.step % _STEPS_BETWEEN_TICKS == 0
+            if not (ended or due):
                 continue
             loss, accuracy = self._read_sums(clip_N)
             self.seconds += time.monotonic() - since
@@ -134,9 +136,6 @@ class Trainer:
                 self.sums.restart()
             yield tick
             since = time.monotonic()
-
-    def _is_tick_due(self, time_has_passed: bool) -> bool:
-        return time_has_passed if self.group.size == 1 else self.step % _STEPS_BETWEEN_TICKS == 0
 
     def _order(self) -> tuple[Tensor, Tensor]:
         """The epoch's order of clips and the view of each, int64 `[N]` on the CPU: a function of seed and epoch."""

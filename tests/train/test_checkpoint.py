@@ -11,9 +11,8 @@ from safetensors.torch import save
 
 from cache.common.errors import WeightsError
 from tests.helpers.cache import make_fingerprint
-from train.checkpoint import Checkpoint, head_settings, load_head, read_checkpoint, save_checkpoint
+from train.checkpoint import Checkpoint, load_head, new_head, read_checkpoint, save_checkpoint
 from train.config import CHECKPOINT_FILE, RunConfig, write_config
-from train.heads import Head
 from train.recipes import RECIPES
 from train.trainer import Position
 
@@ -37,7 +36,7 @@ CONFIG = RunConfig(
 
 def head_tensors() -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    return {f"head.{name}": each for name, each in Head(head_settings(CONFIG)).state_dict().items()}
+    return {f"head.{name}": each for name, each in new_head(CONFIG).state_dict().items()}
 
 
 def write_run(folder: Path, tensors: dict[str, torch.Tensor], config: RunConfig = CONFIG) -> Path:
@@ -84,10 +83,10 @@ def test_other_bytes_are_refused(tmp_path, content):
         read_checkpoint(path)
 
 
-@pytest.mark.parametrize("broken", [{"position": {"epoch": 1}}, {"config": {"dataset": "tiny"}}, {"config": 3}])
+@pytest.mark.parametrize("broken", [{"position": {"epoch": 1}}, {"config": {"dataset": "tiny"}}, {"config": 3}, None])
 def test_a_checkpoint_whose_words_cannot_be_read_is_refused_by_name(tmp_path, broken):
     path = tmp_path / CHECKPOINT_FILE
-    told = {"config": CONFIG.to_json(), "position": None, **broken}
+    told = broken and {"config": CONFIG.to_json(), "position": None, **broken}
     path.write_bytes(save({"x": torch.ones(1)}, {"format": "mrrn-checkpoint-1", "mrrn": json.dumps(told)}))
     with pytest.raises(WeightsError, match=rf"{path} is not a checkpoint written by this program"):
         read_checkpoint(path)

@@ -128,8 +128,9 @@ def test_a_new_announcement_replaces_the_old_one(resident, streamed):
     assert torch.equal(streamed.gather(first, torch.ones(7).long()), resident.gather(first, torch.ones(7).long()))
 
 
-def test_training_gives_the_same_bits(resident, streamed):
-    trainers = [make_trainer(bank) for bank in (resident, streamed)]
+@pytest.mark.parametrize("changes", [{}, {"feature_noise": 0.3}, {"mixup": 0.4}], ids=str)
+def test_training_gives_the_same_bits(resident, streamed, changes):
+    trainers = [make_trainer(bank, replace(RECIPE, **changes)) for bank in (resident, streamed)]
     losses = [[tick.loss for tick in trainer.run(tick_seconds=1e9)] for trainer in trainers]
     assert losses[0] == losses[1]
     assert same(weights(trainers[0]), weights(trainers[1]))

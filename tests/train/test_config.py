@@ -2,14 +2,18 @@
 
 import json
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 
+import numpy as np
 import pytest
 
 from cache.common.errors import TrainingError
 from cache.common.workspace import Workspace
+from tests.helpers.train import trainable_cache
 from tests.train.test_checkpoint import CONFIG
-from train.config import CONFIG_FILE, SCORES_FILE, read_config, state_of, variant_of, write_config
+from train.config import CONFIG_FILE, SCORES_FILE, read_config, state_of, variant_of, version_of, write_config
 from train.recipes import RECIPES, with_overrides
+from train.split import open_split
 
 SMALL, PAPER = RECIPES["small"], RECIPES["paper"]
 
@@ -93,3 +97,16 @@ def test_a_configuration_that_cannot_be_read_is_a_named_error(tmp_path, content)
 def test_fields_of_a_newer_version_are_left_alone(tmp_path):
     (tmp_path / CONFIG_FILE).write_text(json.dumps({"status": "finished", **CONFIG.to_json(), "surprise": 1}))
     assert read_config(tmp_path) == (CONFIG, "finished")
+
+
+def test_a_checkout_that_is_not_installed_is_recorded_as_such(monkeypatch, tmp_path):
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    assert version_of("numpy") == np.__version__
+    monkeypatch.setattr("train.config.version", missing)
+    assert version_of("mrrn") == "not installed"
+    trainable_cache(tmp_path)
+    split = open_split(Workspace(tmp_path), "tiny", 1)
+    config = split.config(level="low", pool="mean", seed=0, recipe=SMALL, usual=SMALL, holdout=False)
+    assert config.versions["mrrn"] == "not installed"

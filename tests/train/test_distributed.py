@@ -3,6 +3,7 @@
 Together they give the result of one process up to rounding, and continue exactly.
 """
 
+import atexit
 import os
 import platform
 import resource
@@ -17,7 +18,7 @@ from cache.common.errors import MrrnError
 from cache.scores import read_scores
 from tests.helpers.train import trainable_cache
 from train.checkpoint import read_checkpoint
-from train.distributed import choose_device
+from train.distributed import choose_device, join
 
 TRAIN = """
 import os, sys
@@ -119,6 +120,24 @@ def page_faults_of_a_step() -> int:
 def test_memory_that_a_step_freed_is_there_for_the_next():
     assert choose_device("cpu") == torch.device("cpu")
     assert min(page_faults_of_a_step() for _ in range(5)) < 1000  # else some ten thousand each time
+
+
+@pytest.mark.parametrize(("asked", "backend", "named"), [("cuda", "nccl", "cuda:1"), ("cpu", "gloo", None)])
+def test_a_process_names_its_gpu_as_it_joins_and_leaves_at_its_end(monkeypatch, asked, backend, named):
+    given, at_end = [], []
+    monkeypatch.setattr(atexit, "register", at_end.append)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *names, **more: given.append((names, more)))
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    group, _ = join(torch.device(asked))
+    assert (group.rank, group.size) == (1, 2)
+    assert at_end == [torch.distributed.destroy_process_group]
+    assert given == [((backend,), {"device_id": named and torch.device(named)})]
 
 
 def test_a_device_that_is_not_there_is_refused():

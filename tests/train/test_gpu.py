@@ -27,7 +27,7 @@ from tests.helpers.train import trainable_cache
 from train.checkpoint import load_head, read_checkpoint
 from train.clips import Bank, ClipBank, StreamedBank, load_bank
 from train.distributed import choose_device
-from train.heads import Head, HeadSettings
+from train.heads import Head
 from train.recipes import CELLS, POOLS, PRECISIONS, RECIPES, Pool, Recipe
 from train.run import run
 from train.score import score_bank
@@ -64,11 +64,7 @@ def resident(cache: FeatureCache, device: str) -> Bank:
 
 def make_trainer(bank: ClipBank, recipe: Recipe = RECIPE, pool: Pool = "mean", seed: int = 0) -> Trainer:
     torch.manual_seed(seed)
-    settings = HeadSettings(
-        channels=128, classes=3, cell=recipe.cell, hidden=recipe.hidden, layers=recipe.layers, pool=pool,
-        variational_dropout=recipe.variational_dropout, dropout=recipe.dropout,
-    )  # fmt: skip
-    trainer = Trainer(Head(settings).to(bank.label_N.device), bank, recipe, "low", seed)
+    trainer = Trainer(Head(128, 3, recipe, pool).to(bank.label_N.device), bank, recipe, "low", seed)
     captured = bank.label_N.device.type == "cuda" and isinstance(bank, Bank)
     assert isinstance(trainer.take_step, GraphStep) == captured
     return trainer

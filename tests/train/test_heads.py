@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from cache.common.errors import TrainingError
-from train.heads import Head, HeadSettings
-from train.recipes import CELLS, POOLS
+from train.heads import Head
+from train.recipes import CELLS, POOLS, Recipe
 
 
 def make_head(cell="sru", pool="mean", **changes) -> Head:
     torch.manual_seed(0)
-    return Head(HeadSettings(channels=6, classes=4, hidden=5, layers=2, cell=cell, pool=pool, **changes))
+    return Head(6, 4, Recipe(hidden=5, layers=2, cell=cell, **changes), pool)
 
 
 def step_logits(head: Head, x_TBC: torch.Tensor) -> torch.Tensor:

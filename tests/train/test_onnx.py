@@ -6,23 +6,23 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner, Result
 
 from tests.train.test_checkpoint import CONFIG, head_tensors, write_run
-from train.checkpoint import Checkpoint, head_settings, load_head, save_checkpoint
+from train.checkpoint import Checkpoint, load_head, new_head, save_checkpoint
 from train.cli import main
 from train.config import CHECKPOINT_FILE, RunConfig, write_config
-from train.heads import Head
+
+onnxruntime = pytest.importorskip("onnxruntime")
 
 SHORT = replace(CONFIG, recipe=replace(CONFIG.recipe, clips=replace(CONFIG.recipe.clips, length=5)))
 
 
 def finished_run(folder: Path, config: RunConfig) -> Path:
     torch.manual_seed(0)
-    tensors = {f"head.{name}": each for name, each in Head(head_settings(config)).state_dict().items()}
+    tensors = {f"head.{name}": each for name, each in new_head(config).state_dict().items()}
     write_config(folder, config, "finished")
     save_checkpoint(folder / CHECKPOINT_FILE, Checkpoint(tensors=tensors, config=config, position=None))
     return folder

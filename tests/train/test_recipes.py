@@ -22,10 +22,10 @@ class TestThePapersWords:
         """4.2: "Adam optimizer algorithm and CrossEntropyLoss function were used to optimize all networks"."""
         import torch
 
-        from train.heads import Head, HeadSettings
+        from train.heads import Head
         from train.steps import make_optimizer
 
-        head = Head(HeadSettings(channels=4, classes=2, hidden=4, layers=1))
+        head = Head(4, 2, replace(PAPER, hidden=4, layers=1))
         optimizer = make_optimizer(head, 1e-5, PAPER.weight_decay, torch.device("cpu"))
         assert type(optimizer) is torch.optim.Adam
         assert optimizer.defaults["betas"] == (0.9, 0.999)
@@ -74,10 +74,10 @@ class TestThePapersWords:
         """4.2: "orthogonal weight initialization ... is used to initialize SRU"."""
         import torch
 
-        from train.heads import Head, HeadSettings
+        from train.heads import Head
 
         torch.manual_seed(0)
-        head = Head(HeadSettings(channels=16, classes=2, hidden=16, layers=2))
+        head = Head(16, 2, replace(PAPER, hidden=16, layers=2))
         matrices = [matrix for name, each in head.named_parameters() if "weights" in name for matrix in each]
         assert matrices
         for matrix in matrices:

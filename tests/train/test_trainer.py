@@ -9,7 +9,7 @@ from cache.clips import ClipRule
 from cache.common.errors import TrainingError
 from tests.helpers.train import trainable_cache
 from train.clips import Bank, load_bank
-from train.heads import Head, HeadSettings
+from train.heads import Head
 from train.recipes import RECIPES, Recipe
 from train.trainer import Trainer
 
@@ -24,7 +24,7 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> Bank:
 
 def make_trainer(bank: Bank, recipe: Recipe = RECIPE, seed: int = 0) -> Trainer:
     torch.manual_seed(seed)
-    head = Head(HeadSettings(channels=128, classes=3, hidden=recipe.hidden, layers=recipe.layers))
+    head = Head(128, 3, recipe)
     return Trainer(head, bank, recipe, "low", seed)
 
 

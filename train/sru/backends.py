@@ -3,7 +3,7 @@
 import torch
 
 from cache.common.errors import TrainingError
-from train.sru import cpu, reference
+from train.sru import reference
 from train.sru.operator import Recurrence
 
 BACKENDS = ("auto", "reference", "cpu", "triton")
@@ -15,27 +15,24 @@ def recurrence(backend: str, device: torch.device) -> Recurrence:
     While a graph is exported, "auto" is the reference, which consists of standard operations. Raises `TrainingError` if
     the implementation cannot run on `device`.
     """
-    name = _automatic(device) if backend == "auto" else backend
-    if name == "reference":
-        return reference.recurrence
-    if name == "cpu":
-        if device.type != "cpu":
+    if backend == "auto":
+        if torch.compiler.is_exporting():
+            backend = "reference"
+        elif device.type in ("cpu", "cuda"):
+            backend = "cpu" if device.type == "cpu" else "triton"
+        else:
             raise TrainingError(
-                f"the SRU backend 'cpu' got tensors on {device}: move them, or choose 'triton' or 'auto'"
+                f"no SRU kernel for {device}: use a CPU or a CUDA device, or choose the backend 'reference'"
             )
-        return cpu.recurrence
-    return _triton(device)
+    if backend == "reference":
+        return reference.recurrence
+    if backend == "triton":
+        return _triton(device)
+    if device.type != "cpu":
+        raise TrainingError(f"the SRU backend 'cpu' got tensors on {device}: move them, or choose 'triton' or 'auto'")
+    from train.sru import cpu  # only here, so that nothing else needs llvmlite
 
-
-def _automatic(device: torch.device) -> str:
-    if torch.compiler.is_exporting():
-        return "reference"
-    names = {"cpu": "cpu", "cuda": "triton"}
-    if device.type not in names:
-        raise TrainingError(
-            f"no SRU kernel for {device}: use a CPU or a CUDA device, or choose the backend 'reference'"
-        )
-    return names[device.type]
+    return cpu.recurrence
 
 
 def _triton(device: torch.device) -> Recurrence:

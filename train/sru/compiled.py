@@ -59,17 +59,16 @@ class At:
     unit: Any
 
     def __getitem__(self, key: tuple[str, int]) -> Vector:
-        name, part = key
-        return self.lanes.load(self.addresses[name], self._index(name, part), self.arrays[name].dtype)
+        return self.lanes.load(*self._place(*key))
 
     def __setitem__(self, key: tuple[str, int], value: Vector) -> None:
-        name, part = key
-        self.lanes.store(value, self.addresses[name], self._index(name, part), self.arrays[name].dtype)
+        self.lanes.store(value, *self._place(*key))
 
-    def _index(self, name: str, part: int) -> Any:
+    def _place(self, name: str, part: int) -> tuple[Any, Any, torch.dtype]:
+        """An array's address and dtype, and the index of the first of these elements in it."""
         b, array = self.lanes.builder, self.arrays[name]
         row = b.add(b.mul(self.rows[array.rows], _INT64(array.parts)), _INT64(part))
-        return b.add(b.mul(row, self.hidden), self.unit)
+        return self.addresses[name], b.add(b.mul(row, self.hidden), self.unit), array.dtype
 
 
 @dataclass(frozen=True)
@@ -102,39 +101,12 @@ class Kernel:
         sizes = (steps, batch, hidden, units, -(-hidden // units))
         addresses = [each.data_ptr() for _, each in tensors.values()]
         words = (ctypes.c_int64 * (1 + len(sizes) + len(addresses)))(0, *sizes, *addresses)
-        _compiled(self, arrays).run(words, threads)
-
-
-class _Compiled:
-    """Machine code, kept in memory as long as this object lives."""
-
-    def __init__(self, module: ir.Module) -> None:
-        _start_llvm()
-        target = llvm.Target.from_default_triple().create_target_machine(
-            cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3, jit=True
-        )
-        parsed = llvm.parse_assembly(str(module))
-        parsed.verify()
-        passes = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=2))
-        passes.getModulePassManager().run(parsed, passes)
-        self._engine = llvm.create_mcjit_compiler(parsed, target)
-        self._engine.finalize_object()
-        self._address = self._engine.get_function_address(_NAME)
-        self._single = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._address)
-
-    def run(self, words: Any, threads: int) -> None:
-        """Call the function, on torch's threads if there are several. Returns when all have finished."""
+        _, address = _compiled(self, arrays)
         team = _team() if threads > 1 else None
         if team is None:
-            self._single(ctypes.addressof(words))
+            ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)(ctypes.addressof(words))
         else:
-            team(self._address, ctypes.addressof(words), threads, 0)
-
-
-@functools.cache
-def _start_llvm() -> None:
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
+            team(address, ctypes.addressof(words), threads, 0)
 
 
 @functools.cache
@@ -155,8 +127,20 @@ def _team() -> Callable[..., None] | None:
 
 
 @functools.cache
-def _compiled(kernel: Kernel, arrays: tuple[tuple[str, Array], ...]) -> _Compiled:
-    return _Compiled(_written(kernel, dict(arrays)))
+def _compiled(kernel: Kernel, arrays: tuple[tuple[str, Array], ...]) -> tuple[Any, int]:
+    """Returns the engine that keeps the machine code in memory, and the function's address."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    target = llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3, jit=True
+    )
+    parsed = llvm.parse_assembly(str(_written(kernel, dict(arrays))))
+    parsed.verify()
+    passes = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=2))
+    passes.getModulePassManager().run(parsed, passes)
+    engine = llvm.create_mcjit_compiler(parsed, target)
+    engine.finalize_object()
+    return engine, engine.get_function_address(_NAME)
 
 
 def _written(kernel: Kernel, arrays: Mapping[str, Array]) -> ir.Module:
@@ -190,11 +174,8 @@ def _written(kernel: Kernel, arrays: Mapping[str, Array]) -> ir.Module:
     after_whole = b.sub(beyond, b.srem(b.sub(beyond, first), _INT64(whole.width)))
     with _loop(b, _INT64(0), steps, 1) as number:
         step = b.sub(b.sub(steps, _INT64(1)), number) if kernel.last_first else number
-        rows: Mapping[Row, Any] = {
-            "step": b.add(b.mul(step, batch), sequence),
-            "sequence": sequence,
-            "shared": _INT64(0),
-        }
+        row = b.add(b.mul(step, batch), sequence)
+        rows: Mapping[Row, Any] = {"step": row, "sequence": sequence, "shared": _INT64(0)}
         for lanes, start, stop in ((whole, first, after_whole), (single, after_whole, beyond)):
             with _loop(b, start, stop, lanes.width) as unit:
                 kernel.body(At(lanes, arrays, addresses, rows, hidden, unit))

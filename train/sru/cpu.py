@@ -6,10 +6,11 @@ computes gates and tanh again: writing them to memory and reading them back woul
 """
 
 import torch
+from torch import Tensor
 
 from train.sru.compiled import At, Kernel
 from train.sru.lanes import Vector
-from train.sru.operator import Backward, Forward, make_operator
+from train.sru.operator import Gradients, Outputs, make_operator
 
 
 def _forward(at: At) -> None:
@@ -63,37 +64,36 @@ _FORWARD = Kernel(_forward)
 _BACKWARD = Kernel(_backward, last_first=True)
 
 
-def forward(to: Forward) -> None:
+def forward(u_TBGD: Tensor, x_TBD: Tensor | None, bias_2D: Tensor, c0_BD: Tensor, out: Outputs) -> None:
     """Equations 3 to 6."""
-    steps, batch, _, hidden = to.u_TBGD.shape
-    to.states_SBD[0] = to.c0_BD
-    each_step = {"u": to.u_TBGD.contiguous(), "h": to.h_TBD, "before": to.states_SBD[:-1], "after": to.states_SBD[1:]}
-    if to.x_TBD is not None:
-        each_step["x"] = to.x_TBD.contiguous()
-    _FORWARD((steps, batch, hidden), {"step": each_step, "shared": {"bias": to.bias_2D.contiguous()}})
-    to.last_BD.copy_(to.states_SBD[-1])
+    steps, batch, _, hidden = u_TBGD.shape
+    h_TBD, last_BD, states_SBD = out
+    states_SBD[0] = c0_BD
+    each_step = {"u": u_TBGD.contiguous(), "h": h_TBD, "before": states_SBD[:-1], "after": states_SBD[1:]}
+    if x_TBD is not None:
+        each_step["x"] = x_TBD.contiguous()
+    _FORWARD((steps, batch, hidden), {"step": each_step, "shared": {"bias": bias_2D.contiguous()}})
+    last_BD.copy_(states_SBD[-1])
 
 
-def backward(to: Backward) -> None:
+def backward(
+    dh_TBD: Tensor, dc_BD: Tensor, u_TBGD: Tensor, x_TBD: Tensor | None, bias_2D: Tensor, c_SBD: Tensor, out: Gradients
+) -> None:
     """The gradients. Those of the biases are summed over sequences afterwards, always in the same order."""
-    steps, batch, _, hidden = to.u_TBGD.shape
-    to.dc0_BD.copy_(to.dlast_BD)
+    steps, batch, _, hidden = u_TBGD.shape
+    du_TBGD, dx_TBD, dbias_2D, dc0_BD = out
+    dc0_BD.copy_(dc_BD)
     # For each sequence the sums for both gates, and the error of each sum's last rounding.
-    dbias_B4D = torch.zeros(batch, 4, hidden, dtype=to.states_SBD.dtype)
-    each_step = {
-        "dh": to.dh_TBD.contiguous(),
-        "u": to.u_TBGD.contiguous(),
-        "du": to.du_TBGD,
-        "before": to.states_SBD[:-1],
-        "after": to.states_SBD[1:],
-    }
-    if to.x_TBD is not None and to.dx_TBD is not None:
-        each_step |= {"x": to.x_TBD.contiguous(), "dx": to.dx_TBD}
-    each_sequence = {"carry": to.dc0_BD, "dbias": dbias_B4D}
-    shared = {"bias": to.bias_2D.contiguous()}
+    dbias_B4D = torch.zeros(batch, 4, hidden, dtype=c_SBD.dtype)
+    each_step = {"dh": dh_TBD.contiguous(), "u": u_TBGD.contiguous(), "du": du_TBGD}
+    each_step |= {"before": c_SBD[:-1], "after": c_SBD[1:]}
+    if x_TBD is not None:
+        each_step |= {"x": x_TBD.contiguous(), "dx": dx_TBD}
+    each_sequence = {"carry": dc0_BD, "dbias": dbias_B4D}
+    shared = {"bias": bias_2D.contiguous()}
     _BACKWARD((steps, batch, hidden), {"step": each_step, "sequence": each_sequence, "shared": shared})
     sums_B2D, added_B2D = dbias_B4D.double().split(2, dim=1)
-    to.dbias_2D.copy_((sums_B2D - added_B2D).sum(0))
+    dbias_2D.copy_((sums_B2D - added_B2D).sum(0))
 
 
 recurrence = make_operator("cpu", forward, backward)

@@ -125,7 +125,11 @@ class Vector:
 
     def clamp(self, low: float, high: float) -> "Vector":
         """Limits the value to [`low`, `high`]; NaN stays NaN."""
-        return self._choose("<", low)._choose(">", high)
+        b, value = self.lanes.builder, self.value
+        for worse, bound in (("<", low), (">", high)):
+            limit = self.lanes.constant(bound).value
+            value = b.select(b.fcmp_ordered(worse, value, limit), limit, value)
+        return Vector(self.lanes, value)
 
     def sigmoid(self) -> tuple["Vector", "Vector"]:
         """1 / (1 + exp(-self)), and 1 minus that, without loss of digits near 0.
@@ -158,11 +162,6 @@ class Vector:
         integer = b.shl(b.bitcast(rounder.value, lanes._integers()), lanes._integers(23))
         scale = b.add(integer, lanes._integers(127 << 23))  # the bits of 2^integer
         return power * Vector(lanes, b.bitcast(scale, lanes.type))
-
-    def _choose(self, worse: str, bound: float) -> "Vector":
-        limit = self.lanes.constant(bound)
-        b = self.lanes.builder
-        return Vector(self.lanes, b.select(b.fcmp_ordered(worse, self.value, limit.value), limit.value, self.value))
 
     def _vector(self, other: "Vector | float") -> "Vector":
         return other if isinstance(other, Vector) else self.lanes.constant(other)

@@ -79,15 +79,13 @@ class SRU(nn.Module):
         for index, (weight_GDC, bias_2D) in enumerate(zip(self.weights, self.biases, strict=True)):
             if index > 0:
                 x_TBC = F.dropout(x_TBC, self.dropout, self.training)
-            u_TBGD = F.linear(self._mask(x_TBC), weight_GDC.flatten(0, 1)).unflatten(-1, weight_GDC.shape[:2])
+            dropped_TBC = x_TBC
+            if self.training and self.variational_dropout:
+                dropped_TBC = x_TBC * F.dropout(torch.ones_like(x_TBC[0]), self.variational_dropout)
+            u_TBGD = F.linear(dropped_TBC, weight_GDC.flatten(0, 1)).unflatten(-1, weight_GDC.shape[:2])
             x_TBC, c_BD = run(u_TBGD, x_TBC if len(weight_GDC) == 3 else None, bias_2D, c0_LBD[index])
             last_BD.append(c_BD)
         return x_TBC, torch.stack(last_BD)
-
-    def _mask(self, x_TBC: Tensor) -> Tensor:
-        if not self.training or self.variational_dropout == 0:
-            return x_TBC
-        return x_TBC * F.dropout(torch.ones_like(x_TBC[0]), self.variational_dropout)
 
     def _check(self, x_TBC: Tensor, c0_LBD: Tensor | None) -> None:
         if x_TBC.ndim != 3 or x_TBC.shape[2] != self.input_size or x_TBC.numel() == 0:

@@ -55,9 +55,6 @@ TOLERANCES = {
 the output's dtype: a few roundings in float32 and float64; in half precision the single rounding of the result (2^-8
 and 2^-11), since everything before it is float32."""
 
-INTERPRETER_TOLERANCES = TOLERANCES | {torch.bfloat16: 8e-3}
-"""The same for Triton's interpreter, which truncates a bf16 result (2^-7), while a GPU rounds it."""
-
 
 def error(ours: Tensor, reference: Tensor) -> float:
     """Returns the largest difference, as a fraction of the reference's largest value if that exceeds 1.

@@ -4,14 +4,16 @@
 A program owns one sequence and some neighbouring hidden units, and goes through the steps with its state in registers
 (float32, or float64 for float64 states). The backward kernel computes gates and tanh again from the forward pass's
 inputs and states. Nothing is summed with atomics, so the same input gives the same bits. Letters as in `reference.py`.
-With TRITON_INTERPRET=1 in the environment at the start, the kernels run on a processor, slowly.
+With TRITON_INTERPRET=1 in the environment at the start, the kernels run on a processor, slowly. `T` is a constant, as
+the interpreter of Triton 3.6 needs; another length of clips costs half a second of compiling, once on a machine.
 """
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from train.sru.operator import Backward, Forward, make_operator
+from train.sru.operator import Gradients, Outputs, make_operator
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 """Whether kernels run in Triton's interpreter, on a processor."""
@@ -42,7 +44,7 @@ def _tanh(x):
 
 
 @triton.jit
-def _forward(u, x, bias, c0, h, last, states, T, B, D, PROJECTED: tl.constexpr, BLOCK: tl.constexpr):
+def _forward(u, x, bias, c0, h, last, states, T: tl.constexpr, B, D, PROJECTED: tl.constexpr, BLOCK: tl.constexpr):
     b = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = d < D
@@ -67,18 +69,20 @@ def _forward(u, x, bias, c0, h, last, states, T, B, D, PROJECTED: tl.constexpr, 
 
 
 @triton.jit
-def _backward(dh, dlast, u, x, bias, states, du, dx, dbias, dc0, T, B, D, PROJECTED: tl.constexpr, BLOCK: tl.constexpr):
+def _backward(
+    dh, dc_T, u, x, bias, c_S, du, dx, dbias, dc0, T: tl.constexpr, B, D, PROJECTED: tl.constexpr, BLOCK: tl.constexpr
+):
     b = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = d < D
-    state: tl.constexpr = states.dtype.element_ty
+    state: tl.constexpr = c_S.dtype.element_ty
     G: tl.constexpr = 4 if PROJECTED else 3
     bias_f = tl.load(bias + d, mask=inside, other=0).to(state)
     bias_r = tl.load(bias + D + d, mask=inside, other=0).to(state)
     dbias_f = tl.zeros([BLOCK], state)
     dbias_r = tl.zeros([BLOCK], state)
-    carry = tl.load(dlast + b * D + d, mask=inside, other=0).to(state)
-    c = tl.load(states + (T * B + b) * D + d, mask=inside, other=0)
+    carry = tl.load(dc_T + b * D + d, mask=inside, other=0).to(state)
+    c = tl.load(c_S + (T * B + b) * D + d, mask=inside, other=0)
     for i in tl.range(T, num_stages=PREFETCHED_STEPS):
         row = (T - 1 - i) * B + b
         u_t, du_t = u + row * G * D + d, du + row * G * D + d
@@ -87,7 +91,7 @@ def _backward(dh, dlast, u, x, bias, states, du, dx, dbias, dc0, T, B, D, PROJEC
         r, r_rest = _sigmoid(tl.load(u_t + 2 * D, mask=inside, other=0).to(state) + bias_r)
         highway = tl.load(u_t + 3 * D if PROJECTED else x + row * D + d, mask=inside, other=0).to(state)
         dh_t = tl.load(dh + row * D + d, mask=inside, other=0).to(state)
-        before = tl.load(states + row * D + d, mask=inside, other=0)
+        before = tl.load(c_S + row * D + d, mask=inside, other=0)
         g, g_slope = _tanh(c)
 
         dhighway = dh_t * r_rest
@@ -108,35 +112,35 @@ def _backward(dh, dlast, u, x, bias, states, du, dx, dbias, dc0, T, B, D, PROJEC
     tl.store(dbias + b * 2 * D + D + d, dbias_r, mask=inside)
 
 
-def forward(to: Forward) -> None:
+def forward(u_TBGD: Tensor, x_TBD: Tensor | None, bias_2D: Tensor, c0_BD: Tensor, out: Outputs) -> None:
     """Equations 3 to 6."""
-    steps, batch, _, hidden = to.u_TBGD.shape
-    u, bias, c0 = to.u_TBGD.contiguous(), to.bias_2D.contiguous(), to.c0_BD.contiguous()
-    x = u if to.x_TBD is None else to.x_TBD.contiguous()
+    steps, batch, _, hidden = u_TBGD.shape
+    h_TBD, last_BD, states_SBD = out
+    u, bias, c0 = u_TBGD.contiguous(), bias_2D.contiguous(), c0_BD.contiguous()
+    x = u if x_TBD is None else x_TBD.contiguous()
     with torch.cuda.device_of(u):
-        _forward[_grid(batch, hidden)](
-            u, x, bias, c0, to.h_TBD, to.last_BD, to.states_SBD,
-            steps, batch, hidden, to.x_TBD is None, BLOCK, **LAUNCH,
+        _forward[batch, triton.cdiv(hidden, BLOCK)](
+            u, x, bias, c0, h_TBD, last_BD, states_SBD,
+            steps, batch, hidden, x_TBD is None, BLOCK, **LAUNCH,
         )  # fmt: skip
 
 
-def backward(to: Backward) -> None:
+def backward(
+    dh_TBD: Tensor, dc_BD: Tensor, u_TBGD: Tensor, x_TBD: Tensor | None, bias_2D: Tensor, c_SBD: Tensor, out: Gradients
+) -> None:
     """The gradients. Those of the biases are summed over sequences afterwards, always in the same order."""
-    steps, batch, _, hidden = to.u_TBGD.shape
-    dh, dlast = to.dh_TBD.contiguous(), to.dlast_BD.contiguous()
-    u, bias = to.u_TBGD.contiguous(), to.bias_2D.contiguous()
-    x, dx = (u, to.du_TBGD) if to.x_TBD is None else (to.x_TBD.contiguous(), to.dx_TBD)
-    dbias_B2D = to.states_SBD.new_empty(batch, 2, hidden)
+    steps, batch, _, hidden = u_TBGD.shape
+    du_TBGD, dx_TBD, dbias_2D, dc0_BD = out
+    dh, dlast = dh_TBD.contiguous(), dc_BD.contiguous()
+    u, bias = u_TBGD.contiguous(), bias_2D.contiguous()
+    x, dx = (u, du_TBGD) if x_TBD is None else (x_TBD.contiguous(), dx_TBD)
+    dbias_B2D = c_SBD.new_empty(batch, 2, hidden)
     with torch.cuda.device_of(u):
-        _backward[_grid(batch, hidden)](
-            dh, dlast, u, x, bias, to.states_SBD, to.du_TBGD, dx, dbias_B2D, to.dc0_BD,
-            steps, batch, hidden, to.x_TBD is None, BLOCK, **LAUNCH,
+        _backward[batch, triton.cdiv(hidden, BLOCK)](
+            dh, dlast, u, x, bias, c_SBD, du_TBGD, dx, dbias_B2D, dc0_BD,
+            steps, batch, hidden, x_TBD is None, BLOCK, **LAUNCH,
         )  # fmt: skip
-    to.dbias_2D.copy_(dbias_B2D.sum(0))
-
-
-def _grid(batch: int, hidden: int) -> tuple[int, int]:
-    return batch, triton.cdiv(hidden, BLOCK)
+    dbias_2D.copy_(dbias_B2D.sum(0))
 
 
 recurrence = make_operator("triton", forward, backward)

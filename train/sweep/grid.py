@@ -25,9 +25,6 @@ TABLES: dict[str, dict[str, tuple[Any, ...]]] = {
 """The paper's grids: Table 1 (section 5.1), Table 2 (5.2), and the levels fused by several weights (5.3)."""
 
 
-_USUAL_VALUES: dict[str, tuple[Any, ...]] = {"level": LEVELS, "pool": ("mean",)}
-
-
 @dataclass(frozen=True, kw_only=True)
 class SweepPoint:
     """One point of a grid."""
@@ -68,15 +65,13 @@ def grid_points(axes: Mapping[str, Sequence[Any]], usual: Recipe) -> list[SweepP
     Plain averaging over time (cell mean) is combined with mean pooling only. Raises `TrainingError` if no combination
     is left.
     """
-    complete = {**axes, **{name: usual_values for name, usual_values in _USUAL_VALUES.items() if name not in axes}}
+    complete = {**axes, "level": axes.get("level", LEVELS), "pool": axes.get("pool", ("mean",))}
     shown = [name for name in complete if name != "level" and len(complete[name]) > 1]
     made = []
     for values in product(*complete.values()):
         point = dict(zip(complete, values, strict=True))
-        recipe = RECIPES[point["recipe"]] if "recipe" in point else usual
-        recipe = with_overrides(
-            recipe, **{name: point[knob.axis] for name, knob in KNOBS.items() if knob.axis in point}
-        )
+        changes = {name: point.get(str(knob.axis)) for name, knob in KNOBS.items()}
+        recipe = with_overrides(RECIPES[point["recipe"]] if "recipe" in point else usual, **changes)
         if recipe.cell == "mean" and point["pool"] != "mean":
             continue
         varied = tuple((name, point[name]) for name in shown)

@@ -7,7 +7,7 @@ from typing import Any
 
 from cache.common.device import available_bytes
 from cache.common.errors import TrainingError
-from cache.fingerprint import CHANNELS, LEVELS
+from cache.fingerprint import CHANNELS
 from train.config import RunConfig
 from train.recipes import Recipe
 from train.split import Split
@@ -65,12 +65,14 @@ class Plan:
 
         On a CPU the products of a head are too small for several cores.
         """
-        if device.startswith("cuda") or (device == "auto" and _has_gpu()):
+        import torch
+
+        if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
             return 1
         largest = 0
         for split in self.splits.values():
             frames = sum(split.cache.num_frames(video.id) for video in split.training)
-            largest = max(largest, frames * len(split.cache.views) * max(CHANNELS[level] for level in LEVELS) * 2)
+            largest = max(largest, frames * len(split.cache.views) * max(CHANNELS.values()) * 2)
         return max(1, min(len(os.sched_getaffinity(0)), int(available_bytes() / 2 / (largest + (1 << 30)))))
 
 
@@ -93,9 +95,3 @@ def make_plan(
         search_fusion=search_fusion,
         usual=usual,
     )
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()

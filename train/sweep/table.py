@@ -3,7 +3,6 @@
 Shapes: N videos, K classes.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.aggregate import MEAN_WEIGHTS, PAPER_WEIGHTS, align, correct, fraction, fuse_levels, search_weights
-from cache.common.files import write_bytes_durably
+from cache.common.files import write_bytes_durably, write_json_durably
 from cache.common.text import markdown_table
 from cache.common.workspace import Workspace
 from cache.fingerprint import LEVELS, Level
@@ -23,9 +22,6 @@ from train.sweep.plan import Plan
 FUSED = "fused 0.7/0.2/0.1"
 MEAN = "mean of levels"
 SEARCHED = "fused, weights held-out"
-
-Measured = tuple[float, float]
-"""Accuracy and mean log loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +61,16 @@ def make_table(plan: Plan, workspace: Workspace) -> list[TableCell]:
 
 def _mean_over_splits(
     plan: Plan, levels: Mapping[Level, SweepPoint], seed: int, workspace: Workspace
-) -> dict[str, Measured]:
+) -> dict[str, tuple[float, float]]:
+    """Accuracy and mean log loss of each column."""
     results = []
     for split in plan.splits:
         columns, label_N = _columns(plan, levels, split, seed, workspace)
         results.append(
             {name: (fraction(correct(p_NK, label_N)), log_loss(p_NK, label_N)) for name, p_NK in columns.items()}
         )
-    means = {name: np.mean([result[name] for result in results], axis=0) for name in results[0]}
-    return {name: (float(mean[0]), float(mean[1])) for name, mean in means.items()}
+    means = {name: np.mean([result[name] for result in results], axis=0).tolist() for name in results[0]}
+    return {name: (accuracy, loss) for name, (accuracy, loss) in means.items()}
 
 
 def _columns(
@@ -119,10 +116,11 @@ def write_table(plan: Plan, workspace: Workspace, folder: Path, command: str) ->
     split = plan.first_split
     what = "held-out training videos" if plan.holdout else "test videos"
     splits, seeds = (", ".join(map(str, numbers)) for numbers in (plan.splits, plan.seeds))
+    recipes = sorted({point.recipe.name for point in plan.points})
     notes = [
         f"{plan.dataset}, split {splits}, seeds {seeds}: percent of {what} classified right; mean ± sample "
         "standard deviation over seeds",
-        f"recipe {', '.join(_recipes(plan))}; backbone weights {split.cache.fingerprint.identity.get('weights')}",
+        f"recipe {', '.join(recipes)}; backbone weights {split.cache.fingerprint.identity.get('weights')}",
         f"made by `{command}`",
     ]
     if plan.holdout:
@@ -132,12 +130,26 @@ def write_table(plan: Plan, workspace: Workspace, folder: Path, command: str) ->
     table = make_table(plan, workspace)
     markdown = to_markdown(table, notes, losses=plan.holdout)
     write_bytes_durably(folder / "table.md", markdown.encode())
-    write_bytes_durably(folder / "results.json", _to_json(table, plan, notes).encode())
+    results = {
+        "splits": list(plan.splits),
+        "seeds": list(plan.seeds),
+        "holdout": plan.holdout,
+        "recipes": recipes,
+        "cache_digest": {number: each.digest for number, each in plan.splits.items()},
+        "notes": notes,
+        "cells": [
+            {
+                "setting": cell.row,
+                "column": cell.column,
+                "accuracy": cell.accuracies,
+                "log_loss": cell.log_losses,
+                "text": cell.text,
+            }
+            for cell in table
+        ],
+    }
+    write_json_durably(folder / "results.json", results)
     return markdown
-
-
-def _recipes(plan: Plan) -> list[str]:
-    return sorted({point.recipe.name for point in plan.points})
 
 
 def to_markdown(table: Sequence[TableCell], notes: Sequence[str], *, losses: bool = False) -> str:
@@ -150,25 +162,3 @@ def to_markdown(table: Sequence[TableCell], notes: Sequence[str], *, losses: boo
     }
     made = markdown_table(["setting", *columns], [[row, *(text[row, column] for column in columns)] for row in rows])
     return "\n".join([made, "", *(f"- {note}" for note in notes), ""])
-
-
-def _to_json(table: Sequence[TableCell], plan: Plan, notes: Sequence[str]) -> str:
-    value = {
-        "splits": list(plan.splits),
-        "seeds": list(plan.seeds),
-        "holdout": plan.holdout,
-        "recipes": _recipes(plan),
-        "cache_digest": {number: split.digest for number, split in plan.splits.items()},
-        "notes": list(notes),
-        "cells": [
-            {
-                "setting": cell.row,
-                "column": cell.column,
-                "accuracy": list(cell.accuracies),
-                "log_loss": list(cell.log_losses),
-                "text": cell.text,
-            }
-            for cell in table
-        ],
-    }
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

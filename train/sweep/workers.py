@@ -107,8 +107,7 @@ def _start(settings: SweepSettings) -> tuple[Connection, BaseProcess]:
 
 def _receive(connection: Connection, process: BaseProcess, log: Path) -> WorkerEvent:
     try:
-        event: WorkerEvent = connection.recv()
-        return event
+        return connection.recv()
     except EOFError:
         process.join()
         code = process.exitcode or 0

@@ -99,6 +99,18 @@ def test_kernels_run_on_torchs_own_threads_where_it_has_openmp():
     assert compiled._team() is not None
 
 
+def test_other_backends_need_no_llvmlite():
+    code = """
+import sys
+sys.modules["llvmlite"] = None
+import torch
+from train.sru import SRU
+print(SRU(6, 5, 2, backend="reference")(torch.randn(4, 2, 6))[0].shape)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "torch.Size([4, 2, 5])"), done.stderr
+
+
 def test_no_compiler_is_looked_for():
     """Nothing is on the path, and nothing is started."""
     code = """

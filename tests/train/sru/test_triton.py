@@ -13,9 +13,11 @@ import torch
 
 from tests.helpers.sru import ODD_SHAPES, assert_equals_reference, assert_nan_and_infinities_come_out, draw, results
 from train.sru import SRU
-from train.sru.reference import INTERPRETER_TOLERANCES, TOLERANCES
+from train.sru.reference import TOLERANCES
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# The interpreter truncates a bf16 result (2^-7), while a GPU rounds it.
+INTERPRETER_TOLERANCES = TOLERANCES | {torch.bfloat16: 8e-3}
 DEVICE = "cpu" if INTERPRETED else "cuda"
 
 runs_kernels = pytest.mark.skipif(
@@ -117,10 +119,10 @@ def test_kernels_compile_for_real_gpus_and_prefetch(capability, dtype, projected
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     like_u = dict.fromkeys(("u", "x", "h", "dh", "du", "dx"), f"*{dtype}")
-    constants = {"PROJECTED": projected, "BLOCK": triton.BLOCK}
+    constants = {"T": 30, "PROJECTED": projected, "BLOCK": triton.BLOCK}
     for kernel in (triton._forward, triton._backward):
         types = {name: like_u.get(name, "i32" if name in "TBD" else "*fp32") for name in kernel.arg_names}
-        aligned = [i for i, name in enumerate(types) if name not in ("T", "B", *constants)]
+        aligned = [i for i, name in enumerate(types) if name not in ("B", *constants)]
         source = ASTSource(
             kernel,
             types | dict.fromkeys(constants, "constexpr"),
