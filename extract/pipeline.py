@@ -24,7 +24,7 @@ from extract.meter import Meter
 from extract.network.backbones import split_levels
 from extract.network.engine import Engine, open_engine
 from extract.network.packer import Packer, VideoRows
-from extract.network.preprocess import MAX_RESIZED_PIXELS, Crop, crop_of, resized_size
+from extract.network.preprocess import MAX_RESIZED_PIXELS, crop_of, resized_size
 from extract.network.weights import load_weights
 from extract.settings import ExtractSettings
 
@@ -105,7 +105,9 @@ class _Assembly:
             block.release()
             return
         with self._meter.during("transfer"):
-            rows_FVHW3 = self._engine.prepare(block.frames_FHW3, self._crops_of(block.video_id))
+            views, seed = self._settings.views, self._settings.views_seed
+            crops = [crop_of(block.video_id, view, seed) for view in views]
+            rows_FVHW3 = self._engine.prepare(block.frames_FHW3, crops)
             video.pts_seconds.append(np.array(block.pts_seconds_F, dtype=np.float64))
             block.release()
         with self._meter.during("forward"):
@@ -131,9 +133,6 @@ class _Assembly:
             if video.outcome and (video.complete or video.outcome.status == "failed")
         ]
         return [self._result(video_id, self._videos.pop(video_id)) for video_id in ended]
-
-    def _crops_of(self, video_id: str) -> list[Crop]:
-        return [crop_of(video_id, view, self._settings.views_seed) for view in self._settings.views]
 
     def _result(self, video_id: str, video: VideoRows) -> VideoFeatures:
         assert video.outcome is not None

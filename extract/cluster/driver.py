@@ -177,7 +177,9 @@ class WorkerPool:
                 self._replace(worker, error)
             else:
                 if call == worker.start:
-                    self._check_start(worker, answer)
+                    if answer:
+                        raise MrrnError(answer)
+                    worker.started, self._failed_starts = True, 0
                 else:
                     yield worker.tasks.pop(call), answer
         self._assign()
@@ -198,12 +200,6 @@ class WorkerPool:
         worker = PooledWorker(actor, start=actor.problem.remote())
         self._workers.append(worker)
         self._calls[worker.start] = worker
-
-    def _check_start(self, worker: PooledWorker, problem: str) -> None:
-        if problem:
-            raise MrrnError(problem)
-        worker.started = True
-        self._failed_starts = 0
 
     def _replace(self, worker: PooledWorker, error: RayError) -> None:
         """Start another worker for one that is dead or out of reach, and take its tasks back."""

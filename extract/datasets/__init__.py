@@ -22,14 +22,17 @@ def load_dataset(
     rules = source or (name if name in ("ucf101", "hmdb51", "demo") else None)
     where = data or Path("data") / name
     from extract.datasets import demo, folder, hmdb51, manifest, ucf101
+    from extract.datasets.paths import find_videos, require_folder
+    from extract.datasets.published import match_files
 
     match rules or _rules_for(name, where):
         case "demo":
             return demo.load(name, data, work)
-        case "ucf101":
-            return ucf101.load(name, where, subset=subset)
-        case "hmdb51":
-            return hmdb51.load(name, where, subset=subset)
+        case "ucf101" | "hmdb51" as published:
+            layout = ucf101 if published == "ucf101" else hmdb51
+            root = require_folder(where / layout.VIDEOS, layout.ADVICE)
+            listed = layout.read_lists(name, where / layout.LISTS)
+            return match_files(listed, find_videos(root), root, layout.PUBLISHED, subset=subset), root
         case "manifest":
             return manifest.load(name, where, subset=subset, remote=remote)
         case "folder":

@@ -6,7 +6,7 @@ Shapes: F frames of a block, H rows, W columns; pictures are 8-bit RGB.
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -79,25 +79,27 @@ class FrameReader:
         self, new_buffer: Callable[[], Buffer], tick: Callable[[], None], block_frames: int = BLOCK_FRAMES
     ) -> Iterator[Block]:
         """The video's kept frames. `new_buffer` gives memory for each block; `tick` is called at each decoded frame."""
-        block: Block | None = None
-        times: list[float] = []
+        frames_FHW3, times = np.empty((0, 0, 0, 3), np.uint8), list[float]()
         for seconds in self._kept_frames(tick):
-            if block is None:
-                block, times = self._new_block(new_buffer(), block_frames), []
-            self._video.copy_to(block.frames_FHW3[len(times)])
+            if not times:
+                frames_FHW3 = self._new_frames(new_buffer(), block_frames)
+            self._video.copy_to(frames_FHW3[len(times)])
             times.append(seconds)
-            if len(times) == len(block.frames_FHW3):
-                yield _filled(block, times)
-                block = None
-        if block is not None:
-            yield _filled(block, times)
+            if len(times) == len(frames_FHW3):
+                yield self._block(frames_FHW3, times)
+                times = []
+        if times:
+            yield self._block(frames_FHW3, times)
 
     def _kept_frames(self, tick: Callable[[], None]) -> Iterator[float]:
         """Step to each frame that is kept; yields its time."""
         while self._video.advance():
             tick()
             seconds = self._timeline.place(self._video.seconds)
-            self._note_frame(seconds)
+            self.counts.decoded += 1
+            self.counts.seconds = seconds + self._video.header.frame_seconds
+            if self.counts.decoded > self._limits.frames:
+                raise DecodeError(f"more than {self._limits.frames} frames")
             if not self._sampling.keeps(self._last_kept, seconds):
                 continue
             self._last_kept = seconds
@@ -107,24 +109,18 @@ class FrameReader:
                 self.counts.stopped = True
                 return
 
-    def _note_frame(self, seconds: float) -> None:
-        self.counts.decoded += 1
-        self.counts.seconds = seconds + self._video.header.frame_seconds
-        if self.counts.decoded > self._limits.frames:
-            raise DecodeError(f"more than {self._limits.frames} frames")
-
-    def _new_block(self, buffer: Buffer, block_frames: int) -> Block:
+    def _new_frames(self, buffer: Buffer, block_frames: int) -> NDArray[np.uint8]:
+        """Room for a block in `buffer`, `[F, H, W, 3]`."""
         height, width = self._video.shape
         frame_bytes = height * width * 3
         if frame_bytes > len(buffer):
             raise DecodeError(f"pictures of {width} x {height}, the limit is {len(buffer) // 3} pixels")
         frames = max(1, min(block_frames, min(BLOCK_BYTES, len(buffer)) // frame_bytes))
-        frames_FHW3 = buffer[: frames * frame_bytes].reshape(frames, height, width, 3)
-        return Block(first_frame=self.counts.kept - 1, frames_FHW3=frames_FHW3, pts_seconds_F=np.empty(0))
+        return buffer[: frames * frame_bytes].reshape(frames, height, width, 3)
 
-
-def _filled(block: Block, times: list[float]) -> Block:
-    return replace(block, frames_FHW3=block.frames_FHW3[: len(times)], pts_seconds_F=np.array(times))
+    def _block(self, frames_FHW3: NDArray[np.uint8], times: list[float]) -> Block:
+        first = self.counts.kept - len(times)
+        return Block(first_frame=first, frames_FHW3=frames_FHW3[: len(times)], pts_seconds_F=np.array(times))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -127,46 +127,37 @@ def _continue(archive: Archive, part: Path) -> None:
         if response.status != 206:  # the server ignores the range and sends everything
             os.truncate(part, 0)
             have = 0
-        elif _first_byte(response) != have:
-            raise ConnectionError(f"asked for bytes from {have:,}, got {response.headers.get('Content-Range')!r}")
+        elif not (answered := response.headers.get("Content-Range", "")).startswith(f"bytes {have}-"):
+            raise ConnectionError(f"asked for bytes from {have:,}, got {answered!r}")
         _copy(response, out, archive.name, have)
 
 
-def _first_byte(response: http.client.HTTPResponse) -> int | None:
-    match = re.match(r"bytes (\d{1,18})-", response.headers.get("Content-Range", ""))
-    return int(match[1]) if match else None
+def content_length(response: http.client.HTTPResponse) -> int | None:
+    """Bytes of the answer's body as its header says; None if that does not say so."""
+    length = response.headers.get("Content-Length", "")
+    return int(length) if re.fullmatch("[0-9]{1,18}", length) else None
 
 
 def _copy(response: http.client.HTTPResponse, out: BinaryIO, name: str, have: int) -> None:
     """Append the answer's body to the `have` bytes that are there."""
-    length = response.headers.get("Content-Length", "")
-    total = have + int(length) if re.fullmatch("[0-9]{1,18}", length) else None
-    if total is not None:
-        _require_room(Path(out.name).parent, total - have)
+    length = content_length(response)
+    total = None if length is None else have + length
+    free = shutil.disk_usage(folder := Path(out.name).parent).free
+    if length is not None and length > free:
+        raise DatasetError(f"{length / 1e9:.1f} GB are to come, {folder} has room for {free / 1e9:.1f} GB; make room")
     with progress(name, (total or have) / 1e6, "MB", initial=have / 1e6) as shown:
         while block := response.read(BLOCK_BYTES):
-            _write(out, block)
+            try:
+                out.write(block)
+                out.flush()
+            except OSError as error:  # must not look like a fault of the network
+                what = f"{out.name} cannot be written: {error.strerror}; mend that, run the command again"
+                raise DatasetError(what) from error
             have += len(block)
             shown.update(have / 1e6)
     os.fsync(out.fileno())
     if total is not None and have < total:
         raise ConnectionError(f"the connection was cut at {have:,} of {total:,} bytes")
-
-
-def _write(out: BinaryIO, block: bytes) -> None:
-    try:
-        out.write(block)
-        out.flush()
-    except OSError as error:  # must not look like a fault of the network
-        raise DatasetError(
-            f"{out.name} cannot be written: {error.strerror}; mend that, run the command again"
-        ) from error
-
-
-def _require_room(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise DatasetError(f"{needed / 1e9:.1f} GB are to come, {folder} has room for {free / 1e9:.1f} GB; make room")
 
 
 def _check(archive: Archive, file: Path, advice: str, *, delete: bool = False) -> None:
