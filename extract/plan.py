@@ -147,11 +147,6 @@ def announce(
     click.echo("; ".join(filter(None, [f"  into {cache.place}", disk])))
 
 
-def bytes_per_frame(settings: ExtractSettings) -> int:
-    """Bytes of one frame of a video in the cache."""
-    return len(settings.views) * sum(CHANNELS[level] for level in settings.levels) * 2 + 8
-
-
 def check_disk(cache: FeatureCache, settings: ExtractSettings, pending: int, videos: Mapping[str, Path]) -> str:
     """What `pending` of `videos` will need and what is free, as text; empty if space is not limited (an object store).
 
@@ -161,7 +156,8 @@ def check_disk(cache: FeatureCache, settings: ExtractSettings, pending: int, vid
     if free_bytes is None:
         return ""
     frames = frames_per_video(cache, videos, settings)
-    needed_bytes = int(pending * (frames or 0) * bytes_per_frame(settings))
+    bytes_per_frame = len(settings.views) * sum(CHANNELS[level] for level in settings.levels) * 2 + 8
+    needed_bytes = int(pending * (frames or 0) * bytes_per_frame)
     text = f"{_size(free_bytes)} of disk free"
     if frames is not None:
         text = f"about {_size(needed_bytes)} of disk needed, {text}"
@@ -179,24 +175,18 @@ def frames_per_video(cache: FeatureCache, videos: Mapping[str, Path], settings: 
     None if neither is known.
     """
     frames: list[float] = [outcome.num_frames for outcome in islice(cache.ledger.outcomes("done"), 1000)]
-    frames = frames or _declared_frames(videos, settings)
+    if not frames:
+        here = [(video_id, path) for video_id, path in videos.items() if path.is_absolute()]
+        # Headers are read in a child process, like all videos.
+        one_frame = DecodeSettings(decoder=settings.decoder, workers=1, limits=settings.limits, max_frames=1)
+        rate = min(1.0, (settings.fps or USUAL_FPS) / USUAL_FPS)
+        with DecodePool(one_frame) as pool:
+            for item in pool.decode(here[:: len(here) // SAMPLED + 1]):
+                if not isinstance(item, VideoEnd):
+                    item.release()
+                elif count := item.outcome.declared_frames:
+                    frames.append(min(count * rate, settings.max_frames or count))
     return sum(frames) / len(frames) if frames else None
-
-
-def _declared_frames(videos: Mapping[str, Path], settings: ExtractSettings) -> list[float]:
-    """Frames to keep of a few videos, by their headers, which are read in a child process like all videos."""
-    here = [(video_id, path) for video_id, path in videos.items() if path.is_absolute()]
-    some = here[:: len(here) // SAMPLED + 1]
-    declared = []
-    one_frame = DecodeSettings(decoder=settings.decoder, workers=1, limits=settings.limits, max_frames=1)
-    with DecodePool(one_frame) as pool:
-        for item in pool.decode(some):
-            if isinstance(item, VideoEnd):
-                declared.append(item.outcome.declared_frames)
-            else:
-                item.release()
-    rate = min(1.0, (settings.fps or USUAL_FPS) / USUAL_FPS)
-    return [min(count * rate, settings.max_frames or count) for count in declared if count]
 
 
 def _size(count: float) -> str:

@@ -49,7 +49,9 @@ def prepare(workspace: Workspace, name: str, given: Mapping[str, JSON], options:
         _check_format(cache, options)
         if options.retry_failed:
             click.echo(f"{cache.requeue(['failed'])} failed videos will be tried once more")
-        if not cache.ledger.counts()["pending"] and _videos_are_missing(name, settings):
+        # The demo makes its own videos.
+        missing = name != "demo" and not Path(settings.data or Path("data") / name).exists()
+        if missing and not cache.ledger.counts()["pending"]:
             click.echo(f"the videos are not at hand, and not needed: all {len(cache.dataset.videos)} are extracted")
             dataset, root = cache.dataset, Path()
         else:
@@ -101,8 +103,3 @@ def _check_format(cache: FeatureCache, options: OneTimeOptions) -> None:
             f"the cache {cache.path} has format {cache.backend}, and {options.backend} was asked for: leave FORMAT= "
             "(--format) out to go on, or make a copy in the other format with `python -m cache convert`"
         )
-
-
-def _videos_are_missing(name: str, settings: RequestedSettings) -> bool:
-    """Whether the folder of the videos is not there; the demo makes its own."""
-    return name != "demo" and not Path(settings.data or Path("data") / name).exists()

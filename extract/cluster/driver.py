@@ -92,7 +92,11 @@ def extract_pending(
             pool = WorkerPool(slots.workers, lambda: actor.remote(common, stored_weights, deaths))
             while claim := claims.wait_for_claim():
                 for task, report in pool.reports(claims.tasks(claim)):
-                    _commit(cache, claims, task, report)
+                    if report.error:
+                        raise MrrnError(report.error)
+                    for number, staged in enumerate(report.staged, 1):
+                        commit = partial(cache.commit_staged, task.claim, staged)
+                        claims.submit(commit, task.claim, last=number == len(report.staged))
                     counts.add(report)
                     _check_health(counts)
                 claims.drain()
@@ -100,14 +104,6 @@ def extract_pending(
             raise MrrnError(f"Ray gave up: {error}. What was committed is safe; the same command goes on") from error
         cache.recover()
     return counts
-
-
-def _commit(cache: FeatureCache, claims: ClaimQueue, task: ExtractTask, report: TaskReport) -> None:
-    if report.error:
-        raise MrrnError(report.error)
-    for number, staged in enumerate(report.staged, 1):
-        commit = partial(cache.commit_staged, task.claim, staged)
-        claims.submit(commit, task.claim, last=number == len(report.staged))
 
 
 def _check_health(counts: ClusterProgress) -> None:

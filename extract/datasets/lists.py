@@ -67,11 +67,10 @@ class SplitLists:
 
     def add(self, path: str, label: int | None, where: str) -> None:
         """A video and its label; repeating the same is fine. Raises DatasetError for unsafe paths and repeated ids."""
-        known = self._listed.get(path) or self._take(path, label, where)
-        if known.label != label:
-            raise DatasetError(f"{where}: video {path!r} has another class than in {known.where}")
-
-    def _take(self, path: str, label: int | None, where: str) -> _ListedVideo:
+        if known := self._listed.get(path):
+            if known.label != label:
+                raise DatasetError(f"{where}: video {path!r} has another class than in {known.where}")
+            return
         if not (self._remote and ADDRESS.fullmatch(path)):
             check_path(path, where)
         if not is_video_name(path):
@@ -83,7 +82,6 @@ class SplitLists:
                 f"{where}: {path!r} has the same id as {other!r} ({self._listed[other].where}); rename one of the files"
             )
         self._listed[path] = _ListedVideo(id_, label, where, {})
-        return self._listed[path]
 
     def put(self, path: str, split: int, half: Half, where: str) -> None:
         """Assign an added video to a half of a split. Raises DatasetError if the split already has it."""

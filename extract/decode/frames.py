@@ -135,35 +135,28 @@ class Verdict:
 
 def judge(counts: DecodeCounts, header: Header, decoder_errors: int, note: str = "") -> Verdict:
     """Status and reason of a video that was decoded to its end, from its header, counts and the decoder's errors."""
+    errors = f"{decoder_errors} decoder error{'s' if decoder_errors != 1 else ''}" if decoder_errors else ""
     if not counts.decoded:
-        return Verdict(status="failed", reason=f"no frames decoded{_errors(decoder_errors)}")
-    doubts = [text for text in (_missing(counts, header), _errors(decoder_errors).lstrip(", "), note) if text]
-    if doubts:
+        return Verdict(status="failed", reason=f"no frames decoded{errors and f', {errors}'}")
+    as_declared = counts.stopped or header.declared_frames in (None, counts.decoded)
+    differs = "" if as_declared else f"decoded {counts.decoded} frames, {header.declared_frames} declared"
+    if doubts := [text for text in (_missing(counts, header, differs), errors, note) if text]:
         return Verdict(status="suspect", reason="; ".join(doubts))
-    return Verdict(status="done", reason="" if _as_declared(counts, header) else _counts_text(counts, header))
+    return Verdict(status="done", reason=differs)
 
 
-def _as_declared(counts: DecodeCounts, header: Header) -> bool:
-    return counts.stopped or header.declared_frames in (None, counts.decoded)
+def _missing(counts: DecodeCounts, header: Header, differs: str) -> str:
+    """What the header declares and decoding did not find, beyond the differences that healthy files show.
 
-
-def _missing(counts: DecodeCounts, header: Header) -> str:
-    """What the header declares and decoding did not find, beyond the differences that healthy files show."""
+    `differs`: a difference between the counts of frames, as text.
+    """
     if counts.stopped:
         return ""
     if header.declared_frames is not None:
         # Healthy HMDB-51 files hold one frame less than declared, or up to three more in four hundred.
         slack = max(1, header.declared_frames // 100)
-        return _counts_text(counts, header) if abs(counts.decoded - header.declared_frames) > slack else ""
+        return differs if abs(counts.decoded - header.declared_frames) > slack else ""
     declared_seconds = header.declared_seconds
     if declared_seconds is not None and declared_seconds - counts.seconds > max(SLACK_SECONDS, declared_seconds / 50):
         return f"decoded {counts.seconds:.1f} s of {declared_seconds:.1f} s declared"
     return ""
-
-
-def _counts_text(counts: DecodeCounts, header: Header) -> str:
-    return f"decoded {counts.decoded} frames, {header.declared_frames} declared"
-
-
-def _errors(count: int) -> str:
-    return f", {count} decoder error{'s' if count != 1 else ''}" if count else ""

@@ -138,13 +138,6 @@ class Worker:
             self._channel.send({"alive": True})
 
 
-def _die_with(parent: int) -> None:
-    """Make the kernel kill this process when its parent's supervising thread ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit()
-
-
 def _limit(name: str, value: int) -> None:
     """Lower a limit of this process, or raise it again as far as the administrator allows."""
     which = getattr(resource, name)
@@ -152,14 +145,13 @@ def _limit(name: str, value: int) -> None:
     resource.setrlimit(which, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
-def _address_space_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-
-
 def main() -> None:
     """Arguments: descriptor of the channel, descriptor of the ring, process id of the supervisor."""
     channel_descriptor, ring_descriptor, parent = (int(text) for text in sys.argv[1:4])
-    _die_with(parent)
+    # The kernel kills this process when its parent's supervising thread ends.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        return
     channel = Channel(socket.socket(fileno=channel_descriptor))
     setup = channel.receive()
     if setup is None:
@@ -172,6 +164,7 @@ def main() -> None:
         return
     _limit("RLIMIT_CORE", 0)
     _limit("RLIMIT_FSIZE", LOG_BYTES)
-    _limit("RLIMIT_AS", _address_space_bytes() + setup["limits"]["memory_bytes"])
+    address_space_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    _limit("RLIMIT_AS", address_space_bytes + setup["limits"]["memory_bytes"])
     channel.send({"ready": True})
     Worker(channel, ring, setup, decoder).serve()

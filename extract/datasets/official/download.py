@@ -91,7 +91,11 @@ def _fill(archive: Archive, part: Path, file: Path, retries: DownloadRetries) ->
             came = part.stat().st_size - before
             failures = 0 if came > 0 else failures + 1
             if failures >= retries.attempts or is_final(error):
-                raise DatasetError(_advice(archive, part, file, error)) from error
+                raise DatasetError(
+                    f"{archive.url} cannot be fetched: {error}. {part.stat().st_size:,} bytes are here; run the "
+                    f"command again to go on, or get {archive.name} any other way and put it at {file} (its SHA-256 is "
+                    f"{archive.sha256})"
+                ) from error
         time.sleep(pause if failures else 0)
         pause = pause * 2 if failures else retries.pause_seconds
 
@@ -101,13 +105,6 @@ def is_final(error: Exception) -> bool:
     if isinstance(error, HTTPError):
         return 400 <= error.code < 500 and error.code not in (408, 429)
     return isinstance(error, URLError) and isinstance(error.reason, ssl.SSLCertVerificationError)
-
-
-def _advice(archive: Archive, part: Path, file: Path, error: Exception) -> str:
-    return (
-        f"{archive.url} cannot be fetched: {error}. {part.stat().st_size:,} bytes are here; run the command again to "
-        f"go on, or get {archive.name} any other way and put it at {file} (its SHA-256 is {archive.sha256})"
-    )
 
 
 def _continue(archive: Archive, part: Path) -> None:
