@@ -303,6 +303,7 @@ def adopt(
         staged = _staged(path, notes.outcomes, written, index, notes.environment, {})
         shard = _shard_row(storage, connection, staged)
         assert shard is not None
+        storage.ledger.add_gone(connection, notes.outcomes)
         storage.ledger.record(connection, None, notes.outcomes, shard)
         return notes.outcomes, shard
     except (CacheError, OSError, ValueError, KeyError, TypeError):

@@ -1,7 +1,7 @@
 """What an extraction has to do: its dataset against the cache's, the cache it adds to, how much disk it needs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -28,7 +28,7 @@ USUAL_FPS = 25.0
 """Assumed frame rate of videos that are thinned to fewer frames a second."""
 
 LISTED = 5
-"""Names shown of new and of vanished videos."""
+"""Names shown of new, vanished and changed videos."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,35 +69,38 @@ def find_dataset(
 
 
 def update_dataset(cache: FeatureCache, found: Dataset) -> None:
-    """Bring the cache's dataset up to date; says which videos are new and which are gone.
+    """Make the dataset as found now the cache's; says which videos are new, gone, or have another label or half.
 
     DatasetError if the two have no video in common.
     """
     cached = cache.dataset
-    known, present = {video.id for video in cached.videos}, {video.id for video in found.videos}
-    if known and not known & present:
+    before, now = ({video.id: video for video in each.videos} for each in (cached, found))
+    if before and before.keys().isdisjoint(now):
         raise DatasetError(
-            f"none of the {len(known)} videos in the cache of {cached.name!r} is among the {len(present)} found now; "
+            f"none of the {len(before)} videos in the cache of {cached.name!r} is among the {len(now)} found now; "
             "check DATA= (--data), or give another name with DATASET= (--dataset)"
         )
-    if (updated := merged(cached, found)) != cached:
-        cache.replace_dataset(updated)
-    if new := sorted(present - known):
-        click.echo(f"new since the cache was made: {len(new)} of the videos, {some(new, LISTED)}")
-    if gone := sorted(known - present):
-        click.echo(f"{len(gone)} videos are no longer there (their features stay): {some(gone, LISTED)}")
+    if found != cached:
+        cache.replace_dataset(found)
+    both = sorted(before.keys() & now)
+    changes = {
+        "new since the cache was made: {} of the videos, {}": sorted(now.keys() - before),
+        "{} videos are no longer in the data set (their features stay in the shards): {}": sorted(before.keys() - now),
+        "{} videos have another label than before: {}": [
+            each for each in both if class_of(cached, before[each]) != class_of(found, now[each])
+        ],
+        "{} videos are in another half of a split than before: {}": [
+            each for each in both if before[each].splits != now[each].splits
+        ],
+    }
+    for text, ids in changes.items():
+        if ids:
+            click.echo(text.format(f"{len(ids):,}", some(ids, LISTED)))
 
 
-def merged(cached: Dataset, found: Dataset) -> Dataset:
-    """The dataset as found, plus the vanished videos whose class is still there: their features can be trained on."""
-    present = {video.id for video in found.videos}
-    labels = {name: label for label, name in enumerate(found.classes)}
-    kept: list[Video] = []
-    for video in cached.videos:
-        name = None if video.label is None else cached.classes[video.label]
-        if video.id not in present and (name is None or name in labels):
-            kept.append(replace(video, label=None if name is None else labels[name]))
-    return replace(found, videos=tuple(sorted((*found.videos, *kept), key=lambda video: video.id)))
+def class_of(dataset: Dataset, video: Video) -> str | None:
+    """Name of a video's class; None if it is not known."""
+    return None if video.label is None else dataset.classes[video.label]
 
 
 def open_cache(extraction: Extraction, settings: ExtractSettings, made_with: Fingerprint) -> FeatureCache:
