@@ -1,5 +1,6 @@
 """Split lists: text files that assign each video to a half of a split. Every error names file and line."""
 
+import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ def read_text(path: Path, advice: str) -> str:
         raise DatasetError(f"looked for the file {path}, which is not there; {advice}") from None
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror}; {advice}") from error
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or bytes(4) in (content[0:8:2], content[1:8:2]):
+        raise DatasetError(f"{path} is UTF-16: save it as UTF-8 (in a spreadsheet's menu: CSV UTF-8)")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
