@@ -1,5 +1,6 @@
 """What an extraction has to do: its dataset against the cache's, the cache it adds to, how much disk it needs."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -8,7 +9,7 @@ from pathlib import Path
 import click
 
 from cache.common.errors import CacheError, DatasetError
-from cache.common.text import some
+from cache.common.text import some, visible
 from cache.common.workspace import Workspace
 from cache.dataset import ADDRESS, Dataset, Video
 from cache.fingerprint import CHANNELS, Fingerprint
@@ -26,6 +27,9 @@ SAMPLED = 16
 
 USUAL_FPS = 25.0
 """Assumed frame rate of videos that are thinned to fewer frames a second."""
+
+LISTED_CLASSES = 20
+"""Classes shown with their numbers of videos before an extraction."""
 
 LISTED = 5
 """Names shown of new, vanished and changed videos."""
@@ -64,8 +68,17 @@ def find_dataset(
 
     `allow_remote` is never remembered: a cache that somebody else made must not open connections by itself.
     """
-    data = settings.data and Path(settings.data)
-    return load_dataset(name, data or None, subset=settings.subset, work=workspace.root, remote=allow_remote)
+    data = Path(settings.data) if settings.data else None
+    found, root = load_dataset(
+        name, data, subset=settings.subset, work=workspace.root, remote=allow_remote, say=click.echo
+    )
+    if len(counts := count_classes(found)) == 1:
+        raise DatasetError(
+            f"{root}: all {counts.total():,} labelled videos are of one class, {visible(next(iter(counts)))!r}, so "
+            "there is nothing to tell apart: expected are <class>/<video> of two classes or more, or a CSV file with "
+            "their labels"
+        )
+    return found, root
 
 
 def update_dataset(cache: FeatureCache, found: Dataset) -> None:
@@ -96,6 +109,11 @@ def update_dataset(cache: FeatureCache, found: Dataset) -> None:
     for text, ids in changes.items():
         if ids:
             click.echo(text.format(f"{len(ids):,}", some(ids, LISTED)))
+
+
+def count_classes(dataset: Dataset) -> Counter[str]:
+    """Number of videos of each class that has some."""
+    return Counter(dataset.classes[video.label] for video in dataset.videos if video.label is not None)
 
 
 def class_of(dataset: Dataset, video: Video) -> str | None:
@@ -140,6 +158,8 @@ def announce(
     limits = [f"at most {settings.max_frames} frames"] if settings.max_frames else []
     limits += [f"at most {settings.fps:g} frames a second"] if settings.fps else []
     click.echo(f"{dataset.name}: {pending} of {len(dataset.videos)} videos{subset} to extract, from {extraction.root}")
+    listed = [f"{name} {count:,}" for name, count in sorted(count_classes(dataset).items())]
+    click.echo(f"  {len(listed)} classes: {some(listed, LISTED_CLASSES)}")
     click.echo(f"  {settings.backbone} with {weights.text} ({which}), levels {', '.join(settings.levels)}")
     click.echo(f"  views {', '.join([*settings.views, *limits])}")
     click.echo(

@@ -20,6 +20,7 @@ from cache.common.errors import DatasetError
 from cache.common.files import write_bytes_durably
 from cache.dataset import Dataset
 from extract.datasets import folder
+from extract.datasets.paths import find_videos
 
 HEIGHT, WIDTH = 96, 128
 GROUPS, CLIPS = 6, 2
@@ -167,8 +168,8 @@ def load(name: str, data: Path | None, work: Path) -> tuple[Dataset, Path]:
     if data is not None and data.resolve() != home.resolve():
         raise DatasetError(f"the demo makes its own videos in {home}, not in {data}; leave DATA= (--data) out")
     make(home)
-    dataset, root = folder.load(name, home)
-    return replace(dataset, source="demo"), root
+    root = home.resolve()
+    return replace(folder.arrange(name, find_videos(root), str(root)), source="demo"), root
 
 
 def make(home: Path, videos: Sequence[DemoVideo] = VIDEOS) -> int:

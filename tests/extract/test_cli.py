@@ -181,11 +181,50 @@ def test_a_relabelled_video_has_its_new_label_and_half_only(tmp_path):
         assert ids == list(cache.video_ids) == ["class0/v_g02_c01", *(f"class1/v_g0{n}_c01" for n in (0, 1, 3))]
 
 
+def test_classes_and_what_is_passed_over_are_told_before_anything_is_decoded(tmp_path):
+    videos = make_videos(tmp_path / "videos")
+    (videos / "class2").mkdir()
+    (videos / "class2" / "film.rmvb").write_bytes(b"x")
+    (videos / "class1" / "@eaDir").mkdir()
+    (videos / "class1" / "v_g01_c01.avi").rename(videos / "class1" / "v_g01_c01.AVI")
+    result = extract(tmp_path, "--data", str(videos))
+    assert result.exit_code == 0, result.output
+    for line in (
+        "files passed over, by suffix: 1 .rmvb\n",
+        "folders not looked into: class1/@eaDir\n",
+        "folders without a video, which give no class: class2\n",
+        "  2 classes: class0 2, class1 2\n",
+    ):
+        assert line in result.output
+
+
+@pytest.mark.parametrize("halves", [("train", "test"), ("Training", "val", "unsorted"), ("test_set", "train_set")])
+def test_halves_of_a_split_are_not_classes(tmp_path, halves):
+    for half in halves:
+        make_videos(tmp_path / "videos" / half, count=2)
+    result = extract(tmp_path, "--data", str(tmp_path / "videos"))
+    assert result.exit_code == 1
+    assert "are halves of a split and not classes" in result.output
+    assert re.search(r"\n  video,label,split1\n  \S+/class0/v_g00_c01\.avi,class0,(train|test)", result.output)
+    assert not (tmp_path / "work" / "cache").exists()
+
+
+def test_one_class_is_an_error(tmp_path):
+    videos = make_videos(tmp_path / "videos")
+    shutil.rmtree(videos / "class1")
+    result = extract(tmp_path, "--data", str(videos))
+    assert result.exit_code == 1
+    assert "all 2 labelled videos are of one class, 'class0'" in result.output
+    (tmp_path / "list.csv").write_text("video,label,split1\nvideos/class0/v_g00_c01.avi,a,train\n")
+    assert extract(tmp_path, "--data", str(tmp_path / "list.csv")).exit_code == 1
+
+
 def test_another_folder_under_the_same_name_is_refused(copy):
-    encode((copy / "other" / "x").mkdir(parents=True) or copy / "other" / "x" / "a.avi")
+    for name in ("x", "y"):
+        encode((copy / "other" / name).mkdir(parents=True) or copy / "other" / name / "a.avi")
     result = extract(copy, "--data", str(copy / "other"), quick=False)
     assert result.exit_code == 1
-    assert "none of the 4 videos in the cache of 'toy' is among the 1 found now" in result.output
+    assert "none of the 4 videos in the cache of 'toy' is among the 2 found now" in result.output
 
 
 @pytest.fixture(scope="module")
