@@ -115,7 +115,7 @@ def _finished(videos: dict[str, VideoRows], settings: ExtractSettings) -> list[V
     ended = [
         video_id
         for video_id, video in videos.items()
-        if video.outcome and (video.complete or video.outcome.status == "failed")
+        if video.outcome and (video.fetched == video.packed or video.outcome.status == "failed")
     ]
     return [_result(videos.pop(video_id), settings) for video_id in ended]
 

@@ -55,23 +55,13 @@ class DecodeRate:
     suspect: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class EndToEnd:
-    """A whole extraction with one decoder."""
-
-    rate: float
-    """Frames a second."""
-    shares: dict[str, float]
-    """Of the main thread's time, by `extract.meter.STAGES`."""
-
-
 def measured(settings: ExtractSettings, paths: Sequence[Path], seconds: float) -> Iterator[str]:
     """Measures each decoder on videos of `paths`, `seconds` for each measurement; yields lines as they are known."""
     videos = sample_videos(paths)
     engine = open_engine(settings, load_weights(settings.weights, settings.backbone))
     yield f"{len(videos)} videos, {settings.jobs} decoded at once, network on {settings.device} in {settings.precision}"
     yield f"{'decoder':<28}{'frames/s':>10}{'per core':>10}{'failed':>8}{'suspect':>9}{'end to end':>12}"
-    rates: list[tuple[DecodeRate, EndToEnd]] = []
+    rates: list[tuple[DecodeRate, float, dict[str, float]]] = []
     for name in DECODER_NAMES:
         chosen = replace(settings, decoder=name)
         try:
@@ -79,29 +69,29 @@ def measured(settings: ExtractSettings, paths: Sequence[Path], seconds: float) -
         except MissingDecoderError as error:
             yield f"{name:<28}{error}"
             continue
-        whole = measure_end_to_end(chosen, engine, videos, seconds)
-        rates.append((alone, whole))
+        whole, shares = measure_end_to_end(chosen, engine, videos, seconds)
+        rates.append((alone, whole, shares))
         yield (
             f"{f'{name} ({alone.version})':<28}{alone.rate:>10,.0f}{alone.rate_per_core:>10,.0f}"
-            f"{alone.failed:>8}{alone.suspect:>9}{whole.rate:>12,.1f}"
+            f"{alone.failed:>8}{alone.suspect:>9}{whole:>12,.1f}"
         )
     yield _verdict(rates, measure_network(settings, engine, videos, seconds))
 
 
-def _verdict(rates: Sequence[tuple[DecodeRate, EndToEnd]], network_rate: float) -> str:
+def _verdict(rates: Sequence[tuple[DecodeRate, float, dict[str, float]]], network_rate: float) -> str:
     """Which decoder to take, where the time goes, and what decoding and the network could do alone."""
-    fastest, _ = max(rates, key=lambda pair: pair[0].rate)
-    chosen, whole = max(rates, key=lambda pair: pair[1].rate)
-    slowest = min(whole.rate for _, whole in rates)
-    shares = ", ".join(f"{_STAGE_TEXTS[stage]} {100 * share:.0f} %" for stage, share in whole.shares.items())
+    fastest = max((alone for alone, _, _ in rates), key=lambda alone: alone.rate)
+    chosen, whole, shares = max(rates, key=lambda row: row[1])
+    slowest = min(rate for _, rate, _ in rates)
+    waits = ", ".join(f"{_STAGE_TEXTS[stage]} {100 * share:.0f} %" for stage, share in shares.items())
     choice = (
         f"end to end they differ by less than {100 * _SAME:.0f} %: decoding is not what limits the extraction"
-        if slowest > (1 - _SAME) * whole.rate
-        else f"fastest end to end: {chosen.decoder}, {whole.rate / slowest:.2f} times the slowest"
+        if slowest > (1 - _SAME) * whole
+        else f"fastest end to end: {chosen.decoder}, {whole / slowest:.2f} times the slowest"
     )
     return (
         f"fastest decoder: {fastest.decoder}; {choice}\n"
-        f"time of the extraction with {chosen.decoder}: waiting for {shares}\n"
+        f"time of the extraction with {chosen.decoder}: waiting for {waits}\n"
         f"each alone, frames/s: decoding {chosen.rate:,.0f}, the network {network_rate:,.0f}"
     )
 
@@ -159,8 +149,11 @@ def measure_decoder(settings: ExtractSettings, videos: Sequence[tuple[str, Path]
 
 def measure_end_to_end(
     settings: ExtractSettings, engine: Engine, videos: Sequence[tuple[str, Path]], seconds: float
-) -> EndToEnd:
-    """Extract `videos` again and again for `seconds`; the features are dropped."""
+) -> tuple[float, dict[str, float]]:
+    """Extract `videos` again and again for `seconds`; the features are dropped.
+
+    Returns frames a second, and the shares of the main thread's time by `extract.meter.STAGES`.
+    """
     meter = Meter()
     numbered = ((f"{number} {video_id}", path) for number, (video_id, path) in enumerate(cycle(videos)))
     with DecodePool(decode_settings(settings)) as pool, closing(pool.decode(numbered)) as stream:
@@ -170,7 +163,7 @@ def measure_end_to_end(
             pass
         elapsed = time.monotonic() - started
     total = sum(meter.seconds.values())
-    return EndToEnd(rate=meter.frames / elapsed, shares={stage: meter.seconds[stage] / total for stage in STAGES})
+    return meter.frames / elapsed, {stage: meter.seconds[stage] / total for stage in STAGES}
 
 
 def measure_network(

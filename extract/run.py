@@ -29,6 +29,10 @@ def run(workspace: Workspace, dataset: str | None, given: Mapping[str, JSON], op
     name = choose_dataset(workspace, dataset)
     extraction = prepare(workspace, name, given, options)
     if extraction is not None:
+        if options.engine == "ray":
+            from extract.cluster.driver import extract
+        else:
+            from extract.local import extract
         extract(extraction)
     with FeatureCache.open(workspace.cache(name)) as cache:
         click.echo(summary(cache))
@@ -62,18 +66,6 @@ def prepare(workspace: Workspace, name: str, given: Mapping[str, JSON], options:
             click.echo(f"nothing to do: every video of {name} has its entry in {path}")
             return None
     return Extraction(workspace=workspace, dataset=dataset, root=root, settings=settings, options=options)
-
-
-def extract(extraction: Extraction) -> None:
-    """Extract until no video is left, with the engine that was chosen."""
-    if extraction.options.engine == "ray":
-        from extract.cluster import driver
-
-        driver.extract(extraction)
-    else:
-        from extract import local
-
-        local.extract(extraction)
 
 
 def summary(cache: FeatureCache) -> str:

@@ -6,7 +6,7 @@ No cache, no ledger, no global state: every engine calls this, on any machine, a
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -66,8 +66,6 @@ def shard_data(videos: Sequence[VideoFeatures]) -> ShardData | None:
     )
 
 
-VANISHED: Final = "the file is no longer where the data set is"
-
 Extract: TypeAlias = Callable[[Iterable[tuple[str, Path]]], Iterator[VideoFeatures]]
 """Videos (id, path) in, each of them out once, in any order; takes more of its input when it has room."""
 
@@ -107,7 +105,8 @@ def shards_of(
             for video, path in zip(task.claim.videos, task.paths, strict=True):
                 cutters[video.id] = cutter
                 if path is None:
-                    vanished.append(failed(Outcome(video_id=video.id, status="failed"), VANISHED))
+                    reason = "the file is no longer where the data set is"
+                    vanished.append(failed(Outcome(video_id=video.id, status="failed"), reason))
                 else:
                     yield video.id, path
 

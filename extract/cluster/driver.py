@@ -205,7 +205,13 @@ class WorkerPool:
             ray.kill(worker.actor)
         tasks = list(worker.tasks.values())
         if tasks:
-            self._count_death(tasks[0])
+            token, videos = tasks[0].claim.token, tasks[0].claim.videos
+            self._deaths[token] += 1
+            if self._deaths[token] > DEATHS * (len(videos) + 1):
+                raise MrrnError(
+                    f"{self._deaths[token]} workers died with the same {len(videos)} videos, the first one "
+                    f"{videos[0].id!r}: look at Ray's dashboard for what they die of, such as too little memory"
+                )
         elif not worker.started:
             self._failed_starts += 1
             if self._failed_starts > max(FAILED_STARTS, 2 * self._size):
@@ -213,12 +219,3 @@ class WorkerPool:
         self._waiting.extendleft(reversed(tasks))
         self._workers.remove(worker)
         self._start()
-
-    def _count_death(self, task: ExtractTask) -> None:
-        token, videos = task.claim.token, len(task.claim.videos)
-        self._deaths[token] += 1
-        if self._deaths[token] > DEATHS * (videos + 1):
-            raise MrrnError(
-                f"{self._deaths[token]} workers died with the same {videos} videos, the first one "
-                f"{task.claim.videos[0].id!r}: look at Ray's dashboard for what they die of, such as too little memory"
-            )

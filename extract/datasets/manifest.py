@@ -52,7 +52,8 @@ def read_manifest(name: str, file: Path, *, remote: bool = False) -> Dataset:
         if not ADDRESS.fullmatch(row["video"]):
             check_link(root, row["video"], where)
         for split in splits:
-            half = _parse_half(row[f"split{split}"], where)
+            if (half := _HALVES.get(row[f"split{split}"])) is None:
+                raise DatasetError(f"{where}: {row[f'split{split}']!r} is not train, test or none")
             if half != "none" and not row["label"]:
                 raise DatasetError(f"{where}: a video without a label cannot be in the {half} half; write none")
             lists.put(row["video"], split, half, where)
@@ -107,9 +108,3 @@ def _numbered(file: Path) -> Iterator[tuple[str, list[str]]]:
                 yield f"{file}, line {reader.line_num}", values
     except csv.Error as error:
         raise DatasetError(f"{file}, line {reader.line_num}: not CSV: {error}") from error
-
-
-def _parse_half(value: str, where: str) -> Half:
-    if value not in _HALVES:
-        raise DatasetError(f"{where}: {value!r} is not train, test or none")
-    return _HALVES[value]

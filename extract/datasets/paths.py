@@ -11,7 +11,7 @@ from cache.common.text import some
 from cache.dataset import check_relative_path
 
 _SUFFIXES = {
-    "mov": "3g2 3gp 3gpp f4v insv lrv m4v mj2 mov mp4 mp4v qt",
+    "mov": "3g2 3gp 3gpp f4v insv m4v mj2 mov mp4 mp4v qt",
     "avi": "avi divx",
     "matroska": "mk3d mkv webm",
     "mpegts": "m2t m2ts mts tod tp trp ts",

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from cache.common.errors import DecodeError
 from extract.decode.backends import MissingDecoderError, load_decoder
 from extract.decode.backends.protocol import OpenDecoder
-from extract.decode.frames import Block, FrameReader, Verdict, judge, opened
+from extract.decode.frames import FrameReader, Verdict, judge, opened
 from extract.decode.timeline import Sampling
 from extract.decode.types import MEBIBYTE, Limits
 from extract.decode.wire import Channel, Message, Ring
@@ -105,19 +105,15 @@ class Worker:
             end["declared"] = video.header.declared_frames
             reader = FrameReader(video, self._sampling, self._limits)
             for block in reader.blocks(self._next_slot, self._report_alive):
-                self._send(block)
+                shape, pts_seconds = block.frames_FHW3.shape[:3], block.pts_seconds_F.tolist()
+                self._channel.send({"slot": self._slot, "first": block.first_frame, "shape": shape, "pts": pts_seconds})
+                self._last_sent = time.monotonic()
                 end["errors"] += self._log.count_new()
             errors, note, header = video.errors, video.note, video.header
         # Closing drains the decoder's threads: only now have all errors been written.
         end["errors"] = max(errors, end["errors"] + self._log.count_new())
         end["frames"] = reader.counts.kept
         return judge(reader.counts, header, end["errors"], note)
-
-    def _send(self, block: Block) -> None:
-        pts_seconds = block.pts_seconds_F.tolist()
-        shape = block.frames_FHW3.shape[:3]
-        self._channel.send({"slot": self._slot, "first": block.first_frame, "shape": shape, "pts": pts_seconds})
-        self._last_sent = time.monotonic()
 
     def _next_slot(self) -> NDArray[np.uint8]:
         """An empty slot; waits while the ring is full."""

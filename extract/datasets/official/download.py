@@ -8,8 +8,6 @@ import re
 import shutil
 import ssl
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -58,7 +56,11 @@ def fetch(archive: Archive, folder: Path, retries: DownloadRetries = DownloadRet
     file = folder / archive.name
     if not file.exists():
         part = folder / f"{archive.name}.part"
-        with _locked(part):
+        with part.open("ab") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise DatasetError(f"another process is fetching {part}; wait for it, or stop it") from None
             _fill(archive, part, file, retries)
             _check(archive, part, "what came is deleted; run the command again", delete=True)
             part.rename(file)
@@ -66,17 +68,6 @@ def fetch(archive: Archive, folder: Path, retries: DownloadRetries = DownloadRet
     else:
         _check(archive, file, "delete it, or put the published archive there, and run the command again")
     return file
-
-
-@contextmanager
-def _locked(part: Path) -> Iterator[None]:
-    """Locks the partial file against other processes that download the same archive."""
-    with part.open("ab") as held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DatasetError(f"another process is fetching {part}; wait for it, or stop it") from None
-        yield
 
 
 def _fill(archive: Archive, part: Path, file: Path, retries: DownloadRetries) -> None:
