@@ -251,9 +251,13 @@ class Ledger(Database):
             )
 
     def replay(self, connection: sqlite3.Connection, outcomes: Sequence[Outcome], shard: ShardRow | None) -> None:
-        """Write a commit that a log has recorded, whatever the rows and claims here say."""
-        self.add_gone(connection, outcomes)
-        self._write(connection, outcomes, shard, "", ())
+        """Write a commit that a log has recorded, whatever the rows and claims here say.
+
+        Raises `DamageError` if it has videos that the ledger does not have.
+        """
+        refused = self._write(connection, outcomes, shard, "", ())
+        if refused is not None:
+            raise DamageError(f"{self.path}: video {refused!r} was committed, but the dataset does not have it")
         connection.execute("DELETE FROM claims WHERE token NOT IN (SELECT claim FROM videos WHERE claim IS NOT NULL)")
 
     def add_gone(self, connection: sqlite3.Connection, outcomes: Sequence[Outcome]) -> None:
