@@ -252,6 +252,7 @@ def adopt(storage: Storage, connection: sqlite3.Connection, path: Path, digest: 
         if not (same_bytes and same_videos and same_features):
             return None
         shard = _numbered(storage, connection, _row(storage, written, index, notes.environment))
+        storage.ledger.add_gone(connection, notes.outcomes)
         storage.ledger.record(connection, None, notes.outcomes, shard)
         return StagedShard(name=path.name, outcomes=notes.outcomes, shard=shard)
     except (CacheError, OSError, ValueError, KeyError, TypeError) as error:

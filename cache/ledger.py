@@ -180,7 +180,7 @@ class Ledger(Database):
             self.free_lapsed(connection, now)
             rows = connection.execute(
                 "SELECT number, id, path FROM videos INDEXED BY videos_free"
-                " WHERE status = 'pending' AND claim IS NULL ORDER BY number LIMIT ?",
+                " WHERE status = 'pending' AND claim IS NULL AND path != '' ORDER BY number LIMIT ?",
                 (limit,),
             ).fetchall()
             if not rows:
@@ -228,7 +228,15 @@ class Ledger(Database):
     # -- changes ------------------------------------------------------------------------------------------------------
 
     def add(self, connection: sqlite3.Connection, videos: Iterable[tuple[str, str]]) -> None:
-        """Append the `(id, path)` that are not known yet, pending; update the path of those that are."""
+        """Make `(id, path)` the videos of the dataset: append those not known yet, pending; update the others' path.
+
+        Rows of videos that are no longer among them stay, with an empty path, and no query below returns them: if such
+        a video comes back, so do its features.
+        """
+        videos = list(videos)
+        present = {video_id for video_id, _ in videos}
+        gone = [row for row in connection.execute("SELECT id FROM videos WHERE path != ''") if row[0] not in present]
+        connection.executemany("UPDATE videos SET path = '' WHERE id = ?", gone)
         connection.executemany(
             "INSERT INTO videos (id, path) VALUES (?, ?)"
             " ON CONFLICT (id) DO UPDATE SET path = excluded.path WHERE path != excluded.path",
@@ -262,6 +270,11 @@ class Ledger(Database):
             raise DamageError(f"{self.path}: video {refused!r} was committed, but the dataset does not have it")
         connection.execute("DELETE FROM claims WHERE token NOT IN (SELECT claim FROM videos WHERE claim IS NOT NULL)")
 
+    def add_gone(self, connection: sqlite3.Connection, outcomes: Sequence[Outcome]) -> None:
+        """Append those videos of a shard that the dataset does not have now, so that the others can be recorded."""
+        ids = [(outcome.video_id,) for outcome in outcomes]
+        connection.executemany("INSERT INTO videos (id, path) VALUES (?, '') ON CONFLICT (id) DO NOTHING", ids)
+
     @staticmethod
     def _write(
         connection: sqlite3.Connection,
@@ -294,7 +307,9 @@ class Ledger(Database):
     def requeue(self, connection: sqlite3.Connection, statuses: Sequence[Status]) -> int:
         """Make all videos of these statuses pending again and forget their features. Returns how many there were."""
         marks = ", ".join("?" * len(statuses))
-        return connection.execute(f"UPDATE videos SET {_ANEW} WHERE status IN ({marks})", tuple(statuses)).rowcount
+        return connection.execute(
+            f"UPDATE videos SET {_ANEW} WHERE status IN ({marks}) AND path != ''", tuple(statuses)
+        ).rowcount
 
     def forget_shard(self, connection: sqlite3.Connection, number: int) -> int:
         """Remove a shard's row and make its videos pending again. Returns how many there were."""
@@ -317,8 +332,9 @@ class Ledger(Database):
 
     def counts(self) -> dict[Status, int]:
         """Number of videos of each status."""
+        by_status = "SELECT status, count(*) FROM videos WHERE path != '' GROUP BY status"
         with self.reading() as connection:
-            found = dict(connection.execute("SELECT status, count(*) FROM videos GROUP BY status").fetchall())
+            found = dict(connection.execute(by_status).fetchall())
         return {status: found.get(status, 0) for status in STATUSES}
 
     def outcomes(self, status: Status | None = None) -> Iterator[Outcome]:
@@ -330,7 +346,7 @@ class Ledger(Database):
             # Page by page, so that neither memory nor the time for which a lock is held grows with the ledger.
             with self.reading() as connection:
                 rows = connection.execute(
-                    f"SELECT {columns} FROM videos WHERE id > ? {chosen} ORDER BY id LIMIT 10000",
+                    f"SELECT {columns} FROM videos WHERE id > ? AND path != '' {chosen} ORDER BY id LIMIT 10000",
                     (last,) if status is None else (last, status),
                 ).fetchall()
             if not rows:
@@ -343,14 +359,14 @@ class Ledger(Database):
         """Frames of all videos with features; frames in shards whose videos were requeued do not count."""
         with self.reading() as connection:
             return connection.execute(
-                "SELECT coalesce(sum(num_frames), 0) FROM videos WHERE shard IS NOT NULL"
+                "SELECT coalesce(sum(num_frames), 0) FROM videos WHERE shard IS NOT NULL AND path != ''"
             ).fetchone()[0]
 
     def places(self) -> list[Place]:
         """Where the features of each video are, in id order."""
         with self.reading() as connection:
             rows = connection.execute(
-                "SELECT id, shard, position, num_frames FROM videos WHERE shard IS NOT NULL ORDER BY id"
+                "SELECT id, shard, position, num_frames FROM videos WHERE shard IS NOT NULL AND path != '' ORDER BY id"
             ).fetchall()
         try:
             return msgspec.convert(rows, list[Place])

@@ -236,14 +236,15 @@ class FeatureCache:
         return recover(self.storage)
 
     def replace_dataset(self, dataset: Dataset) -> int:
-        """Make `dataset` the one whose features these are. Returns how many of its videos are new, and now pending.
+        """Make `dataset` the one whose features these are. Returns how many of its videos are new.
 
-        What was extracted stays, also of videos that `dataset` does not have.
+        Features of videos that it does not have stay in their shards and nowhere else, until such a video comes back.
         """
-        before = sum(self.ledger.counts().values())
+        before = {video.id for video in self.dataset.videos}
         self.storage.replace_dataset(dataset)
-        self.__dict__.pop("dataset", None)
-        return sum(self.ledger.counts().values()) - before
+        for stale in ("dataset", "_places"):
+            self.__dict__.pop(stale, None)
+        return len({video.id for video in dataset.videos} - before)
 
     def requeue(self, statuses: Sequence[Status]) -> int:
         """Make all videos of these statuses pending again and forget their features. Returns how many there were."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import Field, fields
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,8 @@ from extract.settings import OneTimeOptions, RequestedSettings
 def _options_of(settings: type) -> Callable[[Any], Any]:
     """A decorator: an option for each field of a dataclass of settings. What is not given is None, or False."""
 
-    def add_options(command: Any) -> Any:
-        for each in reversed(fields(settings)):
-            if each.metadata["option"]:
-                command = _option(each)(command)
-        return command
-
-    return add_options
+    options = [_option(each) for each in reversed(fields(settings)) if each.metadata["option"]]
+    return lambda command: reduce(lambda inner, option: option(inner), options, command)
 
 
 def _option(setting: Field[Any]) -> Callable[[Any], Any]:

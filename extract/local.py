@@ -101,7 +101,8 @@ def _extract_in_processes(
         processes = [
             stack.enter_context(subprocess.Popen(command, env=environment, stdin=subprocess.PIPE)) for _ in devices
         ]
-        stack.callback(_terminate, processes)
+        for process in processes:
+            stack.callback(process.terminate)
         for process, device in zip(processes, devices, strict=True):
             assert process.stdin is not None
             with suppress(BrokenPipeError), process.stdin as pipe:
@@ -123,12 +124,6 @@ def _watch(cache: FeatureCache, processes: Sequence["subprocess.Popen[bytes]"]) 
             counts = cache.ledger.counts()
             failed = counts["failed"] - failed_before
             bar.update(pending - counts["pending"], f"{failed} failed" if failed else "")
-
-
-def _terminate(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
-    for process in processes:
-        if process.poll() is None:
-            process.terminate()
 
 
 @click.group(cls=StageGroup, invoke_without_command=True)

@@ -24,7 +24,7 @@ from extract.meter import Meter
 from extract.network.backbones import split_levels
 from extract.network.engine import Engine, open_engine
 from extract.network.packer import Packer, VideoRows
-from extract.network.preprocess import MAX_RESIZED_PIXELS, Crop, crop_of, resized_size
+from extract.network.preprocess import MAX_RESIZED_PIXELS, crop_of, resized_size
 from extract.network.weights import load_weights
 from extract.settings import ExtractSettings
 
@@ -74,87 +74,68 @@ def features_of_frames(
     stream: Iterable[FrameBlock | VideoEnd], settings: ExtractSettings, engine: Engine, meter: Meter
 ) -> Iterator[VideoFeatures]:
     """The part after decoding: yields each video when its features are complete."""
-    assembly = _Assembly(settings, engine, meter)
+    packer, videos = Packer(engine), dict[str, VideoRows]()
     for item in meter.waiting("decode", stream):
         if isinstance(item, VideoEnd):
-            assembly.end(item.outcome)
+            videos.setdefault(item.outcome.video_id, VideoRows()).outcome = item.outcome
         else:
-            assembly.take(item)
-        for video in assembly.finished():
+            _pack(item, videos.setdefault(item.video_id, VideoRows()), settings, engine, packer, meter)
+        for video in _finished(videos, settings):
             with meter.during("write"):
                 yield video
-    assembly.flush()
-    yield from assembly.finished()
+    with meter.during("forward"):
+        packer.flush()
+    meter.batches = packer.batches
+    yield from _finished(videos, settings)
 
 
-class _Assembly:
-    """The videos under way, and the packer that their rows go through."""
+def _pack(
+    block: FrameBlock, video: VideoRows, settings: ExtractSettings, engine: Engine, packer: Packer, meter: Meter
+) -> None:
+    """Resize, crop and pack a block; its memory goes back to the decoders as early as possible."""
+    frames, height, width, _ = block.frames_FHW3.shape
+    if np.prod(resized_size(height, width)) > MAX_RESIZED_PIXELS:
+        video.refused = f"frames of {width} x {height} are too narrow to be scaled to a shorter side of 256"
+    if video.refused:
+        block.release()
+        return
+    with meter.during("transfer"):
+        crops = [crop_of(block.video_id, view, settings.views_seed) for view in settings.views]
+        rows_FVHW3 = engine.prepare(block.frames_FHW3, crops)
+        video.pts_seconds.append(np.array(block.pts_seconds_F, dtype=np.float64))
+        block.release()
+    with meter.during("forward"):
+        packer.add(video, rows_FVHW3.flatten(0, 1))
+    meter.frames += frames
+    meter.batches = packer.batches
 
-    def __init__(self, settings: ExtractSettings, engine: Engine, meter: Meter) -> None:
-        self._settings, self._engine, self._meter = settings, engine, meter
-        self._packer = Packer(engine)
-        self._videos: dict[str, VideoRows] = {}
 
-    def take(self, block: FrameBlock) -> None:
-        """Resize, crop and pack a block; its memory goes back to the decoders as early as possible."""
-        video = self._videos.setdefault(block.video_id, VideoRows())
-        frames, height, width, _ = block.frames_FHW3.shape
-        if np.prod(resized_size(height, width)) > MAX_RESIZED_PIXELS:
-            video.refused = f"frames of {width} x {height} are too narrow to be scaled to a shorter side of 256"
-        if video.refused:
-            block.release()
-            return
-        with self._meter.during("transfer"):
-            rows_FVHW3 = self._engine.prepare(block.frames_FHW3, self._crops_of(block.video_id))
-            video.pts_seconds.append(np.array(block.pts_seconds_F, dtype=np.float64))
-            block.release()
-        with self._meter.during("forward"):
-            self._packer.add(video, rows_FVHW3.flatten(0, 1))
-        self._meter.frames += frames
-        self._meter.batches = self._packer.batches
+def _finished(videos: dict[str, VideoRows], settings: ExtractSettings) -> list[VideoFeatures]:
+    """Takes the videos that are complete, or failed, out of `videos`."""
+    ended = [
+        video_id
+        for video_id, video in videos.items()
+        if video.outcome and (video.fetched == video.packed or video.outcome.status == "failed")
+    ]
+    return [_result(videos.pop(video_id), settings) for video_id in ended]
 
-    def end(self, outcome: Outcome) -> None:
-        """Note a video's outcome, after its last block."""
-        self._videos.setdefault(outcome.video_id, VideoRows()).outcome = outcome
 
-    def flush(self) -> None:
-        """Compute the last batch, even if it is not full."""
-        with self._meter.during("forward"):
-            self._packer.flush()
-        self._meter.batches = self._packer.batches
-
-    def finished(self) -> list[VideoFeatures]:
-        """The videos that became complete, or failed, since the last call."""
-        ended = [
-            video_id
-            for video_id, video in self._videos.items()
-            if video.outcome and (video.complete or video.outcome.status == "failed")
-        ]
-        return [self._result(video_id, self._videos.pop(video_id)) for video_id in ended]
-
-    def _crops_of(self, video_id: str) -> list[Crop]:
-        return [crop_of(video_id, view, self._settings.views_seed) for view in self._settings.views]
-
-    def _result(self, video_id: str, video: VideoRows) -> VideoFeatures:
-        assert video.outcome is not None
-        if video.refused:
-            return failed(video.outcome, video.refused)
-        if video.outcome.status == "failed":
-            return failed(video.outcome, video.outcome.reason)
-        views = len(self._settings.views)
-        rows = np.concatenate(video.features)
-        assert len(rows) == video.outcome.num_frames * views, (
-            f"{video_id}: frames were lost between decoder and network"
-        )
-        features_VFC = rows.reshape(-1, views, rows.shape[1]).transpose(1, 0, 2)
-        if problem := _not_finite(features_VFC, self._settings):
-            return failed(video.outcome, problem)
-        columns = split_levels(self._settings.levels)
-        return VideoFeatures(
-            outcome=video.outcome,
-            features={level: np.ascontiguousarray(features_VFC[:, :, span]) for level, span in columns.items()},
-            pts_seconds=np.concatenate(video.pts_seconds),
-        )
+def _result(video: VideoRows, settings: ExtractSettings) -> VideoFeatures:
+    outcome = video.outcome
+    assert outcome is not None
+    if video.refused or outcome.status == "failed":
+        return failed(outcome, video.refused or outcome.reason)
+    rows, views = np.concatenate(video.features), len(settings.views)
+    assert len(rows) == outcome.num_frames * views, f"{outcome.video_id}: frames were lost on the way to the network"
+    features_VFC = rows.reshape(-1, views, rows.shape[1]).transpose(1, 0, 2)
+    if problem := _not_finite(features_VFC, settings):
+        return failed(outcome, problem)
+    columns = split_levels(settings.levels)
+    return VideoFeatures(
+        outcome=outcome,
+        features={level: np.ascontiguousarray(features_VFC[:, :, span]) for level, span in columns.items()},
+        pts_seconds=np.concatenate(video.pts_seconds),
+    )
 
 
 def failed(outcome: Outcome, reason: str) -> VideoFeatures:

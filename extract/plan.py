@@ -1,14 +1,15 @@
 """What an extraction has to do: its dataset against the cache's, the cache it adds to, how much disk it needs."""
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import click
 
 from cache.common.errors import CacheError, DatasetError
-from cache.common.text import some
+from cache.common.text import some, visible
 from cache.common.workspace import Workspace
 from cache.dataset import ADDRESS, Dataset, Video
 from cache.fingerprint import CHANNELS, Fingerprint
@@ -27,8 +28,11 @@ SAMPLED = 16
 USUAL_FPS = 25.0
 """Assumed frame rate of videos that are thinned to fewer frames a second."""
 
+LISTED_CLASSES = 20
+"""Classes shown with their numbers of videos before an extraction."""
+
 LISTED = 5
-"""Names shown of new and of vanished videos."""
+"""Names shown of new, vanished and changed videos."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,40 +68,57 @@ def find_dataset(
 
     `allow_remote` is never remembered: a cache that somebody else made must not open connections by itself.
     """
-    data = settings.data and Path(settings.data)
-    return load_dataset(name, data or None, subset=settings.subset, work=workspace.root, remote=allow_remote)
+    data = Path(settings.data) if settings.data else None
+    found, root = load_dataset(
+        name, data, subset=settings.subset, work=workspace.root, remote=allow_remote, say=click.echo
+    )
+    if len(counts := count_classes(found)) == 1:
+        raise DatasetError(
+            f"{root}: all {counts.total():,} labelled videos are of one class, {visible(next(iter(counts)))!r}, so "
+            "there is nothing to tell apart: expected are <class>/<video> of two classes or more, or a CSV file with "
+            "their labels"
+        )
+    return found, root
 
 
 def update_dataset(cache: FeatureCache, found: Dataset) -> None:
-    """Bring the cache's dataset up to date; says which videos are new and which are gone.
+    """Make the dataset as found now the cache's; says which videos are new, gone, or have another label or half.
 
     DatasetError if the two have no video in common.
     """
     cached = cache.dataset
-    known, present = {video.id for video in cached.videos}, {video.id for video in found.videos}
-    if known and not known & present:
+    before, now = ({video.id: video for video in each.videos} for each in (cached, found))
+    if before and before.keys().isdisjoint(now):
         raise DatasetError(
-            f"none of the {len(known)} videos in the cache of {cached.name!r} is among the {len(present)} found now; "
+            f"none of the {len(before)} videos in the cache of {cached.name!r} is among the {len(now)} found now; "
             "check DATA= (--data), or give another name with DATASET= (--dataset)"
         )
-    if (updated := merged(cached, found)) != cached:
-        cache.replace_dataset(updated)
-    if new := sorted(present - known):
-        click.echo(f"new since the cache was made: {len(new)} of the videos, {some(new, LISTED)}")
-    if gone := sorted(known - present):
-        click.echo(f"{len(gone)} videos are no longer there (their features stay): {some(gone, LISTED)}")
+    if found != cached:
+        cache.replace_dataset(found)
+    both = sorted(before.keys() & now)
+    changes = {
+        "new since the cache was made: {} of the videos, {}": sorted(now.keys() - before),
+        "{} videos are no longer in the data set (their features stay in the shards): {}": sorted(before.keys() - now),
+        "{} videos have another label than before: {}": [
+            each for each in both if class_of(cached, before[each]) != class_of(found, now[each])
+        ],
+        "{} videos are in another half of a split than before: {}": [
+            each for each in both if before[each].splits != now[each].splits
+        ],
+    }
+    for text, ids in changes.items():
+        if ids:
+            click.echo(text.format(f"{len(ids):,}", some(ids, LISTED)))
 
 
-def merged(cached: Dataset, found: Dataset) -> Dataset:
-    """The dataset as found, plus the vanished videos whose class is still there: their features can be trained on."""
-    present = {video.id for video in found.videos}
-    labels = {name: label for label, name in enumerate(found.classes)}
-    kept: list[Video] = []
-    for video in cached.videos:
-        name = None if video.label is None else cached.classes[video.label]
-        if video.id not in present and (name is None or name in labels):
-            kept.append(replace(video, label=None if name is None else labels[name]))
-    return replace(found, videos=tuple(sorted((*found.videos, *kept), key=lambda video: video.id)))
+def count_classes(dataset: Dataset) -> Counter[str]:
+    """Number of videos of each class that has some."""
+    return Counter(dataset.classes[video.label] for video in dataset.videos if video.label is not None)
+
+
+def class_of(dataset: Dataset, video: Video) -> str | None:
+    """Name of a video's class; None if it is not known."""
+    return None if video.label is None else dataset.classes[video.label]
 
 
 def open_cache(extraction: Extraction, settings: ExtractSettings, made_with: Fingerprint) -> FeatureCache:
@@ -137,6 +158,8 @@ def announce(
     limits = [f"at most {settings.max_frames} frames"] if settings.max_frames else []
     limits += [f"at most {settings.fps:g} frames a second"] if settings.fps else []
     click.echo(f"{dataset.name}: {pending} of {len(dataset.videos)} videos{subset} to extract, from {extraction.root}")
+    listed = [f"{name} {count:,}" for name, count in sorted(count_classes(dataset).items())]
+    click.echo(f"  {len(listed)} classes: {some(listed, LISTED_CLASSES)}")
     click.echo(f"  {settings.backbone} with {weights.text} ({which}), levels {', '.join(settings.levels)}")
     click.echo(f"  views {', '.join([*settings.views, *limits])}")
     click.echo(
@@ -145,11 +168,6 @@ def announce(
     )
     disk = check_disk(cache, settings, pending, extraction.video_paths)
     click.echo("; ".join(filter(None, [f"  into {cache.place}", disk])))
-
-
-def bytes_per_frame(settings: ExtractSettings) -> int:
-    """Bytes of one frame of a video in the cache."""
-    return len(settings.views) * sum(CHANNELS[level] for level in settings.levels) * 2 + 8
 
 
 def check_disk(cache: FeatureCache, settings: ExtractSettings, pending: int, videos: Mapping[str, Path]) -> str:
@@ -161,7 +179,8 @@ def check_disk(cache: FeatureCache, settings: ExtractSettings, pending: int, vid
     if free_bytes is None:
         return ""
     frames = frames_per_video(cache, videos, settings)
-    needed_bytes = int(pending * (frames or 0) * bytes_per_frame(settings))
+    bytes_per_frame = len(settings.views) * sum(CHANNELS[level] for level in settings.levels) * 2 + 8
+    needed_bytes = int(pending * (frames or 0) * bytes_per_frame)
     text = f"{_size(free_bytes)} of disk free"
     if frames is not None:
         text = f"about {_size(needed_bytes)} of disk needed, {text}"
@@ -179,24 +198,18 @@ def frames_per_video(cache: FeatureCache, videos: Mapping[str, Path], settings: 
     None if neither is known.
     """
     frames: list[float] = [outcome.num_frames for outcome in islice(cache.ledger.outcomes("done"), 1000)]
-    frames = frames or _declared_frames(videos, settings)
+    if not frames:
+        here = [(video_id, path) for video_id, path in videos.items() if path.is_absolute()]
+        # Headers are read in a child process, like all videos.
+        one_frame = DecodeSettings(decoder=settings.decoder, workers=1, limits=settings.limits, max_frames=1)
+        rate = min(1.0, (settings.fps or USUAL_FPS) / USUAL_FPS)
+        with DecodePool(one_frame) as pool:
+            for item in pool.decode(here[:: len(here) // SAMPLED + 1]):
+                if not isinstance(item, VideoEnd):
+                    item.release()
+                elif count := item.outcome.declared_frames:
+                    frames.append(min(count * rate, settings.max_frames or count))
     return sum(frames) / len(frames) if frames else None
-
-
-def _declared_frames(videos: Mapping[str, Path], settings: ExtractSettings) -> list[float]:
-    """Frames to keep of a few videos, by their headers, which are read in a child process like all videos."""
-    here = [(video_id, path) for video_id, path in videos.items() if path.is_absolute()]
-    some = here[:: len(here) // SAMPLED + 1]
-    declared = []
-    one_frame = DecodeSettings(decoder=settings.decoder, workers=1, limits=settings.limits, max_frames=1)
-    with DecodePool(one_frame) as pool:
-        for item in pool.decode(some):
-            if isinstance(item, VideoEnd):
-                declared.append(item.outcome.declared_frames)
-            else:
-                item.release()
-    rate = min(1.0, (settings.fps or USUAL_FPS) / USUAL_FPS)
-    return [min(count * rate, settings.max_frames or count) for count in declared if count]
 
 
 def _size(count: float) -> str:

@@ -1,26 +1,20 @@
 """Measures which decoder is fastest on the user's own videos, and where the time of an extraction goes.
 
-Every figure comes from the code that extraction runs: the decode pool, the engine, the shard writer.
+Every figure comes from the code that extraction runs: the decode pool and the engine.
 """
 
 import os
 import random
 import resource
-import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
 from cache.common.errors import DatasetError, DecodeError
-from cache.common.files import write_bytes_durably
-from cache.fingerprint import CHANNELS
-from cache.ledger import Outcome
-from cache.shards import encode
 from extract.decode import (
     DECODER_NAMES,
     DecodePool,
@@ -33,11 +27,10 @@ from extract.decode import (
 )
 from extract.meter import STAGES, Meter
 from extract.network.engine import Engine, open_engine
-from extract.network.preprocess import Crop, crop_of
+from extract.network.preprocess import crop_of
 from extract.network.weights import load_weights
-from extract.pipeline import VideoFeatures, decode_settings, features_of_frames
+from extract.pipeline import decode_settings, features_of_frames
 from extract.settings import ExtractSettings
-from extract.shards import shard_data
 
 SAMPLE_VIDEOS: Final = 64
 """Videos that are measured with; a measurement that is through with them before its time begins again."""
@@ -53,48 +46,13 @@ class DecodeRate:
 
     decoder: str
     version: str
-    missing: str = ""
-    """Why it could not be measured; empty if it was."""
-    frames: int = 0
-    seconds: float = 0.0
-    """From the first block on: without the start of the workers."""
-    processor_seconds: float = 0.0
-    """Of the workers, including their start."""
-    videos: int = 0
-    failed: int = 0
-    suspect: int = 0
-
-    @property
-    def rate(self) -> float:
-        """Frames a second."""
-        return self.frames / self.seconds if self.seconds else 0.0
-
-    @property
-    def rate_per_core(self) -> float:
-        """Frames for each second of processor time."""
-        return self.frames / self.processor_seconds if self.processor_seconds else 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class EndToEnd:
-    """A whole extraction with one decoder."""
-
     rate: float
-    """Frames a second."""
-    shares: dict[str, float]
-    """Of the main thread's time, by `extract.meter.STAGES`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Alone:
-    """Each later stage on ready input, frames a second."""
-
-    transfer: float
-    """Host memory to resized crops on the device."""
-    forward: float
-    """The network on ready batches."""
-    write: float
-    """Features into a shard, to the disk and fsynced."""
+    """Frames a second, from the first block on: without the start of the workers."""
+    rate_per_core: float
+    """Frames for each second of the workers' processor time, including their start."""
+    videos: int
+    failed: int
+    suspect: int
 
 
 def measured(settings: ExtractSettings, paths: Sequence[Path], seconds: float) -> Iterator[str]:
@@ -103,41 +61,38 @@ def measured(settings: ExtractSettings, paths: Sequence[Path], seconds: float) -
     engine = open_engine(settings, load_weights(settings.weights, settings.backbone))
     yield f"{len(videos)} videos, {settings.jobs} decoded at once, network on {settings.device} in {settings.precision}"
     yield f"{'decoder':<28}{'frames/s':>10}{'per core':>10}{'failed':>8}{'suspect':>9}{'end to end':>12}"
-    rates: list[tuple[DecodeRate, EndToEnd]] = []
+    rates: list[tuple[DecodeRate, float, dict[str, float]]] = []
     for name in DECODER_NAMES:
         chosen = replace(settings, decoder=name)
-        alone = measure_decoder(chosen, videos, seconds)
-        if alone.missing:
-            yield f"{name:<28}{alone.missing}"
+        try:
+            alone = measure_decoder(chosen, videos, seconds)
+        except MissingDecoderError as error:
+            yield f"{name:<28}{error}"
             continue
-        rates.append((alone, measure_end_to_end(chosen, engine, videos, seconds)))
-        yield _row(*rates[-1])
-    yield _verdict(rates, measure_alone(settings, engine, videos, seconds))
+        whole, shares = measure_end_to_end(chosen, engine, videos, seconds)
+        rates.append((alone, whole, shares))
+        yield (
+            f"{f'{name} ({alone.version})':<28}{alone.rate:>10,.0f}{alone.rate_per_core:>10,.0f}"
+            f"{alone.failed:>8}{alone.suspect:>9}{whole:>12,.1f}"
+        )
+    yield _verdict(rates, measure_network(settings, engine, videos, seconds))
 
 
-def _row(alone: DecodeRate, whole: EndToEnd) -> str:
-    return (
-        f"{f'{alone.decoder} ({alone.version})':<28}{alone.rate:>10,.0f}{alone.rate_per_core:>10,.0f}"
-        f"{alone.failed:>8}{alone.suspect:>9}{whole.rate:>12,.1f}"
-    )
-
-
-def _verdict(rates: Sequence[tuple[DecodeRate, EndToEnd]], stages: Alone) -> str:
-    """Which decoder to take, where the time goes, and what each stage could do alone."""
-    fastest, _ = max(rates, key=lambda pair: pair[0].rate)
-    chosen, whole = max(rates, key=lambda pair: pair[1].rate)
-    slowest = min(whole.rate for _, whole in rates)
-    shares = ", ".join(f"{_STAGE_TEXTS[stage]} {100 * share:.0f} %" for stage, share in whole.shares.items())
+def _verdict(rates: Sequence[tuple[DecodeRate, float, dict[str, float]]], network_rate: float) -> str:
+    """Which decoder to take, where the time goes, and what decoding and the network could do alone."""
+    fastest = max((alone for alone, _, _ in rates), key=lambda alone: alone.rate)
+    chosen, whole, shares = max(rates, key=lambda row: row[1])
+    slowest = min(rate for _, rate, _ in rates)
+    waits = ", ".join(f"{_STAGE_TEXTS[stage]} {100 * share:.0f} %" for stage, share in shares.items())
     choice = (
         f"end to end they differ by less than {100 * _SAME:.0f} %: decoding is not what limits the extraction"
-        if slowest > (1 - _SAME) * whole.rate
-        else f"fastest end to end: {chosen.decoder}, {whole.rate / slowest:.2f} times the slowest"
+        if slowest > (1 - _SAME) * whole
+        else f"fastest end to end: {chosen.decoder}, {whole / slowest:.2f} times the slowest"
     )
     return (
         f"fastest decoder: {fastest.decoder}; {choice}\n"
-        f"time of the extraction with {chosen.decoder}: waiting for {shares}\n"
-        f"each stage alone, frames/s: decoding {chosen.rate:,.0f}, resizing and copying {stages.transfer:,.0f}, "
-        f"the network {stages.forward:,.0f}, writing {stages.write:,.0f}"
+        f"time of the extraction with {chosen.decoder}: waiting for {waits}\n"
+        f"each alone, frames/s: decoding {chosen.rate:,.0f}, the network {network_rate:,.0f}"
     )
 
 
@@ -147,12 +102,7 @@ def sample_videos(paths: Sequence[Path], count: int = SAMPLE_VIDEOS) -> list[tup
     for folder in (path for path in paths if path.is_dir()):
         files += sorted(path for path in folder.rglob("*") if path.is_file())
     random.Random(0).shuffle(files)
-    videos: list[tuple[str, Path]] = []
-    for path in files:
-        if len(videos) == count:
-            break
-        if _is_video(path):
-            videos.append((str(path), path.absolute()))
+    videos = [(str(path), path.absolute()) for path in islice(filter(_is_video, files), count)]
     if not videos:
         raise DatasetError(f"no videos among {len(files)} files in {', '.join(map(str, paths))}: name files or folders")
     return videos
@@ -168,18 +118,13 @@ def _is_video(path: Path) -> bool:
 
 
 def measure_decoder(settings: ExtractSettings, videos: Sequence[tuple[str, Path]], seconds: float) -> DecodeRate:
-    """Decode `videos` again and again for `seconds`; the frames are counted and dropped."""
-    try:
-        version = decoder_version(settings.decoder)
-        return _decode(settings, videos, seconds, version)
-    except MissingDecoderError as error:
-        return DecodeRate(decoder=settings.decoder, version="", missing=str(error))
+    """Decode `videos` again and again for `seconds`; the frames are counted and dropped.
 
-
-def _decode(settings: ExtractSettings, videos: Sequence[tuple[str, Path]], seconds: float, version: str) -> DecodeRate:
-    before = _children_seconds()
-    frames, started, ends = 0, time.monotonic(), []
-    with DecodePool(decode_settings(settings)) as pool, closing(pool.decode(_repeat(videos))) as stream:
+    Raises MissingDecoderError if the decoder is not installed.
+    """
+    version = decoder_version(settings.decoder)
+    before, frames, ends = _children_seconds(), 0, []
+    with DecodePool(decode_settings(settings)) as pool, closing(pool.decode(cycle(videos))) as stream:
         first = next(stream)
         started = time.monotonic()
         for item in _for_seconds(stream, seconds):
@@ -194,9 +139,8 @@ def _decode(settings: ExtractSettings, videos: Sequence[tuple[str, Path]], secon
     return DecodeRate(
         decoder=settings.decoder,
         version=version,
-        frames=frames,
-        seconds=elapsed,
-        processor_seconds=_children_seconds() - before,
+        rate=frames / elapsed,
+        rate_per_core=frames / (_children_seconds() - before),
         videos=len(ends),
         failed=ends.count("failed"),
         suspect=ends.count("suspect"),
@@ -205,100 +149,53 @@ def _decode(settings: ExtractSettings, videos: Sequence[tuple[str, Path]], secon
 
 def measure_end_to_end(
     settings: ExtractSettings, engine: Engine, videos: Sequence[tuple[str, Path]], seconds: float
-) -> EndToEnd:
-    """Extract `videos` again and again for `seconds`; the features are dropped."""
+) -> tuple[float, dict[str, float]]:
+    """Extract `videos` again and again for `seconds`; the features are dropped.
+
+    Returns frames a second, and the shares of the main thread's time by `extract.meter.STAGES`.
+    """
     meter = Meter()
-    numbered = ((f"{number} {video_id}", path) for number, (video_id, path) in enumerate(_repeat(videos)))
+    numbered = ((f"{number} {video_id}", path) for number, (video_id, path) in enumerate(cycle(videos)))
     with DecodePool(decode_settings(settings)) as pool, closing(pool.decode(numbered)) as stream:
         first = next(stream)
         started = time.monotonic()
-        for _ in features_of_frames(_for_seconds(stream, seconds, first), settings, engine, meter):
+        for _ in features_of_frames(chain([first], _for_seconds(stream, seconds)), settings, engine, meter):
             pass
         elapsed = time.monotonic() - started
     total = sum(meter.seconds.values())
-    return EndToEnd(rate=meter.frames / elapsed, shares={stage: meter.seconds[stage] / total for stage in STAGES})
+    return meter.frames / elapsed, {stage: meter.seconds[stage] / total for stage in STAGES}
 
 
-def measure_alone(
+def measure_network(
     settings: ExtractSettings, engine: Engine, videos: Sequence[tuple[str, Path]], seconds: float
-) -> Alone:
-    """The stages behind the decoder, each on ready input, for `seconds` in all."""
-    frames_FHW3 = _first_frames(settings, videos)
+) -> float:
+    """Frames a second of the network alone, on a batch that is ready on its device.
+
+    Raises DecodeError if none of `videos` gives a frame to fill it with.
+    """
     crops = [crop_of("", view, settings.views_seed) for view in settings.views]
-    transfer = _transfer_rate(engine, frames_FHW3, crops, seconds / 3)
-    forward = _forward_rate(engine, frames_FHW3, crops, seconds / 3)
-    return Alone(transfer=transfer, forward=forward / len(settings.views), write=_write_rate(settings, seconds / 3))
-
-
-def _first_frames(settings: ExtractSettings, videos: Sequence[tuple[str, Path]]) -> np.ndarray:
-    """A block of frames of the first video that has one."""
-    with (
-        DecodePool(decode_settings(replace(settings, jobs=1))) as pool,
-        closing(pool.decode(videos)) as stream,
-    ):
-        for item in stream:
-            if isinstance(item, FrameBlock):
-                return item.frames_FHW3.copy()
-    raise DecodeError(f"none of {len(videos)} videos could be decoded with {settings.decoder}")
-
-
-def _transfer_rate(engine: Engine, frames_FHW3: np.ndarray, crops: Sequence[Crop], seconds: float) -> float:
-    rows = engine.prepare(frames_FHW3, crops)
-    count, started = 0, time.monotonic()
-    while (elapsed := time.monotonic() - started) < seconds or not count:
-        rows = engine.prepare(frames_FHW3, crops)
-        count += len(frames_FHW3)
-    # On a GPU the last copy may not be finished yet; reading it back waits for it.
-    rows.cpu()
-    return count / max(elapsed, time.monotonic() - started)
-
-
-def _forward_rate(engine: Engine, frames_FHW3: np.ndarray, crops: Sequence[Crop], seconds: float) -> float:
-    """Crops a second."""
-    rows = engine.prepare(frames_FHW3, crops).flatten(0, 1)
+    with DecodePool(decode_settings(replace(settings, jobs=1))) as pool, closing(pool.decode(videos)) as stream:
+        block = next((item for item in stream if isinstance(item, FrameBlock)), None)
+        if block is None:
+            raise DecodeError(f"none of {len(videos)} videos could be decoded with {settings.decoder}")
+        rows = engine.prepare(block.frames_FHW3, crops).flatten(0, 1)
     for start in range(0, engine.batch_rows, len(rows)):
         engine.fill(rows[: engine.batch_rows - start], start)
     engine.submit()
     engine.fetch()
-    count, under_way, started = 0, 0, time.monotonic()
-    while time.monotonic() - started < seconds or not count:
+    batches, started = 0, time.monotonic()
+    while time.monotonic() - started < seconds or not batches:
         engine.submit()
-        under_way += 1
-        if under_way > engine.depth:
+        batches += 1
+        if batches > engine.depth:
             engine.fetch()
-            under_way -= 1
-        count += engine.batch_rows
-    for _ in range(under_way):
+    for _ in range(min(batches, engine.depth)):
         engine.fetch()
-    return count / (time.monotonic() - started)
+    return batches * engine.batch_rows / len(settings.views) / (time.monotonic() - started)
 
 
-def _write_rate(settings: ExtractSettings, seconds: float) -> float:
-    frames = 2048
-    features = {level: np.ones((len(settings.views), frames, CHANNELS[level]), np.float16) for level in settings.levels}
-    outcome = Outcome(video_id="probe", status="done", num_frames=frames)
-    data = shard_data([VideoFeatures(outcome=outcome, features=features, pts_seconds=np.arange(frames, dtype=float))])
-    assert data is not None
-    count, started = 0, time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        while time.monotonic() - started < seconds or not count:
-            for name, content in encode("h5", data).items():
-                write_bytes_durably(Path(folder) / f"shard{name}", content)
-            count += frames
-        return count / (time.monotonic() - started)
-
-
-def _repeat(videos: Sequence[tuple[str, Path]]) -> Iterator[tuple[str, Path]]:
-    while True:
-        yield from videos
-
-
-def _for_seconds(
-    stream: Iterable[FrameBlock | VideoEnd], seconds: float, first: FrameBlock | VideoEnd | None = None
-) -> Iterator[FrameBlock | VideoEnd]:
-    """The items that come within `seconds`, after `first`."""
-    if first is not None:
-        yield first
+def _for_seconds(stream: Iterator[FrameBlock | VideoEnd], seconds: float) -> Iterator[FrameBlock | VideoEnd]:
+    """The items that come within `seconds`, and the one that comes next."""
     deadline = time.monotonic() + seconds
     for item in stream:
         yield item

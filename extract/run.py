@@ -29,6 +29,10 @@ def run(workspace: Workspace, dataset: str | None, given: Mapping[str, JSON], op
     name = choose_dataset(workspace, dataset)
     extraction = prepare(workspace, name, given, options)
     if extraction is not None:
+        if options.engine == "ray":
+            from extract.cluster.driver import extract
+        else:
+            from extract.local import extract
         extract(extraction)
     with FeatureCache.open(workspace.cache(name)) as cache:
         click.echo(summary(cache))
@@ -49,7 +53,9 @@ def prepare(workspace: Workspace, name: str, given: Mapping[str, JSON], options:
         _check_format(cache, options)
         if options.retry_failed:
             click.echo(f"{cache.requeue(['failed'])} failed videos will be tried once more")
-        if not cache.ledger.counts()["pending"] and _videos_are_missing(name, settings):
+        # The demo makes its own videos.
+        missing = name != "demo" and not Path(settings.data or Path("data") / name).exists()
+        if missing and not cache.ledger.counts()["pending"]:
             click.echo(f"the videos are not at hand, and not needed: all {len(cache.dataset.videos)} are extracted")
             dataset, root = cache.dataset, Path()
         else:
@@ -60,18 +66,6 @@ def prepare(workspace: Workspace, name: str, given: Mapping[str, JSON], options:
             click.echo(f"nothing to do: every video of {name} has its entry in {path}")
             return None
     return Extraction(workspace=workspace, dataset=dataset, root=root, settings=settings, options=options)
-
-
-def extract(extraction: Extraction) -> None:
-    """Extract until no video is left, with the engine that was chosen."""
-    if extraction.options.engine == "ray":
-        from extract.cluster import driver
-
-        driver.extract(extraction)
-    else:
-        from extract import local
-
-        local.extract(extraction)
 
 
 def summary(cache: FeatureCache) -> str:
@@ -101,8 +95,3 @@ def _check_format(cache: FeatureCache, options: OneTimeOptions) -> None:
             f"the cache {cache.path} has format {cache.backend}, and {options.backend} was asked for: leave FORMAT= "
             "(--format) out to go on, or make a copy in the other format with `python -m cache convert`"
         )
-
-
-def _videos_are_missing(name: str, settings: RequestedSettings) -> bool:
-    """Whether the folder of the videos is not there; the demo makes its own."""
-    return name != "demo" and not Path(settings.data or Path("data") / name).exists()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 
 import click
 import msgspec
@@ -26,8 +26,6 @@ from extract.decode import DECODER_NAMES, DEFAULT_DECODER, Limits, decoder_versi
 from extract.network.backbones import PRECISIONS, Precision
 from extract.network.preprocess import TRANSFORM, parse_views
 from extract.network.weights import BACKBONES, IMAGENET, is_file_spec, weights_text
-
-EngineName = Literal["local", "ray"]
 
 FingerprintPart = Literal["identity", "environment"]
 
@@ -259,9 +257,9 @@ class OneTimeOptions:
         parse=Location.parse,
         help="Keep the cache in an object store; below --work is a working copy, which remembers it (docs/scale.md).",
     )
-    engine: EngineName = setting(
+    engine: Literal["local", "ray"] = setting(
         "local",
-        type=click.Choice(get_args(EngineName)),
+        type=click.Choice(["local", "ray"]),
         help="ray: on the cluster at $RAY_ADDRESS, else with Ray on this machine (docs/scale.md). [default: local]",
     )
     workers: int | None = setting(
@@ -369,18 +367,11 @@ def default_precision(device: str) -> Precision:
     """fp16 on a GPU, bf16 on a CPU that multiplies it, else fp32; `extract.network.backbones` says why."""
     if device.startswith("cuda"):
         return "fp16"
-    return "bf16" if _multiplies_bf16() else "fp32"
-
-
-def _multiplies_bf16() -> bool:
-    """Whether the processor has instructions for bf16 products.
-
-    oneDNN also calls bf16 supported where AVX-512 has to emulate it, at a fifth of fp32's rate.
-    """
     import torch
 
-    supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return supported and (platform.machine() != "x86_64" or torch.cpu._is_avx512_bf16_supported())
+    # oneDNN also calls bf16 supported where AVX-512 has to emulate it, at a fifth of fp32's rate.
+    emulated = platform.machine() == "x86_64" and not torch.cpu._is_avx512_bf16_supported()
+    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() and not emulated else "fp32"
 
 
 def default_jobs(device: str) -> int:

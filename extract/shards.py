@@ -6,7 +6,7 @@ No cache, no ledger, no global state: every engine calls this, on any machine, a
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -44,18 +44,10 @@ class ShardCutter:
             ready = self._waiting.pop(self._next)
             self._next = next(self._order, None)
             self._open.append(ready)
-            self._open_rows += num_rows(ready)
+            self._open_rows += max((each.shape[0] * each.shape[1] for each in ready.features.values()), default=0)
             if self._open_rows >= self._shard_rows or self._next is None:
-                yield self._close()
-
-    def _close(self) -> list[VideoFeatures]:
-        videos, self._open, self._open_rows = self._open, [], 0
-        return videos
-
-
-def num_rows(video: VideoFeatures) -> int:
-    """Rows of a video's features, views times frames; the same for all levels."""
-    return max((features.shape[0] * features.shape[1] for features in video.features.values()), default=0)
+                full, self._open, self._open_rows = self._open, [], 0
+                yield full
 
 
 def shard_data(videos: Sequence[VideoFeatures]) -> ShardData | None:
@@ -73,8 +65,6 @@ def shard_data(videos: Sequence[VideoFeatures]) -> ShardData | None:
         },
     )
 
-
-VANISHED: Final = "the file is no longer where the data set is"
 
 Extract: TypeAlias = Callable[[Iterable[tuple[str, Path]]], Iterator[VideoFeatures]]
 """Videos (id, path) in, each of them out once, in any order; takes more of its input when it has room."""
@@ -115,12 +105,14 @@ def shards_of(
             for video, path in zip(task.claim.videos, task.paths, strict=True):
                 cutters[video.id] = cutter
                 if path is None:
-                    vanished.append(failed(Outcome(video_id=video.id, status="failed"), VANISHED))
+                    reason = "the file is no longer where the data set is"
+                    vanished.append(failed(Outcome(video_id=video.id, status="failed"), reason))
                 else:
                     yield video.id, path
 
     def finish(video: VideoFeatures) -> Iterator[FinishedShard]:
-        video = _judged(video, strict)
+        if strict and video.outcome.status == "suspect":
+            video = failed(video.outcome, f"left out by --strict: {video.outcome.reason}")
         meter.finish(video.outcome)
         cutter = cutters.pop(video.outcome.video_id)
         for shard in cutter.add(video):
@@ -132,9 +124,3 @@ def shards_of(
             yield from finish(vanished.pop())
     while vanished:
         yield from finish(vanished.pop())
-
-
-def _judged(video: VideoFeatures, strict: bool) -> VideoFeatures:
-    if strict and video.outcome.status == "suspect":
-        return failed(video.outcome, f"left out by --strict: {video.outcome.reason}")
-    return video

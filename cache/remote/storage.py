@@ -86,6 +86,12 @@ class ObjectStorage(Storage):
         if record.fingerprint != self._fingerprint:
             raise DamageError(f"record {record.position} of {self.address} belongs to another cache's features")
         if record.kind == "commit":
+            known = "SELECT 1 FROM videos WHERE id = ?"
+            unknown = [o for o in record.outcomes if not connection.execute(known, (o.video_id,)).fetchone()]
+            if unknown and (found := find_cache(self.objects)) is not None:
+                # A ledger that is made anew has the videos of now; some of the beginning may have left the dataset.
+                first = {video.id for video in read_dataset_object(self.objects, found[1]).videos}
+                ledger.add_gone(connection, [outcome for outcome in unknown if outcome.video_id in first])
             ledger.replay(connection, record.outcomes, record.shard)
         elif record.kind == "forget":
             for number in record.forgotten:

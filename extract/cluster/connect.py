@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import click
 
@@ -52,14 +51,11 @@ def connected() -> Iterator[None]:
             "RAY_AUTH_MODE=token (docs/scale.md)"
         ) from error
     try:
-        click.echo(f"Ray {ray.__version__} at {address or 'this machine'}, dashboard {_dashboard(context)}")
+        dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else "off (pip install 'ray[default]')"
+        click.echo(f"Ray {ray.__version__} at {address or 'this machine'}, dashboard {dashboard}")
         yield
     finally:
         ray.shutdown()
-
-
-def _dashboard(context: Any) -> str:
-    return f"http://{context.dashboard_url}" if context.dashboard_url else "off (pip install 'ray[default]')"
 
 
 def find_device_kind(asked: str) -> str:

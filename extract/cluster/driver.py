@@ -92,7 +92,11 @@ def extract_pending(
             pool = WorkerPool(slots.workers, lambda: actor.remote(common, stored_weights, deaths))
             while claim := claims.wait_for_claim():
                 for task, report in pool.reports(claims.tasks(claim)):
-                    _commit(cache, claims, task, report)
+                    if report.error:
+                        raise MrrnError(report.error)
+                    for number, staged in enumerate(report.staged, 1):
+                        commit = partial(cache.commit_staged, task.claim, staged)
+                        claims.submit(commit, task.claim, last=number == len(report.staged))
                     counts.add(report)
                     _check_health(counts)
                 claims.drain()
@@ -100,14 +104,6 @@ def extract_pending(
             raise MrrnError(f"Ray gave up: {error}. What was committed is safe; the same command goes on") from error
         cache.recover()
     return counts
-
-
-def _commit(cache: FeatureCache, claims: ClaimQueue, task: ExtractTask, report: TaskReport) -> None:
-    if report.error:
-        raise MrrnError(report.error)
-    for number, staged in enumerate(report.staged, 1):
-        commit = partial(cache.commit_staged, task.claim, staged)
-        claims.submit(commit, task.claim, last=number == len(report.staged))
 
 
 def _check_health(counts: ClusterProgress) -> None:
@@ -177,7 +173,9 @@ class WorkerPool:
                 self._replace(worker, error)
             else:
                 if call == worker.start:
-                    self._check_start(worker, answer)
+                    if answer:
+                        raise MrrnError(answer)
+                    worker.started, self._failed_starts = True, 0
                 else:
                     yield worker.tasks.pop(call), answer
         self._assign()
@@ -199,12 +197,6 @@ class WorkerPool:
         self._workers.append(worker)
         self._calls[worker.start] = worker
 
-    def _check_start(self, worker: PooledWorker, problem: str) -> None:
-        if problem:
-            raise MrrnError(problem)
-        worker.started = True
-        self._failed_starts = 0
-
     def _replace(self, worker: PooledWorker, error: RayError) -> None:
         """Start another worker for one that is dead or out of reach, and take its tasks back."""
         for call in (worker.start, *worker.tasks):
@@ -213,7 +205,13 @@ class WorkerPool:
             ray.kill(worker.actor)
         tasks = list(worker.tasks.values())
         if tasks:
-            self._count_death(tasks[0])
+            token, videos = tasks[0].claim.token, tasks[0].claim.videos
+            self._deaths[token] += 1
+            if self._deaths[token] > DEATHS * (len(videos) + 1):
+                raise MrrnError(
+                    f"{self._deaths[token]} workers died with the same {len(videos)} videos, the first one "
+                    f"{videos[0].id!r}: look at Ray's dashboard for what they die of, such as too little memory"
+                )
         elif not worker.started:
             self._failed_starts += 1
             if self._failed_starts > max(FAILED_STARTS, 2 * self._size):
@@ -221,12 +219,3 @@ class WorkerPool:
         self._waiting.extendleft(reversed(tasks))
         self._workers.remove(worker)
         self._start()
-
-    def _count_death(self, task: ExtractTask) -> None:
-        token, videos = task.claim.token, len(task.claim.videos)
-        self._deaths[token] += 1
-        if self._deaths[token] > DEATHS * (videos + 1):
-            raise MrrnError(
-                f"{self._deaths[token]} workers died with the same {videos} videos, the first one "
-                f"{task.claim.videos[0].id!r}: look at Ray's dashboard for what they die of, such as too little memory"
-            )

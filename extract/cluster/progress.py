@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from cache.commit import StagedShard
+from extract.meter import STAGES
 
 RECENT_SECONDS: Final = 300.0
 SHOWN: Final = 4
@@ -82,8 +83,7 @@ class ClusterProgress:
     def summary(self) -> str:
         """Where the workers' time went, for the end."""
         total = max(self.seconds["task"] + self.seconds["idle"], 1e-9)
-        stages = ("decode", "transfer", "forward", "write", "idle")
-        shares = ", ".join(f"{stage} {100 * self.seconds[stage] / total:.1f} %" for stage in stages)
+        shares = ", ".join(f"{each} {100 * self.seconds[each] / total:.1f} %" for each in (*STAGES, "idle"))
         return f"workers' time: {shares}; {100 * self.overhead:.1f} % outside decoding and the network"
 
     def text(self) -> str:

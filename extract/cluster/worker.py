@@ -10,6 +10,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -74,7 +75,10 @@ class ExtractWorker:
         self._problem = ""
         try:
             self._cache = common.open_cache()
-            self._environment = self._checked_environment(weights, common.allow_drift)
+            ours = fingerprint(self._settings, weights_text=weights.text, weights_sha256=weights.sha256)
+            where = f"the cache {self._cache.path}"
+            check_fingerprint(self._cache.fingerprint, ours, allow_drift=common.allow_drift, where=where)
+            self._environment = ours.environment
             self._open(weights)
         except Exception as error:  # noqa: BLE001  (the driver raises it)
             self._problem = self._text_of(error)
@@ -91,8 +95,12 @@ class ExtractWorker:
         """
         started = time.monotonic()
         idle_seconds, meter = started - self._idle_since, Meter()
+        features_of = partial(self._each_alone if one_by_one else self._features_of, meter=meter)
+        rows, strict = device_defaults(self._settings.device).shard_rows, self._settings.strict
         try:
-            staged, problem = tuple(self._staged(task, one_by_one, meter)), ""
+            # `shards_of` waits for each shard to be staged, and counts that as writing.
+            shards = shards_of([task], features_of, shard_rows=rows, strict=strict, meter=meter)
+            staged, problem = tuple(map(self._stage, shards)), ""
         except Exception as error:  # noqa: BLE001  (the driver raises it)
             staged, problem = (), self._text_of(error)
         self._idle_since = time.monotonic()
@@ -105,13 +113,6 @@ class ExtractWorker:
             idle_seconds=idle_seconds,
         )
 
-    def _checked_environment(self, weights: Weights, allow_drift: bool) -> Any:
-        """What this machine computes with; FingerprintError if it is not what the cache was made with."""
-        ours = fingerprint(self._settings, weights_text=weights.text, weights_sha256=weights.sha256)
-        where = f"the cache {self._cache.path}"
-        check_fingerprint(self._cache.fingerprint, ours, allow_drift=allow_drift, where=where)
-        return ours.environment
-
     def _open(self, weights: Weights) -> None:
         """The device and the decoders, for as long as this process lives."""
         self._engine = open_engine(self._settings, weights)
@@ -119,14 +120,6 @@ class ExtractWorker:
 
     def _features_of(self, videos: Iterable[tuple[str, Path]], meter: Meter) -> Iterator[VideoFeatures]:
         return extract_features(videos, self._settings, engine=self._engine, meter=meter, pool=self._pool)
-
-    def _staged(self, task: ExtractTask, one_by_one: bool, meter: Meter) -> Iterator[StagedShard]:
-        def features_of(videos: Iterable[tuple[str, Path]]) -> Iterator[VideoFeatures]:
-            return self._each_alone(videos, meter) if one_by_one else self._features_of(videos, meter)
-
-        rows, strict = device_defaults(self._settings.device).shard_rows, self._settings.strict
-        for shard in shards_of([task], features_of, shard_rows=rows, strict=strict, meter=meter):
-            yield self._stage(shard)  # within `features_of`, which counts it as writing
 
     def _each_alone(self, videos: Iterable[tuple[str, Path]], meter: Meter) -> Iterator[VideoFeatures]:
         for video_id, path in videos:

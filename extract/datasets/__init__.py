@@ -1,5 +1,6 @@
 """Dataset sources: each finds the videos, labels and splits of a dataset, and checks them."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from cache.common.errors import DatasetError
@@ -9,31 +10,42 @@ SOURCES = ("ucf101", "hmdb51", "manifest", "folder", "demo")
 
 
 def load_dataset(
-    name: str, data: Path | None, *, subset: bool, work: Path, source: str | None = None, remote: bool = False
+    name: str,
+    data: Path | None,
+    *,
+    subset: bool,
+    work: Path,
+    source: str | None = None,
+    remote: bool = False,
+    say: Callable[[str], None] = lambda _: None,
 ) -> tuple[Dataset, Path]:
     """The dataset called `name`, and the root of its videos' paths (absolute, links resolved).
 
     `data` is its location, `data/<name>` by default. `source` is one of `SOURCES`; by default it follows from the name
     (ucf101, hmdb51, demo), else from `data`: a .csv file is a manifest, a folder holds `<class>/<video>`. With `subset`
     listed videos may be missing; with `remote` those of a manifest may be remote (https://, s3://). `work` is where the
-    demo is made. Raises DatasetError if the dataset is not as its source requires.
+    demo is made. `say` is told what a folder holds that is no video. Raises DatasetError if the dataset is not as its
+    source requires.
     """
     check_dataset_name(name)
     rules = source or (name if name in ("ucf101", "hmdb51", "demo") else None)
     where = data or Path("data") / name
     from extract.datasets import demo, folder, hmdb51, manifest, ucf101
+    from extract.datasets.paths import find_videos, require_folder
+    from extract.datasets.published import match_files
 
     match rules or _rules_for(name, where):
         case "demo":
             return demo.load(name, data, work)
-        case "ucf101":
-            return ucf101.load(name, where, subset=subset)
-        case "hmdb51":
-            return hmdb51.load(name, where, subset=subset)
+        case "ucf101" | "hmdb51" as published:
+            layout = ucf101 if published == "ucf101" else hmdb51
+            root = require_folder(where / layout.VIDEOS, layout.ADVICE)
+            listed = layout.read_lists(name, where / layout.LISTS)
+            return match_files(listed, find_videos(root), root, layout.PUBLISHED, subset=subset), root
         case "manifest":
             return manifest.load(name, where, subset=subset, remote=remote)
         case "folder":
-            return folder.load(name, where)
+            return folder.load(name, where, say)
         case unknown:
             raise DatasetError(f"there is no source {unknown!r}; choose one of {', '.join(SOURCES)}")
 

@@ -20,6 +20,7 @@ from cache.common.errors import DatasetError
 from cache.common.files import write_bytes_durably
 from cache.dataset import Dataset
 from extract.datasets import folder
+from extract.datasets.paths import find_videos
 
 HEIGHT, WIDTH = 96, 128
 GROUPS, CLIPS = 6, 2
@@ -65,7 +66,7 @@ def draw_scene(random: np.random.Generator) -> Scene:
 
 def disc_of_size(scene: Scene, done: float) -> Picture:
     """A striped disc that is small at `done=0` and large at `done=1`."""
-    return _paint(scene, scene.radius * (0.4 + 1.0 * done), scene.color * _stripes(scene))
+    return _paint(scene, scene.radius * (0.4 + 1.0 * done), scene.color * _patterns(scene)[0])
 
 
 def red_to_blue(scene: Scene, done: float) -> Picture:
@@ -76,8 +77,8 @@ def red_to_blue(scene: Scene, done: float) -> Picture:
 
 def stripes_to_checks(scene: Scene, done: float) -> Picture:
     """A square whose pattern fades from stripes at `done=0` to checks at `done=1`."""
-    pattern = _stripes(scene) * (1 - done) + _checks(scene) * done
-    return _paint(scene, scene.radius, scene.color * pattern, square=True)
+    stripes, checks = _patterns(scene)
+    return _paint(scene, scene.radius, scene.color * (stripes * (1 - done) + checks * done), square=True)
 
 
 EVENTS: dict[str, tuple[Callable[[Scene, float], Picture], bool]] = {
@@ -112,15 +113,10 @@ def _offsets(scene: Scene) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     return rows - scene.center[0], columns - scene.center[1]
 
 
-def _stripes(scene: Scene) -> NDArray[np.float32]:
-    rows, columns = _offsets(scene)
-    return ((rows + 0 * columns) % scene.period < scene.period / 2).astype(np.float32)[..., None]
-
-
-def _checks(scene: Scene) -> NDArray[np.float32]:
-    rows, columns = _offsets(scene)
-    across = (columns + 0 * rows) % scene.period < scene.period / 2
-    return np.logical_xor(_stripes(scene)[..., 0] > 0, across).astype(np.float32)[..., None]
+def _patterns(scene: Scene) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Stripes `[H, 1, 1]` and checks `[H, W, 1]`, 0 or 1."""
+    down, across = (offsets % scene.period < scene.period / 2 for offsets in _offsets(scene))
+    return down.astype(np.float32)[..., None], (down ^ across).astype(np.float32)[..., None]
 
 
 def _paint(scene: Scene, radius: float, color: NDArray[np.float32], *, square: bool = False) -> Picture:
@@ -172,8 +168,8 @@ def load(name: str, data: Path | None, work: Path) -> tuple[Dataset, Path]:
     if data is not None and data.resolve() != home.resolve():
         raise DatasetError(f"the demo makes its own videos in {home}, not in {data}; leave DATA= (--data) out")
     make(home)
-    dataset, root = folder.load(name, home)
-    return replace(dataset, source="demo"), root
+    root = home.resolve()
+    return replace(folder.arrange(name, find_videos(root), str(root)), source="demo"), root
 
 
 def make(home: Path, videos: Sequence[DemoVideo] = VIDEOS) -> int:

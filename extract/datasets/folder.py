@@ -6,25 +6,58 @@ every machine.
 """
 
 import hashlib
+import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cache.common.errors import DatasetError
-from cache.common.text import some
+from cache.common.text import some, visible
 from cache.dataset import SPLITS, Dataset, group_of, video_id
 from extract.datasets.lists import SplitLists
-from extract.datasets.paths import find_videos, require_folder
+from extract.datasets.paths import require_folder, scan_folder
+
+_HALF = re.compile(
+    r"(train(ing)?|val(id(ation)?)?|test(ing)?|dev|eval(uation)?|holdout)([ _-]?(set|data|split|videos|\d))?", re.I
+)
+"""Names of folders that hold a half of a split, where there are several; "train" alone may be a class."""
 
 TEST_FRACTION = 0.3
 """Share of a class's videos for testing, as close as whole groups allow."""
 
 
-def load(name: str, data: Path) -> tuple[Dataset, Path]:
-    """The dataset of all videos below `data`, and that folder with links resolved."""
+def load(name: str, data: Path, say: Callable[[str], None]) -> tuple[Dataset, Path]:
+    """The dataset of all videos below `data`, and that folder with links resolved; says what was passed over.
+
+    DatasetError if the classes are halves of a split.
+    """
     root = require_folder(data, "expected are <class>/<video> in it; say where it is with DATA= (--data)")
-    paths = find_videos(root)
-    return arrange(name, paths, str(root)), root
+    scan = scan_folder(root)
+    passed_over = ", ".join(f"{count:,} {visible(suffix)}" for suffix, count in sorted(scan.passed_over.items()))
+    empty = sorted(set(scan.folders) - {path.partition("/")[0] for path in scan.videos})
+    for text, what in {
+        "files passed over, by suffix": passed_over,
+        "folders not looked into": some(scan.unread),
+        "folders without a video, which give no class": some(empty, 20),
+    }.items():
+        if what:
+            say(f"{root}: {text}: {what}")
+    dataset = arrange(name, scan.videos, str(root))
+    halves = [folder for folder in dataset.classes if _HALF.fullmatch(folder)]
+    if len(halves) > 1 or halves == list(dataset.classes):
+        lines = [_manifest_line(next(path for path in scan.videos if path.startswith(f"{half}/"))) for half in halves]
+        raise DatasetError(
+            f"{root}: {some(halves)} are halves of a split and not classes. List the videos in a CSV file in that "
+            "folder, and give it as DATA= (--data), for example\n  video,label,split1\n  " + "\n  ".join(lines)
+        )
+    return dataset, root
+
+
+def _manifest_line(path: str) -> str:
+    """The line of a video at HALF/CLASS/VIDEO in a manifest."""
+    half, *inside = path.split("/")
+    split = "train" if half.lower().startswith("train") else "test" if half.lower().startswith("test") else "none"
+    return f"{visible(path)},{visible(inside[0]) if len(inside) > 1 else 'CLASS'},{split}"
 
 
 def arrange(name: str, paths: Sequence[str], where: str) -> Dataset:

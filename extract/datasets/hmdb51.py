@@ -10,8 +10,8 @@ from cache.common.errors import DatasetError
 from cache.common.text import some
 from cache.dataset import Dataset, Half
 from extract.datasets.lists import Line, SplitLists, read_lines
-from extract.datasets.paths import check_path, find_videos, require_folder
-from extract.datasets.published import PublishedCounts, match_files
+from extract.datasets.paths import check_path, require_folder
+from extract.datasets.published import PublishedCounts
 
 PUBLISHED = PublishedCounts(title="HMDB-51", videos=6_766, classes=51, halves=dict.fromkeys((1, 2, 3), (3_570, 1_530)))
 VIDEOS, LISTS = "hmdb51_org", "testTrainMulti_7030_splits"
@@ -23,13 +23,6 @@ ADVICE = (
 
 _LIST_NAME = re.compile(r"(.+)_test_split([123])\.txt")
 _HALVES: dict[str, Half] = {"0": "none", "1": "train", "2": "test"}
-
-
-def load(name: str, data: Path, *, subset: bool) -> tuple[Dataset, Path]:
-    """The dataset below `data`, checked against disk and published counts, and the root of its paths."""
-    root = require_folder(data / VIDEOS, ADVICE)
-    listed = read_lists(name, data / LISTS)
-    return match_files(listed, find_videos(root), root, PUBLISHED, subset=subset), root
 
 
 def read_lists(name: str, folder: Path) -> Dataset:

@@ -1,5 +1,6 @@
 """Split lists: text files that assign each video to a half of a split. Every error names file and line."""
 
+import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ def read_text(path: Path, advice: str) -> str:
         raise DatasetError(f"looked for the file {path}, which is not there; {advice}") from None
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror}; {advice}") from error
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or bytes(4) in (content[0:8:2], content[1:8:2]):
+        raise DatasetError(f"{path} is UTF-16: save it as UTF-8 (in a spreadsheet's menu: CSV UTF-8)")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -67,11 +70,10 @@ class SplitLists:
 
     def add(self, path: str, label: int | None, where: str) -> None:
         """A video and its label; repeating the same is fine. Raises DatasetError for unsafe paths and repeated ids."""
-        known = self._listed.get(path) or self._take(path, label, where)
-        if known.label != label:
-            raise DatasetError(f"{where}: video {path!r} has another class than in {known.where}")
-
-    def _take(self, path: str, label: int | None, where: str) -> _ListedVideo:
+        if known := self._listed.get(path):
+            if known.label != label:
+                raise DatasetError(f"{where}: video {path!r} has another class than in {known.where}")
+            return
         if not (self._remote and ADDRESS.fullmatch(path)):
             check_path(path, where)
         if not is_video_name(path):
@@ -83,7 +85,6 @@ class SplitLists:
                 f"{where}: {path!r} has the same id as {other!r} ({self._listed[other].where}); rename one of the files"
             )
         self._listed[path] = _ListedVideo(id_, label, where, {})
-        return self._listed[path]
 
     def put(self, path: str, split: int, half: Half, where: str) -> None:
         """Assign an added video to a half of a split. Raises DatasetError if the split already has it."""

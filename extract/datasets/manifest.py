@@ -1,5 +1,8 @@
 """A CSV file that lists videos: columns `video,label,split1[,split2,split3]`, in any order, the first line naming them.
 
+Spreadsheets' habits are borne: a byte order mark, CRLF, `;` or tabs between values, rows of empty values, empty values
+at the end of a row, `./` before a path, names of columns in capitals.
+
 `video` is a path relative to the CSV's folder, or an address, https:// or s3://, if the user allows that. `label` is a
 class name; empty if the class is not known, and then the video can be in no half. A split's column says train, test or
 none; empty means none.
@@ -7,10 +10,12 @@ none; empty means none.
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from cache.common.errors import DatasetError
+from cache.common.text import some
 from cache.dataset import ADDRESS, SPLITS, Dataset, Half
 from extract.datasets.lists import SplitLists, read_text
 from extract.datasets.paths import check_link
@@ -47,7 +52,8 @@ def read_manifest(name: str, file: Path, *, remote: bool = False) -> Dataset:
         if not ADDRESS.fullmatch(row["video"]):
             check_link(root, row["video"], where)
         for split in splits:
-            half = _parse_half(row[f"split{split}"], where)
+            if (half := _HALVES.get(row[f"split{split}"])) is None:
+                raise DatasetError(f"{where}: {row[f'split{split}']!r} is not train, test or none")
             if half != "none" and not row["label"]:
                 raise DatasetError(f"{where}: a video without a label cannot be in the {half} half; write none")
             lists.put(row["video"], split, half, where)
@@ -58,31 +64,47 @@ def _read_rows(file: Path) -> tuple[list[int], list[Row]]:
     """The splits that have a column, and the rows below the first."""
     lines = _numbered(file)
     _, columns = next(lines, ("", []))
+    columns = _without_end([column.lower() for column in columns], 0)
     known = ["video", "label", *(f"split{split}" for split in SPLITS)]
-    if sorted(columns) != sorted(set(columns) & set(known)) or not {"video", "label", "split1"} <= set(columns):
-        raise DatasetError(f"{file}, line 1: columns are {','.join(columns)!r}; {ADVICE}, and if wanted split2,split3")
+    problems = {
+        "without": [column for column in known[:3] if column not in columns],
+        "with an unknown": [column or "(empty)" for column in columns if column not in known],
+        "twice with": [column for column in known if columns.count(column) > 1],
+    }
+    if wrong := [f"{what} {some(names)}" for what, names in problems.items() if names]:
+        raise DatasetError(
+            f"{file}, line 1: columns are {','.join(columns)!r}, {' and '.join(wrong)}; {ADVICE}, and if wanted "
+            "split2,split3"
+        )
     rows = []
-    for where, values in lines:
-        if len(values) != len(columns):
+    for where, line in lines:
+        if len(values := _without_end(line, len(columns))) != len(columns):
             raise DatasetError(f"{where}: {len(values)} values for the {len(columns)} columns {','.join(columns)}")
-        rows.append((where, dict(zip(columns, values, strict=True))))
+        row = dict(zip(columns, values, strict=True))
+        rows.append((where, row | {"video": re.sub(r"^(\./+)+", "", row["video"])}))
     if not rows:
         raise DatasetError(f"{file} lists no videos; add a line for each: video,label,split1")
     return [split for split in SPLITS if f"split{split}" in columns], rows
 
 
+def _without_end(values: list[str], kept: int) -> list[str]:
+    """The values without the empty ones at the end, which spreadsheets add, but at least `kept` of them."""
+    while len(values) > kept and not values[-1]:
+        values = values[:-1]
+    return values
+
+
 def _numbered(file: Path) -> Iterator[tuple[str, list[str]]]:
-    """File and line number, and the values without the spaces around them, of each row that is not blank."""
-    reader = csv.reader(io.StringIO(read_text(file, ADVICE), newline=""), strict=True)
+    """File and line number, and the values without the spaces around them, of each row that is not empty."""
+    text = read_text(file, ADVICE)
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    declared = re.match(r'"?sep=([,;\t|])', first)  # as Excel writes it
+    separator = declared[1] if declared else max(",;\t", key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
-        for values in reader:
-            if values:
-                yield f"{file}, line {reader.line_num}", [value.strip() for value in values]
+        for row in reader:
+            values = [value.strip() for value in row]
+            if any(values) and not (declared and values[0] in ("sep=", f"sep={separator}")):
+                yield f"{file}, line {reader.line_num}", values
     except csv.Error as error:
         raise DatasetError(f"{file}, line {reader.line_num}: not CSV: {error}") from error
-
-
-def _parse_half(value: str, where: str) -> Half:
-    if value not in _HALVES:
-        raise DatasetError(f"{where}: {value!r} is not train, test or none")
-    return _HALVES[value]

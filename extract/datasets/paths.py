@@ -1,22 +1,56 @@
 """Video files below a dataset's root: how they are found, and which names and links are refused."""
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from cache.common.errors import DatasetError, UnsafePathError
 from cache.common.text import some
 from cache.dataset import check_relative_path
 
-VIDEO_SUFFIXES = frozenset(
-    {".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
+_SUFFIXES = {
+    "mov": "3g2 3gp 3gpp f4v insv m4v mj2 mov mp4 mp4v qt",
+    "avi": "avi divx",
+    "matroska": "mk3d mkv webm",
+    "mpegts": "m2t m2ts mts tod tp trp ts",
+    "flv": "flv",
+    "ogg": "ogm ogv",
+    "asf": "asf wmv",
+    "mpeg": "m2p mod mpe mpeg mpg vob",
+    "mpegvideo": "m1v m2v",
+}
+VIDEO_SUFFIXES = frozenset(f".{suffix}" for suffixes in _SUFFIXES.values() for suffix in suffixes.split())
+"""Suffixes of the containers that decoding knows, in any case. Whether a file decodes shows when it is opened."""
+
+SYSTEM_FOLDERS = frozenset(
+    ("@eadir", "@recycle", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__macosx")
 )
-"""Suffixes of video files, in any case. Whether a file can be decoded shows when it is opened."""
+"""Folders in which systems keep thumbnails and deleted files; they are not looked into, like hidden ones."""
+
+
+@dataclass(frozen=True)
+class FolderScan:
+    """What is below a folder; paths are relative to it and '/'-separated."""
+
+    videos: tuple[str, ...]
+    """In order of their names."""
+    passed_over: Mapping[str, int]
+    """Number of other files by suffix, in lower case."""
+    unread: tuple[str, ...]
+    """Hidden and system folders, which were not looked into."""
+    folders: tuple[str, ...]
+    """Names of the folders directly in it that were looked into."""
 
 
 def is_video_name(name: str) -> bool:
     """Whether the name has the suffix of a video file."""
-    return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES  # noqa: PTH122 (a million names: no Path objects)
+    return _suffix(name) in VIDEO_SUFFIXES
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122 (a million names: no Path objects)
 
 
 def require_folder(folder: Path, advice: str) -> Path:
@@ -45,39 +79,41 @@ def check_link(root: Path, path: str, where: str) -> None:
 
 
 def find_videos(root: Path) -> tuple[str, ...]:
-    """Paths of all video files below `root` (resolved), relative and '/'-separated, in order of their names.
+    """The videos that `scan_folder` finds."""
+    return scan_folder(root).videos
 
-    Hidden files and folders (`.name`) are skipped. Raises DatasetError for links that lead outside, links to folders
-    (they may form circles), names that are not UTF-8, and names that check_relative_path refuses.
+
+def scan_folder(root: Path) -> FolderScan:
+    """All files below `root` (resolved), at any depth.
+
+    Raises DatasetError for links that lead outside, links to folders (they may form circles), names of videos that are
+    not UTF-8, and those that check_relative_path refuses.
     """
-    found: list[str] = []
-    undecodable: list[str] = []
-    for path in _walk(root):
-        (found if _is_utf8(path) else undecodable).append(path)
-    if undecodable:
+    videos: list[str] = []
+    passed_over, unread, folders = Counter[str](), list[str](), [""]
+    for inside in folders:  # grows on the way
+        for entry in _entries(root / inside):
+            path, is_folder = inside + entry.name, entry.is_dir(follow_symlinks=False)
+            if entry.name.startswith(".") or (is_folder and entry.name.lower() in SYSTEM_FOLDERS):
+                unread += [path] if is_folder else []
+                passed_over["hidden"] += not is_folder
+            elif is_folder:
+                folders.append(f"{path}/")
+            elif _is_video_link(root, path) if entry.is_symlink() else entry.is_file() and is_video_name(path):
+                videos.append(path)  # bytes that are not UTF-8 as Python's lone surrogates
+            else:
+                passed_over[_suffix(path) or "without a suffix"] += 1
+    if undecodable := [path for path in videos if path.encode(errors="ignore").decode() != path]:
         raise DatasetError(
             f"{root}: {len(undecodable):,} file names are not UTF-8: {some(undecodable)}; rename them "
             "(for names in Latin-1: `convmv -r -f latin1 -t utf8 --notest FOLDER`)"
         )
-    return tuple(sorted(check_path(path, str(root)) for path in found))
-
-
-def _walk(root: Path) -> Iterator[str]:
-    """Relative path of each video file; bytes that are not UTF-8 come as Python's lone surrogates."""
-    folders = [""]
-    while folders:
-        inside = folders.pop()
-        for entry in _entries(root / inside):
-            path = inside + entry.name
-            if entry.name.startswith("."):
-                continue
-            if entry.is_symlink():
-                if _is_video_link(root, path):
-                    yield path
-            elif entry.is_dir():
-                folders.append(f"{path}/")
-            elif entry.is_file() and is_video_name(entry.name):
-                yield path
+    return FolderScan(
+        videos=tuple(sorted(check_path(path, str(root)) for path in videos)),
+        passed_over=+passed_over,
+        unread=tuple(sorted(unread)),
+        folders=tuple(sorted(path[:-1] for path in folders if path.count("/") == 1)),
+    )
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -96,11 +132,3 @@ def _is_video_link(root: Path, path: str) -> bool:
     if link.is_dir():
         raise DatasetError(f"{link} is a link to a folder; links to folders below a data folder are not followed")
     return link.is_file()
-
-
-def _is_utf8(path: str) -> bool:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -9,8 +9,6 @@ from cache.common.errors import DatasetError
 from cache.common.text import some
 from cache.dataset import Dataset, Subset, video_id
 
-SUBSET_ADVICE = "to work with the videos that are there, ask for it: SUBSET=1 (--subset), and every report will say so"
-
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedCounts:
@@ -41,7 +39,10 @@ def match_files(
     unlisted = [f"{len(extra):,} video files are in no list: {some(extra)}"] if extra else []
     if (lacking or unlisted) and not subset:
         problems = "\n  ".join(lacking + unlisted)
-        raise DatasetError(f"{root} is not the complete dataset:\n  {problems}\nCorrect that; or, {SUBSET_ADVICE}")
+        raise DatasetError(
+            f"{root} is not the complete dataset:\n  {problems}\nCorrect that; or, to work with the videos that are "
+            "there, ask for it: SUBSET=1 (--subset), and every report will say so"
+        )
     videos = tuple(video for video in listed.videos if video.path in files)
     if not videos:
         raise DatasetError(

@@ -22,7 +22,7 @@ from cache.common.errors import CacheError, DecodeError, MrrnError
 from cache.dataset import ADDRESS
 from cache.ledger import Outcome
 from cache.remote.client import Location, Objects, RetryPolicy
-from extract.datasets.official.download import BLOCK_BYTES, DownloadRetries, is_final
+from extract.datasets.official.download import BLOCK_BYTES, DownloadRetries, content_length, is_final
 from extract.decode import DecodePool, FrameBlock, Limits, VideoEnd
 
 FETCHES_PER_WORKER: Final = 2
@@ -171,8 +171,7 @@ def _one_answer(address: str, target: Path, most_bytes: int, deadline: float) ->
     request = Request(quote(address, safe=":/%"))
     opener = build_opener(ProxyHandler(), HTTPSHandler(), _OnlyHttps())
     with opener.open(request, timeout=_ANSWER_SECONDS) as response, target.open("wb") as out:
-        length = response.headers.get("Content-Length", "")
-        expected = int(length) if length.isascii() and length.isdigit() and len(length) < 19 else None
+        expected = content_length(response)
         _check_size(address, expected or 0, most_bytes)
         have = 0
         # read1 returns what has arrived: a server that sends a byte now and then does not evade the deadline.

@@ -6,8 +6,8 @@ from cache.common.errors import DatasetError
 from cache.common.text import some
 from cache.dataset import SPLITS, Dataset, Half
 from extract.datasets.lists import Line, SplitLists, read_lines
-from extract.datasets.paths import check_path, find_videos, require_folder
-from extract.datasets.published import PublishedCounts, match_files
+from extract.datasets.paths import check_path, require_folder
+from extract.datasets.published import PublishedCounts
 
 PUBLISHED = PublishedCounts(
     title="UCF-101", videos=13_320, classes=101, halves={1: (9_537, 3_783), 2: (9_586, 3_734), 3: (9_624, 3_696)}
@@ -18,13 +18,6 @@ ADVICE = (
     f"expected are {VIDEOS}/<Class>/*.avi and {LISTS}/*.txt in the data folder, as the dataset's archives unpack: "
     "fetch them with `make data DATASET=ucf101`, or say where they are with DATA= (--data)"
 )
-
-
-def load(name: str, data: Path, *, subset: bool) -> tuple[Dataset, Path]:
-    """The dataset below `data`, checked against disk and published counts, and the root of its paths."""
-    root = require_folder(data / VIDEOS, ADVICE)
-    listed = read_lists(name, data / LISTS)
-    return match_files(listed, find_videos(root), root, PUBLISHED, subset=subset), root
 
 
 def read_lists(name: str, folder: Path) -> Dataset:

@@ -15,14 +15,13 @@ HEAD_BYTES: Final = 4096
 """Read from the start of a file to recognise it; an MPEG transport stream may begin in the middle of a packet."""
 
 _MOV_BOXES: Final = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot", b"moof", b"styp")
-_ASF: Final = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _SYNC_RUN: Final = 5
 
 _STARTS: Final = {
     b"\x1aE\xdf\xa3": "matroska",
     b"FLV\x01": "flv",
     b"OggS": "ogg",
-    _ASF: "asf",
+    bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"): "asf",
     b"\x00\x00\x01\xba": "mpeg",
     b"\x00\x00\x01\xb3": "mpegvideo",
 }

@@ -6,7 +6,7 @@ Shapes: F frames of a block, H rows, W columns; pictures are 8-bit RGB.
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -79,25 +79,27 @@ class FrameReader:
         self, new_buffer: Callable[[], Buffer], tick: Callable[[], None], block_frames: int = BLOCK_FRAMES
     ) -> Iterator[Block]:
         """The video's kept frames. `new_buffer` gives memory for each block; `tick` is called at each decoded frame."""
-        block: Block | None = None
-        times: list[float] = []
+        frames_FHW3, times = np.empty((0, 0, 0, 3), np.uint8), list[float]()
         for seconds in self._kept_frames(tick):
-            if block is None:
-                block, times = self._new_block(new_buffer(), block_frames), []
-            self._video.copy_to(block.frames_FHW3[len(times)])
+            if not times:
+                frames_FHW3 = self._new_frames(new_buffer(), block_frames)
+            self._video.copy_to(frames_FHW3[len(times)])
             times.append(seconds)
-            if len(times) == len(block.frames_FHW3):
-                yield _filled(block, times)
-                block = None
-        if block is not None:
-            yield _filled(block, times)
+            if len(times) == len(frames_FHW3):
+                yield self._block(frames_FHW3, times)
+                times = []
+        if times:
+            yield self._block(frames_FHW3, times)
 
     def _kept_frames(self, tick: Callable[[], None]) -> Iterator[float]:
         """Step to each frame that is kept; yields its time."""
         while self._video.advance():
             tick()
             seconds = self._timeline.place(self._video.seconds)
-            self._note_frame(seconds)
+            self.counts.decoded += 1
+            self.counts.seconds = seconds + self._video.header.frame_seconds
+            if self.counts.decoded > self._limits.frames:
+                raise DecodeError(f"more than {self._limits.frames} frames")
             if not self._sampling.keeps(self._last_kept, seconds):
                 continue
             self._last_kept = seconds
@@ -107,24 +109,18 @@ class FrameReader:
                 self.counts.stopped = True
                 return
 
-    def _note_frame(self, seconds: float) -> None:
-        self.counts.decoded += 1
-        self.counts.seconds = seconds + self._video.header.frame_seconds
-        if self.counts.decoded > self._limits.frames:
-            raise DecodeError(f"more than {self._limits.frames} frames")
-
-    def _new_block(self, buffer: Buffer, block_frames: int) -> Block:
+    def _new_frames(self, buffer: Buffer, block_frames: int) -> NDArray[np.uint8]:
+        """Room for a block in `buffer`, `[F, H, W, 3]`."""
         height, width = self._video.shape
         frame_bytes = height * width * 3
         if frame_bytes > len(buffer):
             raise DecodeError(f"pictures of {width} x {height}, the limit is {len(buffer) // 3} pixels")
         frames = max(1, min(block_frames, min(BLOCK_BYTES, len(buffer)) // frame_bytes))
-        frames_FHW3 = buffer[: frames * frame_bytes].reshape(frames, height, width, 3)
-        return Block(first_frame=self.counts.kept - 1, frames_FHW3=frames_FHW3, pts_seconds_F=np.empty(0))
+        return buffer[: frames * frame_bytes].reshape(frames, height, width, 3)
 
-
-def _filled(block: Block, times: list[float]) -> Block:
-    return replace(block, frames_FHW3=block.frames_FHW3[: len(times)], pts_seconds_F=np.array(times))
+    def _block(self, frames_FHW3: NDArray[np.uint8], times: list[float]) -> Block:
+        first = self.counts.kept - len(times)
+        return Block(first_frame=first, frames_FHW3=frames_FHW3[: len(times)], pts_seconds_F=np.array(times))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,35 +135,28 @@ class Verdict:
 
 def judge(counts: DecodeCounts, header: Header, decoder_errors: int, note: str = "") -> Verdict:
     """Status and reason of a video that was decoded to its end, from its header, counts and the decoder's errors."""
+    errors = f"{decoder_errors} decoder error{'s' if decoder_errors != 1 else ''}" if decoder_errors else ""
     if not counts.decoded:
-        return Verdict(status="failed", reason=f"no frames decoded{_errors(decoder_errors)}")
-    doubts = [text for text in (_missing(counts, header), _errors(decoder_errors).lstrip(", "), note) if text]
-    if doubts:
+        return Verdict(status="failed", reason=f"no frames decoded{errors and f', {errors}'}")
+    as_declared = counts.stopped or header.declared_frames in (None, counts.decoded)
+    differs = "" if as_declared else f"decoded {counts.decoded} frames, {header.declared_frames} declared"
+    if doubts := [text for text in (_missing(counts, header, differs), errors, note) if text]:
         return Verdict(status="suspect", reason="; ".join(doubts))
-    return Verdict(status="done", reason="" if _as_declared(counts, header) else _counts_text(counts, header))
+    return Verdict(status="done", reason=differs)
 
 
-def _as_declared(counts: DecodeCounts, header: Header) -> bool:
-    return counts.stopped or header.declared_frames in (None, counts.decoded)
+def _missing(counts: DecodeCounts, header: Header, differs: str) -> str:
+    """What the header declares and decoding did not find, beyond the differences that healthy files show.
 
-
-def _missing(counts: DecodeCounts, header: Header) -> str:
-    """What the header declares and decoding did not find, beyond the differences that healthy files show."""
+    `differs`: a difference between the counts of frames, as text.
+    """
     if counts.stopped:
         return ""
     if header.declared_frames is not None:
         # Healthy HMDB-51 files hold one frame less than declared, or up to three more in four hundred.
         slack = max(1, header.declared_frames // 100)
-        return _counts_text(counts, header) if abs(counts.decoded - header.declared_frames) > slack else ""
+        return differs if abs(counts.decoded - header.declared_frames) > slack else ""
     declared_seconds = header.declared_seconds
     if declared_seconds is not None and declared_seconds - counts.seconds > max(SLACK_SECONDS, declared_seconds / 50):
         return f"decoded {counts.seconds:.1f} s of {declared_seconds:.1f} s declared"
     return ""
-
-
-def _counts_text(counts: DecodeCounts, header: Header) -> str:
-    return f"decoded {counts.decoded} frames, {header.declared_frames} declared"
-
-
-def _errors(count: int) -> str:
-    return f", {count} decoder error{'s' if count != 1 else ''}" if count else ""

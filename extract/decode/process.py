@@ -61,16 +61,6 @@ class CurrentVideo:
         return Outcome(video_id=self.video.video_id, status="failed", reason=reason, seconds=seconds)
 
 
-@dataclass(frozen=True)
-class WorkerExit:
-    """How a worker process ended by itself."""
-
-    reason: str
-    """As the ledger records it for the worker's video."""
-    from_outside: bool = False
-    """Killed, but not by its supervisor: nothing is known against the worker or its video."""
-
-
 class WorkerProcess:
     """A child process and what is known of it. It dies with the thread that started it.
 
@@ -218,14 +208,21 @@ class WorkerProcess:
         self._wait()
         self._close()
 
-    def reap(self) -> WorkerExit:
-        """Free what a process that ended by itself held; returns how it ended."""
+    def reap(self) -> tuple[str, bool]:
+        """Free what a process that ended by itself held.
+
+        Returns the reason for its video, and whether it was killed from outside, though not by its supervisor: then
+        nothing is known against the worker or its video.
+        """
         if not self._wait():
             self.kill()
-            return WorkerExit("decoder closed its channel")
-        how = _exit_of(self._process.returncode, self._last_line())
+            return "decoder closed its channel", False
+        size = os.fstat(self._log).st_size
+        tail = os.pread(self._log, _TAIL_BYTES, max(0, size - _TAIL_BYTES)).decode(errors="replace").splitlines()
+        last_line = next((line.strip() for line in reversed(tail) if line.strip()), "")
         self._close()
-        return how
+        code = self._process.returncode
+        return _reason_of(code, last_line), code == -signal.SIGKILL
 
     def _wait(self) -> bool:
         """Whether the process is gone. One stuck in the kernel (on a dead network drive) is left behind, killed."""
@@ -239,12 +236,6 @@ class WorkerProcess:
         self._channel.close()
         os.close(self._log)
 
-    def _last_line(self) -> str:
-        """The last line that is not blank of what it wrote to its standard error."""
-        size = os.fstat(self._log).st_size
-        tail = os.pread(self._log, _TAIL_BYTES, max(0, size - _TAIL_BYTES)).decode(errors="replace").splitlines()
-        return next((line.strip() for line in reversed(tail) if line.strip()), "")
-
 
 def _count(number: int) -> int:
     """Returns `number`. Raises ValueError if the ledger could not store it as a count."""
@@ -253,13 +244,11 @@ def _count(number: int) -> int:
     return number
 
 
-def _exit_of(code: int, last_line: str) -> WorkerExit:
-    said = f" ({last_line[:200]})" if last_line else ""
+def _reason_of(code: int, last_line: str) -> str:
+    """Why a process ended, from its exit code and the last line of its standard error that is not blank."""
     if code == -signal.SIGXCPU:
-        return WorkerExit("used more processor time than the limit allows")
+        return "used more processor time than the limit allows"
     if code == -signal.SIGKILL:
-        reason = "decoder killed from outside (SIGKILL), as the system does when memory runs out"
-        return WorkerExit(reason, from_outside=True)
-    if code < 0:
-        return WorkerExit(f"decoder crashed with {signal.Signals(-code).name}{said}")
-    return WorkerExit(f"decoder stopped with exit code {code}{said}")
+        return "decoder killed from outside (SIGKILL), as the system does when memory runs out"
+    how = f"crashed with {signal.Signals(-code).name}" if code < 0 else f"stopped with exit code {code}"
+    return f"decoder {how}" + (f" ({last_line[:200]})" if last_line else "")

@@ -97,7 +97,9 @@ class Supervisor:
             self._wake_writer.close()
 
     def _step(self) -> None:
-        slept_from, timeout = time.monotonic(), self._seconds_to_deadline()
+        slept_from = time.monotonic()
+        deadline = min((worker.deadline(self._limits)[0] for worker in self._workers), default=np.inf)
+        timeout = float(np.clip(deadline - slept_from, 0.0, 3600.0))
         for key, _ in self._selector.select(timeout):
             if key.data is None:
                 self._wake_reader.recv(4096)
@@ -164,13 +166,13 @@ class Supervisor:
     def _remove_dead_worker(self, worker: WorkerProcess) -> None:
         """A worker ended by itself: its video has failed if it had begun, and is queued again otherwise."""
         self._forget(worker)
-        how, current = worker.reap(), worker.current
+        (reason, from_outside), current = worker.reap(), worker.current
         if current is not None and current.begun:
-            self._results.put(VideoEnd(current.failed(how.reason)))
+            self._results.put(VideoEnd(current.failed(reason)))
         elif current is not None:
             self._queued.appendleft(current.video)
         if not worker.proven:
-            self._note_failed_start(how.reason, KILLED_STARTS if how.from_outside else START_ATTEMPTS)
+            self._note_failed_start(reason, KILLED_STARTS if from_outside else START_ATTEMPTS)
 
     def _kill(self, worker: WorkerProcess, reason: str = "") -> None:
         """End a worker; if there is a reason, its video has failed for it."""
@@ -191,10 +193,6 @@ class Supervisor:
             raise DecodeError(f"decode workers do not start ({self._failed_starts} tries): {reason}")
 
     # --- time ---
-
-    def _seconds_to_deadline(self) -> float:
-        deadline = min((worker.deadline(self._limits)[0] for worker in self._workers), default=np.inf)
-        return float(np.clip(deadline - time.monotonic(), 0.0, 3600.0))
 
     def _enforce_deadlines(self, overslept: float) -> None:
         """Kill workers past their deadlines, which are extended by the time in which this thread was stopped too."""

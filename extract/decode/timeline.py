@@ -59,9 +59,6 @@ class Sampling:
         """
         if self.fps is None or last_kept_seconds is None:
             return True
-        return _tick(seconds, self.fps) > _tick(last_kept_seconds, self.fps)
-
-
-def _tick(seconds: float, fps: float) -> int:
-    """Number of the last tick at or before `seconds`, allowing for times that were rounded."""
-    return math.floor(seconds * fps + 1e-4)
+        # A little more than nothing allows for times that were rounded.
+        tick, last_tick = (math.floor(each * self.fps + 1e-4) for each in (seconds, last_kept_seconds))
+        return tick > last_tick

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from cache.common.errors import DecodeError
 from extract.decode.backends import MissingDecoderError, load_decoder
 from extract.decode.backends.protocol import OpenDecoder
-from extract.decode.frames import Block, FrameReader, Verdict, judge, opened
+from extract.decode.frames import FrameReader, Verdict, judge, opened
 from extract.decode.timeline import Sampling
 from extract.decode.types import MEBIBYTE, Limits
 from extract.decode.wire import Channel, Message, Ring
@@ -105,19 +105,15 @@ class Worker:
             end["declared"] = video.header.declared_frames
             reader = FrameReader(video, self._sampling, self._limits)
             for block in reader.blocks(self._next_slot, self._report_alive):
-                self._send(block)
+                shape, pts_seconds = block.frames_FHW3.shape[:3], block.pts_seconds_F.tolist()
+                self._channel.send({"slot": self._slot, "first": block.first_frame, "shape": shape, "pts": pts_seconds})
+                self._last_sent = time.monotonic()
                 end["errors"] += self._log.count_new()
             errors, note, header = video.errors, video.note, video.header
         # Closing drains the decoder's threads: only now have all errors been written.
         end["errors"] = max(errors, end["errors"] + self._log.count_new())
         end["frames"] = reader.counts.kept
         return judge(reader.counts, header, end["errors"], note)
-
-    def _send(self, block: Block) -> None:
-        pts_seconds = block.pts_seconds_F.tolist()
-        shape = block.frames_FHW3.shape[:3]
-        self._channel.send({"slot": self._slot, "first": block.first_frame, "shape": shape, "pts": pts_seconds})
-        self._last_sent = time.monotonic()
 
     def _next_slot(self) -> NDArray[np.uint8]:
         """An empty slot; waits while the ring is full."""
@@ -138,13 +134,6 @@ class Worker:
             self._channel.send({"alive": True})
 
 
-def _die_with(parent: int) -> None:
-    """Make the kernel kill this process when its parent's supervising thread ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit()
-
-
 def _limit(name: str, value: int) -> None:
     """Lower a limit of this process, or raise it again as far as the administrator allows."""
     which = getattr(resource, name)
@@ -152,14 +141,13 @@ def _limit(name: str, value: int) -> None:
     resource.setrlimit(which, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
-def _address_space_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-
-
 def main() -> None:
     """Arguments: descriptor of the channel, descriptor of the ring, process id of the supervisor."""
     channel_descriptor, ring_descriptor, parent = (int(text) for text in sys.argv[1:4])
-    _die_with(parent)
+    # The kernel kills this process when its parent's supervising thread ends.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        return
     channel = Channel(socket.socket(fileno=channel_descriptor))
     setup = channel.receive()
     if setup is None:
@@ -172,6 +160,7 @@ def main() -> None:
         return
     _limit("RLIMIT_CORE", 0)
     _limit("RLIMIT_FSIZE", LOG_BYTES)
-    _limit("RLIMIT_AS", _address_space_bytes() + setup["limits"]["memory_bytes"])
+    address_space_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    _limit("RLIMIT_AS", address_space_bytes + setup["limits"]["memory_bytes"])
     channel.send({"ready": True})
     Worker(channel, ring, setup, decoder).serve()

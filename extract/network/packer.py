@@ -35,11 +35,6 @@ class VideoRows:
     refused: str = ""
     """Why its frames are not used although they decode; empty if they are."""
 
-    @property
-    def complete(self) -> bool:
-        """Whether all frames and all features have come."""
-        return self.outcome is not None and self.fetched == self.packed
-
 
 class Packer:
     """Fills batches with rows in the order they come, and adds each batch's features to their videos."""

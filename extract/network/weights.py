@@ -62,7 +62,10 @@ def load_weights(spec: str, backbone: str) -> Weights:
     if spec == IMAGENET:
         state, origin = _from_torchvision(backbone), f"torchvision's {TORCHVISION_FILES[backbone]}"
     elif spec.startswith("random:"):
-        state, origin = _random(_seed(spec), expected), spec
+        seed = spec.removeprefix("random:")
+        if not (seed.isascii() and seed.isdigit()) or int(seed) >= 2**32:
+            raise WeightsError(f"weights {spec!r}: the seed has to be a whole number below 2^32, for example random:0")
+        state, origin = _random(int(seed), expected), spec
     else:
         state, origin = _from_file(Path(spec)), spec
     tensors = _check(state, expected, origin, backbone)
@@ -100,13 +103,6 @@ def _from_torchvision(backbone: str) -> "Mapping[str, Tensor]":
         ) from error
 
 
-def _seed(spec: str) -> int:
-    text = spec.removeprefix("random:")
-    if not (text.isascii() and text.isdigit()) or int(text) >= 2**32:
-        raise WeightsError(f"weights {spec!r}: the seed has to be a whole number below 2^32, for example random:0")
-    return int(text)
-
-
 def _random(seed: int, expected: Mapping[str, tuple[int, ...]]) -> "dict[str, Tensor]":
     """He's uniform initialisation (fan out); BatchNorm neutral, but for the last one of each residual block.
 
@@ -138,20 +134,14 @@ def _from_file(path: Path) -> "Mapping[str, Tensor]":
             f"weights {str(path)!r} are not a file; give {IMAGENET}, random:SEED, or a .pth or .safetensors file "
             "with torchvision's key names"
         )
-    return _from_safetensors(path) if path.suffix == ".safetensors" else _from_pth(path)
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
 
-
-def _from_safetensors(path: Path) -> "Mapping[str, Tensor]":
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"weights {path.name}: not a readable safetensors file ({error})") from error
-
-
-def _from_pth(path: Path) -> "Mapping[str, Tensor]":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise WeightsError(f"weights {path.name}: not a readable safetensors file ({error})") from error
     import torch
 
     try:

@@ -13,6 +13,8 @@ import torch
 from click.testing import CliRunner
 
 from cache.common.errors import CacheError
+from cache.repair import repair
+from cache.verify import verify
 from extract.cli import main
 from tests.helpers.extract import QUICK, assert_same, cache_of, everything, extract, make_videos
 from tests.helpers.video import encode
@@ -111,26 +113,118 @@ def test_settings_not_given_are_those_of_the_cache_and_new_videos_are_added(fini
         assert len(ours.dataset.videos) == 4
 
 
-def test_vanished_videos_are_told_and_keep_their_features(tmp_path):
+def test_a_vanished_video_leaves_the_data_set_and_brings_its_features_back(tmp_path):
     videos = make_videos(tmp_path / "videos")
     extract(tmp_path, "--data", str(videos))
-    (videos / "class1" / "v_g01_c01.avi").unlink()
+    with cache_of(tmp_path) as cache:
+        before = everything(cache)
+    gone = videos / "class1" / "v_g01_c01.avi"
+    aside = gone.rename(tmp_path / "aside.avi")
     result = extract(tmp_path, quick=False)
-    assert "1 videos are no longer there (their features stay): class1/v_g01_c01" in result.output
+    told = "1 videos are no longer in the data set (their features stay in the shards): class1/v_g01_c01"
+    assert told in result.output
+    assert "3 videos: 3 done" in result.output
     assert result.exit_code == 0
     with cache_of(tmp_path) as cache:
-        assert "class1/v_g01_c01" in cache.video_ids
-        assert len(cache.dataset.videos) == 4
+        assert "class1/v_g01_c01" not in cache.video_ids
+        assert [video.id for video in cache.dataset.videos] == list(cache.video_ids)
+        assert cache.ledger.counts()["pending"] == 0
+        assert verify(cache.path) == []
+        (cache.path / "ledger.sqlite").unlink()
+    assert repair(tmp_path / "work/cache/toy")
+    aside.rename(gone)
+    result = extract(tmp_path, quick=False)
+    assert "nothing to do" in result.output
+    with cache_of(tmp_path) as cache:
+        assert_same(everything(cache), before)
+        assert verify(cache.path) == []
     shutil.rmtree(videos)
     result = extract(tmp_path, quick=False)
     assert (result.exit_code, "not at hand, and not needed" in result.output) == (0, True)
 
 
+def test_a_video_that_vanished_before_it_was_extracted_is_neither_pending_nor_failed(tmp_path):
+    videos = make_videos(tmp_path / "videos")
+    extract(tmp_path, "--data", str(videos))
+    (videos / "class0" / "broken.avi").write_bytes(b"no video")
+    assert extract(tmp_path, quick=False).exit_code == 3
+    with cache_of(tmp_path) as cache:
+        cache.requeue(["failed", "done"])
+    (videos / "class0" / "broken.avi").unlink()
+    (videos / "class1" / "v_g01_c01.avi").unlink()
+    result = extract(tmp_path, quick=False)
+    assert (result.exit_code, "3 videos: 3 done, 0 suspect" in result.output) == (0, True), result.output
+    with cache_of(tmp_path) as cache:
+        cache.require_finished()
+        assert verify(cache.path) == []
+
+
+def test_a_relabelled_video_has_its_new_label_and_half_only(tmp_path):
+    videos = make_videos(tmp_path / "videos")
+    table = tmp_path / "list.csv"
+    files = sorted(str(path.relative_to(tmp_path)) for path in videos.rglob("*.avi"))
+    table.write_text("video,label,split1\n" + "".join(f"{file},{file[7:13]},train\n" for file in files))
+    extract(tmp_path, "--data", str(table))
+    table.write_text(table.read_text().replace(f"{files[0]},class0,train", f"{files[0]},class1,test"))
+    result = extract(tmp_path, quick=False)
+    assert f"1 videos have another label than before: {files[0][:-4]}" in result.output
+    assert f"1 videos are in another half of a split than before: {files[0][:-4]}" in result.output
+    with cache_of(tmp_path) as cache:
+        assert (cache.dataset.videos[0].label, cache.dataset.videos[0].splits[1]) == (1, "test")
+    # The same by folders: the file is another video now.
+    result = extract(tmp_path, "--data", str(videos), dataset="folders")
+    (videos / "class0" / "v_g00_c01.avi").rename(videos / "class1" / "v_g00_c01.avi")
+    result = extract(tmp_path, dataset="folders", quick=False)
+    assert result.exit_code == 0, result.output
+    with cache_of(tmp_path, "folders") as cache:
+        ids = [video.id for video in cache.dataset.videos]
+        assert ids == list(cache.video_ids) == ["class0/v_g02_c01", *(f"class1/v_g0{n}_c01" for n in (0, 1, 3))]
+
+
+def test_classes_and_what_is_passed_over_are_told_before_anything_is_decoded(tmp_path):
+    videos = make_videos(tmp_path / "videos")
+    (videos / "class2").mkdir()
+    (videos / "class2" / "film.rmvb").write_bytes(b"x")
+    (videos / "class1" / "@eaDir").mkdir()
+    (videos / "class1" / "v_g01_c01.avi").rename(videos / "class1" / "v_g01_c01.AVI")
+    result = extract(tmp_path, "--data", str(videos))
+    assert result.exit_code == 0, result.output
+    for line in (
+        "files passed over, by suffix: 1 .rmvb\n",
+        "folders not looked into: class1/@eaDir\n",
+        "folders without a video, which give no class: class2\n",
+        "  2 classes: class0 2, class1 2\n",
+    ):
+        assert line in result.output
+
+
+@pytest.mark.parametrize("halves", [("train", "test"), ("Training", "val", "unsorted"), ("test_set", "train_set")])
+def test_halves_of_a_split_are_not_classes(tmp_path, halves):
+    for half in halves:
+        make_videos(tmp_path / "videos" / half, count=2)
+    result = extract(tmp_path, "--data", str(tmp_path / "videos"))
+    assert result.exit_code == 1
+    assert "are halves of a split and not classes" in result.output
+    assert re.search(r"\n  video,label,split1\n  \S+/class0/v_g00_c01\.avi,class0,(train|test)", result.output)
+    assert not (tmp_path / "work" / "cache").exists()
+
+
+def test_one_class_is_an_error(tmp_path):
+    videos = make_videos(tmp_path / "videos")
+    shutil.rmtree(videos / "class1")
+    result = extract(tmp_path, "--data", str(videos))
+    assert result.exit_code == 1
+    assert "all 2 labelled videos are of one class, 'class0'" in result.output
+    (tmp_path / "list.csv").write_text("video,label,split1\nvideos/class0/v_g00_c01.avi,a,train\n")
+    assert extract(tmp_path, "--data", str(tmp_path / "list.csv")).exit_code == 1
+
+
 def test_another_folder_under_the_same_name_is_refused(copy):
-    encode((copy / "other" / "x").mkdir(parents=True) or copy / "other" / "x" / "a.avi")
+    for name in ("x", "y"):
+        encode((copy / "other" / name).mkdir(parents=True) or copy / "other" / name / "a.avi")
     result = extract(copy, "--data", str(copy / "other"), quick=False)
     assert result.exit_code == 1
-    assert "none of the 4 videos in the cache of 'toy' is among the 1 found now" in result.output
+    assert "none of the 4 videos in the cache of 'toy' is among the 2 found now" in result.output
 
 
 @pytest.fixture(scope="module")

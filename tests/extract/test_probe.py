@@ -12,7 +12,7 @@ from extract.cli import probe_command
 from extract.decode import MissingDecoderError
 from extract.network.engine import open_engine
 from extract.network.weights import load_weights
-from extract.probe import measure_alone, measure_decoder, measure_end_to_end, sample_videos
+from extract.probe import measure_decoder, measure_end_to_end, measure_network, sample_videos
 from extract.settings import ExtractSettings
 from tests.helpers.video import encode
 
@@ -55,31 +55,31 @@ def test_videos_are_found_by_content_and_drawn_the_same_way_each_time(folder: Pa
 def test_a_decoder_alone_is_timed_and_its_outcomes_counted(folder: Path) -> None:
     (folder / "class" / "liar.mp4").write_bytes((folder / "a.mp4").read_bytes()[:900])
     rate = measure_decoder(SETTINGS, [("a", folder / "a.mp4"), ("liar", folder / "class" / "liar.mp4")], 0.5)
-    assert rate.frames > 40
-    assert rate.rate > 0
+    assert rate.rate > 80
     assert rate.rate_per_core > 0
     assert 0 < rate.failed <= rate.videos
     assert rate.version.startswith("av ")
 
 
-def test_a_missing_decoder_is_reported_and_not_fatal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_decoder_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
         raise MissingDecoderError(f"{name} is missing")
 
     monkeypatch.setattr("extract.probe.decoder_version", missing)
-    assert measure_decoder(SETTINGS, [("a", folder / "a.mp4")], 0.5).missing == "pyav is missing"
+    with pytest.raises(MissingDecoderError, match="pyav is missing"):
+        measure_decoder(SETTINGS, [("a", folder / "a.mp4")], 0.5)
 
 
 @pytest.mark.slow
 def test_the_stages_and_the_whole_are_timed(folder: Path) -> None:
     engine = open_engine(SETTINGS, load_weights(SETTINGS.weights, SETTINGS.backbone))
     videos = [("a", folder / "a.mp4")]
-    whole, alone = measure_end_to_end(SETTINGS, engine, videos, 1.0), measure_alone(SETTINGS, engine, videos, 0.6)
-    assert whole.rate > 0
-    assert sum(whole.shares.values()) == pytest.approx(1)
-    assert min(alone.transfer, alone.forward, alone.write) > 0
+    rate, shares = measure_end_to_end(SETTINGS, engine, videos, 1.0)
+    assert rate > 0
+    assert sum(shares.values()) == pytest.approx(1)
+    assert measure_network(SETTINGS, engine, videos, 0.3) > 0
     with pytest.raises(DecodeError, match="none of 1 videos could be decoded"):
-        measure_alone(SETTINGS, engine, [("list", folder / "list.m3u8")], 0.3)
+        measure_network(SETTINGS, engine, [("list", folder / "list.m3u8")], 0.3)
 
 
 @pytest.mark.slow
@@ -92,4 +92,4 @@ def test_the_command_prints_a_table_and_says_what_follows(folder: Path, monkeypa
     assert any(line.startswith("pyav (av ") for line in result.output.splitlines())
     assert "pip install torchcodec" in result.output
     assert "fastest decoder: pyav; end to end they differ by less than 5 %" in result.output
-    assert "each stage alone, frames/s: decoding" in result.output
+    assert "each alone, frames/s: decoding" in result.output

@@ -18,7 +18,7 @@ import subprocess
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -62,25 +62,28 @@ def unpack(archive: Path, into: Path, wrote: Callable[[], None] = lambda: None) 
 
     Raises UnsafePathError, with the member's name, for absolute names, `..`, links, special files and repeated names.
     """
-    if archive.suffix.lower() == ".rar":
-        unpack_rar(archive, into, wrote)
-    elif archive.suffix.lower() == ".zip":
-        renew(into)
-        write_members(archive, zip_members(archive), into, wrote)
-    else:
+    suffix = archive.suffix.lower()
+    if suffix == ".rar":
+        _unpack_rar(archive, into, wrote)
+        return
+    if suffix != ".zip":
         raise UnreadableArchiveError(f"{archive} is neither a .zip nor a .rar file")
+    try:
+        write_members(archive, zip_members(archive), into, wrote)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise UnreadableArchiveError(f"{archive} cannot be unpacked: {error}; delete it and fetch it again") from error
 
 
-def unpack_rar(archive: Path, into: Path, wrote: Callable[[], None]) -> None:
-    """Unpack into the folder `into`, made anew, with the first reader that can. Raises DatasetError if none can."""
-    readers: list[Callable[[Path, Path, Callable[[], None]], None]]
-    readers = [partial(unpack_with, program) for program in PROGRAMS if program.is_there()]
+def _unpack_rar(archive: Path, into: Path, wrote: Callable[[], None]) -> None:
+    """Unpack with the first reader that can. Raises DatasetError if none can."""
+    readers: list[Callable[[Path, Callable[[], None]], None]]
+    readers = [partial(unpack_with, program, archive) for program in PROGRAMS if program.is_there()]
     if library() is not None:
-        readers.append(_unpack_with_libarchive)
+        readers.append(partial(write_members, archive, rar_members(archive)))
     failures = []
     for read in readers:
         try:
-            read(archive, into, wrote)
+            read(into, wrote)
             return
         except UnreadableArchiveError as error:
             failures.append(str(error))
@@ -105,7 +108,8 @@ def check_member(archive: Path, name: str, kind: Kind) -> str:
 
 
 def write_members(archive: Path, members: Iterable[Member], into: Path, wrote: Callable[[], None]) -> None:
-    """Write every member below `into`, which is empty. Calls `wrote` after each file."""
+    """Write every member below `into`, made anew. Calls `wrote` after each file."""
+    renew(into)
     for member in members:
         path = into / check_member(archive, member.name, member.kind)
         try:
@@ -126,28 +130,16 @@ def write_members(archive: Path, members: Iterable[Member], into: Path, wrote: C
 
 def zip_members(archive: Path) -> Iterator[Member]:
     """The members of a zip file."""
-    with _zip_faults(archive), zipfile.ZipFile(archive) as opened:
+    with zipfile.ZipFile(archive) as opened:
         for info in opened.infolist():
-            yield Member(info.filename, _zip_kind(info), partial(_zip_blocks, archive, opened, info))
+            unix_type = stat.S_IFMT(info.external_attr >> 16)  # 0 if the archive was made on another system
+            special = unix_type not in (0, *_KINDS)
+            kind: Kind = "other" if special else "folder" if info.is_dir() else "file"
+            yield Member(info.filename, kind, partial(_zip_blocks, opened, info))
 
 
-@contextmanager
-def _zip_faults(archive: Path) -> Iterator[None]:
-    try:
-        yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise UnreadableArchiveError(f"{archive} cannot be unpacked: {error}; delete it and fetch it again") from error
-
-
-def _zip_kind(info: zipfile.ZipInfo) -> Kind:
-    unix_type = stat.S_IFMT(info.external_attr >> 16)  # 0 if the archive was made on another system
-    if unix_type not in (0, *_KINDS):
-        return "other"
-    return "folder" if info.is_dir() else "file"
-
-
-def _zip_blocks(archive: Path, opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
-    with _zip_faults(archive), opened.open(info) as content:
+def _zip_blocks(opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
+    with opened.open(info) as content:
         while block := content.read(_BLOCK_BYTES):
             yield block
 
@@ -175,15 +167,12 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
 @cache
 def library() -> ctypes.CDLL | None:
     """libarchive with its signatures declared; None if the system has none that reads both RAR formats."""
-    for name in (ctypes.util.find_library("archive"), "libarchive.so.13", "libarchive.dylib"):
-        try:
-            found = ctypes.CDLL(name) if name else None
-            for function, (result, arguments) in _SIGNATURES.items() if found else ():
+    for name in filter(None, (ctypes.util.find_library("archive"), "libarchive.so.13", "libarchive.dylib")):
+        with suppress(OSError, AttributeError):
+            found = ctypes.CDLL(name)
+            for function, (result, arguments) in _SIGNATURES.items():
                 getattr(found, function).restype = result
                 getattr(found, function).argtypes = arguments
-        except (OSError, AttributeError):
-            continue
-        if found:
             return found
     return None
 
@@ -200,7 +189,14 @@ def rar_members(archive: Path) -> Iterator[Member]:
         entry = ctypes.c_void_p()
         while (code := lib.archive_read_next_header(handle, ctypes.byref(entry))) != _EOF:
             _check(lib, handle, archive, code)
-            yield Member(_name(lib, entry), _kind(lib, entry), lambda: _blocks(lib, handle, archive))
+            # Names outside the locale's characters come as bytes, and those are UTF-8 or refused later.
+            name: bytes = lib.archive_entry_pathname_utf8(entry) or lib.archive_entry_pathname(entry) or b""
+            kind = _KINDS.get(stat.S_IFMT(lib.archive_entry_filetype(entry)), "other")
+            yield Member(
+                name.decode(errors="surrogateescape"),
+                "other" if lib.archive_entry_hardlink(entry) else kind,
+                partial(_blocks, lib, handle, archive),
+            )
     finally:
         lib.archive_read_free(handle)
 
@@ -216,23 +212,6 @@ def _check(lib: ctypes.CDLL, handle: int, archive: Path, code: int) -> None:
     if code != _OK:
         text = lib.archive_error_string(handle) or b"no reason given"
         raise UnreadableArchiveError(f"libarchive cannot read {archive}: {text.decode(errors='replace')}")
-
-
-def _name(lib: ctypes.CDLL, entry: ctypes.c_void_p) -> str:
-    """Names outside the locale's characters come as bytes, and those are UTF-8 or refused later."""
-    name: bytes = lib.archive_entry_pathname_utf8(entry) or lib.archive_entry_pathname(entry) or b""
-    return name.decode(errors="surrogateescape")
-
-
-def _kind(lib: ctypes.CDLL, entry: ctypes.c_void_p) -> Kind:
-    if lib.archive_entry_hardlink(entry):
-        return "other"
-    return _KINDS.get(stat.S_IFMT(lib.archive_entry_filetype(entry)), "other")
-
-
-def _unpack_with_libarchive(archive: Path, into: Path, wrote: Callable[[], None]) -> None:
-    renew(into)
-    write_members(archive, rar_members(archive), into, wrote)
 
 
 # --- RAR, by a program ---
@@ -265,13 +244,10 @@ def parse_unrar(text: str) -> Listing:
 def parse_lsar(text: str) -> Listing:
     """`lsar -json`."""
     entries = json.loads(text)["lsarContents"]
-    return [
-        (
-            entry["XADFileName"],
-            "other" if entry.get("XADIsLink") else "folder" if entry.get("XADIsDirectory") else "file",
-        )
-        for entry in entries
+    kinds: list[Kind] = [
+        "other" if entry.get("XADIsLink") else "folder" if entry.get("XADIsDirectory") else "file" for entry in entries
     ]
+    return list(zip((entry["XADFileName"] for entry in entries), kinds, strict=True))
 
 
 PROGRAMS = (

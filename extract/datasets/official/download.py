@@ -8,8 +8,6 @@ import re
 import shutil
 import ssl
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -58,7 +56,11 @@ def fetch(archive: Archive, folder: Path, retries: DownloadRetries = DownloadRet
     file = folder / archive.name
     if not file.exists():
         part = folder / f"{archive.name}.part"
-        with _locked(part):
+        with part.open("ab") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise DatasetError(f"another process is fetching {part}; wait for it, or stop it") from None
             _fill(archive, part, file, retries)
             _check(archive, part, "what came is deleted; run the command again", delete=True)
             part.rename(file)
@@ -66,17 +68,6 @@ def fetch(archive: Archive, folder: Path, retries: DownloadRetries = DownloadRet
     else:
         _check(archive, file, "delete it, or put the published archive there, and run the command again")
     return file
-
-
-@contextmanager
-def _locked(part: Path) -> Iterator[None]:
-    """Locks the partial file against other processes that download the same archive."""
-    with part.open("ab") as held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DatasetError(f"another process is fetching {part}; wait for it, or stop it") from None
-        yield
 
 
 def _fill(archive: Archive, part: Path, file: Path, retries: DownloadRetries) -> None:
@@ -91,7 +82,11 @@ def _fill(archive: Archive, part: Path, file: Path, retries: DownloadRetries) ->
             came = part.stat().st_size - before
             failures = 0 if came > 0 else failures + 1
             if failures >= retries.attempts or is_final(error):
-                raise DatasetError(_advice(archive, part, file, error)) from error
+                raise DatasetError(
+                    f"{archive.url} cannot be fetched: {error}. {part.stat().st_size:,} bytes are here; run the "
+                    f"command again to go on, or get {archive.name} any other way and put it at {file} (its SHA-256 is "
+                    f"{archive.sha256})"
+                ) from error
         time.sleep(pause if failures else 0)
         pause = pause * 2 if failures else retries.pause_seconds
 
@@ -101,13 +96,6 @@ def is_final(error: Exception) -> bool:
     if isinstance(error, HTTPError):
         return 400 <= error.code < 500 and error.code not in (408, 429)
     return isinstance(error, URLError) and isinstance(error.reason, ssl.SSLCertVerificationError)
-
-
-def _advice(archive: Archive, part: Path, file: Path, error: Exception) -> str:
-    return (
-        f"{archive.url} cannot be fetched: {error}. {part.stat().st_size:,} bytes are here; run the command again to "
-        f"go on, or get {archive.name} any other way and put it at {file} (its SHA-256 is {archive.sha256})"
-    )
 
 
 def _continue(archive: Archive, part: Path) -> None:
@@ -127,46 +115,37 @@ def _continue(archive: Archive, part: Path) -> None:
         if response.status != 206:  # the server ignores the range and sends everything
             os.truncate(part, 0)
             have = 0
-        elif _first_byte(response) != have:
-            raise ConnectionError(f"asked for bytes from {have:,}, got {response.headers.get('Content-Range')!r}")
+        elif not (answered := response.headers.get("Content-Range", "")).startswith(f"bytes {have}-"):
+            raise ConnectionError(f"asked for bytes from {have:,}, got {answered!r}")
         _copy(response, out, archive.name, have)
 
 
-def _first_byte(response: http.client.HTTPResponse) -> int | None:
-    match = re.match(r"bytes (\d{1,18})-", response.headers.get("Content-Range", ""))
-    return int(match[1]) if match else None
+def content_length(response: http.client.HTTPResponse) -> int | None:
+    """Bytes of the answer's body as its header says; None if that does not say so."""
+    length = response.headers.get("Content-Length", "")
+    return int(length) if re.fullmatch("[0-9]{1,18}", length) else None
 
 
 def _copy(response: http.client.HTTPResponse, out: BinaryIO, name: str, have: int) -> None:
     """Append the answer's body to the `have` bytes that are there."""
-    length = response.headers.get("Content-Length", "")
-    total = have + int(length) if re.fullmatch("[0-9]{1,18}", length) else None
-    if total is not None:
-        _require_room(Path(out.name).parent, total - have)
+    length = content_length(response)
+    total = None if length is None else have + length
+    free = shutil.disk_usage(folder := Path(out.name).parent).free
+    if length is not None and length > free:
+        raise DatasetError(f"{length / 1e9:.1f} GB are to come, {folder} has room for {free / 1e9:.1f} GB; make room")
     with progress(name, (total or have) / 1e6, "MB", initial=have / 1e6) as shown:
         while block := response.read(BLOCK_BYTES):
-            _write(out, block)
+            try:
+                out.write(block)
+                out.flush()
+            except OSError as error:  # must not look like a fault of the network
+                what = f"{out.name} cannot be written: {error.strerror}; mend that, run the command again"
+                raise DatasetError(what) from error
             have += len(block)
             shown.update(have / 1e6)
     os.fsync(out.fileno())
     if total is not None and have < total:
         raise ConnectionError(f"the connection was cut at {have:,} of {total:,} bytes")
-
-
-def _write(out: BinaryIO, block: bytes) -> None:
-    try:
-        out.write(block)
-        out.flush()
-    except OSError as error:  # must not look like a fault of the network
-        raise DatasetError(
-            f"{out.name} cannot be written: {error.strerror}; mend that, run the command again"
-        ) from error
-
-
-def _require_room(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise DatasetError(f"{needed / 1e9:.1f} GB are to come, {folder} has room for {free / 1e9:.1f} GB; make room")
 
 
 def _check(archive: Archive, file: Path, advice: str, *, delete: bool = False) -> None:

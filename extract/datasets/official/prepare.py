@@ -94,14 +94,10 @@ def _put_in_place(part: Part, archive: Path, data: Path) -> None:
     staged = data / f".unpacking-{part.folder}"
     count = itertools.count(1)
     with progress(f"unpacking {archive.name}", part.files, "files") as shown:
-
-        def wrote() -> None:
-            shown.update(next(count))
-
         if part.holds_archives:
-            _unpack_nested(archive, staged, staged / part.folder, wrote)
+            _unpack_nested(archive, staged, staged / part.folder, lambda: shown.update(next(count)))
         else:
-            unpack(archive, staged, wrote)
+            unpack(archive, staged, lambda: shown.update(next(count)))
     if not (staged / part.folder).is_dir():
         found = some(sorted(path.name for path in staged.iterdir()))
         raise DatasetError(f"{archive} has no folder {part.folder}; it has {found or 'nothing'}")

@@ -11,7 +11,7 @@ import decord
 import numpy as np
 
 from cache.common.errors import DecodeError
-from extract.decode.backends.protocol import FrameHW3, OpenVideo, VideoSource
+from extract.decode.backends.protocol import FrameHW3, OpenVideo, VideoSource, first_line
 from extract.decode.backends.pyav import read_header
 
 decord.logging.set_level(decord.logging.ERROR)
@@ -33,7 +33,7 @@ class _DecordVideo:
             self._count = len(self._reader)
             self._times = self._reader.get_frame_timestamp(range(self._count))[:, 0]
         except (decord.DECORDError, RuntimeError, AssertionError) as error:
-            raise DecodeError(f"decord does not open it: {_first_line(error)}") from error
+            raise DecodeError(f"decord does not open it: {first_line(error)}") from error
         self._index = -1
         self._frame: Any = None
         self.shape = (0, 0)
@@ -51,7 +51,7 @@ class _DecordVideo:
         except StopIteration:
             return False
         except (decord.DECORDError, RuntimeError) as error:
-            raise DecodeError(f"decord stops after {self._index + 1} frames: {_first_line(error)}") from error
+            raise DecodeError(f"decord stops after {self._index + 1} frames: {first_line(error)}") from error
         self._index += 1
         height, width, _ = self._frame.shape
         self.shape = (height, width)
@@ -68,9 +68,3 @@ class _DecordVideo:
     def close(self) -> None:
         self._frame = None
         del self._reader
-
-
-def _first_line(error: Exception) -> str:
-    """decord's message without its C++ stack."""
-    lines = str(error).strip().splitlines()
-    return lines[0].split("] ")[-1] if lines else type(error).__name__

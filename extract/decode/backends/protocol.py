@@ -79,3 +79,8 @@ class OpenVideo(Protocol):
 
 OpenDecoder = Callable[[VideoSource], OpenVideo]
 """Opens a video; raises DecodeError if it cannot."""
+
+
+def first_line(error: Exception) -> str:
+    """A native library's message without its C++ stack and the place in its source."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].split("] ")[-1]

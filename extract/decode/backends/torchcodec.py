@@ -7,7 +7,7 @@ import numpy as np
 from torchcodec.decoders import VideoDecoder
 
 from cache.common.errors import DecodeError
-from extract.decode.backends.protocol import FrameHW3, OpenVideo, VideoSource
+from extract.decode.backends.protocol import FrameHW3, OpenVideo, VideoSource, first_line
 from extract.decode.backends.pyav import read_header
 
 _PAST_THE_END: Final = "no more frames left"
@@ -28,7 +28,7 @@ class _TorchcodecVideo:
         try:
             decoder = VideoDecoder(source.name, dimension_order="NHWC", num_ffmpeg_threads=source.threads)
         except (RuntimeError, ValueError) as error:
-            raise DecodeError(f"torchcodec does not open it: {_first_line(error)}") from error
+            raise DecodeError(f"torchcodec does not open it: {first_line(error)}") from error
         self._frames = _in_order(decoder)
         self._pixels_HW3: FrameHW3 = np.empty((0, 0, 3), np.uint8)
         self.seconds: float | None = None
@@ -44,7 +44,7 @@ class _TorchcodecVideo:
         except RuntimeError as error:
             if _PAST_THE_END in str(error):
                 return False
-            raise DecodeError(f"torchcodec stops: {_first_line(error)}") from error
+            raise DecodeError(f"torchcodec stops: {first_line(error)}") from error
         if found is None:
             return False
         self._pixels_HW3, self.seconds = found
@@ -61,7 +61,3 @@ def _in_order(decoder: VideoDecoder) -> Iterator[tuple[FrameHW3, float]]:
     for index in range(len(decoder)):
         frame = decoder.get_frame_at(index)
         yield frame.data.numpy(), float(frame.pts_seconds)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -17,6 +17,7 @@ from cache.fingerprint import LEVELS
 from cache.ledger import Outcome
 from cache.remote.client import Location
 from cache.remote.lease import DriverLease
+from cache.repair import repair
 from cache.store import FeatureCache
 from cache.verify import verify
 from tests.helpers.cache import done, fill, make_dataset, make_fingerprint, make_shard, num_frames_of, video_features
@@ -113,6 +114,21 @@ def test_outcomes_retries_and_new_videos_are_in_the_log(tmp_path: Path) -> None:
         assert list(two.ledger.outcomes()) == list(one.ledger.outcomes())
         fill(two)
     assert verify(tmp_path / "two") == verify(tmp_path / "one") == []
+
+
+def test_videos_that_left_the_dataset_are_out_in_every_working_copy_and_come_back(tmp_path: Path) -> None:
+    with create(tmp_path / "one", 6) as one:
+        fill(one)
+        one.replace_dataset(make_dataset(4))
+        assert len(one.video_ids) == sum(one.ledger.counts().values()) == 4
+    with FeatureCache.attach(tmp_path / "two", LOCATION) as two:
+        assert two.video_ids == one.video_ids
+    assert verify(tmp_path / "two") == verify(tmp_path / "one") == []
+    (tmp_path / "one" / "ledger.sqlite").unlink()
+    assert repair(tmp_path / "one")
+    with FeatureCache.open(tmp_path / "one") as one:
+        assert one.replace_dataset(make_dataset(6)) == 2
+        assert_complete(one, 6)
 
 
 def test_a_working_copy_is_bounded_and_refilled(tmp_path: Path) -> None:

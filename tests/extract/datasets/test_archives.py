@@ -47,7 +47,6 @@ def with_zip(archive, into, wrote):
 def with_libarchive(archive, into, wrote):
     if archives.library() is None:
         pytest.skip("libarchive is not installed")
-    archives.renew(into)
     archives.write_members(archive, archives.rar_members(archive), into, wrote)
 
 

@@ -5,13 +5,29 @@ import os
 import pytest
 
 from cache.common.errors import DatasetError, UnsafePathError
-from extract.datasets.paths import find_videos
+from extract.datasets.paths import find_videos, scan_folder
 from tests.helpers.sources import touch
 
 
 def test_finds_videos_at_any_depth_in_name_order_and_passes_over_the_rest(tmp_path):
     touch(tmp_path, ["b/x.AVI", "a/y.mp4", "a/deep/er/z.webm", "a/notes.txt", "a/.hidden.avi", ".git/w.avi", "avi"])
     assert find_videos(tmp_path) == ("a/deep/er/z.webm", "a/y.mp4", "b/x.AVI")
+
+
+def test_what_decoding_opens_is_found_in_any_case_and_the_rest_is_counted(tmp_path):
+    videos = [
+        f"a/{n}.{suffix}"
+        for n, suffix in enumerate(
+            ["MTS", "m2ts", "ogv", "VOB", "asf", "3G2", "m2t", "divx", "f4v", "qt", "Mpe", "m4v"]
+        )
+    ]
+    hidden = [".x.avi", ".cache/y.avi", "a/@eaDir/z.avi", "#recycle/z.avi", "$RECYCLE.BIN/z.avi", ".Trashes/z.avi"]
+    touch(tmp_path, [*videos, *hidden, "a/notes.TXT", "b/notes.txt", "b/README", "c/@home/#1 fan.avi"])
+    scan = scan_folder(tmp_path)
+    assert scan.videos == tuple(sorted([*videos, "c/@home/#1 fan.avi"]))
+    assert scan.passed_over == {".txt": 2, "without a suffix": 1, "hidden": 1}
+    assert scan.unread == ("#recycle", "$RECYCLE.BIN", ".Trashes", ".cache", "a/@eaDir")
+    assert scan.folders == ("a", "b", "c")
 
 
 def test_names_with_the_characters_of_hmdb51_are_kept(tmp_path):
