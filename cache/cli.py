@@ -125,8 +125,8 @@ def attach_command(location: str, workspace: Workspace, dataset: str | None, cop
     It is made below --work, under the dataset's name, and works with every command as a local cache does: shards are
     fetched when first read, and kept while there is room. Credentials come from the environment (AWS_*).
     """
+    from cache.remote.attachment import dataset_name
     from cache.remote.client import Location
-    from cache.remote.published import dataset_name
     from cache.store import FeatureCache
 
     where = Location.parse(location)

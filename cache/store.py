@@ -18,8 +18,8 @@ from cache.description import Description, read_description
 from cache.fingerprint import JSON, Fingerprint, Level, check_fingerprint
 from cache.ledger import Claim, Ledger, Outcome, Place, Status, new_cache_id
 from cache.reading import FeatureBank, ShardPool, load_bank
+from cache.remote.attachment import COPY_BYTES, attach, find_cache, publish
 from cache.remote.client import Location, Objects
-from cache.remote.published import COPY_BYTES, attach, find_cache, publish
 from cache.remote.storage import open_storage
 from cache.shards import Backend
 from cache.shards.protocol import ShardData

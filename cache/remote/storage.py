@@ -20,10 +20,10 @@ from cache.common.files import discard, write_bytes_durably
 from cache.dataset import Dataset, dataset_bytes, read_dataset
 from cache.description import Description, description_json
 from cache.ledger import Ledger, ShardRow, Status
+from cache.remote.attachment import Attachment, find_cache, read_dataset_object, required, write_dataset_object
 from cache.remote.client import Location, Objects
 from cache.remote.lease import DriverLease
 from cache.remote.log import MAX_FILES, Kind, Record, RecordLog, check_file_names, is_hash, object_of, shard_object
-from cache.remote.published import Attachment, find_cache, read_dataset_object, required, write_dataset_object
 from cache.remote.working_copy import TRANSFER, LocalCopy
 from cache.shards import SUFFIXES
 from cache.storage import Finding, LocalStorage, StagedShard, Storage, bytes_problem, ids_and_paths
