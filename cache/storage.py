@@ -31,11 +31,13 @@ from cache.shards.writer import hash_files
 _README = """\
 This folder is a feature cache of MRRN: what a frozen image network says of every frame of the videos of one dataset.
 Heads are trained from it without the videos. It took hours to make; keep it, or make it again with `make extract`.
+If there is a remote.json, this is a working copy of a cache in an object store, and may be deleted.
 
   cache.json      what the features are: format, levels, views, settings, fingerprint
   dataset.json    the videos, their classes and splits
   ledger.sqlite   what became of each video: done, suspect, failed and why (its -wal, where there is one, belongs to it)
   shards/         the features: write-once files, HDF5 or Zarr v3
+  quarantine/     if it is there: damaged and unknown files; nothing reads them, and they may be deleted
 
 Each shard holds several videos: video_id [N], offsets [N + 1] (video i has frames offsets[i] to offsets[i + 1]),
 pts_seconds [F], low, mid, high [views, F, 128 | 256 | 512] float16, checksum [N, levels, views] (xxh3_64).
@@ -43,8 +45,9 @@ pts_seconds [F], low, mid, high [views, F, 128 | 256 | 512] float16, checksum [N
   python -m cache info FOLDER      what is in it
   python -m cache verify FOLDER    whether every byte is as it was written
 
-Do not add, rename or change files here. A shard without a row in the ledger is adopted, or else moved to quarantine/;
-what a killed extraction had half written is removed.
+Do not add, rename or change files here. If the ledger does not list a shard, the next extraction adopts it if it is
+complete and its videos are still to be extracted, and moves it to quarantine/ if not. In a working copy it is removed:
+the store has every shard that counts. What a killed extraction had half written (.tmp-...) is removed.
 """
 
 
