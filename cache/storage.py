@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from sqlite3 import Connection
-from typing import Protocol
+from typing import Any, Protocol
 
 from cache.common.errors import CacheError
 from cache.common.files import (
@@ -24,6 +24,7 @@ from cache.common.files import (
 )
 from cache.dataset import Dataset, read_dataset, write_dataset
 from cache.description import Description, description_json
+from cache.fingerprint import JSON
 from cache.ledger import Ledger, Outcome, ShardRow, Status
 from cache.quarantine import quarantine
 from cache.shards.writer import hash_files
@@ -147,6 +148,10 @@ class Storage(Protocol):
     def requeue(self, statuses: Sequence[Status]) -> int:
         """Make all videos of these statuses pending again. Returns how many there were."""
 
+    def remember(self, settings: Mapping[str, JSON]) -> None:
+        """Make `settings` those that later commands continue with. The cache.json in an object store never changes."""
+        return
+
     def replace_dataset(self, dataset: Dataset) -> None:
         """Make `dataset` the one whose features these are; its new videos are pending."""
 
@@ -187,8 +192,15 @@ class LocalStorage(Storage):
         """Give a cache of an earlier version its id."""
         if not self.description.cache_id:
             # The ledger first: until cache.json has an id, it takes the ledger's.
-            self.description = replace(self.description, cache_id=self.ledger.identify())
-            write_sealed_json(self.folder / "cache.json", description_json(self.description))
+            self._describe(cache_id=self.ledger.identify())
+
+    def remember(self, settings: Mapping[str, JSON]) -> None:
+        self._describe(settings=settings)
+
+    def _describe(self, **changed: Any) -> None:
+        """Write cache.json anew."""
+        self.description = replace(self.description, **changed)
+        write_sealed_json(self.folder / "cache.json", description_json(self.description))
 
     def free_bytes(self) -> int | None:
         return shutil.disk_usage(self.folder).free

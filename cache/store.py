@@ -235,6 +235,12 @@ class FeatureCache:
         """Clear up after extractions that died: free claims, adopt shards or set them aside. Returns what was done."""
         return recover(self.storage)
 
+    def remember(self, settings: Mapping[str, JSON]) -> None:
+        """Make `settings` part of those that later commands continue with; a cache in an object store keeps its own."""
+        if not settings.items() <= self.settings.items():
+            self.settings = {**self.settings, **settings}
+            self.storage.remember(self.settings)
+
     def replace_dataset(self, dataset: Dataset) -> int:
         """Make `dataset` the one whose features these are. Returns how many of its videos are new.
 

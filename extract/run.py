@@ -61,6 +61,8 @@ def prepare(workspace: Workspace, name: str, given: Mapping[str, JSON], options:
         else:
             dataset, root = plan.find_dataset(workspace, name, settings, allow_remote=options.allow_remote)
             plan.update_dataset(cache, dataset)
+            # Otherwise the next command would follow the folder of before.
+            cache.remember({"data": settings.data, "subset": settings.subset})
         if not cache.ledger.counts()["pending"] and settings.same_weights(given, cache.settings):
             workspace.remember_dataset(name)
             click.echo(f"nothing to do: every video of {name} has its entry in {path}")

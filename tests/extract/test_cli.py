@@ -143,6 +143,19 @@ def test_a_vanished_video_leaves_the_data_set_and_brings_its_features_back(tmp_p
     assert (result.exit_code, "not at hand, and not needed" in result.output) == (0, True)
 
 
+def test_the_folder_given_last_is_the_one_that_later_commands_follow(tmp_path):
+    videos = make_videos(tmp_path / "videos")
+    extract(tmp_path, "--data", str(videos))
+    shutil.copytree(videos, tmp_path / "moved")
+    (videos / "class1" / "v_g01_c01.avi").unlink()
+    assert "nothing to do" in extract(tmp_path, "--data", str(tmp_path / "moved"), quick=False).output
+    result = extract(tmp_path, quick=False)
+    assert ("nothing to do" in result.output, "no longer" in result.output) == (True, False), result.output
+    with cache_of(tmp_path) as cache:
+        assert len(cache.dataset.videos) == 4
+        assert verify(cache.path) == []
+
+
 def test_a_video_that_vanished_before_it_was_extracted_is_neither_pending_nor_failed(tmp_path):
     videos = make_videos(tmp_path / "videos")
     extract(tmp_path, "--data", str(videos))
