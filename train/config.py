@@ -182,6 +182,6 @@ def state_of(folder: Path, wanted: RunConfig) -> Literal["new", "unfinished", "f
     if differences:
         raise TrainingError(
             f"{folder} holds a run with other settings or on another state of the cache: {'; '.join(differences)}. "
-            "Train it again from the start with --fresh (FRESH=1), which replaces it"
+            "Train it again from the start with --fresh (FRESH=1), which replaces it, or remove that folder"
         )
     return "finished" if status == "finished" and (folder / wanted.scores_file).exists() else "unfinished"
