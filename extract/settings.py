@@ -162,8 +162,8 @@ class RequestedSettings:
         metavar="NAME=NUMBER",
         multiple=True,
         parse=parse_limits,
-        help="What one video may cost before it fails: pixels, frames, file_bytes, fetch_seconds, "
-        "stall_seconds, video_seconds, processor_seconds, memory_bytes. May be given several times. [default: docs/videos.md, Limits]",
+        help="What one video may cost before it fails: pixels, frames, file_bytes, fetch_seconds, stall_seconds, "
+        "video_seconds, processor_seconds, memory_bytes. May be given several times. [default: docs/videos.md, Limits]",
     )
     strict: bool = setting(False, is_flag=True, help="Leave out videos that decode suspiciously.")
 
