@@ -30,8 +30,8 @@ def kill_at_random(server: Server, folder: Path, backend: str, kills: int, secon
     """Kill `kills` extractions of one cache at random moments of their first `seconds`; how many were in the middle."""
     chance = random.Random(seed)
     cache, acknowledged = folder / "cache", folder / "acknowledged"
-    # Some are left at the last kill, also on a machine that commits eighty shards of two videos a second.
-    videos = kills * max(40, round(120 * seconds))
+    # Some are left at the last kill, also on a machine that commits a hundred shards of two videos a second.
+    videos = kills * max(40, round(200 * seconds))
     assert server.run("create", cache=cache, backend=backend, videos=videos) == 0
     interrupted = 0
     for number in range(kills):
