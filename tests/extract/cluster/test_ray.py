@@ -145,9 +145,10 @@ def test_a_second_driver_is_told_and_nothing_is_done_twice(cluster, videos, expe
 def test_a_video_that_kills_its_workers_is_quarantined_by_name(cluster, videos, tmp_path):
     """Long enough to be seen in a decoder's hands, whose worker then dies, each time."""
     root = tmp_path / "data/class0"
-    root.mkdir(parents=True)
+    (root.parent / "class1").mkdir(parents=True)
+    root.mkdir()
     for number in range(5):
-        encode(root / f"v_g{number:02d}_c01.avi", 3, size=(48, 64))
+        encode(root.parent / f"class{number % 2}" / f"v_g{number:02d}_c01.avi", 3, size=(48, 64))
     lethal = root / "lethal_g09_c01.avi"
     encode(lethal, 400, size=(48, 64))
     deaths = 0
