@@ -59,6 +59,10 @@ class ClipTable:
     """Frame indices of each clip, counted over all videos together."""
     spans_N2: NDArray[np.int64]
     """First frame of each clip and one past its last, `[start, stop)`, within the video at the clip rule's rate."""
+    frames: int
+    """Frames of all videos."""
+    unread: int
+    """Those of them that are in no clip."""
 
     def __len__(self) -> int:
         return len(self.video_N)
@@ -76,10 +80,11 @@ def cut(
     rule: ClipRule,
 ) -> ClipTable:
     """Cuts videos into clips. Video `i` has the frames `[offsets[i], offsets[i + 1])` of `pts_seconds` `[F]`."""
-    frames, spans = [], []
+    frames, spans, read = [], [], 0
     for first, stop in pairwise(offsets.tolist()):
         pts_F = pts_seconds[first:stop]
         frames.append(rule.frames(pts_F) + first)
+        read += len(np.unique(frames[-1]))
         starts = np.asarray(rule.starts(len(rule.resample(pts_F))), dtype=np.int64)
         spans.append(np.stack([starts, starts + rule.length], axis=1))
     counts = [len(each) for each in frames]
@@ -89,6 +94,8 @@ def cut(
         label_N=np.repeat(np.asarray(labels, dtype=np.int64), counts),
         frames_NT=np.concatenate(frames) if frames else np.empty((0, rule.length), dtype=np.int64),
         spans_N2=np.concatenate(spans) if spans else np.empty((0, 2), dtype=np.int64),
+        frames=len(pts_seconds),
+        unread=len(pts_seconds) - read,
     )
 
 

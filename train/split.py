@@ -17,7 +17,7 @@ from cache.dataset import Dataset, Half, Video, group_of
 from cache.fingerprint import Level
 from cache.store import FeatureCache
 from train.config import PACKAGES, RunConfig, variant_of, version_of
-from train.recipes import Pool, Recipe, default_recipe
+from train.recipes import Pool, Recipe, default_recipe, recipes_for
 
 FIFTHS = 5
 """Parts that each class's groups are divided into; one of them is held out."""
@@ -73,7 +73,14 @@ class Split:
 
     def usual_recipe(self) -> tuple[Recipe, str]:
         """Returns the recipe for a split with as many training clips as this one has, and the reason for it."""
-        return default_recipe(sum(ClipRule().count(self.cache.num_frames(video.id)) for video in self.training))
+        clips = sum(ClipRule().count(self.cache.num_frames(video.id)) for video in self.training)
+        recipe, why = default_recipe(clips)
+        return self.recipes[recipe.name], why
+
+    @property
+    def recipes(self) -> dict[str, Recipe]:
+        """The recipes by name, as they are for this dataset."""
+        return recipes_for(self.dataset.source)
 
     def config(self, *, level: Level, pool: Pool, seed: int, recipe: Recipe, usual: Recipe, holdout: bool) -> RunConfig:
         """Returns the configuration of one run on this split."""
@@ -88,7 +95,7 @@ class Split:
             recipe=recipe,
             classes=self.dataset.classes,
             holdout=holdout,
-            variant=variant_of(recipe, usual, holdout=holdout),
+            variant=variant_of(recipe, usual, holdout=holdout, recipes=self.recipes),
             videos={"training": len(learned), "scored": len(scored)},
             cache_digest=self.digest,
             weights=str(fingerprint.identity.get("weights", "unknown")),
