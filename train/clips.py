@@ -41,6 +41,9 @@ _READERS = 4
 _BATCHES_AHEAD = 16
 """Batches that they read ahead of their use."""
 
+_CLIPS_AT_ONCE = 128
+"""Clips whose statistics are added up together."""
+
 _CHECKED_AT_ONCE = 1 << 18
 """Frames checked together for NaN and Inf; bounds the memory that the check takes."""
 
@@ -173,6 +176,26 @@ class StreamedBank:
 
 ClipBank = Bank | StreamedBank
 """What training and scoring draw clips from."""
+
+
+def channel_statistics(bank: ClipBank) -> tuple[Tensor, Tensor]:
+    """Returns mean and deviation of each channel over the steps of all clips in all views: float64 `[C]`, on the device.
+
+    One pass over the bank, which must not be empty. The deviation of a channel that is constant is exactly 0.
+    """
+    clip_B = torch.arange(len(bank))
+    views = range(bank.num_views)
+    batches = [(each, torch.full_like(each, view)) for view in views for each in clip_B.split(_CLIPS_AT_ONCE)]
+    bank.announce(batches)
+    device, steps = bank.label_N.device, 0
+    first_C = sum_C = squares_C = torch.zeros((), dtype=torch.float64, device=device)
+    for clip_B, view_B in batches:
+        x_SC = bank.gather(clip_B.to(device), view_B.to(device)).flatten(0, 1).double()
+        # Sums of differences from one of the values lose no digits where a channel's mean is far from 0.
+        first_C = first_C if steps else x_SC[0].clone()
+        x_SC -= first_C
+        sum_C, squares_C, steps = sum_C + x_SC.sum(dim=0), squares_C + x_SC.square().sum(dim=0), steps + len(x_SC)
+    return first_C + sum_C / steps, (squares_C / steps - (sum_C / steps) ** 2).clamp(min=0).sqrt()
 
 
 def from_memory(features_VFC: Tensor, frames_NT: NDArray[np.int64]) -> ReadBatch:
