@@ -23,7 +23,7 @@ from cache.clips import ClipRule
 from cache.common.device import available_bytes
 from cache.common.errors import TrainingError
 from cache.dataset import Video
-from cache.fingerprint import CHANNELS, Level
+from cache.fingerprint import Level
 from cache.store import FeatureCache
 
 Batch = tuple[Tensor, Tensor]
@@ -212,7 +212,7 @@ def from_cache(
     """
 
     def read(clip_B: Tensor, view_B: Tensor) -> Tensor:
-        x_TBC = np.empty((clips.frames_NT.shape[1], len(clip_B), CHANNELS[level]), dtype=np.float16)
+        x_TBC = np.empty((clips.frames_NT.shape[1], len(clip_B), cache.widths[level]), dtype=np.float16)
         for b, (clip, view) in enumerate(zip(clip_B.tolist(), view_B.tolist(), strict=True)):
             video = clips.video_N[clip]
             frames_T = clips.frames_NT[clip] - offsets[video]
@@ -244,7 +244,7 @@ def load_bank(
         nameless = next(video.id for video in videos if video.label is None)
         raise TrainingError(f"video {nameless!r} is in the split but has no class; give it one, or take it out")
     num_frames = [cache.num_frames(video) for video in ids]
-    num_bytes = sum(num_frames) * len(views) * CHANNELS[level] * 2
+    num_bytes = sum(num_frames) * len(views) * cache.widths[level] * 2
     too_large = f"the {level} features ({num_bytes / 2**30:,.1f} GiB) do not fit into"
     if num_bytes > _SHARE * available_bytes():
         click.echo(f"{too_large} memory: they are read from the cache batch by batch")
