@@ -179,7 +179,7 @@ ClipBank = Bank | StreamedBank
 
 
 def channel_statistics(bank: ClipBank) -> tuple[Tensor, Tensor]:
-    """Returns mean and deviation of each channel over the steps of all clips in all views: float64 `[C]`, on the device.
+    """Returns mean and deviation of each channel over the steps of all clips in all views, float64 `[C]` on the device.
 
     One pass over the bank, which must not be empty. The deviation of a channel that is constant is exactly 0.
     """
