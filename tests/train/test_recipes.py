@@ -33,7 +33,7 @@ class TestThePapersWords:
 
     def test_cross_entropy_without_smoothing(self):
         """4.2: "CrossEntropyLoss function"."""
-        assert PAPER.label_smoothing == 0
+        assert (PAPER.label_smoothing, PAPER.balance) == (0, "none")
 
     def test_features_and_labels_are_taken_as_they_are_in_single_precision(self):
         """4.2 names no scaling, no augmentation of features or labels, and no other precision."""
@@ -149,6 +149,7 @@ def test_every_recipe_survives_json(name):
         ({"feature_noise": -0.1}, "feature_noise"),
         ({"precision": "fp16"}, "precision"),
         ({"views": -1}, "views"),
+        ({"balance": "all"}, "balance"),
     ],
 )
 def test_unusable_values_are_refused_by_name(changes, named):
