@@ -15,11 +15,13 @@ Cell = Literal["sru", "lstm", "gru", "mean"]
 Pool = Literal["mean", "max", "attention"]
 Schedule = Literal["step", "cosine"]
 Precision = Literal["fp32", "bf16"]
+Inputs = Literal["raw", "standardised"]
 
 CELLS: tuple[Cell, ...] = get_args(Cell)
 POOLS: tuple[Pool, ...] = get_args(Pool)
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+INPUTS: tuple[Inputs, ...] = get_args(Inputs)
 
 SMALL_BELOW_CLIPS = 5_000
 """Training splits with fewer clips than this are trained by the recipe `small`, unless another is asked for."""
@@ -79,6 +81,11 @@ class Recipe:
     """What the recipe changes against `paper`, and what that brings."""
     clips: ClipRule = field(default_factory=ClipRule)
     """How videos are cut into clips, in training and in testing."""
+    inputs: Inputs = field(
+        default="raw",
+        metadata=_knob(INPUTS, axis="inputs", help="Features as they are, or standardised. [default: the recipe's]"),
+    )
+    """`raw`, or `standardised`: minus each channel's mean, over its deviation, both of the training clips' features."""
     cell: Cell = field(
         default="sru", metadata=_knob(CELLS, axis="cell", help="What runs over time. [default: the recipe's]")
     )

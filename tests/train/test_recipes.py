@@ -36,8 +36,8 @@ class TestThePapersWords:
         assert PAPER.label_smoothing == 0
 
     def test_features_and_labels_are_taken_as_they_are_in_single_precision(self):
-        """4.2 names no augmentation of features or labels, and no other precision."""
-        assert (PAPER.feature_noise, PAPER.mixup, PAPER.precision) == (0, 0, "fp32")
+        """4.2 names no scaling, no augmentation of features or labels, and no other precision."""
+        assert (PAPER.inputs, PAPER.feature_noise, PAPER.mixup, PAPER.precision) == ("raw", 0, 0, "fp32")
 
     def test_mini_batch_size_28(self):
         """4.2: "with mini-batch size 28"."""
@@ -154,6 +154,12 @@ def test_every_recipe_survives_json(name):
 def test_unusable_values_are_refused_by_name(changes, named):
     with pytest.raises(TrainingError, match=named):
         replace(PAPER, **changes)
+
+
+def test_a_recipe_written_before_a_field_existed_has_its_default():
+    value = PAPER.to_json()
+    del value["inputs"]
+    assert Recipe.from_json(value) == PAPER
 
 
 @pytest.mark.parametrize(
