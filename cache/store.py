@@ -40,6 +40,8 @@ class FeatureCache:
         """Options that the extraction was started with, so that it can be continued."""
         self.backend = storage.description.backend
         self.levels = storage.description.levels
+        self.widths = storage.description.widths
+        """Channels of each level."""
         self.views = storage.description.views
         self._writer = ShardWriter()
 
@@ -152,7 +154,7 @@ class FeatureCache:
     def pool(self) -> ShardPool:
         """The shards; for modules of this package that read whole ones."""
         rows = {row.number: row for row in self.ledger.shards()}
-        return ShardPool(self.path / "shards", self.backend, rows, self.storage.fetch)
+        return ShardPool(self.path / "shards", self.storage.description, rows, self.storage.fetch)
 
     @property
     def video_ids(self) -> tuple[str, ...]:
@@ -296,10 +298,10 @@ class FeatureCache:
         `token` is that of the claim on the videos. Nothing is in the cache until `commit_staged`. `keep`: if the shard
         goes to an object store, leave it on this machine too, where `commit_staged` finds it.
         """
-        if data is not None and (data.index.levels != self.levels or data.index.num_views != len(self.views)):
+        if data is not None and (data.widths != self.widths or data.index.num_views != len(self.views)):
             raise CacheError(
-                f"a shard has levels {data.index.levels} and {data.index.num_views} views; "
-                f"the cache {self.path} has {self.levels} and {len(self.views)}"
+                f"a shard has levels {data.widths} and {data.index.num_views} views; "
+                f"the cache {self.path} has {self.widths} and {len(self.views)}"
             )
         return stage(self.storage, self._writer, token, data, outcomes, environment, keep=keep)
 

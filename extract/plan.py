@@ -11,7 +11,7 @@ from cache.common.errors import CacheError, DatasetError
 from cache.common.text import some, visible
 from cache.common.workspace import Workspace
 from cache.dataset import ADDRESS, Dataset, Sample
-from cache.fingerprint import CHANNELS, Fingerprint
+from cache.fingerprint import Fingerprint
 from cache.store import FeatureCache
 from extract.datasets import load_dataset
 from extract.decode import DecodePool, DecodeSettings, VideoEnd
@@ -176,7 +176,7 @@ def check_disk(cache: FeatureCache, settings: ExtractSettings, pending: int, vid
     if free_bytes is None:
         return ""
     frames = frames_per_video(cache, videos, settings)
-    bytes_per_frame = len(settings.views) * sum(CHANNELS[level] for level in settings.levels) * 2 + 8
+    bytes_per_frame = len(settings.views) * sum(cache.widths.values()) * 2 + 8
     needed_bytes = int(pending * (frames or 0) * bytes_per_frame)
     text = f"{_size(free_bytes)} of disk free"
     if frames is not None:

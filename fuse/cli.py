@@ -59,6 +59,7 @@ def _fuse(choice: RunChoice) -> None:
     )
     page = publish(workspace.report(choice.dataset, choice.split), results, notes, made_now(), extras)
     click.echo(to_text(table_3(results, notes, literature=False)))
+    click.echo(f"\nfused against the high level alone: {results.against('high').text}")
     if several := mean_over_splits(choice):
         click.echo(f"\n{several}")
     click.echo(f"\nreport: {page}")

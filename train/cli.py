@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from cache.aggregate import correct
+from cache.aggregate import accuracy_text, correct, macro_accuracy
 from cache.common.console import (
     FINISHED_WITH_FAILURES,
     StageGroup,
@@ -274,9 +274,10 @@ def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, devic
             click.echo(f"{config.level}-{config.pool}: another process finished it meanwhile")
             continue
         _, probabilities, labels = scores.videos()
-        right, total = int(correct(probabilities, labels).sum()), len(labels)
+        right_N = correct(probabilities, labels)
+        right, total, macro = int(right_N.sum()), len(labels), macro_accuracy(right_N, labels, len(config.classes))
         half = "held-out" if config.holdout else "test"
         click.echo(
-            f"{config.level}-{config.pool}: {right:,} of {total:,} {half} videos right ({right / total:.1%}), "
-            f"{config.folder(workspace) / config.scores_file}"
+            f"{config.level}-{config.pool}: {right:,} of {total:,} {half} videos right ({accuracy_text(right, total)}; "
+            f"macro {macro:.1%}), {config.folder(workspace) / config.scores_file}"
         )

@@ -23,7 +23,7 @@ from cache.clips import ClipRule
 from cache.common.device import available_bytes
 from cache.common.errors import TrainingError
 from cache.dataset import Sample
-from cache.fingerprint import CHANNELS, Level
+from cache.fingerprint import Level
 from cache.store import FeatureCache
 
 Batch = tuple[Tensor, Tensor]
@@ -40,6 +40,9 @@ _READERS = 4
 
 _BATCHES_AHEAD = 16
 """Batches that they read ahead of their use."""
+
+_CLIPS_AT_ONCE = 128
+"""Clips whose statistics are added up together."""
 
 _CHECKED_AT_ONCE = 1 << 18
 """Frames checked together for NaN and Inf; bounds the memory that the check takes."""
@@ -174,6 +177,26 @@ ClipBank = Bank | StreamedBank
 """What training and scoring draw clips from."""
 
 
+def channel_statistics(bank: ClipBank) -> tuple[Tensor, Tensor]:
+    """Returns mean and deviation of each channel over the steps of all clips in all views, float64 `[C]` on the device.
+
+    One pass over the bank, which must not be empty. The deviation of a channel that is constant is exactly 0.
+    """
+    clip_B = torch.arange(len(bank))
+    views = range(bank.num_views)
+    batches = [(each, torch.full_like(each, view)) for view in views for each in clip_B.split(_CLIPS_AT_ONCE)]
+    bank.announce(batches)
+    device, steps = bank.label_N.device, 0
+    first_C = sum_C = squares_C = torch.zeros((), dtype=torch.float64, device=device)
+    for clip_B, view_B in batches:
+        x_SC = bank.gather(clip_B.to(device), view_B.to(device)).flatten(0, 1).double()
+        # Sums of differences from one of the values lose no digits where a channel's mean is far from 0.
+        first_C = first_C if steps else x_SC[0].clone()
+        x_SC -= first_C
+        sum_C, squares_C, steps = sum_C + x_SC.sum(dim=0), squares_C + x_SC.square().sum(dim=0), steps + len(x_SC)
+    return first_C + sum_C / steps, (squares_C / steps - (sum_C / steps) ** 2).clamp(min=0).sqrt()
+
+
 def from_memory(features_VFC: Tensor, frames_NT: NDArray[np.int64]) -> ReadBatch:
     """Returns a function that reads batches from features in main memory, for a device with less memory."""
     return partial(_gather, features_VFC, torch.from_numpy(frames_NT))
@@ -193,7 +216,7 @@ def from_cache(
     """
 
     def read(clip_B: Tensor, view_B: Tensor) -> Tensor:
-        x_TBC = np.empty((clips.frames_NT.shape[1], len(clip_B), CHANNELS[level]), dtype=np.float16)
+        x_TBC = np.empty((clips.frames_NT.shape[1], len(clip_B), cache.widths[level]), dtype=np.float16)
         for b, (clip, view) in enumerate(zip(clip_B.tolist(), view_B.tolist(), strict=True)):
             video = int(np.searchsorted(offsets, clips.frames_NT[clip][0], side="right")) - 1
             frames_T = clips.frames_NT[clip] - offsets[video]
@@ -230,7 +253,7 @@ def load_bank(
     first = dict(zip(videos, offsets.tolist(), strict=False))
     inside = [(first[sample.video], cache.frames_of(sample)) for sample in samples]
     ranges = [range(start + frames.start, start + frames.stop) for start, frames in inside]
-    num_bytes = sum(num_frames) * len(views) * CHANNELS[level] * 2
+    num_bytes = sum(num_frames) * len(views) * cache.widths[level] * 2
     too_large = f"the {level} features ({num_bytes / 2**30:,.1f} GiB) do not fit into"
     if num_bytes > _SHARE * available_bytes():
         click.echo(f"{too_large} memory: they are read from the cache batch by batch")

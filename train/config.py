@@ -12,7 +12,7 @@ from cache.clips import ClipRule
 from cache.common.errors import TrainingError
 from cache.common.files import read_json, write_json_durably
 from cache.common.workspace import Workspace
-from cache.fingerprint import Level
+from cache.fingerprint import Level, widths_of
 from train.recipes import KNOBS, RECIPES, Pool, Recipe
 
 Status = Literal["training", "finished"]
@@ -62,6 +62,11 @@ class RunConfig:
     """The cache's fingerprint: `identity` and `environment`."""
     versions: Mapping[str, str]
     """Versions of Python and of the libraries that the run was started with."""
+
+    @property
+    def channels(self) -> int:
+        """Width of the features that the head reads."""
+        return widths_of(self.fingerprint["identity"])[self.level]
 
     @property
     def clips(self) -> ClipRule:

@@ -27,7 +27,7 @@ from train.checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
-from train.clips import load_bank
+from train.clips import channel_statistics, load_bank
 from train.config import CHECKPOINT_FILE, METRICS_FILE, RunConfig, state_of, write_config
 from train.distributed import SINGLE, ProcessGroup
 from train.heads import Head
@@ -143,7 +143,10 @@ def _make_trainer(split: Split, config: RunConfig, device: torch.device, group: 
     learned, _ = split.learned_and_scored(holdout=config.holdout, seed=config.seed)
     bank = load_bank(split.cache, config.level, learned, config.clips, device, views=range(wanted or have))
     torch.manual_seed(config.seed)
-    return Trainer(new_head(config).to(device), bank, config.recipe, config.level, config.seed, group)
+    head = new_head(config).to(device)
+    if head.standardised and len(bank):
+        head.standardise_by(*channel_statistics(bank))
+    return Trainer(head, bank, config.recipe, config.level, config.seed, group)
 
 
 @contextmanager

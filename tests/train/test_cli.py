@@ -194,8 +194,9 @@ def test_poisoned_test_videos_leave_training_the_same_to_the_bit(tmp_path):
     for name, dataset, features in (("clean", clean, separable), ("poisoned", poisoned, poison)):
         work = tmp_path / name
         trainable_cache(work, dataset, features=features)
-        assert train(work).exit_code == 0
-        results.append({level: learned(run_folder(work, level)) for level in ("low", "mid", "high")})
+        assert train(work, "--inputs", "standardised").exit_code == 0
+        folders = {level: run_folder(work, level, variant="-standardised-h8-l1-e2") for level in ("low", "mid", "high")}
+        results.append({level: learned(folder) for level, folder in folders.items()})
     assert results[0] == results[1]
 
 

@@ -15,7 +15,7 @@ from cache.common.errors import TrainingError
 from cache.dataset import Sample
 from tests.helpers.train import grouped_dataset, trainable_cache
 from tests.train.test_trainer import RECIPE, make_trainer, same, weights
-from train.clips import Bank, StreamedBank, check_finite, cut, from_memory, load_bank
+from train.clips import Bank, StreamedBank, channel_statistics, check_finite, cut, from_memory, load_bank
 
 CPU = torch.device("cpu")
 RULE = ClipRule(length=30, stride=4)
@@ -160,3 +160,25 @@ def test_features_that_are_not_finite_name_the_video(resident):
     video = resident.clips.sample_ids[resident.clips.sample_N[3]]
     with pytest.raises(TrainingError, match=video):
         list(make_trainer(bank, replace(RECIPE, epochs=1)).run())
+
+
+def test_statistics_are_those_of_all_clips_in_all_views(resident):
+    mean_C, deviation_C = channel_statistics(resident)
+    x_VNTC = resident.features_VFC[:, resident.frames_NT].double().numpy()
+    np.testing.assert_allclose(mean_C, x_VNTC.mean((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(deviation_C, x_VNTC.std((0, 1, 2)), rtol=1e-12)
+
+
+def test_statistics_of_a_streamed_bank_have_the_same_bits(resident, streamed):
+    for mine, theirs in zip(channel_statistics(resident), channel_statistics(streamed), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_statistics_bear_constant_channels_and_means_far_from_zero(resident):
+    features_VFC = torch.rand(resident.features_VFC.shape).half()
+    features_VFC[..., 0], features_VFC[..., 1] = 0.1, 60_000
+    features_VFC[0, resident.frames_NT[0, 0], 1] = 59_968
+    mean_C, deviation_C = channel_statistics(replace(resident, features_VFC=features_VFC))
+    assert deviation_C[0] == 0
+    expected = features_VFC[:, resident.frames_NT, 1].double().numpy()
+    np.testing.assert_allclose([mean_C[1], deviation_C[1]], [expected.mean(), expected.std()], rtol=1e-12)
