@@ -137,24 +137,33 @@ class ScoredCache:
     environment: Mapping[str, Any]
     """Fingerprint fields that say where they were computed."""
     video_ids: tuple[str, ...]
-    """Videos that have features."""
+    """Samples that have features: ids of videos, or of spans."""
     suspect: Mapping[str, str]
-    """Videos whose decoding is in doubt, with the reason; they have features and are used."""
+    """Samples whose video's decoding is in doubt, with the reason; they have features and are used."""
     failed: Mapping[str, str]
-    """Videos without features, with the reason."""
+    """Samples without features, with the reason."""
 
 
 def read_scored_cache(workspace: Workspace, dataset: str) -> ScoredCache:
     """Dataset, fingerprint and outcomes of a finished cache. Raises `CacheError` if it is missing or unfinished."""
     with FeatureCache.open(workspace.cache(dataset)) as cache:
         cache.require_finished()
+        suspect, failed = (
+            {outcome.video_id: outcome.reason for outcome in cache.ledger.outcomes(status)}
+            for status in ("suspect", "failed")
+        )
+        samples = {sample.id: sample.video for sample in cache.dataset.samples}
+        have = tuple(sample.id for sample in cache.dataset.samples if cache.frames_of(sample))
+        lacking = samples.keys() - have
         return ScoredCache(
             dataset=cache.dataset,
             identity=cache.fingerprint.identity,
             environment=cache.fingerprint.environment,
-            video_ids=cache.video_ids,
-            suspect={outcome.video_id: outcome.reason for outcome in cache.ledger.outcomes("suspect")},
-            failed={outcome.video_id: outcome.reason for outcome in cache.ledger.outcomes("failed")},
+            video_ids=have,
+            suspect={each: suspect[samples[each]] for each in have if samples[each] in suspect},
+            failed={
+                each: failed.get(samples[each], "no frame of its video is in the span") for each in sorted(lacking)
+            },
         )
 
 

@@ -54,7 +54,7 @@ def score_bank(head: Head, bank: ClipBank, config: RunConfig) -> ScoreTable:
     bank.announce(batches)
     softmax_NK = _softmax(head, (bank.gather(clip_B.to(device), view_B.to(device)) for clip_B, view_B in batches))
     return ScoreTable(
-        video_ids=np.asarray(clips.video_ids, dtype=np.str_)[clips.video_N],
+        video_ids=np.asarray(clips.sample_ids, dtype=np.str_)[clips.sample_N],
         spans=clips.spans_N2,
         labels=clips.label_N,
         softmax=softmax_NK,

@@ -24,7 +24,7 @@ from cache.common.text import shortened, visible
 from extract.settings import IMAGENET
 from fuse import metrics, paper
 from fuse.report.figures import draw_confusion, draw_per_class
-from fuse.report.samples import Frames, Sample, data_uris, draw_samples
+from fuse.report.samples import Frames, ShownPrediction, data_uris, draw_samples
 from fuse.report.tables import NONE, Table, per_class_table, table_3, to_csv, to_markdown
 from fuse.report.timing import Timing, draw_timing
 from fuse.results import MODELS, PAPER_RECIPE, TITLES, Made, Model, Results, summarise
@@ -46,7 +46,7 @@ Examples = dict[tuple[int, int], list[str]]
 class Extras:
     """What a report shows beside a split's results, as far as it was made."""
 
-    samples: Sequence[Sample] = ()
+    samples: Sequence[ShownPrediction] = ()
     frames: Frames = field(default_factory=dict)
     timing: Timing | None = None
     """Figure 6."""

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from click.testing import CliRunner, Result
 from cache.aggregate import correct, fraction, log_loss
 from cache.common.errors import TrainingError
 from cache.common.workspace import Workspace
-from cache.dataset import Dataset, Video, group_of
+from cache.dataset import Sample, group_of
 from cache.scores import read_scores
 from tests.helpers.cache import make_fingerprint
 from tests.helpers.train import grouped_dataset, separable, trainable_cache
@@ -204,15 +205,15 @@ def test_poisoned_test_videos_leave_training_the_same_to_the_bit(tmp_path):
     """Every test feature huge and every test label wrong: weights and losses are those of the clean cache."""
     clean = grouped_dataset()
 
-    def poison(video: Video, level, frames: int, generator: np.random.Generator):
-        features = separable(video, level, frames, generator)
-        return features if video.splits[1] == "train" else np.full_like(features, 6e4)
+    def poison(sample: Sample, level, frames: int, generator: np.random.Generator):
+        features = separable(sample, level, frames, generator)
+        return features if sample.splits[1] == "train" else np.full_like(features, 6e4)
 
-    videos = tuple(
-        video if video.splits[1] == "train" else Video(**{**vars(video), "label": (video.label + 1) % 3})
-        for video in clean.videos
+    samples = tuple(
+        sample if sample.splits[1] == "train" else replace(sample, label=(sample.label + 1) % 3)
+        for sample in clean.samples
     )
-    poisoned = Dataset(name="tiny", source="folder", classes=clean.classes, videos=videos)
+    poisoned = replace(clean, samples=samples)
     results = []
     for name, dataset, features in (("clean", clean, separable), ("poisoned", poisoned, poison)):
         work = tmp_path / name
@@ -224,8 +225,8 @@ def test_poisoned_test_videos_leave_training_the_same_to_the_bit(tmp_path):
 
 
 def test_training_draws_from_the_first_views_where_the_recipe_says_how_many(tmp_path):
-    def second_view_huge(video: Video, level, frames: int, generator: np.random.Generator):
-        features = separable(video, level, frames, generator)
+    def second_view_huge(sample: Sample, level, frames: int, generator: np.random.Generator):
+        features = separable(sample, level, frames, generator)
         features[1] = 6e4
         return features
 
