@@ -6,6 +6,7 @@ import random
 import sys
 import time
 import traceback
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
@@ -87,6 +88,20 @@ def extract(cache: str, acknowledged: str, videos: int, commits: int = 1 << 40, 
     return 0
 
 
+def command(stage: str, arguments: list[str], output: str) -> int:
+    """Run `python -m STAGE` with these arguments; what it prints goes to the file `output`."""
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(descriptor, stream.fileno())
+    try:
+        import_module(f"{stage}.cli").main(arguments)
+    except SystemExit as end:
+        return int(end.code or 0)
+    finally:
+        sys.stdout.flush()
+    return 0
+
+
 def create_acknowledged(cache: str, trace: str, backend: str, videos: int) -> int:
     """Make an empty cache, and note in the trace when it was there."""
     note_sites(Path(trace))
@@ -152,6 +167,8 @@ def _child(function: str, arguments: dict[str, Any]) -> None:
 
 def main() -> None:
     """Take one question a line; answer with a number."""
+    for module in sys.argv[1:]:
+        import_module(module)
     for line in sys.stdin:
         question = json.loads(line)
         if "wait" in question:

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +107,13 @@ def under(control: Control) -> dict[str, str]:
 class Server:
     """A process that forks workers (faults/worker.py)."""
 
-    def __init__(self, control: Control | None = None) -> None:
+    def __init__(self, control: Control | None = None, modules: Sequence[str] = ()) -> None:
+        """`modules` are imported once, so that workers need not."""
         env = {**os.environ, "PYTHONPATH": str(FOLDER.parents[1])}
         if control is not None:
             env |= under(control)
-        self._process = subprocess.Popen(
-            [sys.executable, FOLDER / "worker.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
-        )
+        command = [sys.executable, FOLDER / "worker.py", *modules]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
 
     def start(self, function: str, **arguments: Any) -> int:
         """Fork a worker that calls a function of faults/worker.py; its process id."""
@@ -140,13 +140,25 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(control: Control | None = None) -> Iterator[Server]:
+def serving(control: Control | None = None, modules: Sequence[str] = ()) -> Iterator[Server]:
     """A server for as long as it is needed."""
-    server = Server(control)
+    server = Server(control, modules)
     try:
         yield server
     finally:
         server.close()
+
+
+@contextlib.contextmanager
+def replayed_by(**variables: object) -> Iterator[None]:
+    """If something fails inside, note the command that runs the same schedule of the current test again."""
+    try:
+        yield
+    except BaseException as error:
+        test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
+        shown = " ".join(f"{name}={value}" for name, value in variables.items())
+        error.add_note(f"the same again: {shown} python -m pytest '{test}'")
+        raise
 
 
 def kill(worker: int) -> None:

@@ -1,0 +1,85 @@
+"""Commands of the cache, killed and refused at each of their system calls: the same command continues."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cache.convert import prove_equal
+from cache.fingerprint import LEVELS
+from cache.store import FeatureCache
+from cache.verify import verify
+from tests.helpers.breaking import break_each_call
+from tests.helpers.cache import filled_cache, num_frames_of, video_features
+
+VIDEOS = 5
+
+MODULES = ("h5py", "zarr", "numpy", "safetensors.numpy", "cache.shards.hdf5", "cache.shards.zarr")
+
+
+def assert_convertible(place: Path) -> None:
+    """The source is as it was, and the target equal to it."""
+    with FeatureCache.open(place / "source") as source, FeatureCache.open(place / "target") as target:
+        assert len(target.video_ids) == VIDEOS
+        prove_equal(source, target)
+    assert [finding for finding in verify(place / "target") if not finding.harmless] == []
+    assert verify(place / "source") == []
+
+
+def convert(place: Path) -> Sequence[object]:
+    filled_cache(place / "source", VIDEOS, shard_videos=3)
+    return ("convert", place / "source", place / "target", "--to", "zarr")
+
+
+def export(place: Path) -> Sequence[object]:
+    filled_cache(place / "source", VIDEOS, shard_videos=3)
+    return ("export", place / "source", place / "target")
+
+
+def assert_exported(place: Path) -> None:
+    """All files, none besides, and each whole."""
+    with FeatureCache.open(place / "source") as source:
+        wanted = {place / "target" / f"{video_id}.npz": video_id for video_id in source.video_ids}
+    assert {path for path in (place / "target").rglob("*") if path.is_file()} == set(wanted)
+    for path, video_id in wanted.items():
+        expected = video_features(video_id, num_frames_of(video_id))
+        with np.load(path) as found:
+            assert all(np.array_equal(found[level], expected[level]) for level in LEVELS)
+    assert {path.name for path in place.iterdir()} == {"source", "target"}
+
+
+def export_whole_or_not(place: Path) -> None:
+    if (place / "target").exists():
+        assert_exported(place)
+
+
+def repair(place: Path) -> Sequence[object]:
+    cache = filled_cache(place / "source", VIDEOS, shard_videos=3)
+    first, second = (cache.path / "shards" / row.name for row in cache.ledger.shards())
+    cache.close()
+    first.write_bytes(first.read_bytes()[:-1])
+    second.rename(second.with_name(second.name.replace("000001", "000007")))
+    return ("repair", place / "source")
+
+
+def assert_repaired(place: Path) -> None:
+    assert verify(place / "source") == []
+
+
+COMMANDS: dict[str, tuple[Callable[[Path], Sequence[object]], Callable[[Path], None], Callable[[Path], None]]] = {
+    "convert": (convert, assert_convertible, lambda _: None),
+    "export": (export, assert_exported, export_whole_or_not),
+    "repair": (repair, assert_repaired, lambda _: None),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "every",
+    [pytest.param(67, id="some"), pytest.param(1, id="each", marks=pytest.mark.slow)],
+)
+def test_the_same_command_continues(tmp_path: Path, command: str, every: int) -> None:
+    prepare, finished, broken = COMMANDS[command]
+    fired = break_each_call(tmp_path, "cache", prepare, finished, broken=broken, every=every, modules=MODULES)
+    print(f"{command}: broken {fired} times")
