@@ -246,11 +246,13 @@ def adopt(storage: Storage, connection: sqlite3.Connection, path: Path, digest: 
     connection.execute("SAVEPOINT adoption")
     try:
         written = hash_files(path)
-        index = open_shard(path, storage.description.backend).index
+        reader = open_shard(path, storage.description.backend)
+        index = reader.index
         notes = ShardNotes.of(index)
         same_bytes = written.digest.startswith(digest)
         same_videos = tuple(outcome.video_id for outcome in notes.outcomes) == index.video_ids
         same_features = notes.fingerprint == storage.description.fingerprint.digest
+        same_features &= reader.widths == storage.description.widths
         if not (same_bytes and same_videos and same_features):
             return None
         shard = _numbered(storage, connection, _row(storage, written, index, notes.environment))

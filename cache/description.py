@@ -12,7 +12,7 @@ import msgspec
 
 from cache.common.errors import CacheError
 from cache.common.files import from_json, raise_if_unreadable, read_sealed_json
-from cache.fingerprint import DTYPE, FORMAT_VERSION, JSON, LEVELS, Fingerprint, Level
+from cache.fingerprint import DTYPE, FORMAT_VERSION, JSON, LEVELS, Fingerprint, Level, widths_of
 from cache.shards import BACKENDS, Backend
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
@@ -42,6 +42,7 @@ class Description:
         levels, views = (self.fingerprint.identity.get(name) for name in ("levels", "views"))
         if not levels or list(levels) != [level for level in LEVELS if level in levels]:
             raise CacheError(f"levels are {levels!r}; expected some of {', '.join(LEVELS)}, in this order")
+        widths_of(self.fingerprint.identity)
         if not views or not isinstance(views, list | tuple) or not all(isinstance(view, str) for view in views):
             raise CacheError(f"views are {views!r}; expected a list of names, the first one 'center'")
 
@@ -51,17 +52,24 @@ class Description:
         return tuple(self.fingerprint.identity["levels"])
 
     @property
+    def widths(self) -> dict[Level, int]:
+        """Channels of each level."""
+        widths = widths_of(self.fingerprint.identity)
+        return {level: widths[level] for level in self.levels}
+
+    @property
     def views(self) -> tuple[str, ...]:
         """Names of the views; view 0 is the center."""
         return tuple(self.fingerprint.identity["views"])
 
 
 def description_json(description: Description) -> dict[str, JSON]:
-    """The content of cache.json. Levels and views are in it twice, for readers that only look for those."""
+    """The content of cache.json. Levels, widths and views are in it twice, for readers that only look for those."""
     return {
         "format": FORMAT_VERSION,
         "backend": description.backend,
         "levels": description.levels,
+        "widths": description.widths,
         "views": description.views,
         "dtype": DTYPE,
         "fingerprint": description.fingerprint.to_json(),

@@ -15,7 +15,10 @@ LEVELS: Final[tuple[Level, ...]] = get_args(Level)
 """From shallow to deep: ResNet-34's layer2, layer3, layer4 (paper, section 4.2)."""
 
 CHANNELS: Final[dict[Level, int]] = {"low": 128, "mid": 256, "high": 512}
-"""Width of each level's spatial mean (equation 7); the same for ResNet-18."""
+"""Width of each level's spatial mean (equation 7) in ResNet-34 and ResNet-18, whose fingerprints do not name widths."""
+
+MOST_CHANNELS: Final = 1 << 16
+"""Width of a level up to which a fingerprint is believed."""
 
 DTYPE: Final = "float16"
 """How features are stored; they are computed and averaged in float32."""
@@ -81,6 +84,16 @@ class Difference:
             ABSENT if value == ABSENT else json.dumps(value, ensure_ascii=False) for value in (self.theirs, self.ours)
         )
         return f"{self.field}: the cache has {theirs}, this run has {ours}"
+
+
+def widths_of(identity: Mapping[str, JSON]) -> dict[Level, int]:
+    """Channels of each level's features: those of the identity, else ResNet-34's. Raises `CacheError` if unusable."""
+    widths = identity.get("widths", CHANNELS)
+    if not isinstance(widths, Mapping) or any(
+        type(widths.get(level)) is not int or not 0 < widths[level] <= MOST_CHANNELS for level in LEVELS
+    ):
+        raise CacheError(f"widths are {widths!r}; expected a number of channels for each of {', '.join(LEVELS)}")
+    return {level: widths[level] for level in LEVELS}
 
 
 def differences(theirs: Fingerprint, ours: Fingerprint) -> list[Difference]:

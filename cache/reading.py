@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from cache.common.console import progress
 from cache.common.device import available_bytes
 from cache.common.errors import CacheError, DamageError
-from cache.fingerprint import CHANNELS, Level
+from cache.description import Description
+from cache.fingerprint import Level
 from cache.ledger import Place, ShardRow
-from cache.shards import Backend, open_shard
+from cache.shards import open_shard
 from cache.shards.protocol import ShardReader, check_span, features
 
 if TYPE_CHECKING:
@@ -73,10 +74,16 @@ class ShardPool:
     """Open shards by number. Safe to use from several threads and, as nothing in it is shared, in forked children."""
 
     def __init__(
-        self, folder: Path, backend: Backend, rows: Mapping[int, ShardRow], fetch: Callable[[ShardRow], Path]
+        self,
+        folder: Path,
+        description: Description,
+        rows: Mapping[int, ShardRow],
+        fetch: Callable[[ShardRow], Path],
     ) -> None:
         """`fetch` returns the path of a shard, which another process may remove before it is open."""
-        self.folder, self._backend, self._rows, self._fetch = folder, backend, rows, fetch
+        self.folder, self._backend, self._rows, self._fetch = folder, description.backend, rows, fetch
+        self.widths = description.widths
+        """Channels of each level."""
         self._forget()
 
     def _forget(self) -> None:
@@ -103,6 +110,8 @@ class ShardPool:
                 f"shard {reader.path} is not the one that the ledger lists: it was replaced. "
                 "`python -m cache verify` lists all damage, `python -m cache repair` queues it again"
             )
+        if reader.widths != self.widths:
+            raise DamageError(f"shard {reader.path} has levels {reader.widths}, its cache {self.widths}")
         shard = OpenShard(reader, np.zeros(reader.index.checksums.shape, dtype=np.bool_))
         with self._lock:
             self._open[number] = shard
@@ -151,7 +160,7 @@ def load_bank(pool: ShardPool, level: Level, places: Sequence[Place], device: st
     import torch
 
     offsets = offsets_of(places)
-    shape = (len(views), int(offsets[-1]), CHANNELS[level])
+    shape = (len(views), int(offsets[-1]), pool.widths[level])
     if torch.device(device).type == "cuda":
         # Page-locked memory moves to the GPU at full speed.
         tensor_VFC = torch.empty(shape, dtype=torch.float16, pin_memory=True)

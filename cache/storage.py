@@ -41,7 +41,7 @@ If there is a remote.json, this is a working copy of a cache in an object store,
   quarantine/     if it is there: damaged and unknown files; nothing reads them, and they may be deleted
 
 Each shard holds several videos: video_id [N], offsets [N + 1] (video i has frames offsets[i] to offsets[i + 1]),
-pts_seconds [F], low, mid, high [views, F, 128 | 256 | 512] float16, checksum [N, levels, views] (xxh3_64).
+pts_seconds [F], low, mid, high [views, F, channels] float16, checksum [N, levels, views] (xxh3_64).
 
   python -m cache info FOLDER      what is in it
   python -m cache verify FOLDER    whether every byte is as it was written

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cache.commit import StagedShard, commit_staged, recover, stage
 from cache.common.errors import CacheError
-from cache.dataset import Dataset, read_dataset
+from cache.dataset import Dataset, Sample, read_dataset
 from cache.description import Description, read_description
 from cache.fingerprint import JSON, Fingerprint, Level, check_fingerprint
 from cache.ledger import Claim, Ledger, Outcome, Place, Status, new_cache_id
@@ -40,6 +40,8 @@ class FeatureCache:
         """Options that the extraction was started with, so that it can be continued."""
         self.backend = storage.description.backend
         self.levels = storage.description.levels
+        self.widths = storage.description.widths
+        """Channels of each level."""
         self.views = storage.description.views
         self._writer = ShardWriter()
 
@@ -159,7 +161,7 @@ class FeatureCache:
     def pool(self) -> ShardPool:
         """The shards; for modules of this package that read whole ones."""
         rows = {row.number: row for row in self.ledger.shards()}
-        return ShardPool(self.path / "shards", self.backend, rows, self.storage.fetch)
+        return ShardPool(self.path / "shards", self.storage.description, rows, self.storage.fetch)
 
     @property
     def video_ids(self) -> tuple[str, ...]:
@@ -206,6 +208,20 @@ class FeatureCache:
         place = self._place(video_id)
         index = self.pool.shard(place.shard).reader.index
         return index.pts_seconds[index.offsets[place.position] : index.offsets[place.position + 1]].copy()
+
+    def frames_of(self, sample: Sample) -> range:
+        """Cached frames of a sample, counted in its video: those whose time is in its span, all without a span.
+
+        Empty if the video has no features, or no frame in the span.
+        """
+        place = self._places.get(sample.video)
+        if place is None:
+            return range(0)
+        if sample.span is None:
+            return range(place.num_frames)
+        # Times are stored rounded: a microsecond keeps a frame at 0.04 s in a span that begins there.
+        first, stop = np.searchsorted(self.pts_seconds(sample.video), np.asarray(sample.span) - 1e-6).tolist()
+        return range(first, stop)
 
     def load(
         self, level: Level, video_ids: Iterable[str], device: str = "cpu", views: Sequence[int] | None = None
@@ -289,10 +305,10 @@ class FeatureCache:
         `token` is that of the claim on the videos. Nothing is in the cache until `commit_staged`. `keep`: if the shard
         goes to an object store, leave it on this machine too, where `commit_staged` finds it.
         """
-        if data is not None and (data.index.levels != self.levels or data.index.num_views != len(self.views)):
+        if data is not None and (data.widths != self.widths or data.index.num_views != len(self.views)):
             raise CacheError(
-                f"a shard has levels {data.index.levels} and {data.index.num_views} views; "
-                f"the cache {self.path} has {self.levels} and {len(self.views)}"
+                f"a shard has levels {data.widths} and {data.index.num_views} views; "
+                f"the cache {self.path} has {self.widths} and {len(self.views)}"
             )
         return stage(self.storage, self._writer, token, data, outcomes, environment, keep=keep)
 

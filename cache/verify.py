@@ -12,7 +12,7 @@ from cache.common.errors import DamageError, MrrnError
 from cache.common.files import raise_if_unreadable
 from cache.ledger import Outcome, Place, ShardRow, broken_structure, contradictions
 from cache.shards import SUFFIXES, open_shard
-from cache.shards.protocol import ShardIndex, damaged_videos
+from cache.shards.protocol import ShardReader, damaged_videos
 from cache.storage import Finding, bytes_problem
 from cache.store import FeatureCache
 
@@ -112,7 +112,7 @@ def _problem(cache: FeatureCache, row: ShardRow, places: list[Place], outcomes: 
             reader = open_shard(path, cache.backend)
             if damaged := damaged_videos(reader):
                 return f"the features of {len(damaged)} videos do not match their checksums"
-            return _disagreement(cache, row, reader.index, places, outcomes)
+            return _disagreement(cache, row, reader, places, outcomes)
     except FileNotFoundError as error:
         return f"it cannot be read: {error.strerror}"
     except MrrnError as error:
@@ -121,13 +121,14 @@ def _problem(cache: FeatureCache, row: ShardRow, places: list[Place], outcomes: 
 
 
 def _disagreement(
-    cache: FeatureCache, row: ShardRow, index: ShardIndex, places: list[Place], outcomes: Mapping[str, Outcome]
+    cache: FeatureCache, row: ShardRow, reader: ShardReader, places: list[Place], outcomes: Mapping[str, Outcome]
 ) -> str | None:
     """How an intact shard contradicts the ledger or the description; None if it does not."""
+    index = reader.index
     if (index.content, index.num_videos, index.num_frames) != (row.content, row.num_videos, row.num_frames):
         return "its row in the ledger does not agree with its index"
-    if index.levels != cache.levels or index.num_views != len(cache.views):
-        return f"it has levels {index.levels} and {index.num_views} views, the cache {cache.levels} and {cache.views}"
+    if reader.widths != cache.widths or index.num_views != len(cache.views):
+        return f"it has levels {reader.widths} and {index.num_views} views, the cache {cache.widths} and {cache.views}"
     notes = ShardNotes.of(index)
     if notes.fingerprint != cache.fingerprint.digest:
         return "its features come from other settings than the cache's"

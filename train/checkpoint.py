@@ -16,7 +16,6 @@ from torch import Tensor
 
 from cache.common.errors import TrainingError, WeightsError
 from cache.common.files import read_bounded, write_bytes_durably
-from cache.fingerprint import CHANNELS
 from train.config import CHECKPOINT_BYTES, CHECKPOINT_FILE, RunConfig, read_config
 from train.heads import Head
 from train.trainer import Position
@@ -83,7 +82,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def new_head(config: RunConfig) -> Head:
     """Returns an untrained head for the run, its weights drawn from torch's generator."""
-    return Head(CHANNELS[config.level], len(config.classes), config.recipe, config.pool)
+    return Head(config.channels, len(config.classes), config.recipe, config.pool)
 
 
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:

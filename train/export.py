@@ -7,7 +7,6 @@ from importlib import import_module
 import torch
 
 from cache.common.errors import TrainingError
-from cache.fingerprint import CHANNELS
 from train.config import RunConfig
 from train.heads import Head
 
@@ -37,7 +36,7 @@ def to_onnx(head: Head, config: RunConfig) -> bytes:
         warnings.filterwarnings("ignore", category=FutureWarning)  # torch warns about its own exporter
         program = torch.onnx.export(
             head.eval(),
-            (torch.zeros(config.clips.length, 2, CHANNELS[config.level]),),
+            (torch.zeros(config.clips.length, 2, config.channels),),
             dynamo=True,
             verbose=False,
             input_names=[INPUT],

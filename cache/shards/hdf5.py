@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cache.common.errors import CacheError, DamageError
 from cache.common.files import PositionedFile, raise_if_unreadable
-from cache.fingerprint import CHANNELS, LEVELS, Level
+from cache.fingerprint import LEVELS, Level
 from cache.shards.protocol import MAX_INDEX_BYTES, ShardData, ShardIndex
 
 _FORMAT = "mrrn-shard-1"
@@ -72,9 +72,11 @@ class Hdf5Shard:
         if self.index.content != content:
             raise DamageError(f"shard {path} is not what was written: its index does not agree with its own hash")
         for level in self.index.levels:
-            expected = (self.index.num_views, self.index.num_frames, CHANNELS[level])
-            if self._arrays[level].shape != expected:
-                raise DamageError(f"shard {path}: {level} is {self._arrays[level].shape}; expected {expected}")
+            shape = self._arrays[level].shape
+            if len(shape) != 3 or shape[:2] != (self.index.num_views, self.index.num_frames):
+                expected = f"({self.index.num_views}, {self.index.num_frames}, channels)"
+                raise DamageError(f"shard {path}: {level} is {shape}; expected {expected}")
+        self.widths = {level: self._arrays[level].shape[2] for level in self.index.levels}
 
     def read_into(self, level: Level, view: int, start: int, out_FC: NDArray[np.float16]) -> None:
         array = self._arrays[level]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cache.common.errors import CacheError, DamageError, UnsafePathError
 from cache.dataset import check_relative_path
-from cache.fingerprint import CHANNELS, LEVELS, Level
+from cache.fingerprint import LEVELS, Level
 
 MAX_INDEX_BYTES = 1 << 30
 """Far above the size of any shard's index; whatever declares more was made up and gets no memory."""
@@ -111,7 +111,7 @@ class ShardData:
         _expect("offsets", self.offsets, (len(self.video_ids) + 1,), np.int64)
         self.index.check()
         for level, features_VFC in self.features.items():
-            shape = (self.index.num_views, self.index.num_frames, CHANNELS[level])
+            shape = (self.index.num_views, self.index.num_frames, self.widths[level])
             _expect(f"features[{level!r}]", features_VFC, shape, np.float16)
             bad_F = ~np.isfinite(features_VFC).all(axis=(0, 2))
             if bad_F.any():
@@ -120,6 +120,11 @@ class ShardData:
                     f"video {self.video_ids[video]!r}: features of level {level} are not finite in {int(bad_F.sum())} "
                     "frames; extract it with --precision fp32, or record it as failed"
                 )
+
+    @property
+    def widths(self) -> dict[Level, int]:
+        """Channels of each level."""
+        return {level: self.features[level].shape[-1] for level in self.index.levels}
 
     @cached_property
     def index(self) -> ShardIndex:
@@ -149,6 +154,8 @@ class ShardReader(Protocol):
 
     path: Path
     index: ShardIndex
+    widths: dict[Level, int]
+    """Channels of each level."""
 
     def read_into(self, level: Level, view: int, start: int, out_FC: NDArray[np.float16]) -> None:
         """Fill `out_FC` with frames `[start, start + len(out_FC))`. Raises `DamageError` if the file is too short."""
@@ -158,7 +165,7 @@ def features(reader: ShardReader, i: int, level: Level, view: int, start: int, s
     """Returns frames `[start, stop)` of the shard's video `i`, `[F, C]`, without checking the checksum."""
     first = int(reader.index.offsets[i])
     assert 0 <= start <= stop <= int(reader.index.offsets[i + 1]) - first
-    out_FC = np.empty((stop - start, CHANNELS[level]), dtype=np.float16)
+    out_FC = np.empty((stop - start, reader.widths[level]), dtype=np.float16)
     reader.read_into(level, view, first + start, out_FC)
     return out_FC
 
@@ -193,7 +200,7 @@ def read_shard(reader: ShardReader) -> ShardData:
     index = reader.index
     whole: dict[Level, NDArray[np.float16]] = {}
     for level in index.levels:
-        whole[level] = np.empty((index.num_views, index.num_frames, CHANNELS[level]), dtype=np.float16)
+        whole[level] = np.empty((index.num_views, index.num_frames, reader.widths[level]), dtype=np.float16)
         for view, out_FC in enumerate(whole[level]):
             reader.read_into(level, view, 0, out_FC)
             for i in range(index.num_videos):

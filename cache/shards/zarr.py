@@ -18,7 +18,7 @@ from zarr.storage import LocalStore, MemoryStore
 
 from cache.common.errors import CacheError, DamageError
 from cache.common.files import PositionedFile, plain_files, raise_if_unreadable
-from cache.fingerprint import CHANNELS, LEVELS, Level
+from cache.fingerprint import LEVELS, Level
 from cache.shards.protocol import MAX_INDEX_BYTES, ShardData, ShardIndex
 
 _FORMAT = "mrrn-shard-1"
@@ -78,6 +78,7 @@ class ZarrShard:
                 raise CacheError(f"its format is not {_FORMAT}; another version of this program may have written it")
             self.index = _read_index(group, path)
             self.index.check()
+            self.widths: dict[Level, int] = {}
             self._chunks = {level: self._open_level(level) for level in self.index.levels}
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError, CacheError) as error:
             # MemoryError: an array of strings may declare any number of them, and the library believes it.
@@ -87,12 +88,13 @@ class ZarrShard:
             raise DamageError(f"shard {path} is not what was written: its index does not agree with its own hash")
 
     def _open_level(self, level: Level) -> "list[_ViewFile]":
-        shape = (self.index.num_views, self.index.num_frames, CHANNELS[level])
         declared = _read_json(self.path / level / "zarr.json")["shape"]
-        if declared != list(shape):
-            raise CacheError(f"{level} is {declared}; expected {list(shape)}")
-        chunk, shard = _grid(shape)
-        return [_ViewFile(self.path / level / "c" / str(view) / "0" / "0", chunk, shard) for view in range(shape[0])]
+        views, frames = self.index.num_views, self.index.num_frames
+        if len(declared) != 3 or declared[:2] != [views, frames]:
+            raise CacheError(f"{level} is {declared}; expected [{views}, {frames}, channels]")
+        self.widths[level] = declared[2]
+        chunk, shard = _grid((views, frames, declared[2]))
+        return [_ViewFile(self.path / level / "c" / str(view) / "0" / "0", chunk, shard) for view in range(views)]
 
     def read_into(self, level: Level, view: int, start: int, out_FC: NDArray[np.float16]) -> None:
         assert out_FC.flags.c_contiguous

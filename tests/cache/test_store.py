@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from cache import reading as bank
 from cache.common.errors import CacheError, DamageError, FingerprintError, LeaseLostError
 from cache.common.files import read_sealed_json
-from cache.fingerprint import LEVELS
+from cache.fingerprint import LEVELS, Fingerprint
 from cache.ledger import Outcome
 from cache.shards import BACKENDS, Backend
 from cache.store import FeatureCache
@@ -329,13 +330,37 @@ def test_levels_and_views_must_be_known(tmp_path: Path) -> None:
         {"levels": ["top"]},
         {"views": []},
         {"views": "center"},
+        *({"widths": widths} for widths in ([1, 2, 3], {"low": 1, "mid": 1}, dict.fromkeys(LEVELS, 0), {"low": "1"})),
     ):
-        fingerprint = make_fingerprint(**changes)
+        fingerprint = Fingerprint(identity=make_fingerprint().identity | changes, environment={})
         with pytest.raises(CacheError):
             FeatureCache.create(tmp_path / "c", dataset=make_dataset(1), fingerprint=fingerprint, settings={})
     with pytest.raises(CacheError, match="'npy'"):
         make_cache(tmp_path / "c", 1, backend="npy")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_level_is_as_wide_as_the_backbone_makes_it(tmp_path: Path, backend: Backend) -> None:
+    widths = {"low": 3, "mid": 256, "high": 700}
+    fingerprint = Fingerprint(identity=make_fingerprint().identity | {"widths": widths}, environment={})
+    create = partial(FeatureCache.create, dataset=make_dataset(2), settings={}, backend=backend)
+    with create(tmp_path / "c", fingerprint=fingerprint) as cache:
+        assert cache.widths == widths
+        claim = cache.ledger.claim("a", 2, 60)
+        assert claim is not None
+        ids = [video.id for video in claim.videos]
+        usual = make_shard(ids)
+        with pytest.raises(CacheError, match=r"'low': 128.*'low': 3"):
+            cache.commit(claim, usual, done(ids), SURROUNDINGS)
+        features = {level: usual.features["high"][..., [0] * width] for level, width in widths.items()}
+        cache.commit(claim, dataclasses.replace(usual, features=features), done(ids), SURROUNDINGS)
+        for level, width in widths.items():
+            assert cache.load(level, ids).features.shape == (1, usual.index.num_frames, width)
+            assert cache.features(ids[0], level, stop=1).shape == (1, width)
+    with FeatureCache.open(tmp_path / "c") as cache:
+        cache.pool.widths = {**widths, "high": 512}
+        with pytest.raises(DamageError, match=r"'high': 700.*'high': 512"):
+            cache.features(ids[0], "low")
 
 
 def test_some_levels_are_enough(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 from cache.common.device import available_bytes
 from cache.common.errors import TrainingError
-from cache.fingerprint import CHANNELS
 from train.config import RunConfig
 from train.recipes import Recipe
 from train.split import Split
@@ -71,8 +70,8 @@ class Plan:
             return 1
         largest = 0
         for split in self.splits.values():
-            frames = sum(split.cache.num_frames(video.id) for video in split.training)
-            largest = max(largest, frames * len(split.cache.views) * max(CHANNELS.values()) * 2)
+            frames = sum(split.cache.num_frames(video) for video in {sample.video for sample in split.training})
+            largest = max(largest, frames * len(split.cache.views) * max(split.cache.widths.values()) * 2)
         return max(1, min(len(os.sched_getaffinity(0)), int(available_bytes() / 2 / (largest + (1 << 30)))))
 
 
