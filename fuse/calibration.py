@@ -71,12 +71,12 @@ class Calibration:
     @property
     def text(self) -> str:
         """What was found, in words."""
-        heldout = self.heldout
         each = ", ".join(f"{name} {self.temperatures[name]:.2f}" for name in SCALED)
+        lost = f"{self.heldout.right_lost:,} of {self.heldout.right:,} right answers"
+        refused = f"{self.heldout.wrong_refused:,} of {self.heldout.wrong:,} wrong ones"
         return (
-            f'{self.videos:,} held-out training videos gave the temperatures {each}; "none of these" is said below '
-            f"{100 * self.threshold:.0f} %, which loses {heldout.right_lost:,} of their {heldout.right:,} right answers (at "
-            f"most {100 * LOST:.0f} %) and {heldout.wrong_refused:,} of {heldout.wrong:,} wrong ones"
+            f"temperatures {each}, of {self.videos:,} held-out training videos; below {100 * self.threshold:.0f} % "
+            f'"none of these", chosen to lose at most {100 * LOST:.0f} % of the right answers there ({lost}, {refused})'
         )
 
     @classmethod
