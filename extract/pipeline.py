@@ -106,9 +106,8 @@ def stream_features(
         while video.features and not video.refused:
             count = len(video.features[0]) // len(settings.views)
             pts_F = np.concatenate(video.pts_seconds)
-            piece = VideoRows(
-                outcome=Outcome(video_id="", status="done"), pts_seconds=[pts_F[:count]], features=[video.features.pop(0)]
-            )
+            piece = VideoRows(outcome=Outcome(video_id="", status="done"), pts_seconds=[pts_F[:count]])
+            piece.features.append(video.features.pop(0))
             video.pts_seconds = [pts_F[count:]]
             made = _result(piece, settings)
             if made.outcome.status == "failed":
