@@ -1,9 +1,13 @@
-"""From clips to videos, from three levels to one prediction, and which predictions are right. Pure arrays, no I/O.
+"""From clips to videos, from levels to one prediction, which predictions are right, and how certain that share is.
+
+Pure arrays, no I/O.
 
 Shapes: N clips or videos, K classes. The row of a video without features is NaN, stays NaN, and counts as wrong.
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import Final
 
@@ -21,6 +25,14 @@ MEAN_WEIGHTS: Final[dict[Level, float]] = {level: 1 / len(LEVELS) for level in L
 
 NO_PREDICTION: Final = -1
 """Predicted class of a video whose row is NaN."""
+
+FEW_VIDEOS: Final = 10
+"""With fewer scored videos than this an accuracy says next to nothing, and every output says so."""
+
+TOO_FEW: Final = "too few to judge"
+
+_NORMAL_975: Final = 1.959963984540054
+"""97.5th percentile of the standard normal distribution."""
 
 
 def clips_to_videos(video_ids: ArrayLike, softmax: ArrayLike) -> tuple[list[str], NDArray[np.float64]]:
@@ -90,6 +102,59 @@ def correct(probabilities_NK: NDArray[np.float64], labels_N: NDArray[np.int64]) 
 def fraction(correct_N: NDArray[np.bool_]) -> float:
     """Share of videos that are right: the accuracy; 0 if there are no videos."""
     return float(correct_N.mean()) if len(correct_N) else 0.0
+
+
+def per_class(correct_N: NDArray[np.bool_], labels_N: NDArray[np.int64], classes: int) -> NDArray[np.float64]:
+    """Share of each class's videos that are right `[K]`; NaN for a class without videos."""
+    totals = np.bincount(labels_N[labels_N >= 0], minlength=classes)
+    right = np.bincount(labels_N[correct_N], minlength=classes)
+    return np.divide(right, totals, out=np.full(classes, np.nan), where=totals > 0)
+
+
+def macro_accuracy(correct_N: NDArray[np.bool_], labels_N: NDArray[np.int64], classes: int) -> float:
+    """Mean over the classes that have videos of the share of each one's that are right; 0 if there are no videos."""
+    shares_K = per_class(correct_N, labels_N, classes)
+    return 0.0 if np.isnan(shares_K).all() else float(np.nanmean(shares_K))
+
+
+def log_loss(probabilities_NK: NDArray[np.float64], label_N: NDArray[np.int64]) -> float:
+    """Returns the mean of -ln(probability of the right class) over the rows without NaN; 0 counts as 1e-12."""
+    have_N = np.asarray(~np.isnan(probabilities_NK).any(axis=1))
+    right_N = probabilities_NK[have_N, label_N[have_N]]
+    return float(-np.log(np.maximum(right_N, 1e-12)).mean())
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A range that holds the true value with 95 % confidence; both ends are fractions."""
+
+    low: float
+    high: float
+
+
+def wilson(right: int, videos: int) -> Interval:
+    """95 % interval of the accuracy if `right` of `videos` are right: Wilson's score interval (1927).
+
+    Unlike resampling it is not empty where all or none are right. Without videos it is [0, 1].
+
+        3 of 3 -> 0.44 to 1
+    """
+    if not videos:
+        return Interval(0.0, 1.0)
+    share, square = right / videos, _NORMAL_975**2
+    middle = (right + square / 2) / (videos + square)
+    half = _NORMAL_975 * math.sqrt(videos * share * (1 - share) + square / 4) / (videos + square)
+    return Interval(max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half)))
+
+
+def accuracy_text(right: int, videos: int) -> str:
+    """The accuracy with its interval in percent, and TOO_FEW where that is so.
+
+    25 of 35 -> 71.4 %, 95 % interval 54.9 to 83.7
+    """
+    interval, share = wilson(right, videos), right / videos if videos else 0.0
+    text = f"{100 * share:.1f} %, 95 % interval {100 * interval.low:.1f} to {100 * interval.high:.1f}"
+    return f"{text}: {TOO_FEW}" if videos < FEW_VIDEOS else text
 
 
 def search_weights(

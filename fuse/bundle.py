@@ -16,6 +16,7 @@ from cache.common.errors import ScoreError, WeightsError
 from cache.common.files import read_bounded, read_json, write_bytes_durably, write_json_durably
 from cache.common.text import markdown, markdown_table
 from cache.fingerprint import LEVELS, Level
+from fuse.calibration import Calibration
 from fuse.report.tables import NONE
 from fuse.results import TITLES
 from train.config import CHECKPOINT_BYTES, CHECKPOINT_FILE, CONFIG_FILE
@@ -41,14 +42,17 @@ def write_bundle(out: Path, folders: Mapping[Level, Path], summary: Mapping[str,
             write_bytes_durably(out / level / name, content)
             hashes[f"{level}/{name}"] = hashlib.sha256(content).hexdigest()
     write_bytes_durably(out / "README.md", model_card(summary).encode())
-    kept = ("notes", "dataset", "split", "pool", "videos", "accuracy", "interval95", "paper", "fusion_weights")
-    also = ("weights", "subset", "classes", "fingerprint", "runs", "made")
+    kept = ("notes", "dataset", "split", "pool", "videos", "accuracy", "interval95", "macro", "paper", "fusion_weights")
+    also = ("calibration", "weights", "subset", "classes", "fingerprint", "runs", "made")
     description = {name: summary[name] for name in (*kept, *also)}
     write_json_durably(out / DESCRIPTION, {"format": FORMAT, **description, "sha256": hashes})
 
 
-def read_bundle(folder: Path) -> tuple[dict[Level, Path], dict[Level, float]]:
-    """Run folders and fusion weights of a bundle. Raises `WeightsError` if it is missing, changed or not readable."""
+def read_bundle(folder: Path) -> tuple[dict[Level, Path], dict[Level, float], Calibration | None]:
+    """Run folders, fusion weights and calibration of a bundle.
+
+    Raises `WeightsError` if it is missing, changed or not readable.
+    """
     path = folder / DESCRIPTION
     try:
         description = read_json(path)
@@ -57,6 +61,8 @@ def read_bundle(folder: Path) -> tuple[dict[Level, Path], dict[Level, float]]:
         # In the order in which trained runs are added, so that the sums are the same to the bit.
         weights: dict[Level, float] = {level: float(description["fusion_weights"][level]) for level in PAPER_WEIGHTS}
         check_weights(weights)
+        calibration = description.get("calibration")
+        calibration = None if calibration is None else Calibration.from_json(calibration)
         for name in (f"{level}/{file}" for level in LEVELS for file in _FILES):
             if hashlib.sha256(read_bounded(folder / name, CHECKPOINT_BYTES)).hexdigest() != description["sha256"][name]:
                 raise WeightsError(f"{folder / name} is not the file that the bundle was made with; copy it again")
@@ -66,7 +72,7 @@ def read_bundle(folder: Path) -> tuple[dict[Level, Path], dict[Level, float]]:
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise WeightsError(f"{folder} is not a bundle that can be read: {error!r}; get it again") from error
-    return {level: folder / level for level in LEVELS}, weights
+    return {level: folder / level for level in LEVELS}, weights, calibration
 
 
 def model_card(summary: Mapping[str, Any]) -> str:
@@ -75,16 +81,21 @@ def model_card(summary: Mapping[str, Any]) -> str:
     rule = summary["runs"]["high"]["clips"]
     rate = "the native frame rate" if rule["fps"] is None else f"{rule['fps']:g} frames a second"
     printed = summary["paper"]
-    rows = [
-        (TITLES[model], f"{100 * accuracy:.2f}", f"{100 * printed[model]:.2f}" if model in printed else NONE)
-        for model, accuracy in summary["accuracy"].items()
-    ]
+    rows = []
+    for model, accuracy in summary["accuracy"].items():
+        low, high = (f"{100 * summary['interval95'][model][end]:.1f}" for end in ("low", "high"))
+        macro = f"{100 * summary['macro'][model]:.2f}"
+        beside = f"{100 * printed[model]:.2f}" if model in printed else NONE
+        rows.append((TITLES[model], f"{100 * accuracy:.2f}", f"{low} to {high}", macro, beside))
     return _CARD.format(
         dataset=markdown(str(summary["dataset"])),
         notes="".join(f"> **Note:** {markdown(note)}\n>\n" for note in summary["notes"]) or "\n",
         split=summary["split"],
         videos=f"{summary['videos']:,}",
-        accuracies=markdown_table(("model", "accuracy %", "paper %"), rows, numeric=(1, 2)),
+        accuracies=markdown_table(
+            ("model", "accuracy %", "95 % interval", "macro %", "paper %"), rows, numeric=(1, 3, 4)
+        ),
+        against=summary["fused_against"]["high"]["text"],
         weights=markdown(str(identity["weights"])),
         sha256=identity["weights_sha256"],
         backbone=markdown(str(identity["backbone"])),
@@ -92,12 +103,20 @@ def model_card(summary: Mapping[str, Any]) -> str:
         precision=markdown(f"{environment['precision']} on {environment['device']}"),
         clips=f"{rule['length']} frames at {rate}, a clip every {rule['stride']} frames, "
         f"at most {rule['max_clips']} of a video ({_KEPT[rule['keep']]})",
-        count=len(summary["classes"]),
+        certainty=markdown(summary["certainty"]),
+        unknown=_UNKNOWN[summary["calibration"] is not None].format(count=len(summary["classes"])),
         classes=", ".join(map(markdown, summary["classes"])),
         version=summary["made"]["version"],
         date=summary["made"]["date"],
     )
 
+
+_UNKNOWN: Final = (
+    "It always names one of its {count} classes, also for a video that shows none of them.",
+    "A video that shows none of its {count} classes may still be given one. The threshold was found with heads that\n"
+    "had not learned from those videos, and all of these show one.",
+)
+"""What becomes of a video of no class, without calibration and with it."""
 
 _CARD = """# MRRN heads for {dataset}
 
@@ -119,14 +138,16 @@ Zheng, An, Ruan, "Multi-Level Recurrent Residual Networks for Action Recognition
 
 ## How good it is
 
-{videos} test videos of split {split}, none of them seen in training; videos without features count as wrong.
+{videos} test videos of split {split}, none of them seen in training; videos without features count as wrong. Macro:
+the mean of the classes' accuracies. Fused against the high level alone: {against}.
 
 {accuracies}
 
 ## What it is not for
 
-It always names one of its {count} classes, also for a video that shows none of them, and its probabilities are not
-calibrated. Decisions about people should not rest on it. The licences of the backbone's weights and of the training
+Its probabilities: {certainty}.
+
+{unknown} Decisions about people should not rest on it. The licences of the backbone's weights and of the training
 videos apply to what is made with them.
 
 ## Classes

@@ -1,16 +1,16 @@
-"""How good predictions are beyond plain accuracy (`cache.aggregate.correct`), and how certain that is. Pure arrays.
+"""How good predictions are beyond plain accuracy (`cache.aggregate`), and whether one model is better. Pure arrays.
 
 Shapes: N videos, K classes. A video without prediction is a NaN row of `probabilities`; it counts as wrong everywhere.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.aggregate import NO_PREDICTION
+from cache.aggregate import FEW_VIDEOS, NO_PREDICTION, TOO_FEW, Interval
 
 Probabilities = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -22,6 +22,12 @@ RESAMPLES: Final = 10_000
 """Bootstrap resamples: enough that the interval's ends do not move by a tenth of a point between seeds."""
 
 SEED: Final = 0
+
+SIGNIFICANT: Final = 0.05
+"""Below this p-value a difference is taken for more than chance, as with 95 % intervals."""
+
+Verdict = Literal["better", "worse", "chance", "same", "too few"]
+"""What can be said of one model against another; `chance`: the difference may be chance."""
 
 
 def ranked(probabilities_K: NDArray[np.float64]) -> list[int]:
@@ -47,41 +53,12 @@ def top_k_correct(probabilities_NK: Probabilities, labels_N: Labels, k: int) -> 
     return (rank < k) & (rank < probabilities_NK.shape[1])
 
 
-def per_class(correct_N: NDArray[np.bool_], labels_N: Labels, classes: int) -> NDArray[np.float64]:
-    """Share of each class's videos that are right `[K]`; NaN for a class without videos."""
-    totals = np.bincount(labels_N, minlength=classes)
-    right = np.bincount(labels_N[correct_N], minlength=classes)
-    return np.divide(right, totals, out=np.full(classes, np.nan), where=totals > 0)
-
-
 def confusion(predicted_N: Labels, labels_N: Labels, classes: int) -> NDArray[np.int64]:
     """Counts `[K, K + 1]`: row = true class, column = predicted class, the last column = no prediction."""
     matrix = np.zeros((classes, classes + 1), dtype=np.int64)
     columns = np.where(predicted_N == NO_PREDICTION, classes, predicted_N)
     np.add.at(matrix, (labels_N, columns), 1)
     return matrix
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A range that holds the true value with the stated confidence."""
-
-    low: float
-    """2.5th percentile of the bootstrap distribution, a fraction."""
-    high: float
-    """97.5th percentile."""
-
-
-def accuracy_interval(correct_N: NDArray[np.bool_]) -> Interval:
-    """95 % bootstrap interval of the accuracy, resampling videos with replacement.
-
-    Of N videos with k right, a resample has Binomial(N, k / N) right: drawing that number is drawing the videos.
-    """
-    videos = len(correct_N)
-    if not videos:
-        return Interval(0.0, 0.0)
-    drawn = np.random.default_rng(SEED).binomial(videos, correct_N.mean(), size=RESAMPLES) / videos
-    return _interval(drawn)
 
 
 def difference_interval(correct_N: NDArray[np.bool_], other_N: NDArray[np.bool_]) -> Interval:
@@ -92,11 +69,7 @@ def difference_interval(correct_N: NDArray[np.bool_], other_N: NDArray[np.bool_]
     only, other_only = (correct_N & ~other_N).mean(), (~correct_N & other_N).mean()
     shares = [only, other_only, max(0.0, 1 - only - other_only)]
     drawn = np.random.default_rng(SEED).multinomial(videos, shares, size=RESAMPLES)
-    return _interval((drawn[:, 0] - drawn[:, 1]) / videos)
-
-
-def _interval(values: NDArray[np.float64]) -> Interval:
-    low, high = np.percentile(values, [2.5, 97.5])
+    low, high = np.percentile((drawn[:, 0] - drawn[:, 1]) / videos, [2.5, 97.5])
     return Interval(float(low), float(high))
 
 
@@ -119,3 +92,54 @@ def mcnemar(first_N: NDArray[np.bool_], second_N: NDArray[np.bool_]) -> McNemar:
     # Integers as long as they need to be: 2 ** disagreements overflows a float from 1,024 on.
     tail = sum(math.comb(disagreements, k) for k in range(min(only_first, only_second) + 1))
     return McNemar(only_first, only_second, min(1.0, 2 * tail / 2**disagreements))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One model against another on the same videos."""
+
+    difference: float
+    """Accuracy of the first minus that of the second, a fraction."""
+    interval: Interval
+    """95 %, by the paired bootstrap."""
+    test: McNemar
+    verdict: Verdict
+
+    @property
+    def text(self) -> str:
+        """The difference in points, and the one thing that the interval and the test together allow to say of it."""
+        points, p_value = f"{_signed(self.difference)} points", f"McNemar's exact test, p = {self.test.p_value:.2g}"
+        match self.verdict:
+            case "same":
+                return f"{points}, the very same videos right"
+            case "too few":
+                return f"{points}, {TOO_FEW}"
+            case "chance":
+                return f"{points}, which chance may explain ({p_value})"
+            case _:
+                ends = f"95 % interval {_signed(self.interval.low)} to {_signed(self.interval.high)}"
+                return f"{points} ({ends}; {p_value}), which chance hardly explains"
+
+
+def _signed(fraction: float) -> str:
+    return f"{100 * fraction:+.1f}".replace("-", "−")
+
+
+def compare(first_N: NDArray[np.bool_], second_N: NDArray[np.bool_]) -> Comparison:
+    """Compare which videos two models get right.
+
+    A difference counts only where the bootstrap interval leaves out 0 and McNemar's test is significant: with few
+    videos that differ, the first alone claims too much.
+    """
+    videos, test, interval = len(first_N), mcnemar(first_N, second_N), difference_interval(first_N, second_N)
+    difference = (test.only_first - test.only_second) / videos if videos else 0.0
+    verdict: Verdict
+    if videos < FEW_VIDEOS:
+        verdict = "too few"
+    elif not test.only_first + test.only_second:
+        verdict = "same"
+    elif test.p_value >= SIGNIFICANT or interval.low <= 0 <= interval.high:
+        verdict = "chance"
+    else:
+        verdict = "better" if difference > 0 else "worse"
+    return Comparison(difference=difference, interval=interval, test=test, verdict=verdict)

@@ -4,7 +4,7 @@ Computed once here, then rendered as tables, figures and a page by `fuse.report`
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Final, Literal
@@ -13,14 +13,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.aggregate import (
+    FEW_VIDEOS,
     MEAN_WEIGHTS,
     NO_PREDICTION,
     PAPER_WEIGHTS,
+    TOO_FEW,
+    Interval,
     align,
     correct,
     fraction,
     fuse_levels,
+    macro_accuracy,
+    per_class,
     predicted,
+    search_weights,
+    wilson,
 )
 from cache.common.errors import ScoreError
 from cache.fingerprint import LEVELS, Level
@@ -28,7 +35,8 @@ from cache.scores import ScoreTable
 from extract.network.weights import is_file_spec
 from extract.settings import IMAGENET
 from fuse import metrics, paper
-from fuse.scores import ScoredCache, check_against_cache, check_same
+from fuse.calibration import SCALED, Calibration, Refusals, Scaled, calibrate, refusals, reliability, scaled
+from fuse.scores import Epoch, Heldout, ScoredCache, check_against_cache, check_same
 from train.config import version_of
 from train.recipes import Recipe
 
@@ -71,6 +79,10 @@ class Results:
     """`[N, K]` for each model, in the order in which they are shown; NaN rows for videos without features."""
     searched_weights: Mapping[Level, float] | None = None
     """Fusion weights found on held-out training videos; None if no runs without them were trained."""
+    calibration: Calibration | None = None
+    """Temperatures and threshold found on them; None without such runs, or with too few videos."""
+    curves: Mapping[Level, Sequence[Epoch]] = field(default_factory=dict)
+    """The epochs of each level's training."""
 
     @property
     def models(self) -> tuple[Model, ...]:
@@ -124,9 +136,45 @@ class Results:
         """Fraction of the split's test videos that are right; those without features are wrong."""
         return fraction(self.correct[model])
 
-    def interval(self, model: Model) -> metrics.Interval:
-        """95 % bootstrap interval of the accuracy."""
-        return metrics.accuracy_interval(self.correct[model])
+    def macro(self, model: Model) -> float:
+        """Mean of the classes' accuracies, those without test videos left out: each class counts the same."""
+        return macro_accuracy(self.correct[model], self.labels, len(self.classes))
+
+    def interval(self, model: Model) -> Interval:
+        """95 % interval of the accuracy, Wilson's."""
+        return wilson(int(self.correct[model].sum()), len(self.labels))
+
+    def calibrated(self, name: Scaled) -> NDArray[np.float64] | None:
+        """A model's probabilities `[N, K]` at its temperature; None if none was found."""
+        found = self.calibration
+        return None if found is None else scaled(self.probabilities[name], found.temperatures[name])
+
+    @cached_property
+    def refusals(self) -> Refusals | None:
+        """What "none of these" does to the test videos; None if there is no threshold."""
+        fused = self.calibrated("fused")
+        if self.calibration is None or fused is None:
+            return None
+        return refusals(fused.max(axis=1), self.correct["fused"], self.calibration.threshold)
+
+    @property
+    def certainty(self) -> str:
+        """How far the probabilities can be believed, in words."""
+        fused, test = self.calibrated("fused"), self.refusals
+        if self.calibration is None or fused is None or test is None:
+            return f"not calibrated: there are no runs that held {FEW_VIDEOS} training videos or more out"
+        before, after = (
+            f"{100 * reliability(each, self.labels)[0]:.1f}" for each in (self.probabilities["fused"], fused)
+        )
+        return (
+            f"{self.calibration.text}. On the test videos: calibration error {after} points, was {before}; "
+            f"loses {test.right_lost:,} of {test.right:,} right answers and {test.wrong_refused:,} of {test.wrong:,} "
+            "wrong ones"
+        )
+
+    def against(self, other: Model) -> metrics.Comparison:
+        """The fused model against another one."""
+        return metrics.compare(self.correct["fused"], self.correct[other])
 
     def top5(self, model: Model) -> float | None:
         """Fraction whose true class is among the five most probable; None with five classes or fewer."""
@@ -135,11 +183,11 @@ class Results:
         return fraction(metrics.top_k_correct(self.probabilities[model], self.labels, 5))
 
     def figures(self, model: Model) -> dict[str, float | None]:
-        """A model's row of Table 3, as fractions: `accuracy`, `low`, `high`, `top5`, `paper` and `difference`."""
+        """A row of Table 3, as fractions: `accuracy`, `low`, `high`, `macro`, `top5`, `paper` and `difference`."""
         accuracy, printed = self.accuracy(model), self.paper[model]
         difference = None if printed is None else accuracy - printed
-        found = {"accuracy": accuracy, **asdict(self.interval(model)), "top5": self.top5(model)}
-        return {**found, "paper": printed, "difference": difference}
+        found = {"accuracy": accuracy, **asdict(self.interval(model)), "macro": self.macro(model)}
+        return {**found, "top5": self.top5(model), "paper": printed, "difference": difference}
 
     def confusion(self) -> NDArray[np.int64]:
         """Counts of the fused model `[K, K + 1]`: row = true class, column = predicted, the last one = none."""
@@ -157,18 +205,19 @@ class Results:
 
     def per_class(self, model: Model) -> NDArray[np.float64]:
         """Accuracy of each class `[K]`, a fraction; NaN for a class without test videos."""
-        return metrics.per_class(self.correct[model], self.labels, len(self.classes))
+        return per_class(self.correct[model], self.labels, len(self.classes))
 
 
 def evaluate(
     tables: Mapping[Level, ScoreTable],
     cache: ScoredCache,
     split: int,
-    searched_weights: Mapping[Level, float] | None = None,
+    heldout: Heldout | None = None,
+    curves: Mapping[Level, Sequence[Epoch]] | None = None,
 ) -> Results:
     """Fuse the levels' scores of a split's test videos. Raises `ScoreError` listing what does not belong together.
 
-    `searched_weights` are those of `fuse.scores.searched_weights`, if there are any.
+    On `heldout` videos, if there are any, fusion weights, temperatures and a threshold are found.
     """
     check_same(tables)
     expected = {video.id: video.label for video in cache.dataset.half(split, "test") if video.label is not None}
@@ -179,8 +228,9 @@ def evaluate(
     models: dict[Model, NDArray[np.float64]] = {level: levels[level] for level in LEVELS}
     models["fused"] = fuse_levels(levels, PAPER_WEIGHTS)
     models["mean"] = fuse_levels(levels, MEAN_WEIGHTS)
-    if searched_weights is not None:
-        models["searched"] = fuse_levels(levels, searched_weights)
+    searched = search_weights(heldout.levels, heldout.labels) if heldout else None
+    if searched is not None:
+        models["searched"] = fuse_levels(levels, searched)
     return Results(
         cache=cache,
         split=split,
@@ -189,16 +239,23 @@ def evaluate(
         video_ids=tuple(expected),
         labels=np.fromiter(expected.values(), dtype=np.int64),
         probabilities=models,
-        searched_weights=searched_weights,
+        searched_weights=searched,
+        calibration=calibrate(heldout.levels, heldout.labels, PAPER_WEIGHTS) if heldout else None,
+        curves=curves or {},
     )
 
 
 def caveats(results: Results) -> list[str]:
-    """What keeps these figures from being comparable with the paper's, a sentence each; empty for its own setting."""
+    """What to know before the figures are compared or believed, a sentence each; empty for the paper's own setting."""
     found = weights_caveats(results.cache.identity)
     recipes = sorted({str(run.get("recipe")) for run in results.runs.values()} - {PAPER_RECIPE})
     if recipes:
         found.append(f"recipe: {', '.join(recipes)} (not the paper's training settings).")
+    if results.runs["high"].get("watch"):
+        found.append(
+            "watched: the heads were trained without a fifth of each class's training groups, which gave the held-out "
+            "curves; heads trained on all of them may be better."
+        )
     dataset, test_videos = results.cache.dataset, len(results.video_ids)
     if subset := dataset.subset:
         of_videos = f" of {subset.published_videos:,}" if subset.published_videos else ""
@@ -212,6 +269,8 @@ def caveats(results: Results) -> list[str]:
         found.append(f"split {results.split}: the paper's figures beside ours are of split {paper.SPLIT}.")
     if results.missing:
         found.append(f"{len(results.missing):,} of {test_videos:,} test videos have no features and count as wrong.")
+    if test_videos < FEW_VIDEOS:
+        found.append(f"test videos: {test_videos}, {TOO_FEW}: accuracies and differences may be chance.")
     return found
 
 
@@ -262,9 +321,14 @@ def summarise(results: Results, notes: Sequence[str], made: Made) -> dict[str, A
         "accuracy": {model: results.accuracy(model) for model in MODELS},
         "top5": {model: results.top5(model) for model in MODELS},
         "interval95": {model: asdict(results.interval(model)) for model in MODELS},
-        "fused_against_high": fused_against_high(results),
+        "macro": {model: results.macro(model) for model in MODELS},
+        "fused_against": {model: _comparison(results.against(model)) for model in results.models if model != "fused"},
         "fusion_weights": dict(PAPER_WEIGHTS),
         "searched": searched and {"fusion_weights": dict(searched), "accuracy": results.accuracy("searched")},
+        "calibration": results.calibration and asdict(results.calibration),
+        "none_of_these": results.refusals and asdict(results.refusals),
+        "certainty": results.certainty,
+        "reliability": {name: _reliability(results, name) for name in SCALED},
         "paper": {model: value for model, value in results.paper.items() if value is not None},
         "weights": results.weights,
         "subset": subset and asdict(subset),
@@ -274,20 +338,30 @@ def summarise(results: Results, notes: Sequence[str], made: Made) -> dict[str, A
         "confusion": results.confusion().tolist(),
         "fingerprint": {"identity": dict(results.cache.identity), "environment": dict(results.cache.environment)},
         "runs": {level: dict(run) for level, run in results.runs.items()},
+        "curves": {level: [asdict(epoch) for epoch in epochs] for level, epochs in results.curves.items()},
         "made": asdict(made),
     }
 
 
-def fused_against_high(results: Results) -> dict[str, Any]:
-    """What fusing adds to the high level alone: difference of accuracies with interval, and McNemar's exact test."""
-    fused, high = results.correct["fused"], results.correct["high"]
-    test = metrics.mcnemar(fused, high)
+def _reliability(results: Results, name: Scaled) -> dict[str, Any]:
+    """Calibration error and bins on the test videos, of the probabilities as they are and at their temperature."""
+    kinds = {"raw": results.probabilities[name], "calibrated": results.calibrated(name)}
+    found: dict[str, Any] = {}
+    for kind, probabilities_NK in kinds.items():
+        error, bins = reliability(probabilities_NK, results.labels) if probabilities_NK is not None else (None, ())
+        found |= {f"ece_{kind}": error, f"bins_{kind}": list(map(asdict, bins))}
+    return found
+
+
+def _comparison(compared: metrics.Comparison) -> dict[str, Any]:
     return {
-        "difference": results.accuracy("fused") - results.accuracy("high"),
-        "interval95": asdict(metrics.difference_interval(fused, high)),
-        "only_fused_right": test.only_first,
-        "only_high_right": test.only_second,
-        "mcnemar_p": test.p_value,
+        "difference": compared.difference,
+        "interval95": asdict(compared.interval),
+        "only_fused_right": compared.test.only_first,
+        "only_other_right": compared.test.only_second,
+        "mcnemar_p": compared.test.p_value,
+        "verdict": compared.verdict,
+        "text": compared.text,
     }
 
 

@@ -78,7 +78,15 @@ _CELLS: dict[Cell, Callable[[int, Recipe], nn.Module]] = {
 
 
 class Head(nn.Module):
-    """A cell over time, a linear layer to K classes at each step, and pooling over time. Returns logits, no softmax."""
+    """A cell over time, a linear layer to K classes at each step, and pooling over time. Returns logits, no softmax.
+
+    A head of standardised inputs holds their statistics (`standardise_by`) and takes raw features like any other.
+    """
+
+    mean_C: Tensor
+    """float32: subtracted from the features. Only in heads of standardised inputs, as `scale_C`."""
+    scale_C: Tensor
+    """float32: what the difference is multiplied by."""
 
     def __init__(self, channels: int, classes: int, recipe: Recipe, pool: Pool = "mean") -> None:
         """The cell is the recipe's. Raises `TrainingError` if `pool` does not go with it, or without classes."""
@@ -88,6 +96,10 @@ class Head(nn.Module):
         if recipe.cell == "mean" and pool != "mean":
             raise TrainingError(f"cell mean averages over time itself; pool is {pool!r}: use --pool mean")
         self.classes, self.pool = classes, pool
+        self.standardised = recipe.inputs == "standardised"
+        if self.standardised:
+            self.register_buffer("mean_C", torch.zeros(channels))
+            self.register_buffer("scale_C", torch.ones(channels))
         self.cell = _CELLS[recipe.cell](channels, recipe)
         width = int(self.cell.width)  # type: ignore[arg-type]
         self.linear = nn.Linear(width, classes)
@@ -95,6 +107,8 @@ class Head(nn.Module):
 
     def forward(self, x_TBC: Tensor) -> Tensor:
         """Returns the logits `[B, K]` of the clips `x_TBC`, float."""
+        if self.standardised:
+            x_TBC = (x_TBC - self.mean_C) * self.scale_C
         h_TBD = self.cell(x_TBC)
         logits_TBK: Tensor = self.linear(h_TBD)
         if self.attention is not None:
@@ -103,3 +117,13 @@ class Head(nn.Module):
         if self.pool == "max":
             return logits_TBK.amax(dim=0)  # equation 9 before its softmax
         return logits_TBK.mean(dim=0)  # equation 8 before its softmax
+
+    def standardise_by(self, mean_C: Tensor, deviation_C: Tensor) -> None:
+        """Set the statistics of the features, float64 on any device.
+
+        A channel that varies by no more than float16 rounds its mean is constant, and counts as 0 from now on: divided
+        by such a deviation it would be noise, and anything else in it would outweigh all other channels.
+        """
+        constant_C = deviation_C <= mean_C.abs() * torch.finfo(torch.float16).eps
+        self.mean_C.copy_(mean_C)
+        self.scale_C.copy_(torch.where(constant_C, 0, 1 / deviation_C))

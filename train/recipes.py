@@ -15,11 +15,15 @@ Cell = Literal["sru", "lstm", "gru", "mean"]
 Pool = Literal["mean", "max", "attention"]
 Schedule = Literal["step", "cosine"]
 Precision = Literal["fp32", "bf16"]
+Inputs = Literal["raw", "standardised"]
+Balance = Literal["none", "loss", "sample"]
 
 CELLS: tuple[Cell, ...] = get_args(Cell)
 POOLS: tuple[Pool, ...] = get_args(Pool)
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+INPUTS: tuple[Inputs, ...] = get_args(Inputs)
+BALANCES: tuple[Balance, ...] = get_args(Balance)
 
 SMALL_BELOW_CLIPS = 5_000
 """Training splits with fewer clips than this are trained by the recipe `small`, unless another is asked for."""
@@ -79,6 +83,11 @@ class Recipe:
     """What the recipe changes against `paper`, and what that brings."""
     clips: ClipRule = field(default_factory=ClipRule)
     """How videos are cut into clips, in training and in testing."""
+    inputs: Inputs = field(
+        default="raw",
+        metadata=_knob(INPUTS, axis="inputs", help="Features as they are, or standardised. [default: the recipe's]"),
+    )
+    """`raw`, or `standardised`: minus each channel's mean, over its deviation, both of the training clips' features."""
     cell: Cell = field(
         default="sru", metadata=_knob(CELLS, axis="cell", help="What runs over time. [default: the recipe's]")
     )
@@ -116,6 +125,17 @@ class Recipe:
     """Factor of the learning rate after `drop_after_epochs`."""
     weight_decay: float = field(default=0.0, metadata=_knob(float, axis="decay", word="decay"))
     """Decoupled weight decay (AdamW); 0 is plain Adam."""
+    balance: Balance = field(
+        default="none",
+        metadata=_knob(
+            BALANCES,
+            axis="balance",
+            word="balance-",
+            help="Classes of few clips count as much as others: by weights in the loss, or by drawing them more often.",
+        ),
+    )
+    """Whether each class has the same part in training: `loss` weights clips by 1 / (clips of their class), `sample`
+    draws as many clips of each class in an epoch."""
     label_smoothing: float = field(default=0.0, metadata=_knob(float, below=1, axis="smoothing", word="smoothing"))
     """Share of the target spread evenly over all classes."""
     feature_noise: float = field(default=0.0, metadata=_knob(float, axis="noise", word="noise"))

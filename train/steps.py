@@ -46,6 +46,16 @@ def mix(x_TBC: Tensor, label_B: Tensor, largest: float, classes: int) -> tuple[T
     return torch.lerp(x_TBC, x_TBC.roll(1, dims=1), share_B[:, None]), target_BK
 
 
+def class_weights(label_N: Tensor, classes: int) -> Tensor:
+    """Returns the weight of each class's clips `[K]`, float32 on the device, with which all classes weigh the same.
+
+    The mean over the clips `label_N` is 1. A class without clips has weight 0.
+    """
+    count_K = torch.bincount(label_N.cpu(), minlength=classes).double()
+    weight_K = torch.where(count_K > 0, len(label_N) / (count_K * (count_K > 0).sum()), 0)
+    return weight_K.float().to(label_N.device)
+
+
 class EpochSums:
     """Sums over an epoch's steps, kept on the device, and the first step whose loss or gradient was not finite."""
 
@@ -145,6 +155,7 @@ class EagerStep:
         self.head, self.optimizer, self.bank, self.sums = head, optimizer, bank, sums
         self.recipe, self.group = recipe, group
         self.parameters = list(head.parameters())
+        self.weight_K = class_weights(bank.label_N, head.classes) if recipe.balance == "loss" else None
         # The fused optimizer reads this on the device and skips the update if it is 1.
         optimizer.found_inf = sums.bad  # type: ignore[attr-defined]
 
@@ -171,8 +182,10 @@ class EagerStep:
         x_TBC, target = mix(x_TBC, label_B, recipe.mixup, self.head.classes)
         with torch.autocast(x_TBC.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
             logits_BK = self.head(x_TBC).float()
-        smoothing = recipe.label_smoothing
-        loss = nn.functional.cross_entropy(logits_BK, target, label_smoothing=smoothing, reduction="sum") / batch
+        loss_sum = F.cross_entropy(
+            logits_BK, target, self.weight_K, label_smoothing=recipe.label_smoothing, reduction="sum"
+        )
+        loss = loss_sum / batch
         loss.backward()
         return loss.detach(), logits_BK.detach()
 

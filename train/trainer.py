@@ -68,6 +68,23 @@ def derived_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
 
 
+def balanced_order(label_N: Tensor, generator: torch.Generator) -> Tensor:
+    """Returns N of the N clips at random, int64 `[N]`, as many of each class (or one more).
+
+    The clips of a class come equally often (or once more): those of large classes at most once, of small ones many
+    times. Each epoch draws other ones.
+    """
+    classes = label_N.unique()
+    classes = classes[torch.randperm(len(classes), generator=generator)]
+    each, more = divmod(len(label_N), len(classes))
+    drawn = []
+    for index, label in enumerate(classes):
+        clips, wanted = (label_N == label).nonzero()[:, 0], each + (index < more)
+        rounds = [clips[torch.randperm(len(clips), generator=generator)] for _ in range(-(-wanted // len(clips)))]
+        drawn.append(torch.cat(rounds)[:wanted])
+    return torch.cat(drawn)[torch.randperm(len(label_N), generator=generator)]
+
+
 class Trainer:
     """Trains one head on one bank. Its state between two steps can be saved, and restored in another Trainer."""
 
@@ -140,7 +157,10 @@ class Trainer:
     def _order(self) -> tuple[Tensor, Tensor]:
         """The epoch's order of clips and the view of each, int64 `[N]` on the CPU: a function of seed and epoch."""
         generator = torch.Generator().manual_seed(derived_seed("order", self.seed, self.epoch))
-        clip_N = torch.randperm(len(self.bank), generator=generator)
+        if self.recipe.balance == "sample":
+            clip_N = balanced_order(torch.from_numpy(self.bank.clips.label_N), generator)
+        else:
+            clip_N = torch.randperm(len(self.bank), generator=generator)
         view_N = torch.randint(self.bank.num_views, (len(self.bank),), generator=generator)
         return clip_N, view_N
 

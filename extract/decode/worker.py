@@ -109,11 +109,11 @@ class Worker:
                 self._channel.send({"slot": self._slot, "first": block.first_frame, "shape": shape, "pts": pts_seconds})
                 self._last_sent = time.monotonic()
                 end["errors"] += self._log.count_new()
-            errors, note, header = video.errors, video.note, video.header
+            errors, doubt, header = video.errors, video.doubt, video.header
         # Closing drains the decoder's threads: only now have all errors been written.
         end["errors"] = max(errors, end["errors"] + self._log.count_new())
         end["frames"] = reader.counts.kept
-        return judge(reader.counts, header, end["errors"], note)
+        return judge(reader.counts, header, end["errors"], doubt)
 
     def _next_slot(self) -> NDArray[np.uint8]:
         """An empty slot; waits while the ring is full."""

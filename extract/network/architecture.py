@@ -183,8 +183,8 @@ def _is_below(name: str, module: str | None) -> bool:
 
 
 @dataclass(frozen=True)
-class _Watched:
-    """What was seen of a network."""
+class _Observed:
+    """What was seen of a network that ran."""
 
     size: int
     """Pixels of the picture's sides."""
@@ -193,7 +193,7 @@ class _Watched:
     folds: tuple[tuple[str, str], ...]
 
 
-def _watch(net: "nn.Module", size: int) -> _Watched:
+def _watch(net: "nn.Module", size: int) -> _Observed:
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
@@ -225,7 +225,7 @@ def _watch(net: "nn.Module", size: int) -> _Watched:
     with torch.no_grad(), Readers():
         net(torch.empty(1, 3, size, size, device="meta"))
     calls = Counter(name for name, _ in ended)
-    return _Watched(
+    return _Observed(
         size=size,
         shapes={name: shape for name, shape in ended if calls[name] == 1},
         folds=tuple(
@@ -245,7 +245,7 @@ def _classifier(net: "nn.Module", shapes: Mapping[str, tuple[int, ...]]) -> str 
     return names[-1] if names and isinstance(net.get_submodule(names[-1]), nn.Linear | nn.Conv2d) else None
 
 
-def _depth(name: str, watched: _Watched, skipped: int = 0) -> Depth | None:
+def _depth(name: str, watched: _Observed, skipped: int = 0) -> Depth | None:
     """How the output of a module becomes features; None if it is no map and no tokens."""
     shape, size = watched.shapes[name], watched.size
     if len(shape) == 3 and shape[0] == 1 and shape[1] > 1:
@@ -258,7 +258,7 @@ def _depth(name: str, watched: _Watched, skipped: int = 0) -> Depth | None:
     return None
 
 
-def _units(net: "nn.Module", watched: _Watched, prefix: str, stride: int = 1) -> Iterator[str]:
+def _units(net: "nn.Module", watched: _Observed, prefix: str, stride: int = 1) -> Iterator[str]:
     """The modules that a network is a chain of: those that more than halve the map are taken apart."""
     for child, module in net.named_children():
         name = f"{prefix}{child}"
@@ -275,14 +275,14 @@ _Found = tuple[tuple[Depth, ...], tuple[Depth, ...]]
 """All depths, and the usual ones."""
 
 
-def _stages(_net: "nn.Module", watched: _Watched, units: Sequence[str]) -> _Found:
+def _stages(_net: "nn.Module", watched: _Observed, units: Sequence[str]) -> _Found:
     """The last module of each stride; usually the last three."""
     depths = [depth for depth in (_depth(name, watched) for name in units) if depth and depth.stride]
     last = {depth.stride: depth for depth in depths}
     return tuple(depths), tuple(last[stride] for stride in sorted(last)[-len(LEVELS) :])
 
 
-def _blocks(net: "nn.Module", watched: _Watched, units: Sequence[str]) -> _Found:
+def _blocks(net: "nn.Module", watched: _Observed, units: Sequence[str]) -> _Found:
     """The blocks and what follows them; usually the blocks at a third, at two thirds and at the end."""
     kinds: dict[Any, list[str]] = {}
     for name, shape in watched.shapes.items():

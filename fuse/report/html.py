@@ -24,10 +24,10 @@ from cache.common.text import shortened, visible
 from extract.settings import IMAGENET
 from fuse import metrics, paper
 from fuse.report.figures import draw_confusion, draw_per_class
-from fuse.report.samples import Frames, Sample, data_uris, draw_samples
+from fuse.report.samples import Frames, ShownPrediction, data_uris, draw_samples
 from fuse.report.tables import NONE, Table, per_class_table, table_3, to_csv, to_markdown
 from fuse.report.timing import Timing, draw_timing
-from fuse.results import MODELS, PAPER_RECIPE, TITLES, Made, Model, Results, fused_against_high, summarise
+from fuse.results import MODELS, PAPER_RECIPE, TITLES, Made, Model, Results, summarise
 
 EXAMPLES: Final = 4
 """Videos named for a cell of the confusion matrix."""
@@ -46,7 +46,7 @@ Examples = dict[tuple[int, int], list[str]]
 class Extras:
     """What a report shows beside a split's results, as far as it was made."""
 
-    samples: Sequence[Sample] = ()
+    samples: Sequence[ShownPrediction] = ()
     frames: Frames = field(default_factory=dict)
     timing: Timing | None = None
     """Figure 6."""
@@ -107,7 +107,7 @@ def html(results: Results, notes: Sequence[str], made: Made, extras: Extras) -> 
         made=made,
         results=results,
         titles=_titles(results),
-        fused_against_high=fused_against_high(results),
+        fused_against_high=results.against("high"),
         literature=[row for row in paper.TABLE_3 if row.accuracy(results.dataset) is not None],
         shares={model: results.per_class(model).tolist() for model in MODELS},
         matrix=_matrix(results, examples),
@@ -211,7 +211,8 @@ def _provenance(results: Results, made: Made) -> list[dict[str, Any]]:
                 "program": f"mrrn {made.version}",
                 "made": made.date,
                 "fusion": "0.7 high + 0.2 mid + 0.1 low (equation 10); plain mean beside it",
-                "intervals": f"bootstrap over videos, {metrics.RESAMPLES:,} resamples, seed {metrics.SEED}",
+                "intervals": "95 %; of one accuracy Wilson's, of a difference the paired bootstrap over videos "
+                f"({metrics.RESAMPLES:,} resamples, seed {metrics.SEED})",
             },
         },
         {"title": "Features (what they depend on)", "values": results.cache.identity},
@@ -227,7 +228,8 @@ def _commands(results: Results) -> list[str]:
     options = f"SPLIT={results.split} POOL={results.pool} SEED={run.get('seed', 0)}"
     recipe = shlex.quote(f"RECIPE={run.get('recipe', PAPER_RECIPE)}")
     weights = "" if results.weights == IMAGENET else f" {shlex.quote(f'WEIGHTS={results.weights}')}"
-    return [f"make extract {dataset}{subset}{weights}", f"make fuse {dataset} {options} {recipe}"]
+    watch = " WATCH=1" if run.get("watch") else ""
+    return [f"make extract {dataset}{subset}{weights}", f"make fuse {dataset} {options} {recipe}{watch}"]
 
 
 def _text(value: Any) -> str:

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from cache.common.text import csv_cell, markdown, markdown_table, visible
@@ -63,9 +63,16 @@ class Table:
         for row in self.rows:
             yield [column.text(cell) for column, cell in zip(self.columns, row, strict=True)]
 
+    def without_empty(self) -> "Table":
+        """The same table without the columns that have no figure in any row."""
+        kept = [index for index in range(len(self.columns)) if any(row[index] is not None for row in self.rows)]
+        rows = tuple(tuple(row[index] for index in kept) for row in self.rows)
+        return replace(self, columns=tuple(self.columns[index] for index in kept), rows=rows)
+
 
 def to_text(table: Table) -> str:
-    """For a terminal: notes, then aligned columns."""
+    """For a terminal: notes, then aligned columns, those without any figure left out."""
+    table = table.without_empty()
     rows = [[column.title for column in table.columns], *(list(map(visible, row)) for row in table.shown_rows())]
     widths = [max(len(row[index]) for row in rows) for index in range(len(table.columns))]
     aligned = [
@@ -79,7 +86,8 @@ def to_text(table: Table) -> str:
 
 
 def to_markdown(table: Table) -> str:
-    """A GitHub-flavoured Markdown table under its heading and notes."""
+    """A GitHub-flavoured Markdown table under its heading and notes; columns without any figure are left out."""
+    table = table.without_empty()
     heads = [column.title for column in table.columns]
     numeric = [index for index in range(len(heads)) if table.numeric(index)]
     notes = "".join(f"> **Note:** {markdown(note)}\n\n" for note in table.notes)
@@ -105,7 +113,7 @@ def table_3(results: Results, notes: Sequence[str], *, literature: bool = True) 
         figures = results.figures(model).values()
         rows.append((TITLES[model], *(None if figure is None else 100 * figure for figure in figures)))
     rows += [
-        (row.model, None, None, None, None, row.accuracy(results.dataset), None)
+        (row.model, *[None] * 5, row.accuracy(results.dataset), None)
         for row in paper.TABLE_3
         if literature and row.accuracy(results.dataset) is not None
     ]
@@ -118,6 +126,7 @@ def table_3(results: Results, notes: Sequence[str], *, literature: bool = True) 
             Column(title="accuracy %", name="accuracy_percent", decimals=2),
             Column(title="95 % from", name="interval_low_percent", decimals=2),
             Column(title="to", name="interval_high_percent", decimals=2),
+            Column(title="macro %", name="macro_percent", decimals=2),
             Column(title="top-5 %", name="top5_percent", decimals=2),
             Column(title="paper %", name="paper_percent", decimals=2),
             Column(title="difference", name="difference_points", decimals=2, signed=True),

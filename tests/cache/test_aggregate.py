@@ -1,5 +1,7 @@
 """Clip to video, levels to one prediction, and fusion weights found on held-out videos."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,13 +11,17 @@ from cache.aggregate import (
     MEAN_WEIGHTS,
     NO_PREDICTION,
     PAPER_WEIGHTS,
+    accuracy_text,
     align,
     clips_to_videos,
     correct,
     fraction,
     fuse_levels,
+    macro_accuracy,
+    per_class,
     predicted,
     search_weights,
+    wilson,
 )
 from cache.common.errors import ScoreError
 from cache.fingerprint import LEVELS
@@ -129,3 +135,40 @@ def test_right_predictions_their_ties_and_what_never_is_right() -> None:
     assert not correct(probabilities, np.full(5, NO_PREDICTION)).any()
     assert fraction(correct(probabilities, labels)) == 2 / 5
     assert fraction(np.zeros(0, dtype=bool)) == 0.0
+
+
+def test_per_class_has_nan_for_a_class_without_videos_and_macro_leaves_it_out() -> None:
+    right, labels = np.array([True, False, True]), np.array([0, 0, 2])
+    np.testing.assert_array_equal(per_class(right, labels, 4), [0.5, np.nan, 1.0, np.nan])
+    assert macro_accuracy(right, labels, 4) == 0.75
+    assert macro_accuracy(right[:0], labels[:0], 4) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("right", "videos", "low", "high"),
+    # Newcombe, Statistics in Medicine 17 (1998), table I, method 3, to its four digits.
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilsons_interval_against_published_figures(right: int, videos: int, low: float, high: float) -> None:
+    found = wilson(right, videos)
+    assert (round(found.low, 4), round(found.high, 4)) == (low, high)
+
+
+@given(st.integers(0, 400), st.integers(0, 400))
+def test_wilsons_interval_ends_where_the_share_is_just_not_rejected(one: int, other: int) -> None:
+    right, videos = min(one, other), max(one, other)
+    found = wilson(right, videos)
+    assert 0 <= found.low <= (right / videos if videos else 0.5) <= found.high <= 1
+    assert (found.low == found.high) is False
+    mirrored = wilson(videos - right, videos)
+    assert (1 - mirrored.high, 1 - mirrored.low) == pytest.approx((found.low, found.high))
+    for end in (found.low, found.high) if videos else ():
+        # The score test: the share is 1.96 standard errors away, as they are if the end were the truth.
+        away = 1.959963984540054 * math.sqrt(end * (1 - end) / videos)
+        assert abs(right / videos - end) == pytest.approx(away, abs=1e-7)
+
+
+def test_three_of_three_are_no_certainty() -> None:
+    assert accuracy_text(3, 3) == "100.0 %, 95 % interval 43.9 to 100.0: too few to judge"
+    assert accuracy_text(25, 35) == "71.4 %, 95 % interval 54.9 to 83.7"
+    assert "too few" in accuracy_text(0, 0)

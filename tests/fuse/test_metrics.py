@@ -4,7 +4,7 @@ from math import comb
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache.aggregate import NO_PREDICTION, correct, predicted
@@ -22,11 +22,6 @@ def test_first_choice_and_its_ties() -> None:
 def test_a_video_without_prediction_is_wrong_even_among_the_top_k_of_k_classes() -> None:
     assert correct(PROBABILITIES, LABELS).tolist() == [True, False, False, False, False]
     assert metrics.top_k_correct(PROBABILITIES, LABELS, 5).tolist() == [True, True, True, False, True]
-
-
-def test_per_class_has_nan_for_a_class_without_videos() -> None:
-    right = np.array([True, False, True])
-    np.testing.assert_array_equal(metrics.per_class(right, np.array([0, 0, 2]), 4), [0.5, np.nan, 1.0, np.nan])
 
 
 def test_confusion_counts_each_video_once_and_keeps_the_missing_apart() -> None:
@@ -47,15 +42,6 @@ def test_first_choice_agrees_with_rank_zero(videos: int, classes: int, seed: int
     assert np.trace(matrix[:, :classes]) == right.sum()
 
 
-def test_bootstrap_interval_is_that_of_resampled_videos() -> None:
-    right = np.arange(400) % 5 != 0
-    found = metrics.accuracy_interval(right)
-    generator = np.random.default_rng(7)
-    drawn = [generator.choice(right, size=len(right)).mean() for _ in range(4000)]
-    np.testing.assert_allclose([found.low, found.high], np.percentile(drawn, [2.5, 97.5]), atol=0.004)
-    assert found == metrics.accuracy_interval(right)
-
-
 def test_difference_interval_is_that_of_resampled_pairs() -> None:
     generator = np.random.default_rng(3)
     first, second = generator.random(500) < 0.8, generator.random(500) < 0.7
@@ -65,15 +51,13 @@ def test_difference_interval_is_that_of_resampled_pairs() -> None:
     np.testing.assert_allclose([found.low, found.high], np.percentile(drawn, [2.5, 97.5]), atol=0.006)
 
 
-def test_intervals_of_no_videos_are_empty() -> None:
-    assert metrics.accuracy_interval(np.zeros(0, dtype=bool)) == metrics.Interval(0.0, 0.0)
-    assert metrics.difference_interval(np.zeros(0, dtype=bool), np.zeros(0, dtype=bool)).high == 0.0
+def pairs(only_first: int, only_second: int, both: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    first = np.array([True] * only_first + [False] * only_second + [True] * both, dtype=bool)
+    return first, np.array([False] * only_first + [True] * only_second + [True] * both, dtype=bool)
 
 
-def mcnemar_of(only_first: int, only_second: int, both: int = 3) -> metrics.McNemar:
-    first = np.array([True] * only_first + [False] * only_second + [True] * both)
-    second = np.array([False] * only_first + [True] * only_second + [True] * both)
-    return metrics.mcnemar(first, second)
+def mcnemar_of(only_first: int, only_second: int) -> metrics.McNemar:
+    return metrics.mcnemar(*pairs(only_first, only_second))
 
 
 @pytest.mark.parametrize(
@@ -90,3 +74,36 @@ def test_mcnemar_of_thousands_of_disagreements_does_not_overflow() -> None:
     found = mcnemar_of(1500, 1300)
     assert found.p_value == pytest.approx(2 * sum(comb(2800, k) for k in range(1301)) / 2**2800)
     assert 1e-4 < found.p_value < 2e-4
+
+
+@settings(deadline=None)  # the first example imports scipy
+@given(st.integers(0, 40), st.integers(0, 40))
+def test_mcnemar_has_the_binomial_distribution_of_scipy(only_first: int, only_second: int) -> None:
+    special = pytest.importorskip("scipy.special")
+    tail = float(special.bdtr(min(only_first, only_second), only_first + only_second, 0.5))
+    assert mcnemar_of(only_first, only_second).p_value == pytest.approx(min(1.0, 2 * tail))
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 60))
+def test_the_words_on_a_difference_never_contradict_interval_or_test(only: int, other: int, both: int) -> None:
+    found = metrics.compare(*pairs(only, other, both))
+    opposite = {"better": "worse", "worse": "better"}
+    turned = metrics.compare(*reversed(pairs(only, other, both)))
+    assert turned.verdict in (opposite.get(found.verdict, found.verdict), "chance")
+    claimed = "hardly explains" in found.text
+    assert claimed == (found.verdict in opposite)
+    if claimed:
+        assert found.test.p_value < 0.05
+        assert found.interval.low > 0 or found.interval.high < 0
+        assert (found.difference > 0) == (found.verdict == "better")
+    else:
+        assert "interval" not in found.text
+    assert ("too few to judge" in found.text) == (only + other + both < 10)
+
+
+def test_four_videos_that_differ_are_no_proof_although_the_bootstrap_leaves_out_zero() -> None:
+    found = metrics.compare(*pairs(4, 0, 20))
+    assert found.interval.low > 0
+    assert found.text == "+16.7 points, which chance may explain (McNemar's exact test, p = 0.12)"
+    assert metrics.compare(*pairs(0, 12, 20)).text.startswith("−37.5 points (95 % interval −")
+    assert metrics.compare(*pairs(0, 0, 20)).verdict == "same"

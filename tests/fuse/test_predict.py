@@ -13,9 +13,9 @@ from click.testing import CliRunner, Result
 
 from cache.aggregate import PAPER_WEIGHTS, clips_to_videos, fuse_levels
 from cache.common.workspace import Workspace
-from cache.dataset import Dataset, Video
+from cache.dataset import Dataset
 from cache.fingerprint import LEVELS
-from cache.scores import read_scores
+from cache.scores import read_scores, write_scores
 from cache.store import FeatureCache
 from extract.network.weights import load_weights
 from extract.settings import ExtractSettings, fingerprint
@@ -23,6 +23,7 @@ from fuse.bundle import read_bundle
 from fuse.cli import main
 from fuse.report.samples import sample_frames
 from tests.helpers.cache import make_fingerprint
+from tests.helpers.scores import make_table
 from tests.helpers.train import grouped_dataset
 from tests.helpers.video import encode, index_of
 
@@ -72,7 +73,7 @@ def train(workspace: Workspace, dataset: Dataset) -> None:
     from train.split import open_split
 
     split = open_split(workspace, dataset.name, 1)
-    recipe = replace(RECIPES["small"], name="tiny", hidden=8, layers=1, epochs=2, min_steps=0)
+    recipe = replace(RECIPES["small"], name="tiny", inputs="standardised", hidden=8, layers=1, epochs=2, min_steps=0)
     for level in LEVELS:
         config = split.config(level=level, pool="mean", seed=0, recipe=recipe, usual=recipe, holdout=False)
         assert run(split, config, workspace, torch.device("cpu")) is not None
@@ -86,7 +87,8 @@ def predict(workspace: Workspace, *arguments: str | Path) -> Result:
 def test_videos_of_it(workspace: Workspace) -> Sequence[Path]:
     root = workspace.root.parent / "videos"
     with FeatureCache.open(workspace.cache("tiny")) as cache:
-        return [root / video.path for video in cache.dataset.half(1, "test")]
+        path_of = {video.id: root / video.path for video in cache.dataset.videos}
+        return [path_of[sample.video] for sample in cache.dataset.half(1, "test")]
 
 
 test_videos_of_it.__test__ = False  # type: ignore[attr-defined]
@@ -193,6 +195,40 @@ def test_a_bundle_holds_data_only_and_says_what_it_is(trained: Workspace, tmp_pa
     assert str(trained.root) not in text
 
 
+def test_held_out_runs_calibrate_what_predict_says_and_the_bundle_takes_it_along(
+    trained: Workspace, tmp_path: Path
+) -> None:
+    workspace, video = Workspace(tmp_path / "work"), test_videos_of_it(trained)[0]
+    shutil.copytree(trained.root, workspace.root)
+    plain = make_bundle(workspace, tmp_path / "plain")
+    assert "probabilities: not calibrated" in plain.output
+    assert "python -m train --dataset tiny --split 1 --pool mean --seed 0 --holdout" in plain.output
+    before = json.loads(predict(workspace, "--json", video).stdout)
+    assert before["calibration"] is before["predictions"][0]["none_of_these"] is None
+    labels = {f"held/{number}": number % 2 for number in range(12)}
+    clips = {name: [(0.99, 0.01) if label == 0 else (0.01, 0.99)] for name, label in labels.items()}
+    for level in LEVELS:
+        table = read_scores(workspace.run("tiny", 1, level, "mean", 0) / "scores.npz")
+        held = make_table(level, clips, labels, classes=tuple(table.classes.tolist()), **table.run)
+        write_scores(workspace.run("tiny", 1, level, "mean", 0, "holdout") / "heldout-scores.npz", held)
+    made = make_bundle(workspace, tmp_path / "made")
+    assert "of 12 held-out training videos" in made.output
+    card = (tmp_path / "made" / "README.md").read_text()
+    assert "none of these" in card
+    assert "A video that shows none of its 2 classes may still be given one" in card
+    after = json.loads(predict(workspace, "--json", "--bundle", tmp_path / "made", video).stdout)
+    old, new = before["predictions"][0], after["predictions"][0]
+    assert (new["fused"], new["levels"]) == (old["fused"], old["levels"])
+    assert [each["class"] for each in new["top"]] == [each["class"] for each in old["top"]]
+    assert after["calibration"]["threshold"] == pytest.approx(13 / 14, abs=1e-3)
+    assert new["top"][0]["probability"] == max(new["calibrated"]) < after["calibration"]["threshold"]
+    assert new["none_of_these"] is True
+    said = f"none of these (most like {new['top'][0]['class']}, {100 * new['top'][0]['probability']:.0f} %)"
+    assert said in predict(workspace, video).output
+    description = json.loads((tmp_path / "made" / "bundle.json").read_text())
+    assert description["calibration"] == after["calibration"]
+
+
 def test_a_bundle_that_was_changed_is_refused(trained: Workspace, tmp_path: Path) -> None:
     folder = tmp_path / "heads"
     make_bundle(trained, folder)
@@ -230,12 +266,8 @@ def test_frames_of_a_long_video_do_not_fill_the_memory(tmp_path: Path) -> None:
     (data / "Class0").mkdir(parents=True)
     encode(data / "Class0" / "long.mp4", frames=41, rate=4, size=(1080, 1920))
     workspace = Workspace(tmp_path / "work")
-    dataset = Dataset(
-        name="tiny",
-        source="folder",
-        classes=("Class0",),
-        videos=(Video(id="Class0/long", path="Class0/long.mp4", label=0, splits={1: "test"}),),
-    )
+    rows = [("Class0/long.mp4", 0, {1: "test"})]
+    dataset = Dataset.of_whole_videos("tiny", "folder", ("Class0",), rows)
     FeatureCache.create(
         workspace.cache("tiny"), dataset=dataset, fingerprint=make_fingerprint(), settings={"data": str(data)}
     ).close()

@@ -1,5 +1,6 @@
 """Which runs and weights are taken; what must not be fused is refused, and the error lists it."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from cache.scores import write_scores
 from fuse.report.html import Extras, html
 from fuse.report.tables import table_3, to_text
 from fuse.results import caveats, evaluate, summarise
-from fuse.scores import RunChoice, check_same, read_levels, searched_weights
+from fuse.scores import RunChoice, check_same, read_curve, read_heldout, read_levels
 from tests.helpers.cache import make_fingerprint
 from tests.helpers.scores import HAND_WORKED, LABELS, MADE, hand_worked_tables, make_scored_cache, make_table
 from tests.helpers.train import trainable_cache
@@ -129,7 +130,7 @@ def test_caveats_say_random_and_stand_in_weights_in_words() -> None:
         }
         return " ".join(caveats(evaluate(tables, make_scored_cache(LABELS, **identity), 1)))
 
-    assert said(weights="imagenet1k_v1") == ""
+    assert said(weights="imagenet1k_v1").startswith("test videos: 2, too few to judge")
     assert "weights: random:7 (random, never trained)" in said(weights="random:7")
     assert "weights: mine.pth (not the paper's ImageNet weights)" in said(weights="mine.pth")
     assert "backbone: resnet18 (the paper used resnet34)" in said(weights="imagenet1k_v1", backbone="resnet18")
@@ -141,28 +142,39 @@ def test_probabilities_keep_the_order_of_the_datasets_videos() -> None:
     np.testing.assert_allclose(results.probabilities["fused"][:, 0], [0.44, 0.60], atol=1e-7)
 
 
+def with_test_scores(choice: RunChoice) -> RunChoice:
+    """The choice, whose runs now have HAND_WORKED's scores of the test videos."""
+    for level, table in hand_worked_tables().items():
+        write_scores(choice.folder(level) / "scores.npz", table)
+    return choice
+
+
 def test_weights_are_searched_on_held_out_videos_alone(tmp_path: Path) -> None:
-    choice = RunChoice(workspace=Workspace(tmp_path), dataset="tiny")
-    assert searched_weights(choice, hand_worked_tables()) is None
-    labels = {f"train/{number}": number % 2 for number in range(6)}
+    choice = with_test_scores(RunChoice(workspace=Workspace(tmp_path), dataset="tiny"))
+    assert read_heldout(choice) is None
+    labels = {f"train/{number}": number % 2 for number in range(12)}
     for level in LEVELS:
         sure = 0.9 if level == "mid" else 0.1
         clips = {video: [(sure, 1 - sure) if label == 0 else (1 - sure, sure)] for video, label in labels.items()}
         write_scores(choice.folder(level, holdout=True) / "heldout-scores.npz", make_table(level, clips, labels))
-    weights = searched_weights(choice, hand_worked_tables())
+    results = evaluate(hand_worked_tables(), make_scored_cache(LABELS), 1, read_heldout(choice))
+    weights = results.searched_weights
     assert weights is not None
     assert weights["mid"] == 1.0
-    results = evaluate(hand_worked_tables(), make_scored_cache(LABELS), 1, weights)
     assert results.accuracy("searched") == results.accuracy("mid") == 1.0
     summary = summarise(results, [], MADE)
     assert summary["searched"] == {"fusion_weights": weights, "accuracy": 1.0}
     assert set(summary["accuracy"]) == {"low", "mid", "high", "fused", "mean"}
+    assert summary["calibration"]["heldout"] == {"right": 0, "right_lost": 0, "wrong": 12, "wrong_refused": 0}
+    assert summary["calibration"]["temperatures"]["mid"] < 1 < summary["calibration"]["temperatures"]["high"]
+    assert summary["none_of_these"] == {"right": 2, "right_lost": 0, "wrong": 0, "wrong_refused": 0}
+    assert summary["reliability"]["fused"]["bins_calibrated"]
     assert "weights found on held-out training videos" in to_text(table_3(results, []))
     assert "1 mid" in html(results, [], MADE, Extras())
 
 
 def test_held_out_videos_may_stand_in_another_order_in_each_level(tmp_path: Path) -> None:
-    choice = RunChoice(workspace=Workspace(tmp_path), dataset="tiny")
+    choice = with_test_scores(RunChoice(workspace=Workspace(tmp_path), dataset="tiny"))
     labels = {f"train/{number}": int(number < 2) for number in range(6)}
     for level in LEVELS:
         sure = 0.9 if level == "mid" else 0.4
@@ -170,18 +182,42 @@ def test_held_out_videos_may_stand_in_another_order_in_each_level(tmp_path: Path
         order = reversed(clips) if level == "mid" else clips
         table = make_table(level, {video: clips[video] for video in order}, labels)
         write_scores(choice.folder(level, holdout=True) / "heldout-scores.npz", table)
-    weights = searched_weights(choice, hand_worked_tables())
-    assert weights is not None
-    assert weights["mid"] == 1.0
+    results = evaluate(hand_worked_tables(), make_scored_cache(LABELS), 1, read_heldout(choice))
+    assert results.searched_weights is not None
+    assert results.searched_weights["mid"] == 1.0
+    assert results.calibration is None
+    assert "not calibrated: there are no runs that held 10 training videos or more out" in results.certainty
 
 
 def test_held_out_scores_of_test_videos_or_of_another_cache_are_refused(tmp_path: Path) -> None:
-    choice = RunChoice(workspace=Workspace(tmp_path), dataset="tiny")
+    choice = with_test_scores(RunChoice(workspace=Workspace(tmp_path), dataset="tiny"))
     for level in LEVELS:
         path = choice.folder(level, holdout=True) / "heldout-scores.npz"
         write_scores(path, make_table(level, HAND_WORKED[level], LABELS, cache_digest="other"))
     with pytest.raises(ScoreError, match=r"cache digest: test 'c0ffee', held-out 'other'; a/one"):
-        searched_weights(choice, hand_worked_tables())
+        read_heldout(choice)
+
+
+def test_watching_runs_bring_their_curves_and_held_out_scores(tmp_path: Path) -> None:
+    choice = RunChoice(workspace=Workspace(tmp_path), dataset="tiny", recipe="paper", watch=True)
+    assert choice.options()[-1] == "--watch"
+    folder = choice.folder("low")
+    assert folder.name == "low-mean-seed0-paper-watch"
+    assert choice.folder("low", holdout=True) == folder
+    assert read_curve(folder) == ()
+    folder.mkdir(parents=True)
+    row = {"epoch": 0, "loss": 1.5, "accuracy": 0.25, "clips": 28}
+    rows = [row, {**row, "epoch": 1, "heldout_loss": 1.25, "heldout_accuracy": 0.5}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    curve = read_curve(folder)
+    assert [(epoch.epoch, epoch.loss, epoch.heldout_loss) for epoch in curve] == [(0, 1.5, None), (1, 1.5, 1.25)]
+    tables = {level: make_table(level, clips, LABELS, watch=True) for level, clips in HAND_WORKED.items()}
+    results = evaluate(tables, make_scored_cache(LABELS), 1, None, {"low": curve})
+    assert any(note.startswith("watched: the heads were trained without a fifth") for note in caveats(results))
+    assert summarise(results, [], MADE)["curves"]["low"][1]["heldout_accuracy"] == 0.5
+    (folder / "metrics.jsonl").write_text('{"epoch": 0, "lo')
+    with pytest.raises(ScoreError, match=r"metrics\.jsonl cannot be read"):
+        read_curve(folder)
 
 
 def test_another_recipes_runs_are_found_by_its_name(tmp_path: Path) -> None:

@@ -79,3 +79,24 @@ def test_dropout_acts_in_training_only(cell):
     head, x_TBC = make_head(cell, variational_dropout=0.5), torch.randn(7, 3, 6)
     assert not torch.equal(head.train()(x_TBC), head(x_TBC))
     assert torch.equal(head.eval()(x_TBC), head(x_TBC))
+
+
+def test_a_head_of_standardised_inputs_takes_raw_features():
+    head, x_TBC = make_head(inputs="standardised").eval(), 3 + 5 * torch.randn(7, 3, 6)
+    mean_C, deviation_C = x_TBC.double().mean((0, 1)), x_TBC.double().std((0, 1))
+    head.standardise_by(mean_C, deviation_C)
+    raw = make_head().eval()
+    raw.load_state_dict(head.state_dict(), strict=False)
+    torch.testing.assert_close(head(x_TBC), raw(((x_TBC - mean_C) / deviation_C).float()))
+
+
+def test_a_channel_that_was_constant_in_training_says_nothing():
+    head, x_TBC = make_head(inputs="standardised").eval(), torch.randn(7, 3, 6)
+    # Exactly constant, zero throughout, and constant but for the last bit of a float16.
+    mean_C, deviation_C = torch.zeros(6).double(), torch.ones(6).double()
+    mean_C[:3], deviation_C[:3] = torch.tensor([7.0, 0.0, 8.0]), torch.tensor([0.0, 0.0, 1e-5])
+    head.standardise_by(mean_C, deviation_C)
+    other_TBC = x_TBC.clone()
+    other_TBC[:, :, :3] = 1e4
+    torch.testing.assert_close(head(other_TBC), head(x_TBC))
+    assert torch.isfinite(head(x_TBC)).all()

@@ -33,11 +33,11 @@ class TestThePapersWords:
 
     def test_cross_entropy_without_smoothing(self):
         """4.2: "CrossEntropyLoss function"."""
-        assert PAPER.label_smoothing == 0
+        assert (PAPER.label_smoothing, PAPER.balance) == (0, "none")
 
     def test_features_and_labels_are_taken_as_they_are_in_single_precision(self):
-        """4.2 names no augmentation of features or labels, and no other precision."""
-        assert (PAPER.feature_noise, PAPER.mixup, PAPER.precision) == (0, 0, "fp32")
+        """4.2 names no scaling, no augmentation of features or labels, and no other precision."""
+        assert (PAPER.inputs, PAPER.feature_noise, PAPER.mixup, PAPER.precision) == ("raw", 0, 0, "fp32")
 
     def test_mini_batch_size_28(self):
         """4.2: "with mini-batch size 28"."""
@@ -149,11 +149,18 @@ def test_every_recipe_survives_json(name):
         ({"feature_noise": -0.1}, "feature_noise"),
         ({"precision": "fp16"}, "precision"),
         ({"views": -1}, "views"),
+        ({"balance": "all"}, "balance"),
     ],
 )
 def test_unusable_values_are_refused_by_name(changes, named):
     with pytest.raises(TrainingError, match=named):
         replace(PAPER, **changes)
+
+
+def test_a_recipe_written_before_a_field_existed_has_its_default():
+    value = PAPER.to_json()
+    del value["inputs"]
+    assert Recipe.from_json(value) == PAPER
 
 
 @pytest.mark.parametrize(

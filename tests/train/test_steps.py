@@ -7,7 +7,8 @@ import torch
 
 from cache.common.errors import TrainingError
 from tests.train.test_trainer import RECIPE, bank, make_trainer, same, weights  # noqa: F401
-from train.steps import add_noise, mix
+from train.steps import EagerStep, add_noise, class_weights, mix
+from train.trainer import balanced_order
 
 
 def test_nothing_asked_for_changes_nothing_and_draws_nothing():
@@ -50,9 +51,56 @@ def test_shares_are_evenly_drawn():
     assert share.max() > 0.49
 
 
-@pytest.mark.parametrize("changes", [{"feature_noise": 0.3}, {"mixup": 0.4}, {"label_smoothing": 0.1, "mixup": 0.2}])
+def test_weighted_classes_weigh_the_same_and_clips_1_on_average():
+    label = torch.tensor([0] * 8 + [2] * 2)
+    weight = class_weights(label, 4)
+    torch.testing.assert_close(weight, torch.tensor([0.625, 0.0, 2.5, 0.0]))
+    assert weight[label].mean() == pytest.approx(1)
+
+
+def test_balance_in_the_loss_is_the_plain_loss_of_clips_repeated_until_classes_are_equal(bank):  # noqa: F811
+    label_N = bank.label_N.clone()
+    label_N[:6] = 1  # three classes of different size
+    uneven = replace(bank, label_N=label_N)
+    trainer = make_trainer(uneven, replace(RECIPE, balance="loss", variational_dropout=0.0))
+    step = trainer.take_step
+    assert isinstance(step, EagerStep)
+    clip_N = torch.arange(len(bank))
+    loss, logits_NK = step._backward(clip_N, torch.zeros_like(clip_N), label_N, len(bank))
+    of_class = [torch.nn.functional.cross_entropy(logits_NK[label_N == k], label_N[label_N == k]) for k in range(3)]
+    assert len(label_N.bincount().unique()) > 1
+    torch.testing.assert_close(loss, torch.stack(of_class).mean())
+
+
+def test_drawn_classes_come_equally_often_and_every_clip_has_its_turn():
+    label = torch.tensor([0] * 50 + [1] * 7 + [2] * 4)
+    seen = torch.zeros(61, dtype=torch.int64)
+    for epoch in range(40):
+        order = balanced_order(label, torch.Generator().manual_seed(epoch))
+        again = balanced_order(label, torch.Generator().manual_seed(epoch))
+        assert torch.equal(order, again)
+        drawn = order.bincount(minlength=61)
+        assert sorted(label[order].bincount().tolist()) == [20, 20, 21]
+        for number in range(3):
+            assert drawn[label == number].max() - drawn[label == number].min() <= 1
+        seen += drawn
+    assert seen.min() > 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"feature_noise": 0.3},
+        {"mixup": 0.4},
+        {"label_smoothing": 0.1, "mixup": 0.2, "balance": "loss"},
+        {"balance": "sample"},
+    ],
+)
 def test_training_with_it_learns_differs_and_is_continued_to_the_same_bits(bank, changes):  # noqa: F811
     recipe = replace(RECIPE, **changes)
+    label_N = bank.label_N.clone()
+    label_N[:6] = 1  # classes of different size
+    bank = replace(bank, label_N=label_N, clips=replace(bank.clips, label_N=label_N.numpy()))
     plain, whole, first = make_trainer(bank), make_trainer(bank, recipe), make_trainer(bank, recipe)
     list(plain.run())
     losses = [tick.loss for tick in whole.run() if tick.ended]

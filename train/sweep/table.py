@@ -10,7 +10,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.aggregate import MEAN_WEIGHTS, PAPER_WEIGHTS, align, correct, fraction, fuse_levels, search_weights
+from cache.aggregate import (
+    FEW_VIDEOS,
+    MEAN_WEIGHTS,
+    PAPER_WEIGHTS,
+    TOO_FEW,
+    align,
+    correct,
+    fraction,
+    fuse_levels,
+    log_loss,
+    macro_accuracy,
+    search_weights,
+    wilson,
+)
 from cache.common.files import write_bytes_durably, write_json_durably
 from cache.common.text import markdown_table
 from cache.common.workspace import Workspace
@@ -32,6 +45,8 @@ class TableCell:
     column: str
     accuracies: tuple[float, ...]
     """For each seed, the mean over splits of the share of videos that are right."""
+    macros: tuple[float, ...]
+    """For each seed, the mean over splits of the classes' mean accuracy."""
     log_losses: tuple[float, ...]
     """For each seed, the mean over splits and videos with features of -ln(probability of the right class)."""
 
@@ -54,23 +69,27 @@ def make_table(plan: Plan, workspace: Workspace) -> list[TableCell]:
         levels = {point.level: point for point in plan.points if point.label == row}
         by_seed = [_mean_over_splits(plan, levels, seed, workspace) for seed in plan.seeds]
         for column in by_seed[0]:
-            accuracies, log_losses = zip(*(each[column] for each in by_seed), strict=True)
-            made.append(TableCell(row=row, column=column, accuracies=accuracies, log_losses=log_losses))
+            accuracies, macros, log_losses = zip(*(each[column] for each in by_seed), strict=True)
+            cell = TableCell(row=row, column=column, accuracies=accuracies, macros=macros, log_losses=log_losses)
+            made.append(cell)
     return made
 
 
 def _mean_over_splits(
     plan: Plan, levels: Mapping[Level, SweepPoint], seed: int, workspace: Workspace
-) -> dict[str, tuple[float, float]]:
-    """Accuracy and mean log loss of each column."""
+) -> dict[str, tuple[float, float, float]]:
+    """Accuracy, macro accuracy and mean log loss of each column."""
     results = []
     for split in plan.splits:
         columns, label_N = _columns(plan, levels, split, seed, workspace)
-        results.append(
-            {name: (fraction(correct(p_NK, label_N)), log_loss(p_NK, label_N)) for name, p_NK in columns.items()}
-        )
-    means = {name: np.mean([result[name] for result in results], axis=0).tolist() for name in results[0]}
-    return {name: (accuracy, loss) for name, (accuracy, loss) in means.items()}
+        results.append({name: _figures(p_NK, label_N) for name, p_NK in columns.items()})
+    return {name: tuple(np.mean([result[name] for result in results], axis=0).tolist()) for name in results[0]}
+
+
+def _figures(probabilities_NK: NDArray[np.float64], label_N: NDArray[np.int64]) -> tuple[float, float, float]:
+    right_N = correct(probabilities_NK, label_N)
+    macro = macro_accuracy(right_N, label_N, probabilities_NK.shape[1])
+    return fraction(right_N), macro, log_loss(probabilities_NK, label_N)
 
 
 def _columns(
@@ -94,21 +113,14 @@ def _probabilities(
     plan: Plan, levels: Mapping[Level, SweepPoint], split: int, seed: int, workspace: Workspace, *, holdout: bool
 ) -> tuple[dict[Level, NDArray[np.float64]], NDArray[np.int64]]:
     """Probabilities `[N, K]` of each level, with NaN rows for videos without features; and the labels `[N]`."""
-    videos = plan.splits[split].listed(holdout=holdout, seed=seed)
+    samples = plan.splits[split].listed(holdout=holdout, seed=seed)
     probabilities = {}
     for level, point in levels.items():
         config = plan.config(point, split, seed, holdout=holdout)
         scores = read_scores(config.folder(workspace) / config.scores_file)
         ids, of_videos, _ = scores.videos()
-        probabilities[level] = align(ids, of_videos, [video.id for video in videos])
-    return probabilities, np.array([-1 if video.label is None else video.label for video in videos], dtype=np.int64)
-
-
-def log_loss(probabilities_NK: NDArray[np.float64], label_N: NDArray[np.int64]) -> float:
-    """Returns the mean of -ln(probability of the right class) over the rows without NaN; 0 counts as 1e-12."""
-    have_N = np.asarray(~np.isnan(probabilities_NK).any(axis=1))
-    right_N = probabilities_NK[have_N, label_N[have_N]]
-    return float(-np.log(np.maximum(right_N, 1e-12)).mean())
+        probabilities[level] = align(ids, of_videos, [sample.id for sample in samples])
+    return probabilities, np.array([-1 if sample.label is None else sample.label for sample in samples], dtype=np.int64)
 
 
 def write_table(plan: Plan, workspace: Workspace, folder: Path, command: str) -> str:
@@ -123,6 +135,12 @@ def write_table(plan: Plan, workspace: Workspace, folder: Path, command: str) ->
         f"recipe {', '.join(recipes)}; backbone weights {split.cache.fingerprint.identity.get('weights')}",
         f"made by `{command}`",
     ]
+    fewest = min(
+        len(each.listed(holdout=plan.holdout, seed=seed)) for each in plan.splits.values() for seed in plan.seeds
+    )
+    widest = wilson(fewest // 2, fewest)
+    known = f"the accuracy of one run is known to ± {50 * (widest.high - widest.low):.1f} points or better (95 %)"
+    notes.append(f"{fewest:,} {what}: {TOO_FEW if fewest < FEW_VIDEOS else known}")
     if plan.holdout:
         notes.append("each seed holds out another fifth of the groups; in brackets the mean -ln p of the right class")
     if split.dataset.subset:
@@ -142,6 +160,7 @@ def write_table(plan: Plan, workspace: Workspace, folder: Path, command: str) ->
                 "setting": cell.row,
                 "column": cell.column,
                 "accuracy": cell.accuracies,
+                "macro": cell.macros,
                 "log_loss": cell.log_losses,
                 "text": cell.text,
             }
