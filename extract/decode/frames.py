@@ -4,6 +4,7 @@ Shapes: F frames of a block, H rows, W columns; pictures are 8-bit RGB.
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from extract.decode.backends.protocol import Header, OpenDecoder, OpenVideo, Vid
 from extract.decode.completeness import missing_bytes
 from extract.decode.containers import open_regular
 from extract.decode.timeline import Sampling, Timeline
-from extract.decode.types import BLOCK_BYTES, BLOCK_FRAMES, Limits
+from extract.decode.types import BLOCK_BYTES, BLOCK_FRAMES, Limits, Spans
 
 SLACK_SECONDS: Final = 1.0
 """Healthy files may end this much before their declared length (sound tracks are longer than picture tracks)."""
@@ -46,9 +47,9 @@ class DecodeCounts:
     decoded: int = 0
     """Frames decoded."""
     kept: int = 0
-    """Frames delivered, after sampling."""
+    """Frames that sampling keeps."""
     stopped: bool = False
-    """Decoding ended because `max_frames` frames were kept, not because the video was over."""
+    """Decoding ended because nothing behind was asked for, not because the video was over."""
     seconds: float = 0.0
     """Time of the last frame's end since the first one's start."""
     jumps: str = ""
@@ -80,25 +81,42 @@ def opened(path: Path, open_decoder: OpenDecoder, limits: Limits, threads: int =
 class FrameReader:
     """One pass over an opened video, block by block; `counts` holds what has been seen so far."""
 
-    def __init__(self, video: OpenVideo, sampling: Sampling, limits: Limits) -> None:
+    def __init__(self, video: OpenVideo, sampling: Sampling, limits: Limits, spans: Spans | None = None) -> None:
+        """`spans`: the kept frames to deliver, as in `VideoRequest`."""
         self.counts = DecodeCounts()
-        self._video, self._sampling, self._limits = video, sampling, limits
+        self._video, self._sampling, self._limits, self._spans = video, sampling, limits, spans
         self._timeline = Timeline(video.header.frame_seconds)
         self._last_kept: float | None = None
+        self.times: list[float] = []
+        """If spans are given: the times of all kept frames so far."""
 
     def blocks(
         self, new_buffer: Callable[[], Buffer], tick: Callable[[], None], block_frames: int = BLOCK_FRAMES
     ) -> Iterator[Block]:
-        """The video's kept frames. `new_buffer` gives memory for each block; `tick` is called at each decoded frame."""
+        """The video's kept frames. `new_buffer` gives memory for each block; `tick` is called at each decoded frame.
+
+        Blocks end where a span does. Frames outside the spans are decoded, as others may need them, and not converted.
+        """
+        spans = iter([(0, sys.maxsize)] if self._spans is None else self._spans)
+        start, stop = next(spans, (sys.maxsize, sys.maxsize))
         frames_FHW3, times = np.empty((0, 0, 0, 3), np.uint8), list[float]()
-        for seconds in self._kept_frames(tick):
+        for index, seconds in enumerate(self._kept_frames(tick)):
+            if self._spans is not None:
+                self.times.append(seconds)
+            if index < start:
+                continue
             if not times:
                 frames_FHW3 = self._new_frames(new_buffer(), block_frames)
             self._video.copy_to(frames_FHW3[len(times)])
             times.append(seconds)
-            if len(times) == len(frames_FHW3):
+            if len(times) == len(frames_FHW3) or index + 1 == stop:
                 yield self._block(frames_FHW3, times)
                 times = []
+            if index + 1 == stop:
+                start, stop = next(spans, (sys.maxsize, sys.maxsize))
+                if start == sys.maxsize:
+                    self.counts.stopped = True
+                    return
         if times:
             yield self._block(frames_FHW3, times)
 
