@@ -83,9 +83,7 @@ def _say_certainty(choice: RunChoice, results: "Results") -> None:
         seconds = sum(epoch.seconds for folder in choice.folders().values() for epoch in read_curve(folder))
         price = f" in about {0.8 * seconds:,.0f} s" if seconds else ""
         command = shlex.join(["python", "-m", "train", *choice.options(), "--holdout"])
-        click.echo(
-            f"  `make fuse` with CALIBRATE=1, or `{command}`, trains such runs{price}; then give this command again"
-        )
+        click.echo(f"  `make fuse` with CALIBRATE=1 trains such runs{price}, or:\n  {command}")
 
 
 @main.command()
