@@ -32,6 +32,7 @@ def convert(source: FeatureCache, target: Path, backend: Backend) -> int:
             _fill(source, made, claim)
             made.ledger.release(claim)
         prove_equal(source, made)
+        made.put_files({video: file for video, file in source.ledger.files().items() if file})
         return len(made.video_ids)
 
 

@@ -11,7 +11,7 @@ import click
 from cache.common.console import FINISHED_WITH_FAILURES, StageGroup, device_option
 from cache.common.errors import DecodeError, MrrnError
 from cache.store import FeatureCache
-from extract.datasets.paths import find_videos, require_folder
+from extract.datasets.paths import require_folder, scan_folder
 from fuse.scores import RunChoice, read_levels, read_scored_cache, run_options, searched_weights
 
 if TYPE_CHECKING:
@@ -133,7 +133,10 @@ def _find_files(given: Iterable[Path]) -> list[Path]:
     for path in given:
         if path.is_dir():
             root = require_folder(path, "give a video file or a folder of them")
-            inside = [path / name for name in find_videos(root)]
+            scan = scan_folder(root)
+            for line in scan.passed_over_text():
+                click.echo(f"{path}: {line}", err=True)
+            inside = [path / name for name in scan.videos]
             if not inside:
                 raise MrrnError(f"the folder {path} holds no video files")
             found += inside

@@ -219,11 +219,12 @@ def caveats(results: Results) -> list[str]:
         of_classes = f" of {subset.published_classes}" if subset.published_classes else ""
         missing = f" {len(subset.missing):,} listed videos were not there." if subset.missing else ""
         found.append(
-            f"subset: {len(dataset.videos):,}{of_videos} videos, {len(dataset.classes)}{of_classes} classes, "
+            f"subset: {len(dataset.videos):,}{of_videos} videos, {len(dataset.class_counts())}{of_classes} classes, "
             f"{test_videos:,} test videos.{missing} Not comparable with results on the whole dataset."
         )
     if results.dataset in paper.DATASETS and results.split != paper.SPLIT:
         found.append(f"split {results.split}: the paper's figures beside ours are of split {paper.SPLIT}.")
+    found += [f"{note}." for note in dataset.one_sided_notes(results.split)]
     if results.missing:
         found.append(f"{len(results.missing):,} of {test_videos:,} test videos have no features and count as wrong.")
     if test_videos < FEW_VIDEOS:

@@ -266,6 +266,8 @@ def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, devic
         f"train {', '.join(config.level for config in configs)} on {where}: {configs[0].videos['training']:,} videos "
         f"of {split.dataset.name}, split {split.number}, seed {configs[0].seed}, backbone weights {configs[0].weights}"
     )
+    for note in split.dataset.one_sided_notes(split.number):
+        click.echo(note)
     for config in configs:
         scores = run(split, config, workspace, where, fresh=fresh, group=group)
         if not group.leads:

@@ -58,7 +58,7 @@ class Split:
     training: tuple[Sample, ...]
     test: tuple[Sample, ...]
     digest: str
-    """SHA-256 over the cache's fingerprint and each sample's id, label, half of the split, frame count, given group."""
+    """SHA-256 over the cache's fingerprint and each sample's id, label, half, frames, given group, replaced file."""
 
     def learned_and_scored(self, *, holdout: bool, seed: int) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
         """Returns the samples to learn from and those to score: training and test half, or both parts of the former.
@@ -105,8 +105,14 @@ def open_split(workspace: Workspace, dataset: str, number: int) -> Split:
     cache = FeatureCache.open(folder)
     cache.require_finished()
     training, test = (_with_features(cache, number, half) for half in ("train", "test"))
+    replaced = cache.ledger.replaced_files()
     described = [
-        (sample.id, sample.label, half, len(cache.frames_of(sample)), *([sample.group] if sample.group else []))
+        (
+            *(sample.id, sample.label, half, len(cache.frames_of(sample))),
+            # What earlier versions did not have comes in where there is something to say: their runs stay valid.
+            *([sample.group] if sample.group else []),
+            *([replaced[sample.video]] if sample.video in replaced else []),
+        )
         for half, samples in (("train", training), ("test", test))
         for sample in samples
     ]

@@ -162,14 +162,14 @@ VIDEOS = tuple(
 )
 
 
-def load(name: str, data: Path | None, work: Path) -> tuple[Dataset, Path]:
+def load(name: str, data: Path | None, work: Path, recorded: Dataset | None = None) -> tuple[Dataset, Path]:
     """The demo's dataset, its videos made where they are missing, and their folder."""
     home = work / "data" / "demo"
     if data is not None and data.resolve() != home.resolve():
         raise DatasetError(f"the demo makes its own videos in {home}, not in {data}; leave DATA= (--data) out")
     make(home)
     root = home.resolve()
-    return replace(folder.arrange(name, find_videos(root), str(root)), source="demo"), root
+    return replace(folder.arrange(name, find_videos(root), str(root), folder.halves_of(recorded)), source="demo"), root
 
 
 def make(home: Path, videos: Sequence[DemoVideo] = VIDEOS) -> int:
