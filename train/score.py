@@ -20,6 +20,7 @@ _CLIPS_AT_ONCE = 128
 
 _IN_SCORES = (
     "dataset", "split", "level", "pool", "seed", "variant", "weights", "fingerprint", "cache_digest", "holdout",
+    "watch",
 )  # fmt: skip
 """Fields of the run's configuration that the score table repeats."""
 

@@ -39,7 +39,7 @@ def split_off(samples: Sequence[Sample], turn: int = 0) -> tuple[tuple[Sample, .
         if len(names) < 2:
             raise TrainingError(
                 f"class {label} has training videos of one group only ({next(iter(names))!r}); a held-out part needs "
-                "at least two: train without --holdout"
+                "at least two: train without --holdout and --watch"
             )
         ordered = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
         parts = min(FIFTHS, len(ordered))
@@ -60,24 +60,45 @@ class Split:
     digest: str
     """SHA-256 over the cache's fingerprint and each sample's id, label, half, frames, given group, replaced file."""
 
-    def learned_and_scored(self, *, holdout: bool, seed: int) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    def learned_and_scored(
+        self, *, holdout: bool, seed: int, watch: bool = False
+    ) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
         """Returns the samples to learn from and those to score: training and test half, or both parts of the former.
 
         Each seed holds out the next fifth of the training samples' groups, so that five seeds hold out each group once.
+        A run that watches that part (`held_out`) does not learn from it either.
         """
-        return split_off(self.training, seed) if holdout else (self.training, self.test)
+        inside = split_off(self.training, seed)[0] if holdout or watch else self.training
+        return inside, self.held_out(seed) if holdout else self.test
+
+    def held_out(self, seed: int) -> tuple[Sample, ...]:
+        """Returns the training samples that runs of this seed hold out, if they do."""
+        return split_off(self.training, seed)[1]
 
     def listed(self, *, holdout: bool, seed: int) -> tuple[Sample, ...]:
         """Returns the samples that accuracy is counted over, also those without features: test or held-out part."""
-        return split_off(self.training, seed)[1] if holdout else self.dataset.half(self.number, "test")
+        return self.held_out(seed) if holdout else self.dataset.half(self.number, "test")
 
     def usual_recipe(self) -> tuple[Recipe, str]:
         """Returns the recipe for a split with as many training clips as this one has, and the reason for it."""
         return default_recipe(sum(ClipRule().count(len(self.cache.frames_of(sample))) for sample in self.training))
 
-    def config(self, *, level: Level, pool: Pool, seed: int, recipe: Recipe, usual: Recipe, holdout: bool) -> RunConfig:
+    def config(
+        self,
+        *,
+        level: Level,
+        pool: Pool,
+        seed: int,
+        recipe: Recipe,
+        usual: Recipe,
+        holdout: bool,
+        watch: bool = False,
+    ) -> RunConfig:
         """Returns the configuration of one run on this split."""
-        learned, scored = self.learned_and_scored(holdout=holdout, seed=seed)
+        learned, scored = self.learned_and_scored(holdout=holdout, seed=seed, watch=watch)
+        videos = {"training": len(learned), "scored": len(scored)}
+        if watch:
+            videos["watched"] = len(self.held_out(seed))
         fingerprint = self.cache.fingerprint
         return RunConfig(
             dataset=self.dataset.name,
@@ -88,8 +109,9 @@ class Split:
             recipe=recipe,
             classes=self.dataset.classes,
             holdout=holdout,
-            variant=variant_of(recipe, usual, holdout=holdout),
-            videos={"training": len(learned), "scored": len(scored)},
+            watch=watch,
+            variant=variant_of(recipe, usual, holdout=holdout, watch=watch),
+            videos=videos,
             cache_digest=self.digest,
             weights=str(fingerprint.identity.get("weights", "unknown")),
             fingerprint=fingerprint.to_json(),

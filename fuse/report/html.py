@@ -228,7 +228,8 @@ def _commands(results: Results) -> list[str]:
     options = f"SPLIT={results.split} POOL={results.pool} SEED={run.get('seed', 0)}"
     recipe = shlex.quote(f"RECIPE={run.get('recipe', PAPER_RECIPE)}")
     weights = "" if results.weights == IMAGENET else f" {shlex.quote(f'WEIGHTS={results.weights}')}"
-    return [f"make extract {dataset}{subset}{weights}", f"make fuse {dataset} {options} {recipe}"]
+    watch = " WATCH=1" if run.get("watch") else ""
+    return [f"make extract {dataset}{subset}{weights}", f"make fuse {dataset} {options} {recipe}{watch}"]
 
 
 def _text(value: Any) -> str:

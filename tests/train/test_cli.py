@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from cache.aggregate import correct, fraction, log_loss
 from cache.common.errors import TrainingError
 from cache.common.workspace import Workspace
 from cache.dataset import Sample, group_of
@@ -53,7 +54,7 @@ def test_all_levels_are_trained_and_scored(trained):
         test_videos = [video.id for video in grouped_dataset().half(1, "test")]
         assert sorted(set(scores.video_ids.tolist())) == test_videos
         expected = {"dataset": "tiny", "split": 1, "level": level, "pool": "mean", "seed": 0, "recipe": "small"}
-        expected |= {"weights": "random:0", "variant": "h8-l1-e2", "holdout": False}
+        expected |= {"weights": "random:0", "variant": "h8-l1-e2", "holdout": False, "watch": False}
         expected["clips"] = {"length": 30, "stride": 8, "max_clips": 20, "keep": "first", "fps": None}
         assert scores.run.items() >= expected.items()
         assert scores.run.keys() == expected.keys() | {"fingerprint", "cache_digest"}
@@ -120,6 +121,29 @@ def test_heldout_runs_score_held_out_groups_and_never_the_test_half(tmp_path):
     assert scored < training
     assert not {group_of(video) for video in scored} & {group_of(video) for video in training - scored}
     assert scores.run["holdout"] is True
+
+
+def test_watching_measures_held_out_videos_and_trains_as_if_they_were_held_out(tmp_path):
+    trainable_cache(tmp_path)
+    watched = train(tmp_path, "--level", "low", "--watch")
+    assert watched.exit_code == 0, watched.output
+    assert "watched after each epoch, not learned from: 6 training videos" in watched.output
+    assert watched.output.count(f"tensorboard --logdir {run_folder(tmp_path).parent}") == 1
+    assert train(tmp_path, "--level", "low", "--holdout").exit_code == 0
+    folder, held_out = (run_folder(tmp_path, variant=f"-h8-l1-e2-{word}") for word in ("watch", "holdout"))
+    assert learned(folder) == learned(held_out)
+    left, right = (read_scores(each / "heldout-scores.npz") for each in (folder, held_out))
+    np.testing.assert_array_equal(left.softmax, right.softmax)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    _, probabilities, labels = right.videos()
+    assert rows[-1]["heldout_accuracy"] == fraction(correct(probabilities, labels))
+    assert rows[-1]["heldout_loss"] == log_loss(probabilities, labels) != rows[0]["heldout_loss"]
+    tested = set(read_scores(folder / "scores.npz").video_ids.tolist())
+    assert tested == {video.id for video in grouped_dataset().half(1, "test")}
+    assert "done already" in train(tmp_path, "--level", "low", "--watch").output
+    (folder / "heldout-scores.npz").unlink()
+    assert "done already" not in train(tmp_path, "--level", "low", "--watch").output
+    np.testing.assert_array_equal(read_scores(folder / "heldout-scores.npz").softmax, right.softmax)
 
 
 def test_nothing_extracted_says_what_to_run(tmp_path):

@@ -19,6 +19,7 @@ from cache.aggregate import (
     correct,
     fraction,
     fuse_levels,
+    log_loss,
     macro_accuracy,
     search_weights,
     wilson,
@@ -120,13 +121,6 @@ def _probabilities(
         ids, of_videos, _ = scores.videos()
         probabilities[level] = align(ids, of_videos, [sample.id for sample in samples])
     return probabilities, np.array([-1 if sample.label is None else sample.label for sample in samples], dtype=np.int64)
-
-
-def log_loss(probabilities_NK: NDArray[np.float64], label_N: NDArray[np.int64]) -> float:
-    """Returns the mean of -ln(probability of the right class) over the rows without NaN; 0 counts as 1e-12."""
-    have_N = np.asarray(~np.isnan(probabilities_NK).any(axis=1))
-    right_N = probabilities_NK[have_N, label_N[have_N]]
-    return float(-np.log(np.maximum(right_N, 1e-12)).mean())
 
 
 def write_table(plan: Plan, workspace: Workspace, folder: Path, command: str) -> str:
