@@ -44,6 +44,11 @@ def split_off(samples: Sequence[Sample], turn: int = 0) -> tuple[tuple[Sample, .
         ordered = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
         parts = min(FIFTHS, len(ordered))
         held |= set(ordered[turn % parts :: parts])
+    if empty := [label for label, names in groups.items() if names <= held]:
+        raise TrainingError(
+            f"the held-out groups have all training videos of class {empty[0]}, which shares its groups with others: "
+            "train without --holdout and --watch, or with another --seed"
+        )
     inside = tuple(sample for sample in samples if sample.group_name not in held)
     return inside, tuple(sample for sample in samples if sample.group_name in held)
 

@@ -37,7 +37,7 @@ def load_dataset(
 
     match rules or _rules_for(name, where):
         case "demo":
-            return demo.load(name, data, work, recorded)
+            return demo.load(name, data, work)
         case "ucf101" | "hmdb51" as published:
             layout = ucf101 if published == "ucf101" else hmdb51
             root = require_folder(where / layout.VIDEOS, layout.ADVICE)

@@ -69,7 +69,7 @@ Known = Mapping[int, Mapping[str, Half]]
 
 def halves_of(dataset: Dataset | None) -> Known:
     """The halves that a cache's dataset has, if they were drawn here; nothing if there is none."""
-    drawn = dataset.samples if dataset is not None and dataset.source in ("folder", "demo") else ()
+    drawn = dataset.samples if dataset is not None and dataset.source == "folder" else ()
     return {split: {each.group_name: each.splits[split] for each in drawn if split in each.splits} for split in SPLITS}
 
 
@@ -103,7 +103,7 @@ def draw_halves(groups: Iterable[str], seed: int, known: Mapping[str, Half]) -> 
     So a group that comes moves no other one. If that leaves a half empty, the group whose draw is nearest to it goes
     there, a new one if there is one; a single group is for training.
     """
-    draws = {group: _draw(group, seed) for group in groups}
+    draws = {group: draw(group, seed) for group in groups}
     halves: dict[str, Half] = {
         group: known.get(group) or ("test" if draw < TEST_FRACTION else "train") for group, draw in draws.items()
     }
@@ -116,7 +116,7 @@ def draw_halves(groups: Iterable[str], seed: int, known: Mapping[str, Half]) -> 
     return halves
 
 
-def _draw(group: str, seed: int) -> float:
+def draw(group: str, seed: int) -> float:
     """A number from 0 to 1 that depends on the group's name and the seed alone."""
     digest = hashlib.sha256(f"{seed}\n{group}".encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:8]) / 2**64
