@@ -64,16 +64,21 @@ def _fuse(choice: RunChoice) -> None:
     )
     page = publish(workspace.report(choice.dataset, choice.split), results, notes, made_now(), extras)
     click.echo(to_text(table_3(results, notes, literature=False)))
-    click.echo(f"\nfused against the high level alone: {results.against('high').text}")
+    click.echo()
+    _echo(f"fused against the high level alone: {results.against('high').text}")
     _say_certainty(choice, results)
     if several := mean_over_splits(choice):
         click.echo(f"\n{several}")
     click.echo(f"\nreport: {page}")
 
 
+def _echo(text: str) -> None:
+    click.echo(click.wrap_text(text, 80, subsequent_indent="  "))
+
+
 def _say_certainty(choice: RunChoice, results: "Results") -> None:
     """Print what the probabilities are worth, and what to do where they are not calibrated, with its price."""
-    click.echo(f"probabilities: {results.certainty}")
+    _echo(f"probabilities: {results.certainty}")
     if results.calibration is None:
         seconds = sum(epoch.seconds for folder in choice.folders().values() for epoch in read_curve(folder))
         price = f" in about {0.8 * seconds:,.0f} s" if seconds else ""
