@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import click
 
 from cache.aggregate import PAPER_WEIGHTS
-from cache.common.console import FINISHED_WITH_FAILURES, StageGroup, device_option
+from cache.common.console import FINISHED_WITH_FAILURES, StageGroup, clips_option, device_option
 from cache.common.errors import DecodeError, MrrnError
 from cache.store import FeatureCache
-from extract.datasets.paths import find_videos, require_folder
+from extract.datasets.paths import require_folder, scan_folder
 from fuse.scores import RunChoice, read_curve, read_heldout, read_levels, read_scored_cache, run_options
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ def reproduce(choose: Choose, device: str, seeds: int) -> None:
 @click.option("--weights", help="The backbone's weights, if they are no longer where extraction had them.")
 @device_option
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Videos decoded at the same time.")
+@clips_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the probabilities of all classes.")
 def predict(
     choose: Choose,
@@ -119,6 +120,7 @@ def predict(
     weights: str | None,
     device: str,
     jobs: int,
+    clips: str | None,
     as_json: bool,
 ) -> None:
     """Name the five most probable classes of new videos (files, or folders of them).
@@ -139,12 +141,12 @@ def predict(
     from fuse.predict import predict as run
 
     if bundle:
-        heads, recorded = load_heads(*read_bundle(bundle)), None
+        heads, recorded = load_heads(*read_bundle(bundle), clips), None
     else:
         choice = choose()
         heldout = read_heldout(choice)
         calibration = calibrate(heldout.levels, heldout.labels, PAPER_WEIGHTS) if heldout else None
-        heads = load_heads(choice.folders(), calibration=calibration)
+        heads = load_heads(choice.folders(), calibration=calibration, clips=clips)
         with FeatureCache.open(choice.workspace.cache(choice.dataset)) as cache:
             recorded = cache.settings.get("weights")
     settings = settings_for(heads, weights=weights_for(heads, weights, recorded), device=device, jobs=jobs)
@@ -157,7 +159,10 @@ def _find_files(given: Iterable[Path]) -> list[Path]:
     for path in given:
         if path.is_dir():
             root = require_folder(path, "give a video file or a folder of them")
-            inside = [path / name for name in find_videos(root)]
+            scan = scan_folder(root)
+            for line in scan.passed_over_text():
+                click.echo(f"{path}: {line}", err=True)
+            inside = [path / name for name in scan.videos]
             if not inside:
                 raise MrrnError(f"the folder {path} holds no video files")
             found += inside
@@ -198,7 +203,8 @@ def _answer(predictions: "Iterator[Prediction]", heads: "Heads", files: list[Pat
 @main.command()
 @run_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write. [default: WORK/bundles/DATASET-splitN]")
-def bundle(choose: Choose, out: Path | None) -> None:
+@clips_option
+def bundle(choose: Choose, out: Path | None, clips: str | None) -> None:
     """Copy the three trained heads into one folder to hand to somebody else: safetensors, JSON and a model card.
 
     The recipient predicts with `python -m fuse predict --bundle FOLDER`, without the cache or the videos.
@@ -210,8 +216,8 @@ def bundle(choose: Choose, out: Path | None) -> None:
     choice = choose()
     cache = read_scored_cache(choice.workspace, choice.dataset)
     results = evaluate(read_levels(choice), cache, choice.split, read_heldout(choice))
-    load_heads(choice.folders())  # raises unless the bundle can be used
+    heads = load_heads(choice.folders(), clips=clips)  # raises unless the bundle can be used
     out = out or choice.workspace.root / "bundles" / f"{choice.dataset}-split{choice.split}"
-    write_bundle(out, choice.folders(), summarise(results, caveats(results), made_now()))
+    write_bundle(out, choice.folders(), summarise(results, caveats(results), made_now()), heads.clips)
     _say_certainty(choice, results)
     click.echo(f"bundle: {out}")
