@@ -287,13 +287,15 @@ def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, devic
         f"train {', '.join(config.level for config in configs)} on {where}: {configs[0].videos['training']:,} videos "
         f"of {split.dataset.name}, split {split.number}, seed {configs[0].seed}, backbone weights {configs[0].weights}"
     )
-    note = ""
+    for note in split.dataset.one_sided_notes(split.number):
+        click.echo(note)
     if configs[0].watch:
         click.echo(
             f"watched after each epoch, not learned from: {configs[0].videos['watched']:,} training videos, a fifth of "
             "each class's groups; nothing is stopped or chosen by them"
         )
     click.echo(f"curves: tensorboard --logdir {shlex.quote(str(configs[0].folder(workspace).parent))}")
+    left_out = ""
     for config in configs:
         scores = run(split, config, workspace, where, fresh=fresh, group=group)
         if not group.leads:
@@ -309,6 +311,6 @@ def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, devic
             f"{config.level}-{config.pool}: {right:,} of {total:,} {half} videos right ({accuracy_text(right, total)}; "
             f"macro {macro:.1%}), {config.folder(workspace) / config.scores_file}"
         )
-        note = config.clips.note(scores.run["unread_frames"], scores.run["frames"], f"the {half} videos'")
-    if note:
-        click.echo(f"! {note}")
+        left_out = config.clips.note(scores.run["unread_frames"], scores.run["frames"], f"the {half} videos'")
+    if left_out:
+        click.echo(f"! {left_out}")
