@@ -108,7 +108,7 @@ def stream_features(
             piece = VideoRows(outcome=Outcome(video_id="", status="done"), pts_seconds=[pts_F[:count]])
             piece.features.append(video.features.pop(0))
             video.pts_seconds = [pts_F[count:]]
-            made = _result(piece, settings)
+            made = _result(piece, settings, engine.columns)
             if made.outcome.status == "failed":
                 video.refused = made.outcome.reason
             else:

@@ -250,7 +250,7 @@ class Strip:
 
     def add(self, segment: Segment) -> None:
         """Add the next segment."""
-        self.seconds[segment.label] += segment.end_seconds - segment.start_seconds
+        self.seconds[segment.label] += segment.end_seconds - segment.start_seconds  # type: ignore[assignment]
         while segment.end_seconds > 2 * self._width * self._cell_seconds:
             self._cell_seconds *= 2
             pairs = [self._cells[index : index + 2] for index in range(0, len(self._cells), 2)]
@@ -261,7 +261,7 @@ class Strip:
             until = min((cell + 1) * self._cell_seconds, segment.end_seconds)
             while len(self._cells) <= cell:
                 self._cells.append(Counter())
-            self._cells[cell][segment.label] += max(until - at, 0.0)
+            self._cells[cell][segment.label] += max(until - at, 0.0)  # type: ignore[assignment]
             at = until if until > at else np.nextafter(until, np.inf)
 
     def labels(self) -> list[int | None]:
@@ -387,8 +387,8 @@ def _vtt(text: str) -> str:
 
 def _row(cells: Sequence[str]) -> str:
     out = io.StringIO(newline="")
-    csv.writer(out, lineterminator="").writerow(cells)
-    return out.getvalue()
+    csv.writer(out).writerow(cells)
+    return out.getvalue().removesuffix("\r\n")
 
 
 def _json(value: dict[str, Any]) -> str:
