@@ -2,12 +2,13 @@
 
 import errno
 import io
+import re
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import click
 
@@ -18,11 +19,29 @@ from cache.common.workspace import Workspace
 FINISHED_WITH_FAILURES = 3
 """Exit code of a run that reached its end with some failed videos, which are listed."""
 
-_SYSTEM_REFUSES = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE),
-    *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENAMETOOLONG, errno.ENOTEMPTY),
+_ADVICE: Final = {
+    (errno.ENOSPC, errno.EDQUOT): "make room on the disk, or in the quota",
+    (errno.EFBIG,): "the largest file is limited (`ulimit -f`, or the file system)",
+    (errno.EACCES, errno.EPERM, errno.EROFS): "change the permissions, or choose another folder (WORK=, --work)",
+    (errno.EMFILE, errno.ENFILE): "allow more open files (`ulimit -n`)",
+    (errno.ENOMEM, errno.EAGAIN): "free memory or end other processes (`ulimit -v`, `ulimit -u`)",
+    (errno.ENAMETOOLONG,): "choose a folder with a shorter path (WORK=, --work), or shorter names",
+    (
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.EEXIST,
+        errno.ENOTEMPTY,
+        errno.ELOOP,
+    ): "something else has the name of a file or "
+    "folder that is needed: move it, or choose another folder (WORK=, --work)",
+    (errno.EIO, errno.ESTALE, errno.EBUSY, errno.EXDEV, errno.ENOLCK, errno.ETIMEDOUT): "check the disk and its mount",
+}
+"""What to do about errors of the machine and its disks. Others are bugs of this program."""
+
+_OUT_OF_MEMORY: Final = re.compile(
+    r"can't allocate memory|cannot allocate memory|can't start new thread|failed to map segment|out of memory", re.I
 )
-"""Errors of the machine and its disks. Others are bugs of this program."""
+"""What libraries say in a RuntimeError or ImportError when there is no memory."""
 
 
 class _ExpectedError(click.ClickException):
@@ -49,13 +68,20 @@ class StageGroup(click.Group):
         except MrrnError as error:
             raise _ExpectedError(str(error)) from error
         except OSError as error:
-            if error.errno not in _SYSTEM_REFUSES:
+            advice = next((text for numbers, text in _ADVICE.items() if error.errno in numbers), None)
+            if advice is None:
                 raise
+            raise _ExpectedError(f"the system refuses: {error}: {advice}. {_SAFE}") from error
+        except (MemoryError, RuntimeError, ImportError) as error:
+            if not (isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error))):
+                raise
+            first = str(error).partition("\n")[0]
             raise _ExpectedError(
-                f"the disk refuses: {error}. What was finished is safe: check the disk, permissions and open files "
-                "(`ulimit -n`), then run the same command again"
+                f"there is not enough memory{first and f' ({first})'}: free some, or lift the limit (`ulimit -v`). {_SAFE}"
             ) from error
 
+
+_SAFE: Final = "What was finished is safe; the same command then continues"
 
 work_option = click.option(
     "--work",

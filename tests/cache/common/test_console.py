@@ -45,6 +45,12 @@ def disk(number: int) -> None:
 
 
 @stage.command()
+@click.argument("text")
+def memory(text: str) -> None:
+    raise RuntimeError(text) if text else MemoryError
+
+
+@stage.command()
 @work_option
 @dataset_option
 def show(workspace: Workspace, dataset: str | None) -> None:
@@ -58,11 +64,27 @@ def test_an_expected_error_is_a_message_and_exit_code_1() -> None:
     assert result.stdout == ""
 
 
-def test_a_disk_that_refuses_is_an_expected_error_and_a_missing_file_a_bug() -> None:
-    full = CliRunner().invoke(stage, ["disk", str(errno.ENOSPC)])
-    assert full.exit_code == 1
-    assert "the disk refuses" in full.stderr
+@pytest.mark.parametrize("name", "ENOSPC EACCES EMFILE ENAMETOOLONG EFBIG ENOTEMPTY EROFS ENOTDIR EEXIST EIO".split())
+def test_what_the_system_refuses_is_an_expected_error_with_the_path(name: str) -> None:
+    refused = CliRunner().invoke(stage, ["disk", str(getattr(errno, name))])
+    assert refused.exit_code == 1
+    assert refused.stderr.startswith("error: the system refuses: ")
+    assert "somewhere" in refused.stderr
+    assert "the same command then continues" in refused.stderr
+
+
+def test_a_missing_file_is_a_bug() -> None:
     assert isinstance(CliRunner().invoke(stage, ["disk", str(errno.ENOENT)]).exception, FileNotFoundError)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried", "CUDA out of memory."]
+)
+def test_too_little_memory_is_an_expected_error(text: str) -> None:
+    result = CliRunner().invoke(stage, ["memory", text])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: there is not enough memory")
+    assert isinstance(CliRunner().invoke(stage, ["memory", "something else"]).exception, RuntimeError)
 
 
 def test_a_bug_keeps_its_traceback() -> None:
