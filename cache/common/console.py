@@ -75,10 +75,9 @@ class StageGroup(click.Group):
         except (MemoryError, RuntimeError, ImportError) as error:
             if not (isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error))):
                 raise
-            first = str(error).partition("\n")[0]
-            raise _ExpectedError(
-                f"there is not enough memory{first and f' ({first})'}: free some, or lift the limit (`ulimit -v`). {_SAFE}"
-            ) from error
+            said = str(error).partition("\n")[0]
+            text = f"there is not enough memory{said and f' ({said})'}: free some, or lift the limit (`ulimit -v`)"
+            raise _ExpectedError(f"{text}. {_SAFE}") from error
 
 
 _SAFE: Final = "What was finished is safe; the same command then continues"

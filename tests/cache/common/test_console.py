@@ -64,7 +64,10 @@ def test_an_expected_error_is_a_message_and_exit_code_1() -> None:
     assert result.stdout == ""
 
 
-@pytest.mark.parametrize("name", "ENOSPC EACCES EMFILE ENAMETOOLONG EFBIG ENOTEMPTY EROFS ENOTDIR EEXIST EIO".split())
+REFUSED = ["ENOSPC", "EACCES", "EMFILE", "ENAMETOOLONG", "EFBIG", "ENOTEMPTY", "EROFS", "ENOTDIR", "EEXIST", "EIO"]
+
+
+@pytest.mark.parametrize("name", REFUSED)
 def test_what_the_system_refuses_is_an_expected_error_with_the_path(name: str) -> None:
     refused = CliRunner().invoke(stage, ["disk", str(getattr(errno, name))])
     assert refused.exit_code == 1
