@@ -124,7 +124,12 @@ def replace_folder(path: Path, temporary: Path) -> None:
         remove(older)
         with contextlib.suppress(FileNotFoundError):
             path.rename(older)
-        temporary.rename(path)
+        try:
+            temporary.rename(path)
+        except OSError:
+            with contextlib.suppress(FileNotFoundError):
+                older.rename(path)
+            raise
         discard(older)
     fsync_folder(path.parent)
     discard(temporary)

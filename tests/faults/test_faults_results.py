@@ -3,15 +3,17 @@
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 import fuse.cli
 import train.cli
+import train.run
 from cache.common.files import read_json
 from cache.common.workspace import Workspace
 from cache.fingerprint import LEVELS
@@ -22,6 +24,8 @@ from fuse.predict import load_heads
 from tests.helpers.breaking import break_each_call
 from tests.helpers.train import grouped_dataset, trainable_cache
 from train.config import read_config
+from train.recipes import RECIPES
+from train.split import open_split
 
 MODULES = ("h5py", "cache.shards.hdf5", "torch", "torch.utils.tensorboard", "train.cli", "fuse.cli", "fuse.bundle")
 MODULES += ("fuse.report.samples", "fuse.report.sweeps", "fuse.report.timing", "fuse.predict", "tests.faults.hasty")
@@ -42,9 +46,15 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     trainable_cache(work, grouped_dataset(classes=2, groups=3, videos_per_group=1), fingerprint=made_with).close()
     Workspace(work).remember_dataset("tiny")
-    run("train", "--work", work)
-    run("train", "sweep", "--work", work, "--grid", "level=low", "--grid", "epochs=2", "--seeds", 1, "--jobs", 1)
+    split, recipe = (
+        open_split(Workspace(work), "tiny", 1),
+        replace(RECIPES["small"], name="tiny", hidden=4, layers=1, epochs=1, min_steps=0),
+    )
+    for level in LEVELS:
+        config = split.config(level=level, pool="mean", seed=0, recipe=recipe, usual=recipe, holdout=False)
+        train.run.run(split, config, Workspace(work), torch.device("cpu"))
     run("train", "--work", work, "--level", "low", *SMALL)
+    run("train", *(str(each).replace("WORK", str(work)) for each in SWEEP))
     run("fuse", "--work", work)
     summary = read_json(work / "report" / "tiny" / "split1" / "results.json")
     folders = {level: Workspace(work).run("tiny", 1, level, "mean", 0) for level in LEVELS}
@@ -102,7 +112,21 @@ def same_table(work: Path, done: Path) -> None:
 
 
 RUN = "runs/tiny/split1/low-mean-seed0-h4-l1-e2-b8"
-SWEEP = ("sweep", "--work", "WORK", "--grid", "level=low", "--grid", "epochs=2", "--seeds", "1", "--jobs", "1")
+SWEEP = (
+    "sweep",
+    "--work",
+    "WORK",
+    "--grid",
+    "level=low",
+    "--grid",
+    "epochs=1",
+    "--grid",
+    "hidden=4",
+    "--seeds",
+    "1",
+    "--jobs",
+    "1",
+)
 COMMANDS = {
     "train": Broken("train", ("--work", "WORK", "--level", "low", *SMALL), RUN, same_run),
     "sweep": Broken("train", SWEEP, "sweeps", same_table),
@@ -112,7 +136,8 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("every", [pytest.param(97, id="some"), pytest.param(1, id="each", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [29, 1], ids=["some", "each"])
 def test_the_same_command_continues(tmp_path: Path, done: Path, command: str, every: int) -> None:
     broken = COMMANDS[command]
 
