@@ -12,7 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from cache.aggregate import PAPER_WEIGHTS, check_weights
+from cache.clips import ClipRule
 from cache.common.errors import ScoreError, WeightsError
 from cache.common.files import (
     make_folder_durably,
@@ -27,6 +30,7 @@ from cache.common.files import (
 )
 from cache.common.text import markdown, markdown_table, some
 from cache.fingerprint import LEVELS, Level
+from fuse.calibration import Calibration
 from fuse.report.tables import NONE
 from fuse.results import TITLES
 from train.config import CHECKPOINT_BYTES, CHECKPOINT_FILE, CONFIG_FILE, note_unchecked
@@ -35,23 +39,23 @@ FORMAT: Final = 1
 DESCRIPTION: Final = "bundle.json"
 CARD: Final = "README.md"
 _FILES: Final = (CONFIG_FILE, CHECKPOINT_FILE)
-_KEPT: Final[Mapping[str, str]] = {"first": "the first", "even": "evenly spread"}
 
 
-def write_bundle(out: Path, folders: Mapping[Level, Path], summary: Mapping[str, Any]) -> None:
+def write_bundle(out: Path, folders: Mapping[Level, Path], summary: Mapping[str, Any], clips: ClipRule) -> None:
     """Write the heads of the run folders `folders` and their figures (`summary`, as in results.json) to `out`.
 
-    An older bundle is replaced as a whole, once the new one is complete beside it. Raises `ScoreError` if `out` holds
-    anything else.
+    `clips` is how it cuts new videos. An older bundle is replaced as a whole, once the new one is complete beside it.
+    Raises `ScoreError` if `out` holds anything else.
     """
     out = Path(os.path.realpath(out))  # a link to a folder stays one
     _check_replaceable(out)
     files = {f"{level}/{name}": read_plain(folder / name) for level, folder in folders.items() for name in _FILES}
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     kept = ("notes", "dataset", "split", "pool", "videos", "accuracy", "interval95", "macro", "paper", "fusion_weights")
-    also = ("weights", "subset", "classes", "fingerprint", "runs", "made")
-    description = {"format": FORMAT, **{name: summary[name] for name in (*kept, *also)}, "sha256": hashes}
-    files |= {CARD: model_card(summary).encode(), DESCRIPTION: sealed_json(description)}
+    also = ("calibration", "weights", "subset", "classes", "fingerprint", "runs", "made")
+    description = {"format": FORMAT, **{name: summary[name] for name in (*kept, *also)}}
+    description |= {"clip_rule": str(clips), "sha256": hashes}
+    files |= {CARD: model_card(summary, clips).encode(), DESCRIPTION: sealed_json(description)}
     temporary = out.with_name(f".tmp-{out.name}")
     remove(temporary)
     make_folder_durably(out.parent)
@@ -75,8 +79,13 @@ def _check_replaceable(out: Path) -> None:
         )
 
 
-def read_bundle(folder: Path) -> tuple[dict[Level, Path], dict[Level, float]]:
-    """Run folders and fusion weights of a bundle. Raises `WeightsError` if it is missing, changed or not readable."""
+def read_bundle(
+    folder: Path,
+) -> tuple[dict[Level, Path], dict[Level, float], Calibration | None, str | None]:
+    """Run folders, fusion weights, calibration and clip rule (None: the runs') of a bundle.
+
+    Raises `WeightsError` if it is missing, changed or not readable.
+    """
     path = folder / DESCRIPTION
     try:
         description, sealed = read_json_and_seal(path)
@@ -87,6 +96,10 @@ def read_bundle(folder: Path) -> tuple[dict[Level, Path], dict[Level, float]]:
         # In the order in which trained runs are added, so that the sums are the same to the bit.
         weights: dict[Level, float] = {level: float(description["fusion_weights"][level]) for level in PAPER_WEIGHTS}
         check_weights(weights)
+        calibration = description.get("calibration")
+        calibration = None if calibration is None else Calibration.from_json(calibration)
+        rule = description.get("clip_rule")
+        _ = rule is None or ClipRule().changed(rule)
         for name in (f"{level}/{file}" for level in LEVELS for file in _FILES):
             if hashlib.sha256(read_bounded(folder / name, CHECKPOINT_BYTES)).hexdigest() != description["sha256"][name]:
                 raise WeightsError(f"{folder / name} is not the file that the bundle was made with; copy it again")
@@ -96,14 +109,13 @@ def read_bundle(folder: Path) -> tuple[dict[Level, Path], dict[Level, float]]:
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise WeightsError(f"{folder} is not a bundle that can be read: {error!r}; get it again") from error
-    return {level: folder / level for level in LEVELS}, weights
+    return {level: folder / level for level in LEVELS}, weights, calibration, rule
 
 
-def model_card(summary: Mapping[str, Any]) -> str:
+def model_card(summary: Mapping[str, Any], clips: ClipRule) -> str:
     """README.md of a bundle: what the heads are, what they need, how good they are, what they are not for."""
     identity, environment = summary["fingerprint"]["identity"], summary["fingerprint"]["environment"]
-    rule = summary["runs"]["high"]["clips"]
-    rate = "the native frame rate" if rule["fps"] is None else f"{rule['fps']:g} frames a second"
+    measured = msgspec.convert(summary["runs"]["high"]["clips"], ClipRule)
     printed = summary["paper"]
     rows = []
     for model, accuracy in summary["accuracy"].items():
@@ -125,14 +137,21 @@ def model_card(summary: Mapping[str, Any]) -> str:
         backbone=markdown(str(identity["backbone"])),
         transform=markdown(str(identity["transform"])),
         precision=markdown(f"{environment['precision']} on {environment['device']}"),
-        clips=f"{rule['length']} frames at {rate}, a clip every {rule['stride']} frames, "
-        f"at most {rule['max_clips']} of a video ({_KEPT[rule['keep']]})",
-        count=len(summary["classes"]),
+        clips=clips.words + ("" if clips == measured else f"; trained and measured with {measured.words}"),
+        certainty=markdown(summary["certainty"]),
+        unknown=_UNKNOWN[summary["calibration"] is not None].format(count=len(summary["classes"])),
         classes=", ".join(map(markdown, summary["classes"])),
         version=summary["made"]["version"],
         date=summary["made"]["date"],
     )
 
+
+_UNKNOWN: Final = (
+    "It always names one of its {count} classes, also for a video that shows none of them.",
+    "A video that shows none of its {count} classes may still be given one. The threshold was found with heads that\n"
+    "had not learned from those videos, and all of these show one.",
+)
+"""What becomes of a video of no class, without calibration and with it."""
 
 _CARD = """# MRRN heads for {dataset}
 
@@ -161,8 +180,9 @@ the mean of the classes' accuracies. Fused against the high level alone: {agains
 
 ## What it is not for
 
-It always names one of its {count} classes, also for a video that shows none of them, and its probabilities are not
-calibrated. Decisions about people should not rest on it. The licences of the backbone's weights and of the training
+Its probabilities: {certainty}.
+
+{unknown} Decisions about people should not rest on it. The licences of the backbone's weights and of the training
 videos apply to what is made with them.
 
 ## Classes

@@ -1,21 +1,25 @@
 """`python -m fuse`: stage three, scores to predictions, tables, figures and a page to read."""
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from cache.common.console import FINISHED_WITH_FAILURES, StageGroup, device_option
+from cache.aggregate import PAPER_WEIGHTS
+from cache.common.console import FINISHED_WITH_FAILURES, StageGroup, clips_option, device_option
 from cache.common.errors import DecodeError, MrrnError
 from cache.store import FeatureCache
-from extract.datasets.paths import find_videos, require_folder
-from fuse.scores import RunChoice, read_curve, read_levels, read_scored_cache, run_options, searched_weights
+from extract.datasets.paths import require_folder, scan_folder
+from fuse.scores import RunChoice, read_curve, read_heldout, read_levels, read_scored_cache, run_options
 
 if TYPE_CHECKING:
     from fuse.predict import Heads, Prediction
+    from fuse.results import Results
 
 Choose = Callable[[], RunChoice]
 
@@ -50,7 +54,7 @@ def _fuse(choice: RunChoice) -> None:
     tables, workspace = read_levels(choice), choice.workspace
     cache = read_scored_cache(workspace, choice.dataset)
     curves = {level: read_curve(folder) for level, folder in choice.folders().items()}
-    results = evaluate(tables, cache, choice.split, searched_weights(choice, tables), curves)
+    results = evaluate(tables, cache, choice.split, read_heldout(choice), curves)
     notes, samples = caveats(results), choose_samples(results)
     extras = Extras(
         samples=samples,
@@ -60,10 +64,26 @@ def _fuse(choice: RunChoice) -> None:
     )
     page = publish(workspace.report(choice.dataset, choice.split), results, notes, made_now(), extras)
     click.echo(to_text(table_3(results, notes, literature=False)))
-    click.echo(f"\nfused against the high level alone: {results.against('high').text}")
+    click.echo()
+    _echo(f"fused against the high level alone: {results.against('high').text}")
+    _say_certainty(choice, results)
     if several := mean_over_splits(choice):
         click.echo(f"\n{several}")
     click.echo(f"\nreport: {page}")
+
+
+def _echo(text: str) -> None:
+    click.echo(click.wrap_text(text, 80, subsequent_indent="  "))
+
+
+def _say_certainty(choice: RunChoice, results: "Results") -> None:
+    """Print what the probabilities are worth, and what to do where they are not calibrated, with its price."""
+    _echo(f"probabilities: {results.certainty}")
+    if results.calibration is None:
+        seconds = sum(epoch.seconds for folder in choice.folders().values() for epoch in read_curve(folder))
+        price = f" in about {0.8 * seconds:,.0f} s" if seconds else ""
+        command = shlex.join(["python", "-m", "train", *choice.options(), "--holdout"])
+        click.echo(f"  `make fuse` with CALIBRATE=1 trains such runs{price}, or:\n  {command}")
 
 
 @main.command()
@@ -91,6 +111,7 @@ def reproduce(choose: Choose, device: str, seeds: int) -> None:
 @click.option("--weights", help="The backbone's weights, if they are no longer where extraction had them.")
 @device_option
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Videos decoded at the same time.")
+@clips_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the probabilities of all classes.")
 def predict(
     choose: Choose,
@@ -99,6 +120,7 @@ def predict(
     weights: str | None,
     device: str,
     jobs: int,
+    clips: str | None,
     as_json: bool,
 ) -> None:
     """Name the five most probable classes of new videos (files, or folders of them).
@@ -114,14 +136,17 @@ def predict(
     """
     files = _find_files(videos)  # before torch is imported, so that a wrong path is told at once
     from fuse.bundle import read_bundle
+    from fuse.calibration import calibrate
     from fuse.predict import load_heads, open_backbone, settings_for, weights_for
     from fuse.predict import predict as run
 
     if bundle:
-        heads, recorded = load_heads(*read_bundle(bundle)), None
+        heads, recorded = load_heads(*read_bundle(bundle), clips), None
     else:
         choice = choose()
-        heads = load_heads(choice.folders())
+        heldout = read_heldout(choice)
+        calibration = calibrate(heldout.levels, heldout.labels, PAPER_WEIGHTS) if heldout else None
+        heads = load_heads(choice.folders(), calibration=calibration, clips=clips)
         with FeatureCache.open(choice.workspace.cache(choice.dataset)) as cache:
             recorded = cache.settings.get("weights")
     settings = settings_for(heads, weights=weights_for(heads, weights, recorded), device=device, jobs=jobs)
@@ -134,7 +159,10 @@ def _find_files(given: Iterable[Path]) -> list[Path]:
     for path in given:
         if path.is_dir():
             root = require_folder(path, "give a video file or a folder of them")
-            inside = [path / name for name in find_videos(root)]
+            scan = scan_folder(root)
+            for line in scan.passed_over_text():
+                click.echo(f"{path}: {line}", err=True)
+            inside = [path / name for name in scan.videos]
             if not inside:
                 raise MrrnError(f"the folder {path} holds no video files")
             found += inside
@@ -162,7 +190,8 @@ def _answer(predictions: "Iterator[Prediction]", heads: "Heads", files: list[Pat
         done.sort(key=lambda prediction: order[prediction.video])
         answers = [to_json(prediction, heads.classes) for prediction in done]
         # ASCII, so that no encoding of the output changes a name.
-        click.echo(json.dumps({"notes": notes, "predictions": answers}, indent=2))
+        calibration = heads.calibration and asdict(heads.calibration)
+        click.echo(json.dumps({"notes": notes, "calibration": calibration, "predictions": answers}, indent=2))
     failed = [prediction for prediction in done if prediction.fused is None]
     if len(failed) == len(done):
         raise DecodeError(f"no video could be predicted: {failed[0].video}: {failed[0].reason}")
@@ -174,7 +203,8 @@ def _answer(predictions: "Iterator[Prediction]", heads: "Heads", files: list[Pat
 @main.command()
 @run_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write. [default: WORK/bundles/DATASET-splitN]")
-def bundle(choose: Choose, out: Path | None) -> None:
+@clips_option
+def bundle(choose: Choose, out: Path | None, clips: str | None) -> None:
     """Copy the three trained heads into one folder to hand to somebody else: safetensors, JSON and a model card.
 
     The recipient predicts with `python -m fuse predict --bundle FOLDER`, without the cache or the videos.
@@ -184,8 +214,10 @@ def bundle(choose: Choose, out: Path | None) -> None:
     from fuse.results import caveats, evaluate, made_now, summarise
 
     choice = choose()
-    results = evaluate(read_levels(choice), read_scored_cache(choice.workspace, choice.dataset), choice.split)
-    load_heads(choice.folders())  # raises unless the bundle can be used
+    cache = read_scored_cache(choice.workspace, choice.dataset)
+    results = evaluate(read_levels(choice), cache, choice.split, read_heldout(choice))
+    heads = load_heads(choice.folders(), clips=clips)  # raises unless the bundle can be used
     out = out or choice.workspace.root / "bundles" / f"{choice.dataset}-split{choice.split}"
-    write_bundle(out, choice.folders(), summarise(results, caveats(results), made_now()))
+    write_bundle(out, choice.folders(), summarise(results, caveats(results), made_now()), heads.clips)
+    _say_certainty(choice, results)
     click.echo(f"bundle: {out}")

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Final, Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,18 +24,23 @@ from cache.aggregate import (
     correct,
     fraction,
     fuse_levels,
+    log_loss,
     macro_accuracy,
     per_class,
     predicted,
+    search_weights,
     wilson,
 )
+from cache.clips import ClipRule
 from cache.common.errors import ScoreError
+from cache.dataset import Half
 from cache.fingerprint import LEVELS, Level
 from cache.scores import ScoreTable
 from extract.network.weights import is_file_spec
 from extract.settings import IMAGENET
 from fuse import metrics, paper
-from fuse.scores import Epoch, ScoredCache, check_against_cache, check_same
+from fuse.calibration import SCALED, Calibration, Refusals, Scaled, calibrate, refusals, reliability, scaled
+from fuse.scores import Epoch, Heldout, ScoredCache, check_against_cache, check_same
 from train.config import version_of
 from train.recipes import Recipe
 
@@ -54,6 +60,8 @@ TITLES: Final[Mapping[Model, str]] = {
 
 PAPER_RECIPE: Final = Recipe().name
 """The recipe whose every field is the paper's."""
+
+HALVES: Final[tuple[Half, Half]] = ("train", "test")
 
 FORMAT: Final = 1
 """Format of results.json."""
@@ -77,6 +85,8 @@ class Results:
     """`[N, K]` for each model, in the order in which they are shown; NaN rows for videos without features."""
     searched_weights: Mapping[Level, float] | None = None
     """Fusion weights found on held-out training videos; None if no runs without them were trained."""
+    calibration: Calibration | None = None
+    """Temperatures and threshold found on them; None without such runs, or with too few videos."""
     curves: Mapping[Level, Sequence[Epoch]] = field(default_factory=dict)
     """The epochs of each level's training."""
 
@@ -99,6 +109,24 @@ class Results:
     def pool(self) -> str:
         """Temporal pooling of the heads: mean, max or attention."""
         return str(self.runs["high"].get("pool"))
+
+    @property
+    def unread_share(self) -> float | None:
+        """Share of the scored videos' frames that are in no clip; None if the scores do not say, as older ones."""
+        frames, unread = (self.runs["high"].get(name) for name in ("frames", "unread_frames"))
+        return unread / frames if type(frames) is int and type(unread) is int and 0 <= unread <= frames > 0 else None
+
+    @property
+    def clips_note(self) -> str:
+        """What has to be said of the frames that are in no clip; may be empty."""
+        if self.unread_share is None:
+            return ""
+        run = self.runs["high"]
+        try:
+            rule = msgspec.convert(run["clips"], ClipRule)
+        except (KeyError, msgspec.ValidationError) as error:
+            raise ScoreError(f"the scores' clip rule cannot be read: {error}; train again") from error
+        return rule.note(run["unread_frames"], run["frames"], "the scored videos'")
 
     @property
     def weights(self) -> str:
@@ -140,6 +168,35 @@ class Results:
         """95 % interval of the accuracy, Wilson's."""
         return wilson(int(self.correct[model].sum()), len(self.labels))
 
+    def calibrated(self, name: Scaled) -> NDArray[np.float64] | None:
+        """A model's probabilities `[N, K]` at its temperature; None if none was found."""
+        found = self.calibration
+        return None if found is None else scaled(self.probabilities[name], found.temperatures[name])
+
+    @cached_property
+    def refusals(self) -> Refusals | None:
+        """What "none of these" does to the test videos; None if there is no threshold."""
+        fused = self.calibrated("fused")
+        if self.calibration is None or fused is None:
+            return None
+        return refusals(fused.max(axis=1), self.correct["fused"], self.calibration.threshold)
+
+    @property
+    def certainty(self) -> str:
+        """How far the probabilities can be believed, in words."""
+        fused, test = self.calibrated("fused"), self.refusals
+        if self.calibration is None or fused is None or test is None:
+            return f"not calibrated: there are no runs that held {FEW_VIDEOS} training videos or more out"
+        kinds = (self.probabilities["fused"], fused)
+        before, after = (f"{100 * reliability(each, self.labels)[0]:.1f}" for each in kinds)
+        loss_before, loss_after = (f"{log_loss(each, self.labels):.3f}" for each in kinds)
+        return (
+            f"{self.calibration.text}. On the test videos: log loss {loss_after}, was {loss_before}; "
+            f"calibration error {after} points, was {before}; "
+            f"loses {test.right_lost:,} of {test.right:,} right answers and {test.wrong_refused:,} of {test.wrong:,} "
+            "wrong ones"
+        )
+
     def against(self, other: Model) -> metrics.Comparison:
         """The fused model against another one."""
         return metrics.compare(self.correct["fused"], self.correct[other])
@@ -156,6 +213,12 @@ class Results:
         difference = None if printed is None else accuracy - printed
         found = {"accuracy": accuracy, **asdict(self.interval(model)), "macro": self.macro(model)}
         return {**found, "top5": self.top5(model), "paper": printed, "difference": difference}
+
+    def one_sided(self, half: Half) -> list[str]:
+        """Classes that only this half of the split has videos of."""
+        in_half = {each: {sample.label for sample in self.cache.dataset.half(self.split, each)} for each in HALVES}
+        other = next(each for each in HALVES if each != half)
+        return [name for label, name in enumerate(self.classes) if label in in_half[half] - in_half[other]]
 
     def confusion(self) -> NDArray[np.int64]:
         """Counts of the fused model `[K, K + 1]`: row = true class, column = predicted, the last one = none."""
@@ -180,12 +243,12 @@ def evaluate(
     tables: Mapping[Level, ScoreTable],
     cache: ScoredCache,
     split: int,
-    searched_weights: Mapping[Level, float] | None = None,
+    heldout: Heldout | None = None,
     curves: Mapping[Level, Sequence[Epoch]] | None = None,
 ) -> Results:
     """Fuse the levels' scores of a split's test videos. Raises `ScoreError` listing what does not belong together.
 
-    `searched_weights` are those of `fuse.scores.searched_weights`, if there are any.
+    On `heldout` videos, if there are any, fusion weights, temperatures and a threshold are found.
     """
     check_same(tables)
     expected = {video.id: video.label for video in cache.dataset.half(split, "test") if video.label is not None}
@@ -196,8 +259,9 @@ def evaluate(
     models: dict[Model, NDArray[np.float64]] = {level: levels[level] for level in LEVELS}
     models["fused"] = fuse_levels(levels, PAPER_WEIGHTS)
     models["mean"] = fuse_levels(levels, MEAN_WEIGHTS)
-    if searched_weights is not None:
-        models["searched"] = fuse_levels(levels, searched_weights)
+    searched = search_weights(heldout.levels, heldout.labels) if heldout else None
+    if searched is not None:
+        models["searched"] = fuse_levels(levels, searched)
     return Results(
         cache=cache,
         split=split,
@@ -206,7 +270,8 @@ def evaluate(
         video_ids=tuple(expected),
         labels=np.fromiter(expected.values(), dtype=np.int64),
         probabilities=models,
-        searched_weights=searched_weights,
+        searched_weights=searched,
+        calibration=calibrate(heldout.levels, heldout.labels, PAPER_WEIGHTS) if heldout else None,
         curves=curves or {},
     )
 
@@ -228,11 +293,14 @@ def caveats(results: Results) -> list[str]:
         of_classes = f" of {subset.published_classes}" if subset.published_classes else ""
         missing = f" {len(subset.missing):,} listed videos were not there." if subset.missing else ""
         found.append(
-            f"subset: {len(dataset.videos):,}{of_videos} videos, {len(dataset.classes)}{of_classes} classes, "
+            f"subset: {len(dataset.videos):,}{of_videos} videos, {len(dataset.class_counts())}{of_classes} classes, "
             f"{test_videos:,} test videos.{missing} Not comparable with results on the whole dataset."
         )
     if results.dataset in paper.DATASETS and results.split != paper.SPLIT:
         found.append(f"split {results.split}: the paper's figures beside ours are of split {paper.SPLIT}.")
+    if note := results.clips_note:
+        found.append(f"{note}.")
+    found += [f"{note}." for note in dataset.one_sided_notes(results.split)]
     if results.missing:
         found.append(f"{len(results.missing):,} of {test_videos:,} test videos have no features and count as wrong.")
     if test_videos < FEW_VIDEOS:
@@ -282,6 +350,7 @@ def summarise(results: Results, notes: Sequence[str], made: Made) -> dict[str, A
         "pool": results.pool,
         "videos": len(results.video_ids),
         "clips": results.clips,
+        "unread_share": results.unread_share,
         "missing_videos": _with_reasons(results.missing),
         "suspect_videos": _with_reasons(results.suspect),
         "accuracy": {model: results.accuracy(model) for model in MODELS},
@@ -291,10 +360,15 @@ def summarise(results: Results, notes: Sequence[str], made: Made) -> dict[str, A
         "fused_against": {model: _comparison(results.against(model)) for model in results.models if model != "fused"},
         "fusion_weights": dict(PAPER_WEIGHTS),
         "searched": searched and {"fusion_weights": dict(searched), "accuracy": results.accuracy("searched")},
+        "calibration": results.calibration and asdict(results.calibration),
+        "none_of_these": results.refusals and asdict(results.refusals),
+        "certainty": results.certainty,
+        "reliability": {name: _reliability(results, name) for name in SCALED},
         "paper": {model: value for model, value in results.paper.items() if value is not None},
         "weights": results.weights,
         "subset": subset and asdict(subset),
         "classes": list(results.classes),
+        "classes_in_one_half": {half: results.one_sided(half) for half in HALVES},
         # JSON has no NaN: a class without test videos has no accuracy.
         "per_class": {model: [None if x != x else x for x in results.per_class(model).tolist()] for model in MODELS},
         "confusion": results.confusion().tolist(),
@@ -303,6 +377,20 @@ def summarise(results: Results, notes: Sequence[str], made: Made) -> dict[str, A
         "curves": {level: [asdict(epoch) for epoch in epochs] for level, epochs in results.curves.items()},
         "made": asdict(made),
     }
+
+
+def _reliability(results: Results, name: Scaled) -> dict[str, Any]:
+    """Calibration error, log loss and bins on the test videos, of probabilities as they are and calibrated."""
+    kinds = {"raw": results.probabilities[name], "calibrated": results.calibrated(name)}
+    found: dict[str, Any] = {}
+    for kind, probabilities_NK in kinds.items():
+        if probabilities_NK is None:
+            found |= {f"ece_{kind}": None, f"log_loss_{kind}": None, f"bins_{kind}": []}
+            continue
+        error, bins = reliability(probabilities_NK, results.labels)
+        loss = log_loss(probabilities_NK, results.labels)
+        found |= {f"ece_{kind}": error, f"log_loss_{kind}": loss, f"bins_{kind}": list(map(asdict, bins))}
+    return found
 
 
 def _comparison(compared: metrics.Comparison) -> dict[str, Any]:

@@ -2,46 +2,35 @@
 
 import errno
 import io
-import re
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import click
 
+from cache.clips import CLIPS_FORM, CLIPS_HELP, ClipRule
 from cache.common.errors import MrrnError
+from cache.common.files import out_of_memory
 from cache.common.text import visible
 from cache.common.workspace import Workspace
 
 FINISHED_WITH_FAILURES = 3
 """Exit code of a run that reached its end with some failed videos, which are listed."""
 
-_ADVICE: Final = {
-    (errno.ENOSPC, errno.EDQUOT): "make room on the disk, or in the quota",
-    (errno.EFBIG,): "the largest file is limited (`ulimit -f`, or the file system)",
-    (errno.EACCES, errno.EPERM, errno.EROFS): "change the permissions, or choose another folder (WORK=, --work)",
-    (errno.EMFILE, errno.ENFILE): "allow more open files (`ulimit -n`)",
-    (errno.ENOMEM, errno.EAGAIN): "free memory or end other processes (`ulimit -v`, `ulimit -u`)",
-    (errno.ENAMETOOLONG,): "choose a folder with a shorter path (WORK=, --work), or shorter names",
-    (
-        errno.ENOTDIR,
-        errno.EISDIR,
-        errno.EEXIST,
-        errno.ENOTEMPTY,
-        errno.ELOOP,
-    ): "something else has the name of a file or "
-    "folder that is needed: move it, or choose another folder (WORK=, --work)",
-    (errno.EIO, errno.ESTALE, errno.EBUSY, errno.EXDEV, errno.ENOLCK, errno.ETIMEDOUT): "check the disk and its mount",
-}
-"""What to do about errors of the machine and its disks. Others are bugs of this program."""
-
-_OUT_OF_MEMORY: Final = re.compile(
-    r"can't allocate memory|cannot allocate memory|can't start new thread|failed to map segment|out of memory", re.I
+_SYSTEM_REFUSES = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE),
+    *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EBUSY),
+    *(errno.ENAMETOOLONG, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP),
 )
-"""What libraries say in a RuntimeError or ImportError when there is no memory."""
+"""Errors of the machine, its disks and what lies on them. Others, and a file that is missing, are bugs."""
+
+
+_REFUSAL_TEXTS = [os.strerror(number) for number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES)]
+_REFUSAL_TEXTS.append("failed to map segment")  # the loader, without memory
 
 
 class _ExpectedError(click.ClickException):
@@ -67,20 +56,31 @@ class StageGroup(click.Group):
             return super().invoke(ctx)
         except MrrnError as error:
             raise _ExpectedError(str(error)) from error
-        except OSError as error:
-            advice = next((text for numbers, text in _ADVICE.items() if error.errno in numbers), None)
-            if advice is None:
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if (refusal := _refusal(error)) is None:
                 raise
-            raise _ExpectedError(f"the system refuses: {error}: {advice}. {_SAFE}") from error
-        except (MemoryError, RuntimeError, ImportError) as error:
-            if not (isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error))):
-                raise
-            said = str(error).partition("\n")[0]
-            text = f"there is not enough memory{said and f' ({said})'}: free some, or lift the limit (`ulimit -v`)"
-            raise _ExpectedError(f"{text}. {_SAFE}") from error
+            raise _ExpectedError(
+                f"the system refuses: {refusal}. What was finished is safe: check the path, its permissions, the disk, "
+                "free memory and open files (`ulimit -n`), then run the same command again"
+            ) from error
 
 
-_SAFE: Final = "What was finished is safe; the same command then continues"
+def _refusal(error: BaseException) -> str | None:
+    """What the system refused, if that is where `error` comes from."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if out_of_memory(cause):
+            return f"memory ({cause})" if str(cause) else "memory"
+        if isinstance(cause, OSError) and cause.errno in _SYSTEM_REFUSES:
+            return str(cause)
+        # A library that is loaded when it is first needed says so in its own words.
+        if isinstance(cause, ImportError) and any(text in str(cause) for text in _REFUSAL_TEXTS):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return None
+
 
 work_option = click.option(
     "--work",
@@ -101,6 +101,19 @@ dataset_option = click.option(
 device_option = click.option(
     "--device", default="auto", show_default=True, metavar="NAME", help="auto (CUDA where there is one), cpu, cuda[:N]."
 )
+
+
+def _clips_text(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    """Returns the text if a clip rule can be changed by it."""
+    if value is not None:
+        try:
+            ClipRule().changed(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+    return value
+
+
+clips_option = click.option("--clips", metavar=CLIPS_FORM, callback=_clips_text, help=CLIPS_HELP)
 
 
 def choose_dataset(workspace: Workspace, given: str | None) -> str:
