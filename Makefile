@@ -3,7 +3,7 @@ PYTHON3 ?= python3.11
 WORK ?= work
 
 # The variables of the three stages; each may be given on the command line or in the environment.
-override VARIABLES := DATASET DATA SUBSET WEIGHTS LEVEL POOL SPLIT SEED RECIPE VIEWS FORMAT DEVICE JOBS ENGINE WORKERS WATCH CALIBRATE FRESH TABLE VIDEO CACHE WORK BACKBONE
+override VARIABLES := DATASET DATA SUBSET WEIGHTS LEVEL POOL SPLIT SEED RECIPE VIEWS FORMAT DEVICE JOBS ENGINE WORKERS WATCH CALIBRATE FRESH TABLE VIDEO CACHE AGAIN WORK BACKBONE
 
 # What is given is text. Make would expand it: `$(shell ...)` in a file's name would run, `$HOME` become OME.
 override define newline
@@ -22,7 +22,7 @@ override COMMON = --work $(call quoted,$(WORK)) $(call option,--dataset,DATASET)
 override EXTRACT = $(call option,--data,DATA) $(if $(filter-out 0 no false,$(SUBSET)),--subset) $(call option,--weights,WEIGHTS) \
 	$(call option,--backbone,BACKBONE) \
 	$(call option,--views,VIEWS) $(call option,--format,FORMAT) $(call option,--cache,CACHE) $(call option,--jobs,JOBS) \
-	$(call option,--engine,ENGINE) $(call option,--workers,WORKERS)
+	$(call option,--engine,ENGINE) $(call option,--workers,WORKERS) $(call option,--again,AGAIN)
 override TRAIN = $(call option,--pool,POOL) $(call option,--split,SPLIT) $(call option,--seed,SEED) $(call option,--recipe,RECIPE) \
 	$(if $(filter-out 0 no false,$(WATCH)),--watch) $(if $(filter-out 0 no false,$(FRESH)),--fresh)
 override FUSE = --work $(call quoted,$(WORK)) $(call option,--dataset,DATASET) $(call option,--pool,POOL) $(call option,--split,SPLIT) \
@@ -58,7 +58,7 @@ train: cached ## stage two: cached features -> heads and scores      DATASET= LE
 
 fuse: ## stage three: scores -> predictions, tables, report  DATASET= POOL= RECIPE= SPLIT= SEED= CALIBRATE=1
 	@$(MAKE) --no-print-directory train LEVEL=all
-	$(if $(filter-out 0 no false,$(CALIBRATE)),$(PY) -m train $(COMMON) $(TRAIN) --holdout)
+	$(if $(filter-out 0 no false,$(WATCH)),,$(if $(filter-out 0 no false,$(CALIBRATE)),$(PY) -m train $(COMMON) $(TRAIN) --holdout))
 	$(PY) -m fuse $(FUSE)
 
 data: $(READY) ## download and unpack the official videos and splits  DATASET=ucf101|hmdb51 DATA=

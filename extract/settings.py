@@ -304,6 +304,7 @@ class OneTimeOptions:
         help="With --engine ray: GPUs, or cores, to use. [default: all that the cluster has now]",
     )
     retry_failed: bool = setting(False, is_flag=True, help="Try the failed videos once more.")
+    again: tuple[str, ...] = setting((), metavar="ID", multiple=True, help="Extract this video anew; repeatable.")
     allow_drift: bool = setting(False, is_flag=True, help="Go on although versions or device differ; shards record it.")
 
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import click
 
 from cache.aggregate import PAPER_WEIGHTS
-from cache.common.console import FINISHED_WITH_FAILURES, StageGroup, device_option
+from cache.common.console import FINISHED_WITH_FAILURES, StageGroup, clips_option, device_option
 from cache.common.errors import DecodeError, MrrnError
 from cache.common.files import write_bytes_durably
 from cache.store import FeatureCache
-from extract.datasets.paths import find_videos, require_folder
+from extract.datasets.paths import require_folder, scan_folder
 from fuse.scores import RunChoice, read_curve, read_heldout, read_levels, read_scored_cache, run_options
 
 if TYPE_CHECKING:
@@ -65,23 +65,26 @@ def _fuse(choice: RunChoice) -> None:
     )
     page = publish(workspace.report(choice.dataset, choice.split), results, notes, made_now(), extras)
     click.echo(to_text(table_3(results, notes, literature=False)))
-    click.echo(f"\nfused against the high level alone: {results.against('high').text}")
+    click.echo()
+    _echo(f"fused against the high level alone: {results.against('high').text}")
     _say_certainty(choice, results)
     if several := mean_over_splits(choice):
         click.echo(f"\n{several}")
     click.echo(f"\nreport: {page}")
 
 
+def _echo(text: str) -> None:
+    click.echo(click.wrap_text(text, 80, subsequent_indent="  "))
+
+
 def _say_certainty(choice: RunChoice, results: "Results") -> None:
     """Print what the probabilities are worth, and what to do where they are not calibrated, with its price."""
-    click.echo(f"probabilities: {results.certainty}")
+    _echo(f"probabilities: {results.certainty}")
     if results.calibration is None:
         seconds = sum(epoch.seconds for folder in choice.folders().values() for epoch in read_curve(folder))
         price = f" in about {0.8 * seconds:,.0f} s" if seconds else ""
         command = shlex.join(["python", "-m", "train", *choice.options(), "--holdout"])
-        click.echo(
-            f"  `make fuse` with CALIBRATE=1, or `{command}`, trains such runs{price}; then give this command again"
-        )
+        click.echo(f"  `make fuse` with CALIBRATE=1 trains such runs{price}, or:\n  {command}")
 
 
 @main.command()
@@ -109,6 +112,7 @@ def reproduce(choose: Choose, device: str, seeds: int) -> None:
 @click.option("--weights", help="The backbone's weights, if they are no longer where extraction had them.")
 @device_option
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Videos decoded at the same time.")
+@clips_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the probabilities of all classes.")
 def predict(
     choose: Choose,
@@ -117,6 +121,7 @@ def predict(
     weights: str | None,
     device: str,
     jobs: int,
+    clips: str | None,
     as_json: bool,
 ) -> None:
     """Name the five most probable classes of new videos (files, or folders of them).
@@ -173,12 +178,12 @@ def _heads(choose: Choose, bundle: Path | None, weights: str | None) -> "tuple[H
     from fuse.predict import load_heads, weights_for
 
     if bundle:
-        heads, recorded = load_heads(*read_bundle(bundle)), None
+        heads, recorded = load_heads(*read_bundle(bundle), clips), None
     else:
         choice = choose()
         heldout = read_heldout(choice)
         calibration = calibrate(heldout.levels, heldout.labels, PAPER_WEIGHTS) if heldout else None
-        heads = load_heads(choice.folders(), calibration=calibration)
+        heads = load_heads(choice.folders(), calibration=calibration, clips=clips)
         with FeatureCache.open(choice.workspace.cache(choice.dataset)) as cache:
             recorded = cache.settings.get("weights")
     return heads, weights_for(heads, weights, recorded)
@@ -190,7 +195,10 @@ def _find_files(given: Iterable[Path]) -> list[Path]:
     for path in given:
         if path.is_dir():
             root = require_folder(path, "give a video file or a folder of them")
-            inside = [path / name for name in find_videos(root)]
+            scan = scan_folder(root)
+            for line in scan.passed_over_text():
+                click.echo(f"{path}: {line}", err=True)
+            inside = [path / name for name in scan.videos]
             if not inside:
                 raise MrrnError(f"the folder {path} holds no video files")
             found += inside
@@ -231,7 +239,8 @@ def _answer(predictions: "Iterator[Prediction]", heads: "Heads", files: list[Pat
 @main.command()
 @run_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write. [default: WORK/bundles/DATASET-splitN]")
-def bundle(choose: Choose, out: Path | None) -> None:
+@clips_option
+def bundle(choose: Choose, out: Path | None, clips: str | None) -> None:
     """Copy the three trained heads into one folder to hand to somebody else: safetensors, JSON and a model card.
 
     The recipient predicts with `python -m fuse predict --bundle FOLDER`, without the cache or the videos.
@@ -243,8 +252,8 @@ def bundle(choose: Choose, out: Path | None) -> None:
     choice = choose()
     cache = read_scored_cache(choice.workspace, choice.dataset)
     results = evaluate(read_levels(choice), cache, choice.split, read_heldout(choice))
-    load_heads(choice.folders())  # raises unless the bundle can be used
+    heads = load_heads(choice.folders(), clips=clips)  # raises unless the bundle can be used
     out = out or choice.workspace.root / "bundles" / f"{choice.dataset}-split{choice.split}"
-    write_bundle(out, choice.folders(), summarise(results, caveats(results), made_now()))
+    write_bundle(out, choice.folders(), summarise(results, caveats(results), made_now()), heads.clips)
     _say_certainty(choice, results)
     click.echo(f"bundle: {out}")

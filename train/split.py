@@ -17,7 +17,7 @@ from cache.dataset import Dataset, Half, Sample
 from cache.fingerprint import Level
 from cache.store import FeatureCache
 from train.config import PACKAGES, RunConfig, variant_of, version_of
-from train.recipes import Pool, Recipe, default_recipe
+from train.recipes import Pool, Recipe, default_recipe, recipes_for
 
 FIFTHS = 5
 """Parts that each class's groups are divided into; one of them is held out."""
@@ -44,6 +44,11 @@ def split_off(samples: Sequence[Sample], turn: int = 0) -> tuple[tuple[Sample, .
         ordered = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
         parts = min(FIFTHS, len(ordered))
         held |= set(ordered[turn % parts :: parts])
+    if empty := [label for label, names in groups.items() if names <= held]:
+        raise TrainingError(
+            f"the held-out groups have all training videos of class {empty[0]}, which shares its groups with others: "
+            "train without --holdout and --watch, or with another --seed"
+        )
     inside = tuple(sample for sample in samples if sample.group_name not in held)
     return inside, tuple(sample for sample in samples if sample.group_name in held)
 
@@ -58,7 +63,7 @@ class Split:
     training: tuple[Sample, ...]
     test: tuple[Sample, ...]
     digest: str
-    """SHA-256 over the cache's fingerprint and each sample's id, label, half of the split, frame count, given group."""
+    """SHA-256 over the cache's fingerprint and each sample's id, label, half, frames, given group, replaced file."""
 
     def learned_and_scored(
         self, *, holdout: bool, seed: int, watch: bool = False
@@ -81,7 +86,14 @@ class Split:
 
     def usual_recipe(self) -> tuple[Recipe, str]:
         """Returns the recipe for a split with as many training clips as this one has, and the reason for it."""
-        return default_recipe(sum(ClipRule().count(len(self.cache.frames_of(sample))) for sample in self.training))
+        clips = sum(ClipRule().count(len(self.cache.frames_of(sample))) for sample in self.training)
+        recipe, why = default_recipe(clips)
+        return self.recipes[recipe.name], why
+
+    @property
+    def recipes(self) -> dict[str, Recipe]:
+        """The recipes by name, as they are for this dataset."""
+        return recipes_for(self.dataset.source)
 
     def config(
         self,
@@ -110,7 +122,7 @@ class Split:
             classes=self.dataset.classes,
             holdout=holdout,
             watch=watch,
-            variant=variant_of(recipe, usual, holdout=holdout, watch=watch),
+            variant=variant_of(recipe, usual, holdout=holdout, watch=watch, recipes=self.recipes),
             videos=videos,
             cache_digest=self.digest,
             weights=str(fingerprint.identity.get("weights", "unknown")),
@@ -127,8 +139,14 @@ def open_split(workspace: Workspace, dataset: str, number: int) -> Split:
     cache = FeatureCache.open(folder)
     cache.require_finished()
     training, test = (_with_features(cache, number, half) for half in ("train", "test"))
+    replaced = cache.ledger.replaced_files()
     described = [
-        (sample.id, sample.label, half, len(cache.frames_of(sample)), *([sample.group] if sample.group else []))
+        (
+            *(sample.id, sample.label, half, len(cache.frames_of(sample))),
+            # What earlier versions did not have comes in where there is something to say: their runs stay valid.
+            *([sample.group] if sample.group else []),
+            *([replaced[sample.video]] if sample.video in replaced else []),
+        )
         for half, samples in (("train", training), ("test", test))
         for sample in samples
     ]
