@@ -140,7 +140,7 @@ def predict(
     from fuse.predict import backbone_weights, settings_for
     from fuse.predict import predict as run
 
-    heads, spec = _heads(choose, bundle, weights)
+    heads, spec = _heads(choose, bundle, weights, clips)
     settings = settings_for(heads, weights=spec, device=device, jobs=jobs)
     engine = open_engine(settings, backbone_weights(heads, settings))
     _answer(run(files, heads, settings, engine), heads, files, as_json)
@@ -171,7 +171,7 @@ def export(choose: Choose, bundle: Path | None, weights: str | None, out: Path) 
     click.echo(f"{settings.backbone}, three heads and their fusion, {len(heads.classes)} classes: {out}")
 
 
-def _heads(choose: Choose, bundle: Path | None, weights: str | None) -> "tuple[Heads, str]":
+def _heads(choose: Choose, bundle: Path | None, weights: str | None, clips: str | None = None) -> "tuple[Heads, str]":
     """The heads of a bundle, or else of the chosen runs, and the backbone's weights that go with them."""
     from fuse.bundle import read_bundle
     from fuse.calibration import calibrate
