@@ -161,10 +161,20 @@ def _check_keys(value: Any, made: Any, path: str) -> None:
                 _check_keys(inner, getattr(made, key), f"{path}.{key}")
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that there is no memory left, for data or for a thread's stack."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "start new thread" in str(error))
+
+
 def raise_if_unreadable(error: Exception, path: Path) -> None:
     """Raises `UnreadableError` if `error` is a refusal of the system that tells nothing about what is at `path`."""
     if isinstance(error, UnreadableError):
         raise error
+    if out_of_memory(error):
+        raise UnreadableError(
+            f"{path} cannot be read now: there is not enough memory. That is not damage, and nothing was changed: free "
+            "some memory (or raise `ulimit -v`), then run the same command again"
+        ) from error
     # Libraries report what they find in a file as an OSError without a number.
     if isinstance(error, OSError) and error.errno is not None and error.errno not in _SOMETHING_ELSE:
         raise UnreadableError(
