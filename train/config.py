@@ -1,7 +1,7 @@
 """A run: its configuration, its folder, and how far it is. Plain data and small files, no torch."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from cache.common.errors import TrainingError
 from cache.common.files import read_json, write_json_durably
 from cache.common.workspace import Workspace
 from cache.fingerprint import Level, widths_of
-from train.recipes import KNOBS, RECIPES, Pool, Recipe
+from train.recipes import KNOBS, LINEAR, RECIPES, Pool, Recipe
 
 Status = Literal["training", "finished"]
 
@@ -140,6 +140,21 @@ def variant_of(recipe: Recipe, usual: Recipe, *, holdout: bool) -> str:
         if exact or getattr(recipe, name) != getattr(base, name):
             parts.append(f"{knob.word}{_short(getattr(recipe, name))}")
     return "-".join([*parts, HOLDOUT] if holdout else parts)
+
+
+def linear_beside(recipe: Recipe) -> Recipe:
+    """Returns the recipe `linear` on the clips and views of `recipe`."""
+    return replace(RECIPES[LINEAR], clips=recipe.clips, views=recipe.views)
+
+
+def baseline_of(config: RunConfig) -> RunConfig:
+    """Returns the run that a head has to beat. All seeds and poolings share it, but a seed that says what is held out.
+
+    high-max-seed3-h512 -> high-mean-seed0-linear
+    """
+    recipe = linear_beside(config.recipe)
+    variant = variant_of(recipe, config.recipe, holdout=config.holdout)
+    return replace(config, pool="mean", seed=config.seed if config.holdout else 0, recipe=recipe, variant=variant)
 
 
 def version_of(package: str) -> str:

@@ -11,7 +11,7 @@ from cache.clips import ClipRule
 from cache.common.errors import TrainingError
 from cache.fingerprint import LEVELS, Level
 
-Cell = Literal["sru", "lstm", "gru", "mean"]
+Cell = Literal["sru", "lstm", "gru", "mean", "linear"]
 Pool = Literal["mean", "max", "attention"]
 Schedule = Literal["step", "cosine"]
 Precision = Literal["fp32", "bf16"]
@@ -24,6 +24,12 @@ SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 INPUTS: tuple[Inputs, ...] = get_args(Inputs)
 BALANCES: tuple[Balance, ...] = get_args(Balance)
+
+AVERAGING: tuple[Cell, ...] = ("mean", "linear")
+"""Cells that average the frames, so that there is nothing to pool."""
+
+LINEAR = "linear"
+"""The recipe that is trained beside all others, as what they have to beat."""
 
 SMALL_BELOW_CLIPS = 5_000
 """Training splits with fewer clips than this are trained by the recipe `small`, unless another is asked for."""
@@ -91,7 +97,8 @@ class Recipe:
     cell: Cell = field(
         default="sru", metadata=_knob(CELLS, axis="cell", help="What runs over time. [default: the recipe's]")
     )
-    """The network over time: `sru`, `lstm`, `gru`, or `mean` for plain averaging over the frames."""
+    """The network over time: `sru`, `lstm`, `gru`, or `mean` for plain averaging over the frames. `linear` is logistic
+    regression on each video's mean feature (`train/linear.py`); no field below this one matters to it but `views`."""
     hidden: int = field(
         default=1024, metadata=_knob(int, least=1, axis="hidden", word="h", help="Units of each recurrent layer.")
     )
@@ -229,6 +236,13 @@ RECIPES: dict[str, Recipe] = {
             summary="`small` with variational dropout 0.1 in place of 0.5: on held-out fifths of 90 UCF-101 videos the "
             "fused log loss fell from 0.43 to 0.37, and 68 % instead of 59 % were right by the low level",
             variational_dropout=0.1,
+        ),
+        Recipe(
+            name=LINEAR,
+            summary="logistic regression on each video's mean feature, in seconds: trained beside every other recipe, "
+            "as what a head has to beat",
+            inputs="standardised",
+            cell="linear",
         ),
     )
 }

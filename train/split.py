@@ -65,7 +65,11 @@ class Split:
 
         Each seed holds out the next fifth of the training videos' groups, so that five seeds hold out each group once.
         """
-        return split_off(self.training, seed) if holdout else (self.training, self.test)
+        if holdout:
+            return split_off(self.training, seed)
+        if not self.test:
+            raise _nobody(self.dataset, self.number, "test")
+        return self.training, self.test
 
     def listed(self, *, holdout: bool, seed: int) -> tuple[Video, ...]:
         """Returns the videos that accuracy is counted over, also those without features: test half or held-out part."""
@@ -125,9 +129,15 @@ def open_split(workspace: Workspace, dataset: str, number: int) -> Split:
 def _with_features(dataset: Dataset, number: int, half: Half, have: set[str]) -> tuple[Video, ...]:
     videos: Sequence[Video] = dataset.half(number, half)
     kept = tuple(video for video in videos if video.id in have)
-    if not kept:
-        raise TrainingError(
-            f"split {number} of dataset {dataset.name!r} has no {half} videos with features ({len(videos)} are "
-            "listed): check the split files and `python -m cache info`, or choose another split with SPLIT="
-        )
+    # Without a test half, held-out training videos can still be scored.
+    if not kept and half == "train":
+        raise _nobody(dataset, number, half)
     return kept
+
+
+def _nobody(dataset: Dataset, number: int, half: Half) -> TrainingError:
+    listed = len(dataset.half(number, half))
+    return TrainingError(
+        f"split {number} of dataset {dataset.name!r} has no {half} videos with features ({listed} are listed): check "
+        "the split files and `python -m cache info`, or choose another split with SPLIT="
+    )
