@@ -3,7 +3,7 @@ PYTHON3 ?= python3.11
 WORK ?= work
 
 # The variables of the three stages; each may be given on the command line or in the environment.
-override VARIABLES := DATASET DATA SUBSET WEIGHTS LEVEL POOL SPLIT SEED RECIPE VIEWS FORMAT DEVICE JOBS ENGINE WORKERS FRESH TABLE VIDEO CACHE WORK
+override VARIABLES := DATASET DATA SUBSET WEIGHTS LEVEL POOL SPLIT SEED RECIPE VIEWS FORMAT DEVICE JOBS ENGINE WORKERS WATCH FRESH TABLE VIDEO CACHE WORK
 
 # What is given is text. Make would expand it: `$(shell ...)` in a file's name would run, `$HOME` become OME.
 override define newline
@@ -23,9 +23,9 @@ override EXTRACT = $(call option,--data,DATA) $(if $(filter-out 0 no false,$(SUB
 	$(call option,--views,VIEWS) $(call option,--format,FORMAT) $(call option,--cache,CACHE) $(call option,--jobs,JOBS) \
 	$(call option,--engine,ENGINE) $(call option,--workers,WORKERS)
 override TRAIN = $(call option,--pool,POOL) $(call option,--split,SPLIT) $(call option,--seed,SEED) $(call option,--recipe,RECIPE) \
-	$(if $(filter-out 0 no false,$(FRESH)),--fresh)
+	$(if $(filter-out 0 no false,$(WATCH)),--watch) $(if $(filter-out 0 no false,$(FRESH)),--fresh)
 override FUSE = --work $(call quoted,$(WORK)) $(call option,--dataset,DATASET) $(call option,--pool,POOL) $(call option,--split,SPLIT) \
-	$(call option,--seed,SEED) $(call option,--recipe,RECIPE)
+	$(call option,--seed,SEED) $(call option,--recipe,RECIPE) $(if $(filter-out 0 no false,$(WATCH)),--watch)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo data extract cached train fuse reproduce sweep predict test test-all gpu-check lint format clean clean-venv
@@ -51,7 +51,7 @@ extract: $(READY) ## stage one: videos -> cached features                DATASET
 cached: $(READY)
 	@$(PY) -m extract $(COMMON) $(EXTRACT) || test $$? -eq 3
 
-train: cached ## stage two: cached features -> heads and scores      DATASET= LEVEL=low|mid|high|all POOL= RECIPE= SPLIT= SEED= FRESH=1
+train: cached ## stage two: cached features -> heads and scores      DATASET= LEVEL=low|mid|high|all POOL= RECIPE= SPLIT= SEED= WATCH=1 FRESH=1
 	$(PY) -m train $(COMMON) $(call option,--level,LEVEL) $(TRAIN)
 
 fuse: ## stage three: scores -> predictions, tables, report  DATASET= POOL= RECIPE= SPLIT= SEED=

@@ -28,7 +28,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cache.dataset import Dataset, Video
+from cache.dataset import Dataset
 from cache.fingerprint import CHANNELS, LEVELS, Fingerprint
 from cache.ledger import Outcome
 from cache.shards import BACKENDS
@@ -58,12 +58,7 @@ def make_cache(path: Path, backend: str, videos: int) -> FeatureCache:
     """A cache of `videos` videos with UCF-101's average length, 186 frames."""
     rng = np.random.default_rng(0)
     lengths = {f"v{i:06d}": int(n) for i, n in enumerate(rng.integers(60, 313, videos))}
-    dataset = Dataset(
-        name="benchmark",
-        source="folder",
-        classes=("a",),
-        videos=tuple(Video(id=video_id, path=f"{video_id}.avi", label=0) for video_id in lengths),
-    )
+    dataset = Dataset.of_whole_videos("benchmark", "folder", ("a",), ((f"{name}.avi", 0, {}) for name in lengths))
     identity = {"levels": list(LEVELS), "views": ["center"], "weights": "made up"}
     fingerprint = Fingerprint(identity=identity, environment={})
     cache = FeatureCache.create(path, dataset=dataset, fingerprint=fingerprint, settings={}, backend=backend)

@@ -33,7 +33,7 @@ from torchvision.transforms import v2
 
 from cache.common.device import find_device
 from cache.common.files import write_json_durably
-from cache.dataset import Dataset, Video
+from cache.dataset import Dataset
 from cache.store import FeatureCache
 from extract.decode import DecodePool, FrameBlock
 from extract.local import extract_pending
@@ -110,8 +110,8 @@ def end_to_end(
     videos: Mapping[str, Path], settings: ExtractSettings, weights: Weights, engine: Engine, folder: Path
 ) -> tuple[float, Meter, list[int]]:
     """Frames per second from the first claim to the last commit, the meter, and this process's MiB, once a second."""
-    listed = tuple(Video(id=name, path=f"{name}{path.suffix}", label=0) for name, path in videos.items())
-    dataset = Dataset(name="benchmark", source="folder", classes=("all",), videos=listed)
+    listed = ((f"{name}{path.suffix}", 0, {}) for name, path in videos.items())
+    dataset = Dataset.of_whole_videos("benchmark", "folder", ("all",), listed)
     made_with = fingerprint(settings, weights_text=weights.text, weights_sha256=weights.sha256)
     memory: list[int] = []
     FeatureCache.create(folder / "cache", dataset=dataset, fingerprint=made_with, settings={}).close()

@@ -29,7 +29,7 @@ class PlainClips(Dataset):  # type: ignore[type-arg]
 
     def __init__(self, path: Path, bank: Bank) -> None:
         self.path, self.clips = path, bank.clips
-        firsts = np.searchsorted(bank.clips.video_N, np.arange(len(bank.clips.video_ids)))
+        firsts = np.searchsorted(bank.clips.sample_N, np.arange(len(bank.clips.sample_ids)))
         self.first_frame = bank.clips.frames_NT[firsts, 0]
         self.file: h5py.File | None = None
 
@@ -39,7 +39,7 @@ class PlainClips(Dataset):  # type: ignore[type-arg]
     def __getitem__(self, clip: int) -> tuple[Tensor, int]:
         """Features `[T, C]`, float32, and label of one clip."""
         self.file = self.file or h5py.File(self.path)
-        video = int(self.clips.video_N[clip])
+        video = int(self.clips.sample_N[clip])
         frames_T = self.clips.frames_NT[clip] - self.first_frame[video]
         start, stop = frames_T.min(), frames_T.max() + 1
         clip_TC = self.file[str(video)][start:stop][frames_T - start]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from cache.common.workspace import Workspace
-from cache.dataset import Dataset, Video
+from cache.dataset import Dataset
 from cache.fingerprint import CHANNELS, LEVELS, Fingerprint
 from cache.ledger import Outcome
 from cache.shards.protocol import ShardData
@@ -27,11 +27,10 @@ def make_cache(counts: Path, workspace: Workspace, limit: int | None) -> None:
     rows = sorted(used, key=lambda row: row["class"] + "/" + row["video"])[:: limit or 1]
     classes = sorted({row["class"] for row in rows})
     frames = {f"{row['class']}/{row['video']}": int(row["frames_decoded_estimate"]) for row in rows}
-    videos = [
-        Video(id=name, path=f"{name}.avi", label=classes.index(row["class"]), splits={1: row["split1"]})
-        for row, name in zip(rows, frames, strict=True)
+    listed = [
+        (f"{name}.avi", classes.index(row["class"]), {1: row["split1"]}) for row, name in zip(rows, frames, strict=True)
     ]
-    dataset = Dataset(name=NAME, source="benchmark", classes=tuple(classes), videos=tuple(videos))
+    dataset = Dataset.of_whole_videos(NAME, "benchmark", classes, listed)
     identity = {"weights": "random numbers", "levels": list(LEVELS), "views": ["center"]}
     fingerprint = Fingerprint(identity=identity, environment={})
     generator = np.random.default_rng(0)

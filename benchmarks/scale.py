@@ -23,7 +23,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from cache.dataset import Dataset, Video
+from cache.dataset import Dataset
 from cache.fingerprint import CHANNELS, LEVELS
 from cache.ledger import Outcome
 from cache.store import FeatureCache
@@ -91,11 +91,11 @@ def one_job(count: int) -> dict[str, float]:
                 return random_features(videos, meter)
 
         made_with = fingerprint(ExtractSettings(), weights_text="made up", weights_sha256="made up")
-        videos = tuple(Video(id=f"class/v{i:09d}", path=f"class/v{i:09d}.mp4", label=0) for i in range(count))
-        dataset = Dataset(name="scale", source="folder", classes=("class",), videos=videos)
+        listed = ((f"class/v{i:09d}.mp4", 0, {}) for i in range(count))
+        dataset = Dataset.of_whole_videos("scale", "folder", ("class",), listed)
         path = Path(folder) / "cache"
         with FeatureCache.create(path, dataset=dataset, fingerprint=made_with, settings={}) as cache:
-            paths = {video.id: Path("/nowhere") / video.path for video in videos}
+            paths = {video.id: Path("/nowhere") / video.path for video in dataset.videos}
             weights = Weights(text="made up", backbone="resnet34", tensors={}, sha256="made up")
             before, started, processor = own_mib(), time.perf_counter(), time.process_time()
             with PeakMemory() as memory:

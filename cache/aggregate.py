@@ -117,6 +117,13 @@ def macro_accuracy(correct_N: NDArray[np.bool_], labels_N: NDArray[np.int64], cl
     return 0.0 if np.isnan(shares_K).all() else float(np.nanmean(shares_K))
 
 
+def log_loss(probabilities_NK: NDArray[np.float64], label_N: NDArray[np.int64]) -> float:
+    """Returns the mean of -ln(probability of the right class) over the rows without NaN; 0 counts as 1e-12."""
+    have_N = np.asarray(~np.isnan(probabilities_NK).any(axis=1))
+    right_N = probabilities_NK[have_N, label_N[have_N]]
+    return float(-np.log(np.maximum(right_N, 1e-12)).mean())
+
+
 @dataclass(frozen=True)
 class Interval:
     """A range that holds the true value with 95 % confidence; both ends are fractions."""

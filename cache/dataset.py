@@ -1,10 +1,15 @@
-"""A dataset as the pipeline sees it: class names, videos, labels and splits; read and written as dataset.json."""
+"""A dataset as the pipeline sees it: class names, videos, samples; read and written as dataset.json.
+
+A video is a file, which is decoded once. A sample is what has a label and is in the halves of splits: a whole video, or
+a span of one.
+"""
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from cache.common.errors import DamageError, DatasetError, UnsafePathError
 from cache.common.files import (
@@ -17,9 +22,12 @@ from cache.common.files import (
 )
 
 Half = Literal["train", "test", "none"]
-"""Which half of a split a video is in; `none` leaves it out of that split."""
+"""Which half of a split a sample is in; `none` leaves it out of that split."""
 
 SPLITS = (1, 2, 3)
+
+MOST_SECONDS = 10_000_000.0
+"""Where a span may end at most; 115 days."""
 
 _UNSAFE_CHARACTERS = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]")
 _NO_PARTS = frozenset(("", ".", ".."))
@@ -93,20 +101,55 @@ class Video:
     """Its path relative to the dataset's root, without suffix, '/'-separated."""
     path: str
     """The same with its suffix; or its address, https:// or s3://, if the user allowed remote videos."""
-    label: int | None
-    """Index of its class; None if it is not known."""
-    splits: Mapping[int, Half] = field(default_factory=dict)
-    """Which half of each split it is in."""
 
     def __post_init__(self) -> None:
         check_relative_path(self.id)
         if not ("://" in self.path and ADDRESS.fullmatch(self.path)):
             check_relative_path(self.path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What has a label: a video, or a span of one."""
+
+    video: str
+    """Id of the video."""
+    span: tuple[float, float] | None = None
+    """Seconds after the video's first frame, `[start, stop)`; None for the whole video."""
+    label: int | None
+    """Index of its class; None if it is not known."""
+    group: str | None = None
+    """Name of the group that a manifest puts it in; None if it does not. See `group_name`."""
+    splits: Mapping[int, Half] = field(default_factory=dict)
+    """Which half of each split it is in."""
+    line: int | None = None
+    """Line of the manifest that lists a span, for messages."""
+
+    def __post_init__(self) -> None:
+        if self.span is not None and not 0 <= self.span[0] < self.span[1] <= MOST_SECONDS:
+            raise DatasetError(
+                f"span {self.span} of video {self.video!r} does not begin at 0 or later, before its end, in seconds"
+            )
         for split, half in self.splits.items():
             if split not in SPLITS or half not in get_args(Half):
                 raise DatasetError(
-                    f"video {self.id!r}: split {split!r}: {half!r} is not one of 1, 2, 3: train, test, none"
+                    f"sample {self.id!r}: split {split!r}: {half!r} is not one of 1, 2, 3: train, test, none"
                 )
+
+    @property
+    def id(self) -> str:
+        """The video's id; for a span with a media fragment (W3C) in seconds: `a/b#t=12.5,20`."""
+        return self.video if self.span is None else f"{self.video}#t={','.join(map(_seconds, self.span))}"
+
+    @property
+    def group_name(self) -> str:
+        """What must not be on both sides of a split: the group given, else the recording that the video's id tells."""
+        return self.group or group_of(self.video)
+
+
+def _seconds(value: float) -> str:
+    """Seconds to the microsecond, without an exponent: 12.5, 20."""
+    return f"{value:.6f}".rstrip("0").rstrip(".")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,13 +167,15 @@ class Subset:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Class names in label order and videos in id order."""
+    """Class names in label order; videos and samples in id order."""
 
     name: str
     source: str
     """Which rules found it: ucf101, hmdb51, manifest, folder, demo."""
     classes: tuple[str, ...]
     videos: tuple[Video, ...]
+    samples: tuple[Sample, ...]
+    """Where nothing has spans, one for each video, and with its id."""
     subset: Subset | None = None
     """None for a complete dataset."""
     extra: tuple[str, ...] = ()
@@ -139,43 +184,94 @@ class Dataset:
     def __post_init__(self) -> None:
         check_dataset_name(self.name)
         if len(set(self.classes)) != len(self.classes):
-            twice = sorted({name for name in self.classes if self.classes.count(name) > 1})
+            twice = sorted(name for name, count in Counter(self.classes).items() if count > 1)
             raise DatasetError(f"dataset {self.name!r}: class names are used twice: {', '.join(map(repr, twice))}")
-        seen: dict[str, str] = {}
+        paths: dict[str, str] = {}
         for video in self.videos:
-            if video.id in seen:
+            if video.id in paths:
                 raise DatasetError(
-                    f"dataset {self.name!r}: {seen[video.id]!r} and {video.path!r} have one id {video.id!r}; "
+                    f"dataset {self.name!r}: {paths[video.id]!r} and {video.path!r} have one id {video.id!r}; "
                     "rename one of the files"
                 )
-            seen[video.id] = video.path
-            if video.label is not None and not 0 <= video.label < len(self.classes):
-                raise DatasetError(f"video {video.id!r}: label {video.label} is outside 0..{len(self.classes) - 1}")
+            paths[video.id] = video.path
+        seen: set[str] = set()
+        for sample in self.samples:
+            if sample.id in seen:
+                raise DatasetError(f"dataset {self.name!r} has sample {sample.id!r} twice")
+            seen.add(sample.id)
+            if sample.video not in paths:
+                raise DatasetError(f"sample {sample.id!r} is of a video that the dataset does not have")
+            if sample.label is not None and not 0 <= sample.label < len(self.classes):
+                raise DatasetError(f"sample {sample.id!r}: label {sample.label} is outside 0..{len(self.classes) - 1}")
 
-    def half(self, split: int, half: Half) -> tuple[Video, ...]:
-        """Returns the videos of one half of a split, in id order. Raises `DatasetError` if there is no such split."""
-        if not any(split in video.splits for video in self.videos):
-            have = sorted({number for video in self.videos for number in video.splits})
+    @classmethod
+    def of_whole_videos(
+        cls,
+        name: str,
+        source: str,
+        classes: Sequence[str],
+        rows: Iterable[tuple[str, int | None, Mapping[int, Half]]],
+    ) -> "Dataset":
+        """The dataset whose samples are its videos; `rows`: path, label and halves of each."""
+        files = [(Video(id=video_id(path), path=path), label, splits) for path, label, splits in rows]
+        return cls(
+            name=name,
+            source=source,
+            classes=tuple(classes),
+            videos=tuple(video for video, _, _ in files),
+            samples=tuple(Sample(video=video.id, label=label, splits=splits) for video, label, splits in files),
+        )
+
+    def half(self, split: int, half: Half) -> tuple[Sample, ...]:
+        """Returns the samples of one half of a split, in id order. Raises `DatasetError` if there is no such split."""
+        if split not in self.split_numbers:
             raise DatasetError(
-                f"dataset {self.name!r} has no split {split}; it has {have or 'none'}: choose one with SPLIT="
+                f"dataset {self.name!r} has no split {split}; it has {self.split_numbers or 'none'}: choose one with "
+                "SPLIT="
             )
-        return tuple(video for video in self.videos if video.splits.get(split) == half)
+        return tuple(sample for sample in self.samples if sample.splits.get(split) == half)
+
+    @property
+    def split_numbers(self) -> list[int]:
+        """The splits that some sample is in, also as `none`."""
+        return sorted({number for sample in self.samples for number in sample.splits})
+
+    def class_of(self, sample: Sample) -> str | None:
+        """Name of a sample's class; None if it is not known."""
+        return None if sample.label is None else self.classes[sample.label]
+
+    def class_counts(self) -> Counter[str]:
+        """Number of samples of each class that has some."""
+        return Counter(self.classes[sample.label] for sample in self.samples if sample.label is not None)
 
 
 def dataset_bytes(dataset: Dataset) -> bytes:
     """Returns `dataset` as sealed JSON."""
-    return sealed_json({"format": 1, **asdict(dataset)})
+    return sealed_json({"format": 2, **asdict(dataset)})
 
 
 def dataset_of(content: bytes, where: str) -> Dataset:
-    """The inverse of `dataset_bytes`. Raises `DatasetError` naming `where` if it is malformed or has unsafe paths."""
+    """The inverse of `dataset_bytes`. Raises `DatasetError` naming `where` if it is malformed or has unsafe paths.
+
+    Also reads format 1, in which videos had the labels and halves.
+    """
     try:
         value = unsealed_json(content, where)
-        if value.pop("format") != 1:
-            raise DatasetError(f"{where} has another format than 1; a newer version of this program wrote it")
-        return from_json(value, Dataset)
+        if (version := value.pop("format")) not in (1, 2):
+            raise DatasetError(f"{where} has another format than 1 or 2; a newer version of this program wrote it")
+        return from_json(_with_samples(value) if version == 1 else value, Dataset)
     except (DamageError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DatasetError(f"{where} is not a dataset written by this program: {error}") from error
+
+
+def _with_samples(value: dict[str, Any]) -> dict[str, Any]:
+    """The content of format 1 as that of format 2."""
+    whole = {"span": None, "group": None, "line": None}
+    samples = [
+        {"video": each["id"], "label": each.pop("label"), "splits": each.pop("splits"), **whole}
+        for each in value["videos"]
+    ]
+    return {**value, "samples": samples}
 
 
 def write_dataset(path: Path, dataset: Dataset) -> None:

@@ -30,9 +30,9 @@ class ScoreTable:
     """Softmax scores of the clips of one run. Raises `ScoreError` if the arrays are inconsistent or no softmax."""
 
     video_ids: NDArray[np.str_]
-    """`[N]`: the video of each clip; the clips of one video follow one another."""
+    """`[N]`: id of each clip's sample (a video, or a span of one); the clips of one sample follow one another."""
     spans: NDArray[np.int64]
-    """`[N, 2]`: first frame of the clip and one past its last, `[start, stop)`, counted at the clip rule's rate."""
+    """`[N, 2]`: first frame of the clip in its sample and one past its last, counted at the clip rule's rate."""
     labels: NDArray[np.int64]
     """`[N]`: index of the video's class."""
     softmax: NDArray[np.float32]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cache.commit import StagedShard, commit_staged, recover, stage
 from cache.common.errors import CacheError
-from cache.dataset import Dataset, read_dataset
+from cache.dataset import Dataset, Sample, read_dataset
 from cache.description import Description, read_description
 from cache.fingerprint import JSON, Fingerprint, Level, check_fingerprint
 from cache.ledger import Claim, Ledger, Outcome, Place, Status, new_cache_id
@@ -201,6 +201,20 @@ class FeatureCache:
         place = self._place(video_id)
         index = self.pool.shard(place.shard).reader.index
         return index.pts_seconds[index.offsets[place.position] : index.offsets[place.position + 1]].copy()
+
+    def frames_of(self, sample: Sample) -> range:
+        """Cached frames of a sample, counted in its video: those whose time is in its span, all without a span.
+
+        Empty if the video has no features, or no frame in the span.
+        """
+        place = self._places.get(sample.video)
+        if place is None:
+            return range(0)
+        if sample.span is None:
+            return range(place.num_frames)
+        # Times are stored rounded: a microsecond keeps a frame at 0.04 s in a span that begins there.
+        first, stop = np.searchsorted(self.pts_seconds(sample.video), np.asarray(sample.span) - 1e-6).tolist()
+        return range(first, stop)
 
     def load(
         self, level: Level, video_ids: Iterable[str], device: str = "cpu", views: Sequence[int] | None = None

@@ -1,6 +1,5 @@
 """What an extraction has to do: its dataset against the cache's, the cache it adds to, how much disk it needs."""
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -11,7 +10,7 @@ import click
 from cache.common.errors import CacheError, DatasetError
 from cache.common.text import some, visible
 from cache.common.workspace import Workspace
-from cache.dataset import ADDRESS, Dataset, Video
+from cache.dataset import ADDRESS, Dataset, Sample
 from cache.fingerprint import Fingerprint
 from cache.store import FeatureCache
 from extract.datasets import load_dataset
@@ -72,7 +71,7 @@ def find_dataset(
     found, root = load_dataset(
         name, data, subset=settings.subset, work=workspace.root, remote=allow_remote, say=click.echo
     )
-    if len(counts := count_classes(found)) == 1:
+    if len(counts := found.class_counts()) == 1:
         raise DatasetError(
             f"{root}: all {counts.total():,} labelled videos are of one class, {visible(next(iter(counts)))!r}, so "
             "there is nothing to tell apart: expected are <class>/<video> of two classes or more, or a CSV file with "
@@ -87,23 +86,26 @@ def update_dataset(cache: FeatureCache, found: Dataset) -> None:
     DatasetError if the two have no video in common.
     """
     cached = cache.dataset
-    before, now = ({video.id: video for video in each.videos} for each in (cached, found))
-    if before and before.keys().isdisjoint(now):
+    before, now = ({video.id for video in each.videos} for each in (cached, found))
+    if before and before.isdisjoint(now):
         raise DatasetError(
             f"none of the {len(before)} videos in the cache of {cached.name!r} is among the {len(now)} found now; "
             "check DATA= (--data), or give another name with DATASET= (--dataset)"
         )
     if found != cached:
         cache.replace_dataset(found)
-    both = sorted(before.keys() & now)
+    samples_before, samples_now = ({sample.id: sample for sample in each.samples} for each in (cached, found))
+    both = [(samples_before[each], samples_now[each]) for each in sorted(samples_before.keys() & samples_now)]
     changes = {
-        "new since the cache was made: {} of the videos, {}": sorted(now.keys() - before),
-        "{} videos are no longer in the data set (their features stay in the shards): {}": sorted(before.keys() - now),
+        "new since the cache was made: {} of the videos, {}": sorted(now - before),
+        "{} videos are no longer in the data set (their features stay in the shards): {}": sorted(before - now),
+        "{} samples of videos that are here already are new: {}": _of(samples_now, samples_before, before),
+        "{} samples are no longer listed: {}": _of(samples_before, samples_now, now),
         "{} videos have another label than before: {}": [
-            each for each in both if class_of(cached, before[each]) != class_of(found, now[each])
+            sample.id for old, sample in both if cached.class_of(old) != found.class_of(sample)
         ],
         "{} videos are in another half of a split than before: {}": [
-            each for each in both if before[each].splits != now[each].splits
+            sample.id for old, sample in both if old.splits != sample.splits
         ],
     }
     for text, ids in changes.items():
@@ -111,14 +113,9 @@ def update_dataset(cache: FeatureCache, found: Dataset) -> None:
             click.echo(text.format(f"{len(ids):,}", some(ids, LISTED)))
 
 
-def count_classes(dataset: Dataset) -> Counter[str]:
-    """Number of videos of each class that has some."""
-    return Counter(dataset.classes[video.label] for video in dataset.videos if video.label is not None)
-
-
-def class_of(dataset: Dataset, video: Video) -> str | None:
-    """Name of a video's class; None if it is not known."""
-    return None if video.label is None else dataset.classes[video.label]
+def _of(samples: Mapping[str, Sample], others: Mapping[str, Sample], videos: set[str]) -> list[str]:
+    """Ids of the samples that the others lack although their video is among `videos`."""
+    return sorted(each for each in samples.keys() - others if samples[each].video in videos)
 
 
 def open_cache(extraction: Extraction, settings: ExtractSettings, made_with: Fingerprint) -> FeatureCache:
@@ -158,7 +155,7 @@ def announce(
     limits = [f"at most {settings.max_frames} frames"] if settings.max_frames else []
     limits += [f"at most {settings.fps:g} frames a second"] if settings.fps else []
     click.echo(f"{dataset.name}: {pending} of {len(dataset.videos)} videos{subset} to extract, from {extraction.root}")
-    listed = [f"{name} {count:,}" for name, count in sorted(count_classes(dataset).items())]
+    listed = [f"{name} {count:,}" for name, count in sorted(dataset.class_counts().items())]
     click.echo(f"  {len(listed)} classes: {some(listed, LISTED_CLASSES)}")
     click.echo(f"  {settings.backbone} with {weights.text} ({which}), levels {', '.join(settings.levels)}")
     click.echo(f"  views {', '.join([*settings.views, *limits])}")

@@ -12,7 +12,7 @@ from cache.common.console import FINISHED_WITH_FAILURES, StageGroup, device_opti
 from cache.common.errors import DecodeError, MrrnError
 from cache.store import FeatureCache
 from extract.datasets.paths import find_videos, require_folder
-from fuse.scores import RunChoice, read_levels, read_scored_cache, run_options, searched_weights
+from fuse.scores import RunChoice, read_curve, read_levels, read_scored_cache, run_options, searched_weights
 
 if TYPE_CHECKING:
     from fuse.predict import Heads, Prediction
@@ -49,7 +49,8 @@ def _fuse(choice: RunChoice) -> None:
 
     tables, workspace = read_levels(choice), choice.workspace
     cache = read_scored_cache(workspace, choice.dataset)
-    results = evaluate(tables, cache, choice.split, searched_weights(choice, tables))
+    curves = {level: read_curve(folder) for level, folder in choice.folders().items()}
+    results = evaluate(tables, cache, choice.split, searched_weights(choice, tables), curves)
     notes, samples = caveats(results), choose_samples(results)
     extras = Extras(
         samples=samples,

@@ -52,7 +52,8 @@ def steps_of(choice: RunChoice, *, device: str, seeds: int) -> Iterator[Step]:
     recipe = ("--grid", f"recipe={choice.recipe}") if choice.recipe else ()
     sweep = ("-m", "train", "sweep", *common, *grid, *recipe)
     yield Step("the three levels (Table 3, Figures 3 to 5)", run)
-    yield Step("fusion weights on held-out training videos", (*run, "--holdout"))
+    if not choice.watch:  # else the runs themselves have held-out scores
+        yield Step("fusion weights on held-out training videos", (*run, "--holdout"))
     yield Step("Table 2: levels and poolings", (*sweep, "--table", "2"))
     times = root.absolute() / "benchmarks" / FILE
     if (CHECKOUT / "benchmarks" / "figure6.py").exists() and not times.exists():

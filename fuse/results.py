@@ -4,7 +4,7 @@ Computed once here, then rendered as tables, figures and a page by `fuse.report`
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Final, Literal
@@ -34,7 +34,7 @@ from cache.scores import ScoreTable
 from extract.network.weights import is_file_spec
 from extract.settings import IMAGENET
 from fuse import metrics, paper
-from fuse.scores import ScoredCache, check_against_cache, check_same
+from fuse.scores import Epoch, ScoredCache, check_against_cache, check_same
 from train.config import version_of
 from train.recipes import Recipe
 
@@ -77,6 +77,8 @@ class Results:
     """`[N, K]` for each model, in the order in which they are shown; NaN rows for videos without features."""
     searched_weights: Mapping[Level, float] | None = None
     """Fusion weights found on held-out training videos; None if no runs without them were trained."""
+    curves: Mapping[Level, Sequence[Epoch]] = field(default_factory=dict)
+    """The epochs of each level's training."""
 
     @property
     def models(self) -> tuple[Model, ...]:
@@ -179,6 +181,7 @@ def evaluate(
     cache: ScoredCache,
     split: int,
     searched_weights: Mapping[Level, float] | None = None,
+    curves: Mapping[Level, Sequence[Epoch]] | None = None,
 ) -> Results:
     """Fuse the levels' scores of a split's test videos. Raises `ScoreError` listing what does not belong together.
 
@@ -204,6 +207,7 @@ def evaluate(
         labels=np.fromiter(expected.values(), dtype=np.int64),
         probabilities=models,
         searched_weights=searched_weights,
+        curves=curves or {},
     )
 
 
@@ -213,6 +217,11 @@ def caveats(results: Results) -> list[str]:
     recipes = sorted({str(run.get("recipe")) for run in results.runs.values()} - {PAPER_RECIPE})
     if recipes:
         found.append(f"recipe: {', '.join(recipes)} (not the paper's training settings).")
+    if results.runs["high"].get("watch"):
+        found.append(
+            "watched: the heads were trained without a fifth of each class's training groups, which gave the held-out "
+            "curves; heads trained on all of them may be better."
+        )
     dataset, test_videos = results.cache.dataset, len(results.video_ids)
     if subset := dataset.subset:
         of_videos = f" of {subset.published_videos:,}" if subset.published_videos else ""
@@ -291,6 +300,7 @@ def summarise(results: Results, notes: Sequence[str], made: Made) -> dict[str, A
         "confusion": results.confusion().tolist(),
         "fingerprint": {"identity": dict(results.cache.identity), "environment": dict(results.cache.environment)},
         "runs": {level: dict(run) for level, run in results.runs.items()},
+        "curves": {level: [asdict(epoch) for epoch in epochs] for level, epochs in results.curves.items()},
         "made": asdict(made),
     }
 

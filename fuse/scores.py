@@ -12,18 +12,23 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+import msgspec
 
 from cache.aggregate import align, search_weights
 from cache.common.console import choose_dataset, dataset_option, work_option
 from cache.common.errors import ScoreError
+from cache.common.files import read_bounded
 from cache.common.text import some
 from cache.common.workspace import Workspace
 from cache.dataset import Dataset
 from cache.fingerprint import LEVELS, Level
 from cache.scores import ScoreTable, read_scores
 from cache.store import FeatureCache
-from train.config import HELDOUT_SCORES_FILE, HOLDOUT, SCORES_FILE, read_config
+from train.config import HELDOUT_SCORES_FILE, HOLDOUT, METRICS_FILE, SCORES_FILE, WATCHED, read_config
 from train.recipes import POOLS, RECIPES
+
+METRICS_BYTES: Final = 1 << 26
+"""Bytes of a run's metrics at most; an epoch takes some 300."""
 
 SHOWN: Final = 10
 """Names that an error lists before it says how many more there are."""
@@ -40,16 +45,22 @@ class RunChoice:
     seed: int = 0
     recipe: str | None = None
     """None for the dataset's usual recipe."""
+    watch: bool = False
+    """Whether the runs are those that watch held-out videos."""
 
     def folder(self, level: Level, *, holdout: bool = False) -> Path:
-        """Folder of a level's run. Raises `TrainingError` if the usual run has to be read for it and cannot be."""
-        usual = self._folder(level, HOLDOUT if holdout else "")
+        """Folder of a level's run, or of the run with its held-out scores, which a run that watches has itself.
+
+        Raises `TrainingError` if the usual run has to be read for it and cannot be.
+        """
+        word = WATCHED if self.watch else HOLDOUT if holdout else ""
+        usual = self._folder(level, word)
         if self.recipe is None:
             return usual
         found = read_config(usual)
         if found and found[0].recipe.name == self.recipe:
             return usual
-        return self._folder(level, f"{self.recipe}-{HOLDOUT}" if holdout else self.recipe)
+        return self._folder(level, f"{self.recipe}-{word}" if word else self.recipe)
 
     def folders(self) -> dict[Level, Path]:
         """Folders of all three levels' runs."""
@@ -58,11 +69,13 @@ class RunChoice:
     def options(self) -> list[str]:
         """The same choice as options of `python -m train`."""
         options = ["--dataset", self.dataset, "--split", str(self.split), "--pool", self.pool, "--seed", str(self.seed)]
-        return [*options, "--recipe", self.recipe] if self.recipe else options
+        options += ["--recipe", self.recipe] if self.recipe else []
+        return [*options, "--watch"] if self.watch else options
 
     def __str__(self) -> str:
         recipe = f", recipe {self.recipe}" if self.recipe else ""
-        return f"{self.dataset}, split {self.split}, {self.pool} pooling, seed {self.seed}{recipe}"
+        watch = ", watching held-out videos" if self.watch else ""
+        return f"{self.dataset}, split {self.split}, {self.pool} pooling, seed {self.seed}{recipe}{watch}"
 
     def _folder(self, level: Level, variant: str) -> Path:
         return self.workspace.run(self.dataset, self.split, level, self.pool, self.seed, variant)
@@ -90,13 +103,24 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="NAME",
         help="Recipe that they were trained by. [default: the usual one for the dataset]",
     )
+    @click.option("--watch", is_flag=True, help="The runs of `python -m train --watch`.")
     @functools.wraps(command)
     def with_choice(
-        *, workspace: Workspace, dataset: str | None, pool: str, split: int, seed: int, recipe: str | None, **rest: Any
+        *,
+        workspace: Workspace,
+        dataset: str | None,
+        pool: str,
+        split: int,
+        seed: int,
+        recipe: str | None,
+        watch: bool,
+        **rest: Any,
     ) -> Any:
         def choose() -> RunChoice:
             name = choose_dataset(workspace, dataset)
-            return RunChoice(workspace=workspace, dataset=name, split=split, pool=pool, seed=seed, recipe=recipe)
+            return RunChoice(
+                workspace=workspace, dataset=name, split=split, pool=pool, seed=seed, recipe=recipe, watch=watch
+            )
 
         return command(choose=choose, **rest)
 
@@ -113,24 +137,33 @@ class ScoredCache:
     environment: Mapping[str, Any]
     """Fingerprint fields that say where they were computed."""
     video_ids: tuple[str, ...]
-    """Videos that have features."""
+    """Samples that have features: ids of videos, or of spans."""
     suspect: Mapping[str, str]
-    """Videos whose decoding is in doubt, with the reason; they have features and are used."""
+    """Samples whose video's decoding is in doubt, with the reason; they have features and are used."""
     failed: Mapping[str, str]
-    """Videos without features, with the reason."""
+    """Samples without features, with the reason."""
 
 
 def read_scored_cache(workspace: Workspace, dataset: str) -> ScoredCache:
     """Dataset, fingerprint and outcomes of a finished cache. Raises `CacheError` if it is missing or unfinished."""
     with FeatureCache.open(workspace.cache(dataset)) as cache:
         cache.require_finished()
+        suspect, failed = (
+            {outcome.video_id: outcome.reason for outcome in cache.ledger.outcomes(status)}
+            for status in ("suspect", "failed")
+        )
+        samples = {sample.id: sample.video for sample in cache.dataset.samples}
+        have = tuple(sample.id for sample in cache.dataset.samples if cache.frames_of(sample))
+        lacking = samples.keys() - have
         return ScoredCache(
             dataset=cache.dataset,
             identity=cache.fingerprint.identity,
             environment=cache.fingerprint.environment,
-            video_ids=cache.video_ids,
-            suspect={outcome.video_id: outcome.reason for outcome in cache.ledger.outcomes("suspect")},
-            failed={outcome.video_id: outcome.reason for outcome in cache.ledger.outcomes("failed")},
+            video_ids=have,
+            suspect={each: suspect[samples[each]] for each in have if samples[each] in suspect},
+            failed={
+                each: failed.get(samples[each], "no frame of its video is in the span") for each in sorted(lacking)
+            },
         )
 
 
@@ -147,11 +180,39 @@ def read_levels(choice: RunChoice) -> dict[Level, ScoreTable]:
     return {level: read_scores(path) for level, path in paths.items()}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """One epoch of a run's training, from its metrics."""
+
+    epoch: int
+    """From 0."""
+    loss: float
+    """Mean over the training clips, as they were trained: with dropout, smoothing and all."""
+    accuracy: float
+    """Share of the training clips that were right."""
+    heldout_loss: float | None = None
+    """Mean of -ln(probability of the right class) of the watched videos; None in runs that watch none."""
+    heldout_accuracy: float | None = None
+    """Share of the watched videos that are right."""
+
+
+def read_curve(folder: Path) -> tuple[Epoch, ...]:
+    """The epochs of the run in `folder`, empty if it has no metrics. Raises `ScoreError` if they cannot be read."""
+    path = folder / METRICS_FILE
+    try:
+        lines = read_bounded(path, METRICS_BYTES).splitlines()
+        return tuple(msgspec.json.decode(line, type=Epoch) for line in lines)
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError, RecursionError) as error:
+        raise ScoreError(f"{path} cannot be read: {error}; train that level again with --fresh") from error
+
+
 def searched_weights(choice: RunChoice, tested: Mapping[Level, ScoreTable]) -> dict[Level, float] | None:
     """Fusion weights that fit the held-out training videos best; None if no such runs were trained.
 
-    The runs are those of `python -m train --holdout`. Raises `ScoreError` unless they are of the same cache as the
-    runs `tested` on the test videos, and score none of these.
+    The runs are those of `python -m train --holdout`, or the watching runs themselves. Raises `ScoreError` unless they
+    are of the same cache as the runs `tested` on the test videos, and score none of these.
     """
     paths = {level: choice.folder(level, holdout=True) / HELDOUT_SCORES_FILE for level in LEVELS}
     if not all(path.exists() for path in paths.values()):

@@ -81,6 +81,11 @@ def knob_options(command: Any) -> Any:
     help="Leave a fifth of the training groups out (the seed says which), score those, and leave the test half alone: "
     "for choosing settings.",
 )
+@click.option(
+    "--watch",
+    is_flag=True,
+    help="Leave that fifth out of training too, and measure its loss and accuracy after each epoch: for curves.",
+)
 @click.option("--fresh", is_flag=True, help="Throw away what the run's folder holds and train from the start.")
 @click.pass_context
 def main(
@@ -94,6 +99,7 @@ def main(
     seed: int,
     recipe: str | None,
     holdout: bool,
+    watch: bool,
     fresh: bool,
     **overrides: Any,
 ) -> None:
@@ -123,7 +129,8 @@ def main(
     click.echo(f"recipe {chosen.name} ({'asked for' if recipe else why}; RECIPE= or --recipe chooses another)")
     levels: tuple[Level, ...] = LEVELS if level == "all" else (level,)  # type: ignore[assignment]
     configs = [
-        opened.config(level=each, pool=pool, seed=seed, recipe=chosen, usual=usual, holdout=holdout) for each in levels
+        opened.config(level=each, pool=pool, seed=seed, recipe=chosen, usual=usual, holdout=holdout, watch=watch)
+        for each in levels
     ]
     if chosen.cell != "linear":
         # Each level's baseline first, so that the line about its head can say whether it was beaten.
@@ -271,6 +278,12 @@ def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, devic
         f"train {', '.join(map(_title, configs))} on {where}: {configs[0].videos['training']:,} videos "
         f"of {split.dataset.name}, split {split.number}, seed {configs[0].seed}, backbone weights {configs[0].weights}"
     )
+    if configs[0].watch:
+        click.echo(
+            f"watched after each epoch, not learned from: {configs[0].videos['watched']:,} training videos, a fifth of "
+            "each class's groups; nothing is stopped or chosen by them"
+        )
+    click.echo(f"curves: tensorboard --logdir {shlex.quote(str(configs[0].folder(workspace).parent))}")
     for config in configs:
         scores = run(split, config, workspace, where, fresh=fresh, group=group)
         if not group.leads:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice, pairwise
+from itertools import islice
 
 import click
 import numpy as np
@@ -22,7 +22,7 @@ from torch import Tensor
 from cache.clips import ClipRule
 from cache.common.device import available_bytes
 from cache.common.errors import TrainingError
-from cache.dataset import Video
+from cache.dataset import Sample
 from cache.fingerprint import Level
 from cache.store import FeatureCache
 
@@ -50,45 +50,44 @@ _CHECKED_AT_ONCE = 1 << 18
 
 @dataclass(frozen=True, kw_only=True)
 class ClipTable:
-    """The clips of some videos, video after video."""
+    """The clips of some samples, sample after sample."""
 
-    video_ids: tuple[str, ...]
-    """The videos, in the order of their frames."""
-    video_N: NDArray[np.int64]
-    """Index of each clip's video."""
+    sample_ids: tuple[str, ...]
+    sample_N: NDArray[np.int64]
+    """Index of each clip's sample."""
     label_N: NDArray[np.int64]
-    """Class index of each clip's video."""
+    """Class index of each clip's sample."""
     frames_NT: NDArray[np.int64]
     """Frame indices of each clip, counted over all videos together."""
     spans_N2: NDArray[np.int64]
-    """First frame of each clip and one past its last, `[start, stop)`, within the video at the clip rule's rate."""
+    """First frame of each clip and one past its last, `[start, stop)`, within the sample at the clip rule's rate."""
 
     def __len__(self) -> int:
-        return len(self.video_N)
+        return len(self.sample_N)
 
     def ids_of(self, clips: NDArray[np.int64]) -> list[str]:
-        """Returns the ids of the videos that `clips` come from, each once, in the order of the videos."""
-        return [self.video_ids[video] for video in np.unique(self.video_N[clips])]
+        """Returns the ids of the samples that `clips` come from, each once, in the order of the samples."""
+        return [self.sample_ids[sample] for sample in np.unique(self.sample_N[clips])]
 
 
 def cut(
-    video_ids: Sequence[str],
+    sample_ids: Sequence[str],
     labels: Sequence[int],
-    offsets: NDArray[np.int64],
+    ranges: Sequence[range],
     pts_seconds: NDArray[np.float64],
     rule: ClipRule,
 ) -> ClipTable:
-    """Cuts videos into clips. Video `i` has the frames `[offsets[i], offsets[i + 1])` of `pts_seconds` `[F]`."""
+    """Cuts samples into clips. Sample `i` has the frames `ranges[i]` of `pts_seconds` `[F]`."""
     frames, spans = [], []
-    for first, stop in pairwise(offsets.tolist()):
-        pts_F = pts_seconds[first:stop]
-        frames.append(rule.frames(pts_F) + first)
+    for each in ranges:
+        pts_F = pts_seconds[each.start : each.stop]
+        frames.append(rule.frames(pts_F) + each.start)
         starts = np.asarray(rule.starts(len(rule.resample(pts_F))), dtype=np.int64)
         spans.append(np.stack([starts, starts + rule.length], axis=1))
     counts = [len(each) for each in frames]
     return ClipTable(
-        video_ids=tuple(video_ids),
-        video_N=np.repeat(np.arange(len(counts)), counts),
+        sample_ids=tuple(sample_ids),
+        sample_N=np.repeat(np.arange(len(counts)), counts),
         label_N=np.repeat(np.asarray(labels, dtype=np.int64), counts),
         frames_NT=np.concatenate(frames) if frames else np.empty((0, rule.length), dtype=np.int64),
         spans_N2=np.concatenate(spans) if spans else np.empty((0, 2), dtype=np.int64),
@@ -210,20 +209,25 @@ def from_memory(features_VFC: Tensor, frames_NT: NDArray[np.int64]) -> ReadBatch
 
 
 def from_cache(
-    cache: FeatureCache, level: Level, clips: ClipTable, offsets: NDArray[np.int64], views: Sequence[int]
+    cache: FeatureCache,
+    level: Level,
+    clips: ClipTable,
+    videos: Sequence[str],
+    offsets: NDArray[np.int64],
+    views: Sequence[int],
 ) -> ReadBatch:
     """Returns a function that reads batches from the cache's shards, which verify each video when it is first read.
 
-    Video `i` of `clips` has the frames `[offsets[i], offsets[i + 1])`; view `v` is the cache's view `views[v]`.
+    Video `i` has the frames `[offsets[i], offsets[i + 1])`, as clips count them; view `v` is view `views[v]`.
     """
 
     def read(clip_B: Tensor, view_B: Tensor) -> Tensor:
         x_TBC = np.empty((clips.frames_NT.shape[1], len(clip_B), cache.widths[level]), dtype=np.float16)
         for b, (clip, view) in enumerate(zip(clip_B.tolist(), view_B.tolist(), strict=True)):
-            video = clips.video_N[clip]
+            video = int(np.searchsorted(offsets, clips.frames_NT[clip][0], side="right")) - 1
             frames_T = clips.frames_NT[clip] - offsets[video]
             start, stop = int(frames_T.min()), int(frames_T.max()) + 1
-            span_FC = cache.features(clips.video_ids[video], level, views[view], start, stop)
+            span_FC = cache.features(videos[video], level, views[view], start, stop)
             x_TBC[:, b] = span_FC[frames_T - start]
         return torch.from_numpy(x_TBC)
 
@@ -233,34 +237,38 @@ def from_cache(
 def load_bank(
     cache: FeatureCache,
     level: Level,
-    videos: Sequence[Video],
+    samples: Sequence[Sample],
     rule: ClipRule,
     device: torch.device,
     views: Sequence[int] | None = None,
 ) -> ClipBank:
-    """Returns the clips of labelled `videos`, in all views or in those that are named.
+    """Returns the clips of labelled `samples`, in all views or in those that are named.
 
     Features are held on the device if they fit, else in main memory, else read from the cache batch by batch. Raises
-    `TrainingError` if features are NaN or Inf, or if a video has no label.
+    `TrainingError` if features are NaN or Inf, or if a sample has no label.
     """
     views = range(len(cache.views)) if views is None else views
-    ids = [video.id for video in videos]
-    labels = [video.label for video in videos if video.label is not None]
-    if len(labels) < len(videos):
-        nameless = next(video.id for video in videos if video.label is None)
+    ids = [sample.id for sample in samples]
+    labels = [sample.label for sample in samples if sample.label is not None]
+    if len(labels) < len(samples):
+        nameless = next(sample.id for sample in samples if sample.label is None)
         raise TrainingError(f"video {nameless!r} is in the split but has no class; give it one, or take it out")
-    num_frames = [cache.num_frames(video) for video in ids]
+    videos = list(dict.fromkeys(sample.video for sample in samples))
+    num_frames = [cache.num_frames(video) for video in videos]
+    offsets = np.concatenate([[0], np.cumsum(num_frames)]).astype(np.int64)
+    first = dict(zip(videos, offsets.tolist(), strict=False))
+    inside = [(first[sample.video], cache.frames_of(sample)) for sample in samples]
+    ranges = [range(start + frames.start, start + frames.stop) for start, frames in inside]
     num_bytes = sum(num_frames) * len(views) * cache.widths[level] * 2
     too_large = f"the {level} features ({num_bytes / 2**30:,.1f} GiB) do not fit into"
     if num_bytes > _SHARE * available_bytes():
         click.echo(f"{too_large} memory: they are read from the cache batch by batch")
-        offsets = np.concatenate([[0], np.cumsum(num_frames)]).astype(np.int64)
-        clips = cut(ids, labels, offsets, np.concatenate([cache.pts_seconds(video) for video in ids]), rule)
-        return StreamedBank(clips, len(views), device, from_cache(cache, level, clips, offsets, views))
+        clips = cut(ids, labels, ranges, np.concatenate([cache.pts_seconds(video) for video in videos]), rule)
+        return StreamedBank(clips, len(views), device, from_cache(cache, level, clips, videos, offsets, views))
     fits = device.type != "cuda" or num_bytes <= _SHARE * torch.cuda.mem_get_info(device)[0]
-    loaded = cache.load(level, ids, views=list(views), device=str(device) if fits else "cpu")
-    clips = cut(ids, labels, loaded.offsets, loaded.pts_seconds, rule)
-    check_finite(loaded.features, loaded.offsets, ids, level)
+    loaded = cache.load(level, videos, views=list(views), device=str(device) if fits else "cpu")
+    clips = cut(ids, labels, ranges, loaded.pts_seconds, rule)
+    check_finite(loaded.features, offsets, videos, level)
     if not fits:
         click.echo(f"{too_large} the device's memory: they stay in main memory")
         return StreamedBank(clips, len(views), device, from_memory(loaded.features, clips.frames_NT))

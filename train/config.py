@@ -29,10 +29,25 @@ CHECKPOINT_BYTES = 4 << 30
 HOLDOUT = "holdout"
 """End of the folder name of runs that were trained without, and scored on, a part of the training videos."""
 
+WATCHED = "watch"
+"""Word in the folder name of runs that were trained without that part, and looked at it after each epoch."""
+
 PACKAGES = ("torch", "numpy", "safetensors", "mrrn")
 """Packages whose versions a run records."""
 
-_IDENTITY = ("dataset", "split", "level", "pool", "seed", "recipe", "classes", "holdout", "videos", "cache_digest")
+_IDENTITY = (
+    "dataset",
+    "split",
+    "level",
+    "pool",
+    "seed",
+    "recipe",
+    "classes",
+    "holdout",
+    "watch",
+    "videos",
+    "cache_digest",
+)
 """Fields that decide what a run results in. Two runs that differ in one of them are different runs."""
 
 
@@ -50,10 +65,12 @@ class RunConfig:
     """Class names in label order."""
     holdout: bool
     """Whether a part of the training split is held out, and scored in place of the test half."""
+    watch: bool = False
+    """Whether that part is held out, and its loss and accuracy are measured after each epoch."""
     variant: str
     """End of the folder's name, which says what differs from the dataset's usual recipe; empty if nothing does."""
     videos: Mapping[str, int]
-    """Number of videos that it learns from (`training`) and that it scores (`scored`)."""
+    """Number of videos that it learns from (`training`), scores (`scored`), and, if any, watches (`watched`)."""
     cache_digest: str
     """Digest of the cache's fingerprint and of the split's videos, labels and frame counts."""
     weights: str
@@ -126,7 +143,7 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def variant_of(recipe: Recipe, usual: Recipe, *, holdout: bool) -> str:
+def variant_of(recipe: Recipe, usual: Recipe, *, holdout: bool, watch: bool = False) -> str:
     """Returns the end of a run folder's name: what differs from the dataset's usual recipe.
 
     small with 4 layers, small is usual   -> l4
@@ -139,7 +156,7 @@ def variant_of(recipe: Recipe, usual: Recipe, *, holdout: bool) -> str:
         exact = name == "epochs" and recipe.min_steps != base.min_steps
         if exact or getattr(recipe, name) != getattr(base, name):
             parts.append(f"{knob.word}{_short(getattr(recipe, name))}")
-    return "-".join([*parts, HOLDOUT] if holdout else parts)
+    return "-".join([*parts, *[WATCHED] * watch, *[HOLDOUT] * holdout])
 
 
 def linear_beside(recipe: Recipe) -> Recipe:
@@ -204,4 +221,5 @@ def state_of(folder: Path, wanted: RunConfig) -> Literal["new", "unfinished", "f
             f"{folder} holds a run with other settings or on another state of the cache: {'; '.join(differences)}. "
             "Train it again from the start with --fresh (FRESH=1), which replaces it, or remove that folder"
         )
-    return "finished" if status == "finished" and (folder / wanted.scores_file).exists() else "unfinished"
+    files = [wanted.scores_file, *[HELDOUT_SCORES_FILE] * wanted.watch]
+    return "finished" if status == "finished" and all((folder / name).exists() for name in files) else "unfinished"

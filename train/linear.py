@@ -1,4 +1,4 @@
-"""`linear`: multinomial logistic regression on the mean feature of each training video, the baseline of every head.
+"""`linear`: multinomial logistic regression on the mean feature of each training sample, the baseline of every head.
 
 Fitted in float64 to its one optimum, so that it depends on no seed. Shapes: N means, C channels, K classes.
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cache.common.errors import TrainingError
-from cache.dataset import Video
+from cache.dataset import Sample
 from train.clips import ClipBank, whole_bank
 from train.heads import Head, scale_of
 from train.split import FIFTHS, split_off
@@ -21,42 +21,47 @@ STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 _USUAL_STRENGTH = 0.1
 """Where nothing can be held out, because a class has a single group."""
 
+_NEVER = 30.0
+"""How much lower than all others the logit of a class without training samples starts: e^-30 of their probability."""
+
 _ALL_TURNS_BELOW = 2_000
 """Means below which every fifth is held out in turn; with more of them one fifth is enough to choose by."""
 
 
-def fit_linear(head: Head, bank: ClipBank, videos: Sequence[Video]) -> float:
-    """Fit a head of the cell `linear` to `bank`, the clips of `videos`. Returns the strength of the penalty.
+def fit_linear(head: Head, bank: ClipBank, samples: Sequence[Sample]) -> float:
+    """Fit a head of the cell `linear` to `bank`, the clips of `samples`. Returns the strength of the penalty.
 
-    The strength is the one with the least log loss on held-out groups of `videos`; statistics and weights then come
+    The strength is the one with the least log loss on held-out groups of `samples`; statistics and weights then come
     from all of them.
     """
-    mean_NC, video_N, label_N = sample_means(bank)
-    strength = _choose_strength(mean_NC, video_N, label_N, head.classes, videos)
+    mean_NC, sample_N, label_N = sample_means(bank)
+    # The bias of a class without training samples would fall for ever, so such classes get no weights at all.
+    present_K, label_N = label_N.unique(return_inverse=True)
+    strength = _choose_strength(mean_NC, sample_N, label_N, len(present_K), samples)
     with torch.no_grad():
         head.standardise_by(*_statistics(mean_NC))
-        weights_KC, bias_K = fit(head.standardise(mean_NC), label_N, head.classes, strength)
-        head.linear.weight.copy_(weights_KC)
-        head.linear.bias.copy_(bias_K)
+        weights_KC, bias_K = fit(head.standardise(mean_NC), label_N, len(present_K), strength)
+        head.linear.weight.zero_()[present_K] = weights_KC.float()
+        head.linear.bias.fill_(float(bias_K.min()) - _NEVER)[present_K] = bias_K.float()
     return strength
 
 
 def sample_means(bank: ClipBank) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the mean of each video's clips in each view, float64 `[N, C]`, its video's index, and its label."""
-    videos = len(bank.clips.video_ids)
-    video_of_clip, label_of_clip = torch.from_numpy(bank.clips.video_N), torch.from_numpy(bank.clips.label_N)
-    label_of_video = torch.zeros(videos, dtype=torch.int64)
-    label_of_video[video_of_clip] = label_of_clip
+    """Returns the mean of each sample's clips in each view, float64 `[N, C]`, the sample's index, and its label."""
+    samples = len(bank.clips.sample_ids)
+    sample_of_clip, label_of_clip = torch.from_numpy(bank.clips.sample_N), torch.from_numpy(bank.clips.label_N)
+    label_of_sample = torch.zeros(samples, dtype=torch.int64)
+    label_of_sample[sample_of_clip] = label_of_clip
     sums: list[Tensor] = []
     for clip_B, view, x_TBC in whole_bank(bank):
         if view == len(sums):
-            sums.append(torch.zeros(videos, x_TBC.shape[2], dtype=torch.float64))
+            sums.append(torch.zeros(samples, x_TBC.shape[2], dtype=torch.float64))
         # On the CPU, because a GPU would add them up in any order.
-        sums[view].index_add_(0, video_of_clip[clip_B], x_TBC.double().mean(dim=0).cpu())
-    mean_NC = torch.cat(sums) / torch.bincount(video_of_clip, minlength=videos).repeat(len(sums))[:, None]
-    video_N = torch.arange(videos).repeat(len(sums))
+        sums[view].index_add_(0, sample_of_clip[clip_B], x_TBC.double().mean(dim=0).cpu())
+    mean_NC = torch.cat(sums) / torch.bincount(sample_of_clip, minlength=samples).repeat(len(sums))[:, None]
+    sample_N = torch.arange(samples).repeat(len(sums))
     device = bank.label_N.device
-    return mean_NC.to(device), video_N.to(device), label_of_video[video_N].to(device)
+    return mean_NC.to(device), sample_N.to(device), label_of_sample[sample_N].to(device)
 
 
 def fit(
@@ -76,7 +81,12 @@ def fit(
     weights_KC, bias_K = start or (x_NC.new_zeros(classes, x_NC.shape[1]), x_NC.new_zeros(classes))
     parameters = [each.clone().requires_grad_() for each in (weights_KC, bias_K)]
     optimizer = torch.optim.LBFGS(
-        parameters, max_iter=2000, tolerance_grad=tolerance, tolerance_change=0, line_search_fn="strong_wolfe"
+        parameters,
+        max_iter=1000,
+        history_size=20,
+        tolerance_grad=tolerance,
+        tolerance_change=0,
+        line_search_fn="strong_wolfe",
     )
 
     def loss() -> Tensor:
@@ -91,10 +101,12 @@ def fit(
     return parameters[0].detach(), parameters[1].detach()
 
 
-def _choose_strength(mean_NC: Tensor, video_N: Tensor, label_N: Tensor, classes: int, videos: Sequence[Video]) -> float:
+def _choose_strength(
+    mean_NC: Tensor, sample_N: Tensor, label_N: Tensor, classes: int, samples: Sequence[Sample]
+) -> float:
     """Returns the strength with the least log loss on held-out groups. Stops at the first one that is worse."""
     try:
-        folds = [*_folds(mean_NC, video_N, label_N, videos)]
+        folds = [*_folds(mean_NC, sample_N, label_N, samples)]
     except TrainingError:
         return _USUAL_STRENGTH
     starts: list[tuple[Tensor, Tensor] | None] = [None] * len(folds)
@@ -112,12 +124,12 @@ def _choose_strength(mean_NC: Tensor, video_N: Tensor, label_N: Tensor, classes:
 
 
 def _folds(
-    mean_NC: Tensor, video_N: Tensor, label_N: Tensor, videos: Sequence[Video]
+    mean_NC: Tensor, sample_N: Tensor, label_N: Tensor, samples: Sequence[Sample]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Standardised means and labels of what is inside, and of what is held out, for each turn."""
     for turn in range(FIFTHS if len(mean_NC) < _ALL_TURNS_BELOW else 1):
-        held_out = {video.id for video in split_off(videos, turn)[1]}
-        is_held = torch.tensor([video.id in held_out for video in videos], device=mean_NC.device)[video_N]
+        held_out = {sample.id for sample in split_off(samples, turn)[1]}
+        is_held = torch.tensor([sample.id in held_out for sample in samples], device=mean_NC.device)[sample_N]
         mean_C, deviation_C = _statistics(mean_NC[~is_held])
         x_NC = (mean_NC - mean_C) * scale_of(mean_C, deviation_C)
         yield x_NC[~is_held], label_N[~is_held], x_NC[is_held], label_N[is_held]

@@ -1,6 +1,7 @@
 """One run from its configuration to its scores: train or continue, save checkpoints, score, and only then be finished.
 
 While a run trains it writes metrics.jsonl and TensorBoard's files, a row for each epoch, and a checkpoint now and then.
+A run that watches held-out videos measures them after each epoch; nothing is stopped or chosen by that.
 """
 
 import fcntl
@@ -13,11 +14,12 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from cache.aggregate import correct, fraction, log_loss
 from cache.common.console import Progress, progress
 from cache.common.errors import TrainingError
 from cache.common.files import remove, write_bytes_durably
 from cache.common.workspace import Workspace
-from cache.dataset import Video
+from cache.dataset import Sample
 from cache.scores import ScoreTable, write_scores
 from train.checkpoint import (
     Checkpoint,
@@ -29,7 +31,7 @@ from train.checkpoint import (
     save_checkpoint,
 )
 from train.clips import ClipBank, channel_statistics, load_bank
-from train.config import CHECKPOINT_FILE, METRICS_FILE, RunConfig, state_of, write_config
+from train.config import CHECKPOINT_FILE, HELDOUT_SCORES_FILE, METRICS_FILE, RunConfig, state_of, write_config
 from train.distributed import SINGLE, ProcessGroup
 from train.heads import Head
 from train.linear import fit_linear
@@ -72,8 +74,14 @@ def run(
                 write_config(folder, config, "training")
         group.wait()
         if state_of(folder, config) != "finished":
-            head = _train(split, config, folder, device, group, show, tick_seconds, checkpoint_seconds)
+            watched = None
+            if config.watch and group.leads:
+                held_out = split.held_out(config.seed)
+                watched = load_bank(split.cache, config.level, held_out, config.clips, device, views=[0])
+            head = _train(split, config, folder, device, group, show, tick_seconds, checkpoint_seconds, watched)
             if group.leads:
+                if watched is not None:
+                    write_scores(folder / HELDOUT_SCORES_FILE, score_bank(head, watched, config))
                 _, scored = split.learned_and_scored(holdout=config.holdout, seed=config.seed)
                 bank = load_bank(split.cache, config.level, scored, config.clips, device, views=[0])
                 scores = score_bank(head, bank, config)
@@ -104,8 +112,9 @@ def _train(
     show: Show,
     tick_seconds: float,
     checkpoint_seconds: float,
+    watched: ClipBank | None,
 ) -> Head:
-    """Returns the trained head. Continues from the checkpoint if there is one."""
+    """Returns the trained head. Continues from the checkpoint if there is one. `watched` is measured each epoch."""
     path = folder / CHECKPOINT_FILE
     found = read_checkpoint(path) if path.exists() else None
     if found is not None:
@@ -126,7 +135,7 @@ def _train(
     # No process writes a checkpoint before all have read the last one.
     group.wait()
     saved = time.monotonic()
-    with _logged(trainer, config, folder, show) as write:
+    with _logged(trainer, config, folder, show, watched) as write:
         for tick in trainer.run(tick_seconds):
             write(tick)
             if group.as_leader_says(time.monotonic() - saved >= checkpoint_seconds, device):
@@ -144,15 +153,15 @@ def _save_finished(path: Path, head: Head, config: RunConfig) -> None:
     save_checkpoint(path, Checkpoint(tensors=weights, config=config, position=None))
 
 
-def _load_training(split: Split, config: RunConfig, device: torch.device) -> tuple[ClipBank, tuple[Video, ...]]:
-    """Returns the clips that a run learns from, and their videos."""
+def _load_training(split: Split, config: RunConfig, device: torch.device) -> tuple[ClipBank, tuple[Sample, ...]]:
+    """Returns the clips that a run learns from, and their samples."""
     have, wanted = len(split.cache.views), config.recipe.views
     if wanted > have:
         raise TrainingError(
             f"recipe {config.recipe.name!r} draws from {wanted} views of each video, the cache of {config.dataset!r} "
             f"has {have} ({', '.join(split.cache.views)}): extract with more VIEWS=, or ask for fewer"
         )
-    learned, _ = split.learned_and_scored(holdout=config.holdout, seed=config.seed)
+    learned, _ = split.learned_and_scored(holdout=config.holdout, seed=config.seed, watch=config.watch)
     return load_bank(split.cache, config.level, learned, config.clips, device, views=range(wanted or have)), learned
 
 
@@ -167,7 +176,9 @@ def _make_trainer(split: Split, config: RunConfig, device: torch.device, group: 
 
 
 @contextmanager
-def _logged(trainer: Trainer, config: RunConfig, folder: Path, show: Show) -> Iterator[Callable[[Tick], None]]:
+def _logged(
+    trainer: Trainer, config: RunConfig, folder: Path, show: Show, watched: ClipBank | None
+) -> Iterator[Callable[[Tick], None]]:
     """Gives a function that shows a tick on a live line, and writes a row of metrics if the tick ends an epoch.
 
     In a process that does not lead, the function does nothing. A continued run first drops the rows of epochs that it
@@ -205,12 +216,22 @@ def _logged(trainer: Trainer, config: RunConfig, folder: Path, show: Show) -> It
                 "seconds": round(tick.seconds, 4),
                 "clips_per_second": round(tick.clips / tick.seconds, 1),
             }
+            heldout = _measure(trainer.head, watched, config) if watched is not None else {}
             with path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps({**row, **{f"heldout_{name}": value for name, value in heldout.items()}}) + "\n")
             for name in ("loss", "accuracy", "learning_rate", "clips_per_second"):
                 board.add_scalar(f"training/{name}", row[name], tick.epoch)
+            for name, value in heldout.items():
+                board.add_scalar(f"heldout/{name}", value, tick.epoch)
 
         yield write
+
+
+def _measure(head: Head, watched: ClipBank, config: RunConfig) -> dict[str, float]:
+    """Log loss and accuracy of the watched videos, as `--holdout` scores them. Draws no random number."""
+    _, probabilities_NK, label_N = score_bank(head, watched, config).videos()
+    head.train()
+    return {"loss": log_loss(probabilities_NK, label_N), "accuracy": fraction(correct(probabilities_NK, label_N))}
 
 
 def _epoch(line: str) -> float:

@@ -20,6 +20,7 @@ _CLIPS_AT_ONCE = 128
 
 _IN_SCORES = (
     "dataset", "split", "level", "pool", "seed", "variant", "weights", "fingerprint", "cache_digest", "holdout",
+    "watch",
 )  # fmt: skip
 """Fields of the run's configuration that the score table repeats."""
 
@@ -53,7 +54,7 @@ def score_bank(head: Head, bank: ClipBank, config: RunConfig) -> ScoreTable:
     bank.announce(batches)
     softmax_NK = _softmax(head, (bank.gather(clip_B.to(device), view_B.to(device)) for clip_B, view_B in batches))
     return ScoreTable(
-        video_ids=np.asarray(clips.video_ids, dtype=np.str_)[clips.video_N],
+        video_ids=np.asarray(clips.sample_ids, dtype=np.str_)[clips.sample_N],
         spans=clips.spans_N2,
         labels=clips.label_N,
         softmax=softmax_NK,

@@ -1,6 +1,6 @@
-"""One split of a cached dataset as training needs it: which videos it learns from, and which it scores. No torch.
+"""One split of a cached dataset as training needs it: which samples it learns from, and which it scores. No torch.
 
-A held-out part of the training videos is cut by group, so that no recording is on both sides.
+A held-out part of the training samples is cut by group, so that no recording is on both sides.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from cache.clips import ClipRule
 from cache.common.errors import TrainingError
 from cache.common.workspace import Workspace
-from cache.dataset import Dataset, Half, Video, group_of
+from cache.dataset import Dataset, Half, Sample
 from cache.fingerprint import Level
 from cache.store import FeatureCache
 from train.config import PACKAGES, RunConfig, variant_of, version_of
@@ -23,65 +23,84 @@ FIFTHS = 5
 """Parts that each class's groups are divided into; one of them is held out."""
 
 
-def split_off(videos: Sequence[Video], turn: int = 0) -> tuple[tuple[Video, ...], tuple[Video, ...]]:
-    """Returns the training videos to learn from, and those held out: the same ones at every call.
+def split_off(samples: Sequence[Sample], turn: int = 0) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    """Returns the training samples to learn from, and those held out: the same ones at every call.
 
     A fifth of each class's groups is held out, and at least one. Groups are in the order of a hash of their names;
     `turn` chooses the fifth, so that turns 0 to 4 hold out each group once. Raises `TrainingError` for a class with a
     single group.
     """
     groups: dict[int, set[str]] = defaultdict(set)
-    for video in videos:
-        if video.label is not None:
-            groups[video.label].add(group_of(video.id))
+    for sample in samples:
+        if sample.label is not None:
+            groups[sample.label].add(sample.group_name)
     held: set[str] = set()
     for label, names in sorted(groups.items()):
         if len(names) < 2:
             raise TrainingError(
                 f"class {label} has training videos of one group only ({next(iter(names))!r}); a held-out part needs "
-                "at least two: train without --holdout"
+                "at least two: train without --holdout and --watch"
             )
         ordered = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
         parts = min(FIFTHS, len(ordered))
         held |= set(ordered[turn % parts :: parts])
-    inside = tuple(video for video in videos if group_of(video.id) not in held)
-    return inside, tuple(video for video in videos if group_of(video.id) in held)
+    inside = tuple(sample for sample in samples if sample.group_name not in held)
+    return inside, tuple(sample for sample in samples if sample.group_name in held)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """The videos of one split that have features. Nothing of a test video but its name is used before scoring."""
+    """The samples of one split that have features. Nothing of a test sample but its name is used before scoring."""
 
     cache: FeatureCache
     dataset: Dataset
     number: int
-    training: tuple[Video, ...]
-    test: tuple[Video, ...]
+    training: tuple[Sample, ...]
+    test: tuple[Sample, ...]
     digest: str
-    """SHA-256 over the cache's fingerprint and each video's id, label, half of the split and frame count."""
+    """SHA-256 over the cache's fingerprint and each sample's id, label, half of the split, frame count, given group."""
 
-    def learned_and_scored(self, *, holdout: bool, seed: int) -> tuple[tuple[Video, ...], tuple[Video, ...]]:
-        """Returns the videos to learn from and those to score: training and test videos, or both parts of the former.
+    def learned_and_scored(
+        self, *, holdout: bool, seed: int, watch: bool = False
+    ) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+        """Returns the samples to learn from and those to score: training and test half, or both parts of the former.
 
-        Each seed holds out the next fifth of the training videos' groups, so that five seeds hold out each group once.
+        Each seed holds out the next fifth of the training samples' groups, so that five seeds hold out each group once.
+        A run that watches that part (`held_out`) does not learn from it either.
         """
-        if holdout:
-            return split_off(self.training, seed)
-        if not self.test:
+        if not (holdout or self.test):
             raise _nobody(self.dataset, self.number, "test")
-        return self.training, self.test
+        inside = split_off(self.training, seed)[0] if holdout or watch else self.training
+        return inside, self.held_out(seed) if holdout else self.test
 
-    def listed(self, *, holdout: bool, seed: int) -> tuple[Video, ...]:
-        """Returns the videos that accuracy is counted over, also those without features: test half or held-out part."""
-        return split_off(self.training, seed)[1] if holdout else self.dataset.half(self.number, "test")
+    def held_out(self, seed: int) -> tuple[Sample, ...]:
+        """Returns the training samples that runs of this seed hold out, if they do."""
+        return split_off(self.training, seed)[1]
+
+    def listed(self, *, holdout: bool, seed: int) -> tuple[Sample, ...]:
+        """Returns the samples that accuracy is counted over, also those without features: test or held-out part."""
+        return self.held_out(seed) if holdout else self.dataset.half(self.number, "test")
 
     def usual_recipe(self) -> tuple[Recipe, str]:
         """Returns the recipe for a split with as many training clips as this one has, and the reason for it."""
-        return default_recipe(sum(ClipRule().count(self.cache.num_frames(video.id)) for video in self.training))
+        return default_recipe(sum(ClipRule().count(len(self.cache.frames_of(sample))) for sample in self.training))
 
-    def config(self, *, level: Level, pool: Pool, seed: int, recipe: Recipe, usual: Recipe, holdout: bool) -> RunConfig:
+    def config(
+        self,
+        *,
+        level: Level,
+        pool: Pool,
+        seed: int,
+        recipe: Recipe,
+        usual: Recipe,
+        holdout: bool,
+        watch: bool = False,
+    ) -> RunConfig:
         """Returns the configuration of one run on this split."""
-        learned, scored = self.learned_and_scored(holdout=holdout, seed=seed)
+        learned, scored = self.learned_and_scored(holdout=holdout, seed=seed, watch=watch)
+        videos = {"training": len(learned), "scored": len(scored)}
+        if watch:
+            videos["watched"] = len(self.held_out(seed))
         fingerprint = self.cache.fingerprint
         return RunConfig(
             dataset=self.dataset.name,
@@ -92,8 +111,9 @@ class Split:
             recipe=recipe,
             classes=self.dataset.classes,
             holdout=holdout,
-            variant=variant_of(recipe, usual, holdout=holdout),
-            videos={"training": len(learned), "scored": len(scored)},
+            watch=watch,
+            variant=variant_of(recipe, usual, holdout=holdout, watch=watch),
+            videos=videos,
             cache_digest=self.digest,
             weights=str(fingerprint.identity.get("weights", "unknown")),
             fingerprint=fingerprint.to_json(),
@@ -108,12 +128,11 @@ def open_split(workspace: Workspace, dataset: str, number: int) -> Split:
         raise TrainingError(f"nothing was extracted for dataset {dataset!r} yet: run `make extract DATASET={dataset}`")
     cache = FeatureCache.open(folder)
     cache.require_finished()
-    have = set(cache.video_ids)
-    training, test = (_with_features(cache.dataset, number, half, have) for half in ("train", "test"))
+    training, test = (_with_features(cache, number, half) for half in ("train", "test"))
     described = [
-        (video.id, video.label, half, cache.num_frames(video.id))
-        for half, videos in (("train", training), ("test", test))
-        for video in videos
+        (sample.id, sample.label, half, len(cache.frames_of(sample)), *([sample.group] if sample.group else []))
+        for half, samples in (("train", training), ("test", test))
+        for sample in samples
     ]
     text = json.dumps([cache.fingerprint.digest, sorted(described)], separators=(",", ":"))
     return Split(
@@ -126,12 +145,12 @@ def open_split(workspace: Workspace, dataset: str, number: int) -> Split:
     )
 
 
-def _with_features(dataset: Dataset, number: int, half: Half, have: set[str]) -> tuple[Video, ...]:
-    videos: Sequence[Video] = dataset.half(number, half)
-    kept = tuple(video for video in videos if video.id in have)
-    # Without a test half, held-out training videos can still be scored.
+def _with_features(cache: FeatureCache, number: int, half: Half) -> tuple[Sample, ...]:
+    samples: Sequence[Sample] = cache.dataset.half(number, half)
+    kept = tuple(sample for sample in samples if cache.frames_of(sample))
+    # Without a test half, held-out training samples can still be scored.
     if not kept and half == "train":
-        raise _nobody(dataset, number, half)
+        raise _nobody(cache.dataset, number, half)
     return kept
 
 

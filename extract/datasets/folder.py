@@ -81,7 +81,7 @@ def arrange(name: str, paths: Sequence[str], where: str) -> Dataset:
             test = test_half(class_paths, seed=split)
             for path in class_paths:
                 lists.put(path, split, "test" if path in test else "train", where)
-    return Dataset(name=name, source="folder", classes=tuple(of_class), videos=lists.videos())
+    return lists.dataset(name, "folder", tuple(of_class))
 
 
 def test_half(paths: Sequence[str], *, seed: int) -> frozenset[str]:

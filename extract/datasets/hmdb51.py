@@ -39,7 +39,7 @@ def read_lists(name: str, folder: Path) -> Dataset:
             path, half = _parse_video(line, class_name)
             lists.add(path, classes.index(class_name), line.where)
             lists.put(path, split, half, line.where)
-    return Dataset(name=name, source="hmdb51", classes=classes, videos=lists.videos())
+    return lists.dataset(name, "hmdb51", classes)
 
 
 def _find_lists(folder: Path) -> dict[tuple[str, int], Path]:

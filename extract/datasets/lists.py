@@ -1,12 +1,12 @@
-"""Split lists: text files that assign each video to a half of a split. Every error names file and line."""
+"""Split lists: text files that assign each sample to a half of a split. Every error names file and line."""
 
 import codecs
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cache.common.errors import DatasetError
-from cache.dataset import ADDRESS, Half, Video, video_id
+from cache.dataset import ADDRESS, Dataset, Half, Sample, Video, video_id
 from extract.datasets.paths import check_path, is_video_name
 
 LONGEST_LINE = 4096
@@ -50,45 +50,67 @@ def read_lines(path: Path, advice: str) -> Iterator[Line]:
 
 
 @dataclass
-class _ListedVideo:
-    id: str
-    label: int | None
+class _ListedSample:
+    sample: Sample
+    """Without its halves."""
     where: str
     """File and line that named it first."""
     halves: dict[int, tuple[Half, str]]
     """For each split the half, and the file and line that say so."""
 
 
+Span = tuple[float, float] | None
+"""As `Sample.span`."""
+
+
 class SplitLists:
-    """Collects what the lists of a dataset say about each video. Raises DatasetError on contradictions."""
+    """Collects what the lists of a dataset say about each sample. Raises DatasetError on contradictions."""
 
     def __init__(self, *, remote: bool = False) -> None:
         """`remote`: addresses, https:// and s3://, are allowed for paths."""
         self._remote = remote
-        self._listed: dict[str, _ListedVideo] = {}
-        self._path_of_id: dict[str, str] = {}
+        self._listed: dict[tuple[str, Span], _ListedSample] = {}
+        self._path_of_id: dict[str, tuple[str, str]] = {}
+        """For each id the path, and the file and line that named it first."""
+        self._id_of_path: dict[str, str] = {}
 
-    def add(self, path: str, label: int | None, where: str) -> None:
-        """A video and its label; repeating the same is fine. Raises DatasetError for unsafe paths and repeated ids."""
-        if known := self._listed.get(path):
-            if known.label != label:
-                raise DatasetError(f"{where}: video {path!r} has another class than in {known.where}")
+    def add(
+        self,
+        path: str,
+        label: int | None,
+        where: str,
+        *,
+        span: Span = None,
+        group: str | None = None,
+        line: int | None = None,
+    ) -> None:
+        """A sample and its label; repeating the same is fine. Raises DatasetError for unsafe paths and repeated ids."""
+        if known := self._listed.get((path, span)):
+            if (known.sample.label, known.sample.group) != (label, group):
+                what = "class" if known.sample.label != label else "group"
+                raise DatasetError(f"{where}: video {path!r} has another {what} than in {known.where}")
             return
+        if path not in self._id_of_path:
+            self._add_video(path, where)
+        sample = Sample(video=self._id_of_path[path], span=span, label=label, group=group, line=line)
+        self._listed[path, span] = _ListedSample(sample, where, {})
+
+    def _add_video(self, path: str, where: str) -> None:
         if not (self._remote and ADDRESS.fullmatch(path)):
             check_path(path, where)
         if not is_video_name(path):
             raise DatasetError(f"{where}: {path!r} does not end as a video file's name does, such as .avi or .mp4")
         id_ = video_id(path)
-        other = self._path_of_id.setdefault(id_, path)
+        other, other_where = self._path_of_id.setdefault(id_, (path, where))
         if other != path:
             raise DatasetError(
-                f"{where}: {path!r} has the same id as {other!r} ({self._listed[other].where}); rename one of the files"
+                f"{where}: {path!r} has the same id as {other!r} ({other_where}); rename one of the files"
             )
-        self._listed[path] = _ListedVideo(id_, label, where, {})
+        self._id_of_path[path] = id_
 
-    def put(self, path: str, split: int, half: Half, where: str) -> None:
-        """Assign an added video to a half of a split. Raises DatasetError if the split already has it."""
-        halves = self._listed[path].halves
+    def put(self, path: str, split: int, half: Half, where: str, *, span: Span = None) -> None:
+        """Assign an added sample to a half of a split. Raises DatasetError if the split already has it."""
+        halves = self._listed[path, span].halves
         if split in halves:
             before, before_where = halves[split]
             what = f"in both halves of split {split}" if before != half else f"twice in split {split}"
@@ -97,9 +119,15 @@ class SplitLists:
             )
         halves[split] = (half, where)
 
-    def videos(self) -> tuple[Video, ...]:
-        """All videos, ordered by id."""
-        return tuple(
-            Video(id=one.id, path=path, label=one.label, splits={s: half for s, (half, _) in one.halves.items()})
-            for path, one in sorted(self._listed.items(), key=lambda item: item[1].id)
+    def dataset(self, name: str, source: str, classes: Sequence[str]) -> Dataset:
+        """The dataset of all samples and their videos, ordered by id."""
+        listed = sorted(self._listed.values(), key=lambda one: (one.sample.video, one.sample.span or ()))
+        return Dataset(
+            name=name,
+            source=source,
+            classes=tuple(classes),
+            videos=tuple(Video(id=id_, path=path) for id_, (path, _) in sorted(self._path_of_id.items())),
+            samples=tuple(
+                replace(one.sample, splits={split: half for split, (half, _) in one.halves.items()}) for one in listed
+            ),
         )

@@ -57,7 +57,7 @@ def read_manifest(name: str, file: Path, *, remote: bool = False) -> Dataset:
             if half != "none" and not row["label"]:
                 raise DatasetError(f"{where}: a video without a label cannot be in the {half} half; write none")
             lists.put(row["video"], split, half, where)
-    return Dataset(name=name, source="manifest", classes=classes, videos=lists.videos())
+    return lists.dataset(name, "manifest", classes)
 
 
 def _read_rows(file: Path) -> tuple[list[int], list[Row]]:

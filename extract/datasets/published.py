@@ -55,7 +55,14 @@ def match_files(
         listed_videos=len(listed.videos),
         missing=missing,
     )
-    return replace(listed, videos=videos, extra=tuple(map(video_id, extra)), subset=lacks if lacking else None)
+    kept = {video.id for video in videos}
+    return replace(
+        listed,
+        videos=videos,
+        samples=tuple(sample for sample in listed.samples if sample.video in kept),
+        extra=tuple(map(video_id, extra)),
+        subset=lacks if lacking else None,
+    )
 
 
 def count_problems(listed: Dataset, published: PublishedCounts) -> list[str]:
@@ -65,7 +72,7 @@ def count_problems(listed: Dataset, published: PublishedCounts) -> list[str]:
         "listed videos": (len(listed.videos), published.videos),
     }
     for split, (train, test) in sorted(published.halves.items()):
-        halves = Counter(video.splits[split] for video in listed.videos if split in video.splits)
+        halves = Counter(sample.splits[split] for sample in listed.samples if split in sample.splits)
         if halves:
             found[f"training videos of split {split}"] = (halves["train"], train)
             found[f"test videos of split {split}"] = (halves["test"], test)

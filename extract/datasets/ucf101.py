@@ -38,7 +38,7 @@ def read_lists(name: str, folder: Path) -> Dataset:
                 path, label = _parse_video(line, labels, number_needed=half == "train")
                 lists.add(path, label, line.where)
                 lists.put(path, split, half, line.where)
-    return Dataset(name=name, source="ucf101", classes=classes, videos=lists.videos())
+    return lists.dataset(name, "ucf101", classes)
 
 
 def _read_classes(file: Path) -> tuple[str, ...]:

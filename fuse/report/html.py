@@ -24,7 +24,7 @@ from cache.common.text import shortened, visible
 from extract.settings import IMAGENET
 from fuse import metrics, paper
 from fuse.report.figures import draw_confusion, draw_per_class
-from fuse.report.samples import Frames, Sample, data_uris, draw_samples
+from fuse.report.samples import Frames, ShownPrediction, data_uris, draw_samples
 from fuse.report.tables import NONE, Table, per_class_table, table_3, to_csv, to_markdown
 from fuse.report.timing import Timing, draw_timing
 from fuse.results import MODELS, PAPER_RECIPE, TITLES, Made, Model, Results, summarise
@@ -46,7 +46,7 @@ Examples = dict[tuple[int, int], list[str]]
 class Extras:
     """What a report shows beside a split's results, as far as it was made."""
 
-    samples: Sequence[Sample] = ()
+    samples: Sequence[ShownPrediction] = ()
     frames: Frames = field(default_factory=dict)
     timing: Timing | None = None
     """Figure 6."""
@@ -228,7 +228,8 @@ def _commands(results: Results) -> list[str]:
     options = f"SPLIT={results.split} POOL={results.pool} SEED={run.get('seed', 0)}"
     recipe = shlex.quote(f"RECIPE={run.get('recipe', PAPER_RECIPE)}")
     weights = "" if results.weights == IMAGENET else f" {shlex.quote(f'WEIGHTS={results.weights}')}"
-    return [f"make extract {dataset}{subset}{weights}", f"make fuse {dataset} {options} {recipe}"]
+    watch = " WATCH=1" if run.get("watch") else ""
+    return [f"make extract {dataset}{subset}{weights}", f"make fuse {dataset} {options} {recipe}{watch}"]
 
 
 def _text(value: Any) -> str:

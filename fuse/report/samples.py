@@ -51,10 +51,11 @@ Frames = Mapping[str, NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One test video and the fused model's prediction for it."""
+class ShownPrediction:
+    """One test sample and the fused model's prediction for it."""
 
     video: str
+    """Id of the sample."""
     label: int
     top: tuple[tuple[int, float], ...]
     """The most probable classes with their probabilities; the true one last if it is not among them."""
@@ -71,7 +72,7 @@ class Sample:
         return "wrong"
 
 
-def choose_samples(results: Results) -> list[Sample]:
+def choose_samples(results: Results) -> list[ShownPrediction]:
     """Up to EACH right and EACH wrong predictions drawn at random, of different classes as far as there are."""
     probabilities = results.probabilities["fused"]
     scored = predicted(probabilities) != NO_PREDICTION
@@ -90,7 +91,7 @@ def choose_samples(results: Results) -> list[Sample]:
             if truth not in classes:
                 classes[-1] = truth
             top = tuple((number, float(probabilities[index, number])) for number in classes)
-            samples.append(Sample(results.video_ids[index], truth, top))
+            samples.append(ShownPrediction(results.video_ids[index], truth, top))
     return samples
 
 
@@ -101,13 +102,15 @@ def sample_frames(workspace: Workspace, dataset: str, video_ids: Sequence[str]) 
     """
     with FeatureCache.open(workspace.cache(dataset)) as cache:
         data, source = cache.settings.get("data"), cache.dataset.source
-        wanted = {video.id: video.path for video in cache.dataset.videos if video.id in set(video_ids)}
+        path_of = {video.id: video.path for video in cache.dataset.videos}
+        wanted = {sample.id: sample for sample in cache.dataset.samples if sample.id in set(video_ids)}
     try:
         where = Path(data) if data else None
         _, root = load_dataset(dataset, where, subset=True, work=workspace.root, source=source)
     except MrrnError:
         return {}
-    paths = {video: root / path for video, path in wanted.items() if (root / path).is_file()}
+    found = {each: root / path_of[sample.video] for each, sample in wanted.items()}
+    paths = {each: path for each, path in found.items() if path.is_file()}
     kept: dict[str, list[NDArray[np.uint8]]] = {}
     with DecodePool(DecodeSettings(workers=1, fps=SAMPLED_FPS, blocks_ahead=2)) as pool:
         # Decoded twice: where the frames are is known at a video's end, and a long video's frames fill the memory.
@@ -117,8 +120,7 @@ def sample_frames(workspace: Workspace, dataset: str, video_ids: Sequence[str]) 
                 counts[item.outcome.video_id] = item.outcome.num_frames
             else:
                 item.release()
-        ends = {video: count - 1 for video, count in counts.items() if count}
-        places = {video: np.linspace(0, end, FRAMES + 2)[1:-1].round().astype(int) for video, end in ends.items()}
+        places = {each: _places(count, wanted[each].span) for each, count in counts.items() if count}
         for item in pool.decode((video, paths[video]) for video in places):
             if isinstance(item, VideoEnd):
                 if item.outcome.num_frames != counts[item.outcome.video_id]:  # the file has changed meanwhile
@@ -130,6 +132,12 @@ def sample_frames(workspace: Workspace, dataset: str, video_ids: Sequence[str]) 
                     kept.setdefault(item.video_id, []).append(np.asarray(picture))
             item.release()
     return {video: np.stack(frames) for video, frames in kept.items()}
+
+
+def _places(count: int, span: tuple[float, float] | None) -> NDArray[np.int64]:
+    """FRAMES evenly spread ones of `count` frames at SAMPLED_FPS, in a span if one is given."""
+    first, stop = (min(int(seconds * SAMPLED_FPS), count - 1) for seconds in span or (0.0, float(count)))
+    return np.linspace(first, stop, FRAMES + 2)[1:-1].round().astype(np.int64)
 
 
 def _picture(frame_HW3: NDArray[np.uint8], width: int) -> "Image.Image":
@@ -152,7 +160,7 @@ def _data_uri(frame_HW3: NDArray[np.uint8]) -> Markup:
     return Markup("data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode())
 
 
-def draw_samples(results: Results, samples: Sequence[Sample], frames: Frames, notes: Sequence[str]) -> Files:
+def draw_samples(results: Results, samples: Sequence[ShownPrediction], frames: Frames, notes: Sequence[str]) -> Files:
     """Figure 3: for each sample a frame above the bars of its most probable classes, right predictions first."""
     columns = min(EACH, len(samples))
     rows = math.ceil(len(samples) / columns)
@@ -176,7 +184,7 @@ def draw_samples(results: Results, samples: Sequence[Sample], frames: Frames, no
     return render_themes("samples", draw)
 
 
-def _draw_bars(axes: "Axes", sample: Sample, classes: Sequence[str], theme: Theme) -> None:
+def _draw_bars(axes: "Axes", sample: ShownPrediction, classes: Sequence[str], theme: Theme) -> None:
     for place, (number, share) in enumerate(sample.top):
         axes.barh(place, share, color=getattr(theme, sample.kind(number)), height=0.75, alpha=0.6)
         axes.text(0.01, place, f"{label(classes[number], 24)}  {share:.0%}", va="center", fontsize=7)

@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from cache.cli import main
 from cache.common.workspace import Workspace
-from cache.dataset import Dataset, Video
+from cache.dataset import Dataset
 from cache.fingerprint import LEVELS
 from cache.ledger import Outcome
 from cache.shards import BACKENDS
@@ -183,9 +183,7 @@ HOSTILE = "c0/a\u202eb\u009b2Jc"
 
 
 def test_names_and_reasons_reach_a_terminal_only_made_visible(tmp_path: Path) -> None:
-    dataset = Dataset(
-        name="toy", source="folder", classes=("a",), videos=(Video(id=HOSTILE, path=f"{HOSTILE}.avi", label=0),)
-    )
+    dataset = Dataset.of_whole_videos("toy", "folder", ("a",), [(f"{HOSTILE}.avi", 0, {})])
     environment = {"decoder": "x\x1b[2Jy"}
     cache = FeatureCache.create(
         tmp_path / "c",

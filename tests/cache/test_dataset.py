@@ -1,6 +1,7 @@
 """dataset.json: what is written is read back, and what is unsafe or contradictory is refused."""
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from cache.common.errors import DatasetError, UnsafePathError
 from cache.common.files import read_sealed_json, write_sealed_json
 from cache.dataset import (
     Dataset,
+    Half,
+    Sample,
     Subset,
     Video,
     check_dataset_name,
@@ -24,13 +27,30 @@ from cache.dataset import (
 
 
 def a_dataset(**changes: Any) -> Dataset:
-    videos = (
-        Video(id="pick/#1_a(b)!+&", path="pick/#1_a(b)!+&.avi", label=0, splits={1: "train", 2: "test", 3: "none"}),
-        Video(id="Läufer/ü", path="Läufer/ü.mp4", label=1, splits={1: "test"}),
-        Video(id="unknown", path="unknown.webm", label=None),
-    )
-    fields: dict[str, Any] = {"name": "toy", "source": "folder", "classes": ("pick", "Läufer"), "videos": videos}
-    return Dataset(**{**fields, **changes})
+    rows: Rows = [
+        ("pick/#1_a(b)!+&.avi", 0, {1: "train", 2: "test", 3: "none"}),
+        ("Läufer/ü.mp4", 1, {1: "test"}),
+        ("unknown.webm", None, {}),
+    ]
+    return replace(whole(*rows), **changes)
+
+
+Rows = list[tuple[str, int | None, dict[int, Half]]]
+
+
+def whole(*rows: tuple[str, int | None, dict[int, Half]]) -> Dataset:
+    return Dataset.of_whole_videos("toy", "folder", ("pick", "Läufer"), rows)
+
+
+def with_spans() -> Dataset:
+    """Three spans of one video, one of them unlabelled, and a video as a whole."""
+    spans = [
+        Sample(video="pick/film", span=(0.0, 2.5), label=0, splits={1: "train"}, line=2),
+        Sample(video="pick/film", span=(2.5, 20.000001), label=1, group="b", splits={1: "test"}, line=3),
+        Sample(video="pick/film", span=(7.0, 10.0), label=None, line=4),
+    ]
+    dataset = whole(("pick/film.mp4", 0, {}), ("x.mp4", 1, {}))
+    return replace(dataset, samples=(*spans, dataset.samples[1]))
 
 
 @pytest.mark.parametrize(
@@ -39,7 +59,8 @@ def a_dataset(**changes: Any) -> Dataset:
         a_dataset(),
         a_dataset(extra=("pick/spare",)),
         a_dataset(subset=Subset(published_videos=10, published_classes=None, listed_videos=5, missing=("x", "y"))),
-        a_dataset(videos=(), classes=()),
+        a_dataset(videos=(), samples=(), classes=()),
+        with_spans(),
     ],
 )
 def test_a_dataset_is_read_back_as_it_was_written(tmp_path: Path, dataset: Dataset) -> None:
@@ -54,8 +75,32 @@ def test_halves_of_a_split() -> None:
     assert dataset.half(3, "test") == ()
 
 
+def test_the_id_of_a_span_is_a_media_fragment() -> None:
+    assert [sample.id for sample in with_spans().samples] == [
+        "pick/film#t=0,2.5",
+        "pick/film#t=2.5,20.000001",
+        "pick/film#t=7,10",
+        "x",
+    ]
+    assert Sample(video="a", span=(0.0, 1e-5), label=0).id == "a#t=0,0.00001"
+
+
+def test_a_group_is_the_one_given_else_what_the_videos_name_tells() -> None:
+    assert [sample.group_name for sample in with_spans().samples] == ["pick/film", "b", "pick/film", "x"]
+
+
+def test_format_1_is_read_as_samples_that_are_videos(tmp_path: Path) -> None:
+    dataset, file = a_dataset(extra=("pick/spare",)), tmp_path / "dataset.json"
+    labels = {sample.video: (sample.label, sample.splits) for sample in dataset.samples}
+    videos = [asdict(video) | dict(zip(("label", "splits"), labels[video.id], strict=True)) for video in dataset.videos]
+    content = {"format": 1, **asdict(dataset), "videos": videos}
+    del content["samples"]
+    write_sealed_json(file, content)
+    assert read_dataset(file) == dataset
+
+
 def test_a_split_that_is_not_there_is_named_with_those_that_are() -> None:
-    dataset = a_dataset(videos=(Video(id="a", path="a.avi", label=0, splits={2: "train"}),))
+    dataset = whole(("a.avi", 0, {2: "train"}))
     with pytest.raises(DatasetError, match=r"no split 1; it has \[2\]"):
         dataset.half(1, "train")
 
@@ -84,9 +129,9 @@ def test_paths_that_could_leave_the_root_are_refused(path: str) -> None:
     with pytest.raises(UnsafePathError):
         check_relative_path(path)
     with pytest.raises(UnsafePathError):
-        Video(id="fine", path=path, label=None)
+        Video(id="fine", path=path)
     with pytest.raises(UnsafePathError):
-        Video(id=path, path="fine.avi", label=None)
+        Video(id=path, path="fine.avi")
 
 
 @given(st.text())
@@ -118,17 +163,24 @@ def test_names_that_cannot_name_a_folder_are_refused(name: str) -> None:
 
 
 def test_contradictions_are_refused() -> None:
-    twice = (Video(id="a/b", path="a/b.avi", label=0), Video(id="a/b", path="a/b.mp4", label=1))
     with pytest.raises(DatasetError, match=r"'a/b.avi' and 'a/b.mp4' have one id"):
-        a_dataset(videos=twice)
+        whole(("a/b.avi", 0, {}), ("a/b.mp4", 1, {}))
     with pytest.raises(DatasetError, match="'pick'"):
         a_dataset(classes=("pick", "pick"))
     with pytest.raises(DatasetError, match=r"label 2 is outside 0\.\.1"):
-        a_dataset(videos=(Video(id="a", path="a.avi", label=2),))
+        whole(("a.avi", 2, {}))
     with pytest.raises(DatasetError, match="split 4"):
-        Video(id="a", path="a.avi", label=0, splits={4: "train"})
+        Sample(video="a", label=0, splits={4: "train"})
     with pytest.raises(DatasetError, match="'both'"):
-        Video(id="a", path="a.avi", label=0, splits={1: "both"})  # type: ignore[dict-item]
+        Sample(video="a", label=0, splits={1: "both"})  # type: ignore[dict-item]
+    for span in ((-1.0, 2.0), (2.0, 2.0), (3.0, 2.0), (0.0, float("inf")), (float("nan"), 1.0), (0.0, 1e30)):
+        with pytest.raises(DatasetError, match="before its end, in seconds"):
+            Sample(video="a", span=span, label=0)
+    sample = Sample(video="pick/film", span=(1.0, 2.0), label=0)
+    with pytest.raises(DatasetError, match="sample 'pick/film#t=1,2' twice"):
+        replace(with_spans(), samples=(sample, sample))
+    with pytest.raises(DatasetError, match="sample 'pick/film#t=1,2' is of a video"):
+        a_dataset(samples=(sample,))
 
 
 @pytest.mark.parametrize(
@@ -138,7 +190,7 @@ def test_contradictions_are_refused() -> None:
         b"[]",
         b"null",
         b"{}",
-        b'{"format": 2}',
+        b'{"format": 3}',
         b'{"format": 1, "name": "x"}',
         b"\xff\xfe",
         b'{"format": 1, "name": "x", "source": "s", "classes": 3, "videos": [], "subset": null, "extra": []}',

@@ -183,7 +183,7 @@ def test_a_relabelled_video_has_its_new_label_and_half_only(tmp_path):
     assert f"1 videos have another label than before: {files[0][:-4]}" in result.output
     assert f"1 videos are in another half of a split than before: {files[0][:-4]}" in result.output
     with cache_of(tmp_path) as cache:
-        assert (cache.dataset.videos[0].label, cache.dataset.videos[0].splits[1]) == (1, "test")
+        assert (cache.dataset.samples[0].label, cache.dataset.samples[0].splits[1]) == (1, "test")
     # The same by folders: the file is another video now.
     result = extract(tmp_path, "--data", str(videos), dataset="folders")
     (videos / "class0" / "v_g00_c01.avi").rename(videos / "class1" / "v_g00_c01.avi")

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from cache.aggregate import PAPER_WEIGHTS, clips_to_videos, fuse_levels
 from cache.common.workspace import Workspace
-from cache.dataset import Dataset, Video
+from cache.dataset import Dataset
 from cache.fingerprint import LEVELS
 from cache.scores import read_scores
 from cache.store import FeatureCache
@@ -86,7 +86,8 @@ def predict(workspace: Workspace, *arguments: str | Path) -> Result:
 def test_videos_of_it(workspace: Workspace) -> Sequence[Path]:
     root = workspace.root.parent / "videos"
     with FeatureCache.open(workspace.cache("tiny")) as cache:
-        return [root / video.path for video in cache.dataset.half(1, "test")]
+        path_of = {video.id: root / video.path for video in cache.dataset.videos}
+        return [path_of[sample.video] for sample in cache.dataset.half(1, "test")]
 
 
 test_videos_of_it.__test__ = False  # type: ignore[attr-defined]
@@ -230,12 +231,8 @@ def test_frames_of_a_long_video_do_not_fill_the_memory(tmp_path: Path) -> None:
     (data / "Class0").mkdir(parents=True)
     encode(data / "Class0" / "long.mp4", frames=41, rate=4, size=(1080, 1920))
     workspace = Workspace(tmp_path / "work")
-    dataset = Dataset(
-        name="tiny",
-        source="folder",
-        classes=("Class0",),
-        videos=(Video(id="Class0/long", path="Class0/long.mp4", label=0, splits={1: "test"}),),
-    )
+    rows = [("Class0/long.mp4", 0, {1: "test"})]
+    dataset = Dataset.of_whole_videos("tiny", "folder", ("Class0",), rows)
     FeatureCache.create(
         workspace.cache("tiny"), dataset=dataset, fingerprint=make_fingerprint(), settings={"data": str(data)}
     ).close()

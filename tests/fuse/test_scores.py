@@ -1,5 +1,6 @@
 """Which runs and weights are taken; what must not be fused is refused, and the error lists it."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from cache.scores import write_scores
 from fuse.report.html import Extras, html
 from fuse.report.tables import table_3, to_text
 from fuse.results import caveats, evaluate, summarise
-from fuse.scores import RunChoice, check_same, read_levels, searched_weights
+from fuse.scores import RunChoice, check_same, read_curve, read_levels, searched_weights
 from tests.helpers.cache import make_fingerprint
 from tests.helpers.scores import HAND_WORKED, LABELS, MADE, hand_worked_tables, make_scored_cache, make_table
 from tests.helpers.train import trainable_cache
@@ -182,6 +183,28 @@ def test_held_out_scores_of_test_videos_or_of_another_cache_are_refused(tmp_path
         write_scores(path, make_table(level, HAND_WORKED[level], LABELS, cache_digest="other"))
     with pytest.raises(ScoreError, match=r"cache digest: test 'c0ffee', held-out 'other'; a/one"):
         searched_weights(choice, hand_worked_tables())
+
+
+def test_watching_runs_bring_their_curves_and_held_out_scores(tmp_path: Path) -> None:
+    choice = RunChoice(workspace=Workspace(tmp_path), dataset="tiny", recipe="paper", watch=True)
+    assert choice.options()[-1] == "--watch"
+    folder = choice.folder("low")
+    assert folder.name == "low-mean-seed0-paper-watch"
+    assert choice.folder("low", holdout=True) == folder
+    assert read_curve(folder) == ()
+    folder.mkdir(parents=True)
+    row = {"epoch": 0, "loss": 1.5, "accuracy": 0.25, "clips": 28}
+    rows = [row, {**row, "epoch": 1, "heldout_loss": 1.25, "heldout_accuracy": 0.5}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    curve = read_curve(folder)
+    assert [(epoch.epoch, epoch.loss, epoch.heldout_loss) for epoch in curve] == [(0, 1.5, None), (1, 1.5, 1.25)]
+    tables = {level: make_table(level, clips, LABELS, watch=True) for level, clips in HAND_WORKED.items()}
+    results = evaluate(tables, make_scored_cache(LABELS), 1, None, {"low": curve})
+    assert any(note.startswith("watched: the heads were trained without a fifth") for note in caveats(results))
+    assert summarise(results, [], MADE)["curves"]["low"][1]["heldout_accuracy"] == 0.5
+    (folder / "metrics.jsonl").write_text('{"epoch": 0, "lo')
+    with pytest.raises(ScoreError, match=r"metrics\.jsonl cannot be read"):
+        read_curve(folder)
 
 
 def test_another_recipes_runs_are_found_by_its_name(tmp_path: Path) -> None:

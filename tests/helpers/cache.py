@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cache.dataset import Dataset, Video
+from cache.dataset import Dataset, Half
 from cache.fingerprint import CHANNELS, LEVELS, Fingerprint, Level
 from cache.ledger import Outcome
 from cache.shards.protocol import ShardData
@@ -49,19 +49,13 @@ def make_fingerprint(**changes: Any) -> Fingerprint:
     )
 
 
+HALVES: tuple[Half, Half] = ("train", "test")
+
+
 def make_dataset(num_videos: int, name: str = "toy") -> Dataset:
     """Videos of two classes, in both halves of split 1."""
-    videos = tuple(
-        Video(
-            id=f"c{i % 2}/v{i:05d}",
-            path=f"c{i % 2}/v{i:05d}.avi",
-            label=i % 2,
-            splits={1: ("train", "test")[i % 3 > 1]},
-        )
-        for i in range(num_videos)
-    )
-    videos = tuple(sorted(videos, key=lambda video: video.id))
-    return Dataset(name=name, source="folder", classes=("a", "b"), videos=videos)
+    rows = [(f"c{i % 2}/v{i:05d}.avi", i % 2, {1: HALVES[i % 3 > 1]}) for i in range(num_videos)]
+    return Dataset.of_whole_videos(name, "folder", ("a", "b"), sorted(rows, key=lambda row: row[0]))
 
 
 def video_features(video_id: str, num_frames: int, views: int = 1) -> dict[Level, np.ndarray]:

@@ -1,11 +1,12 @@
 """Hand-made score tables and the caches they belong to."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from cache.dataset import Dataset, Subset, Video
+from cache.dataset import Dataset, Subset
 from cache.fingerprint import LEVELS, Level
 from cache.scores import ScoreTable
 from fuse.results import Made, Results, evaluate
@@ -74,12 +75,13 @@ def make_scored_cache(
 ) -> ScoredCache:
     """A finished cache whose test videos are `labels`; those in `failed` have no features."""
     fingerprint, failed = make_fingerprint(**identity), dict(failed or {})
-    videos = tuple(Video(id=id, path=f"{id}.avi", label=label, splits={1: "test"}) for id, label in labels.items())
+    rows = [(f"{id}.avi", label, {1: "test"}) for id, label in labels.items()]
+    dataset = Dataset.of_whole_videos(name, "folder", classes, rows)
     return ScoredCache(
-        dataset=Dataset(name=name, source="folder", classes=tuple(classes), videos=videos, subset=subset),
+        dataset=replace(dataset, subset=subset),
         identity=fingerprint.identity,
         environment=fingerprint.environment,
-        video_ids=tuple(video.id for video in videos if video.id not in failed),
+        video_ids=tuple(video.id for video in dataset.videos if video.id not in failed),
         suspect=dict(suspect or {}),
         failed=failed,
     )

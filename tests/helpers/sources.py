@@ -6,6 +6,7 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from cache.common.errors import DatasetError
+from cache.dataset import Dataset, Half
 
 HOSTILE_PATHS = {
     "climbs out": "../outside.avi",
@@ -39,6 +40,12 @@ def write_files(root: Path, files: Mapping[str, str | bytes]) -> Path:
 def touch(root: Path, paths: Iterable[str]) -> Path:
     """Empty files below `root`; returns `root`."""
     return write_files(root, dict.fromkeys(paths, b""))
+
+
+def listed(dataset: Dataset) -> list[tuple[str, int | None, dict[int, Half]]]:
+    """Path, label and halves of each sample, in order."""
+    path_of = {video.id: video.path for video in dataset.videos}
+    return [(path_of[sample.video], sample.label, dict(sample.splits)) for sample in dataset.samples]
 
 
 def refusal(read: Callable[[], object]) -> str | None:

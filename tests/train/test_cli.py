@@ -3,15 +3,17 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from cache.aggregate import correct, fraction, log_loss
 from cache.common.errors import TrainingError
 from cache.common.workspace import Workspace
-from cache.dataset import Dataset, Video, group_of
+from cache.dataset import Sample, group_of
 from cache.scores import read_scores
 from tests.helpers.cache import make_fingerprint
 from tests.helpers.train import grouped_dataset, separable, trainable_cache
@@ -52,7 +54,7 @@ def test_all_levels_are_trained_and_scored(trained):
         test_videos = [video.id for video in grouped_dataset().half(1, "test")]
         assert sorted(set(scores.video_ids.tolist())) == test_videos
         expected = {"dataset": "tiny", "split": 1, "level": level, "pool": "mean", "seed": 0, "recipe": "small"}
-        expected |= {"weights": "random:0", "variant": "h8-l1-e2", "holdout": False}
+        expected |= {"weights": "random:0", "variant": "h8-l1-e2", "holdout": False, "watch": False}
         expected["clips"] = {"length": 30, "stride": 8, "max_clips": 20, "keep": "first", "fps": None}
         assert scores.run.items() >= expected.items()
         assert scores.run.keys() == expected.keys() | {"fingerprint", "cache_digest"}
@@ -130,6 +132,29 @@ def test_heldout_runs_score_held_out_groups_and_never_the_test_half(tmp_path):
     assert scores.run["holdout"] is True
 
 
+def test_watching_measures_held_out_videos_and_trains_as_if_they_were_held_out(tmp_path):
+    trainable_cache(tmp_path)
+    watched = train(tmp_path, "--level", "low", "--watch")
+    assert watched.exit_code == 0, watched.output
+    assert "watched after each epoch, not learned from: 6 training videos" in watched.output
+    assert watched.output.count(f"tensorboard --logdir {run_folder(tmp_path).parent}") == 1
+    assert train(tmp_path, "--level", "low", "--holdout").exit_code == 0
+    folder, held_out = (run_folder(tmp_path, variant=f"-h8-l1-e2-{word}") for word in ("watch", "holdout"))
+    assert learned(folder) == learned(held_out)
+    left, right = (read_scores(each / "heldout-scores.npz") for each in (folder, held_out))
+    np.testing.assert_array_equal(left.softmax, right.softmax)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    _, probabilities, labels = right.videos()
+    assert rows[-1]["heldout_accuracy"] == fraction(correct(probabilities, labels))
+    assert rows[-1]["heldout_loss"] == log_loss(probabilities, labels) != rows[0]["heldout_loss"]
+    tested = set(read_scores(folder / "scores.npz").video_ids.tolist())
+    assert tested == {video.id for video in grouped_dataset().half(1, "test")}
+    assert "done already" in train(tmp_path, "--level", "low", "--watch").output
+    (folder / "heldout-scores.npz").unlink()
+    assert "done already" not in train(tmp_path, "--level", "low", "--watch").output
+    np.testing.assert_array_equal(read_scores(folder / "heldout-scores.npz").softmax, right.softmax)
+
+
 def test_nothing_extracted_says_what_to_run(tmp_path):
     result = train(tmp_path, "--dataset", "hmdb51")
     assert result.exit_code == 1
@@ -189,15 +214,15 @@ def test_poisoned_test_videos_leave_training_the_same_to_the_bit(tmp_path):
     """Every test feature huge and every test label wrong: weights and losses are those of the clean cache."""
     clean = grouped_dataset()
 
-    def poison(video: Video, level, frames: int, generator: np.random.Generator):
-        features = separable(video, level, frames, generator)
-        return features if video.splits[1] == "train" else np.full_like(features, 6e4)
+    def poison(sample: Sample, level, frames: int, generator: np.random.Generator):
+        features = separable(sample, level, frames, generator)
+        return features if sample.splits[1] == "train" else np.full_like(features, 6e4)
 
-    videos = tuple(
-        video if video.splits[1] == "train" else Video(**{**vars(video), "label": (video.label + 1) % 3})
-        for video in clean.videos
+    samples = tuple(
+        sample if sample.splits[1] == "train" else replace(sample, label=(sample.label + 1) % 3)
+        for sample in clean.samples
     )
-    poisoned = Dataset(name="tiny", source="folder", classes=clean.classes, videos=videos)
+    poisoned = replace(clean, samples=samples)
     results = []
     for name, dataset, features in (("clean", clean, separable), ("poisoned", poisoned, poison)):
         work = tmp_path / name
@@ -209,8 +234,8 @@ def test_poisoned_test_videos_leave_training_the_same_to_the_bit(tmp_path):
 
 
 def test_training_draws_from_the_first_views_where_the_recipe_says_how_many(tmp_path):
-    def second_view_huge(video: Video, level, frames: int, generator: np.random.Generator):
-        features = separable(video, level, frames, generator)
+    def second_view_huge(sample: Sample, level, frames: int, generator: np.random.Generator):
+        features = separable(sample, level, frames, generator)
         features[1] = 6e4
         return features
 

@@ -1,6 +1,7 @@
 """Clips: index lists over the frames of several videos; banks in memory, and streamed banks with the same batches."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 import train.clips
 from cache.clips import ClipRule
 from cache.common.errors import TrainingError
-from cache.dataset import Video
+from cache.dataset import Sample
 from tests.helpers.train import grouped_dataset, trainable_cache
 from tests.train.test_trainer import RECIPE, make_trainer, same, weights
 from train.clips import Bank, StreamedBank, channel_statistics, check_finite, cut, from_memory, load_bank
@@ -22,17 +23,17 @@ RULE = ClipRule(length=30, stride=4)
 
 def test_two_videos_by_hand():
     pts = np.concatenate([np.arange(4) / 25, np.arange(2) / 25])
-    table = cut(("a", "b"), (1, 0), np.array([0, 4, 6]), pts, ClipRule(length=3, stride=1, max_clips=9))
+    table = cut(("a", "b"), (1, 0), [range(4), range(4, 6)], pts, ClipRule(length=3, stride=1, max_clips=9))
     assert table.frames_NT.tolist() == [[0, 1, 2], [1, 2, 3], [4, 5, 4]]
     assert table.spans_N2.tolist() == [[0, 3], [1, 4], [0, 3]]
-    assert table.video_N.tolist() == [0, 0, 1]
+    assert table.sample_N.tolist() == [0, 0, 1]
     assert table.label_N.tolist() == [1, 1, 0]
     assert table.ids_of(np.array([2, 0, 1])) == ["a", "b"]
 
 
 def test_spans_are_counted_at_the_rules_rate():
     pts = np.arange(60) / 30
-    table = cut(("a",), (0,), np.array([0, 60]), pts, ClipRule(length=10, stride=10, max_clips=9, fps=15.0))
+    table = cut(("a",), (0,), [range(60)], pts, ClipRule(length=10, stride=10, max_clips=9, fps=15.0))
     assert table.spans_N2.tolist() == [[0, 10], [10, 20], [20, 30]]
     assert table.frames_NT[1].tolist() == list(range(20, 40, 2))
 
@@ -42,22 +43,23 @@ def test_every_clip_stays_inside_its_video(counts, length, stride, max_clips):
     offsets = np.concatenate([[0], np.cumsum(counts)])
     pts = np.concatenate([np.arange(count) / 25 for count in counts])
     rule = ClipRule(length=length, stride=stride, max_clips=max_clips)
-    table = cut([str(i) for i in range(len(counts))], [0] * len(counts), offsets, pts, rule)
+    ranges = [range(*pair) for pair in pairwise(offsets.tolist())]
+    table = cut([str(i) for i in range(len(counts))], [0] * len(counts), ranges, pts, rule)
     assert len(table) == sum(rule.count(count) for count in counts)
-    assert (table.frames_NT >= offsets[table.video_N][:, None]).all()
-    assert (table.frames_NT < offsets[table.video_N + 1][:, None]).all()
+    assert (table.frames_NT >= offsets[table.sample_N][:, None]).all()
+    assert (table.frames_NT < offsets[table.sample_N + 1][:, None]).all()
 
 
 def test_gathered_clips_are_the_cached_features_of_their_view(tmp_path):
     cache = trainable_cache(tmp_path)
     rule = ClipRule(length=30, stride=8)
-    bank = load_bank(cache, "mid", cache.dataset.videos, rule, CPU)
+    bank = load_bank(cache, "mid", cache.dataset.samples, rule, CPU)
     assert bank.num_views == 2
     clip_B, view_B = torch.tensor([len(bank) - 1, 0, 5]), torch.tensor([1, 0, 1])
     x_TBC = bank.gather(clip_B, view_B)
     assert x_TBC.shape == (30, 3, 256)
     assert x_TBC.dtype == torch.float32
-    clips = [(video, frames) for video in cache.dataset.videos for frames in rule.frames(cache.pts_seconds(video.id))]
+    clips = [(video, frames) for video in cache.dataset.samples for frames in rule.frames(cache.pts_seconds(video.id))]
     for b, (clip, view) in enumerate(zip(clip_B.tolist(), view_B.tolist(), strict=True)):
         video, frames = clips[clip]
         expected_TC = cache.features(video.id, "mid", view)[frames].astype(np.float32)
@@ -67,7 +69,7 @@ def test_gathered_clips_are_the_cached_features_of_their_view(tmp_path):
 
 def test_one_view_can_be_loaded_alone(tmp_path):
     cache = trainable_cache(tmp_path)
-    bank = load_bank(cache, "low", cache.dataset.videos[:3], ClipRule(), CPU, views=[0])
+    bank = load_bank(cache, "low", cache.dataset.samples[:3], ClipRule(), CPU, views=[0])
     assert bank.num_views == 1
 
 
@@ -82,7 +84,7 @@ def test_features_that_are_not_finite_name_the_video_and_the_frame(value):
 
 def test_a_video_without_a_class_is_refused_by_name(tmp_path):
     cache = trainable_cache(tmp_path)
-    nameless = Video(id=cache.video_ids[0], path="x.avi", label=None)
+    nameless = Sample(video=cache.video_ids[0], label=None)
     with pytest.raises(TrainingError, match=cache.video_ids[0]):
         load_bank(cache, "low", [nameless], ClipRule(), CPU)
 
@@ -155,7 +157,7 @@ def test_features_that_are_not_finite_name_the_video(resident):
     features_VFC = resident.features_VFC.clone()
     features_VFC[:, resident.frames_NT[3, 7]] = float("nan")
     bank = StreamedBank(resident.clips, 2, CPU, from_memory(features_VFC, resident.clips.frames_NT))
-    video = resident.clips.video_ids[resident.clips.video_N[3]]
+    video = resident.clips.sample_ids[resident.clips.sample_N[3]]
     with pytest.raises(TrainingError, match=video):
         list(make_trainer(bank, replace(RECIPE, epochs=1)).run())
 

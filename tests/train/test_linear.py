@@ -59,11 +59,11 @@ def test_the_optimum_is_scikit_learns(strength):
 
 
 def test_means_are_of_all_clips_of_a_video_in_each_view(bank):
-    mean_NC, video_N, label_N = sample_means(bank)
-    videos = len(bank.clips.video_ids)
-    assert video_N.tolist() == 2 * list(range(videos))
+    mean_NC, sample_N, label_N = sample_means(bank)
+    videos = len(bank.clips.sample_ids)
+    assert sample_N.tolist() == 2 * list(range(videos))
     for row in (0, 3, videos + 5):
-        clips = np.flatnonzero(bank.clips.video_N == row % videos)
+        clips = np.flatnonzero(bank.clips.sample_N == row % videos)
         expected_C = bank.features_VFC[row // videos, bank.frames_NT[clips]].double().mean(dim=(0, 1))
         torch.testing.assert_close(mean_NC[row], expected_C)
         assert label_N[row] == bank.clips.label_N[clips[0]]

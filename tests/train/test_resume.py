@@ -28,11 +28,11 @@ torch.set_num_threads(1)
 workspace = Workspace(Path(sys.argv[1]))
 split = open_split(workspace, "tiny", 1)
 recipe = replace(RECIPES["small"], inputs="standardised", hidden=16, epochs=30, min_steps=0, batch=7)
-config = split.config(level="mid", pool="max", seed=3, recipe=recipe, usual=recipe, holdout=False)
+config = split.config(level="mid", pool="max", seed=3, recipe=recipe, usual=recipe, holdout=False, watch=True)
 run(split, config, workspace, torch.device("cpu"), tick_seconds=0, checkpoint_seconds=0)
 """
 
-FOLDER = Path("runs/tiny/split1/mid-max-seed3-standardised-h16-e30-b7")
+FOLDER = Path("runs/tiny/split1/mid-max-seed3-standardised-h16-e30-b7-watch")
 
 
 def start(work: Path) -> subprocess.Popen:
@@ -75,5 +75,5 @@ def test_killed_three_times_and_continued_gives_the_same_bits(tmp_path):
     for work in (whole, torn):
         rows = [json.loads(line) for line in (work / FOLDER / "metrics.jsonl").read_text().splitlines()]
         assert [row["epoch"] for row in rows] == list(range(30))
-        losses.append([row["loss"] for row in rows])
+        losses.append([(row["loss"], row["heldout_loss"], row["heldout_accuracy"]) for row in rows])
     assert losses[0] == losses[1]

@@ -3,7 +3,7 @@
 import pytest
 
 from cache.common.errors import TrainingError
-from cache.dataset import Video, group_of
+from cache.dataset import Sample, group_of
 from tests.helpers.train import grouped_dataset
 from train.split import split_off
 
@@ -33,6 +33,6 @@ def test_the_cut_does_not_depend_on_the_order_of_videos():
 
 
 def test_a_class_of_one_group_is_refused_by_name():
-    videos = (*grouped_dataset().half(1, "train"), Video(id="x/a_g01_c01", path="x/a_g01_c01.avi", label=7))
+    videos = (*grouped_dataset().half(1, "train"), Sample(video="x/a_g01_c01", label=7))
     with pytest.raises(TrainingError, match="class 7"):
         split_off(videos)

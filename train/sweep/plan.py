@@ -72,7 +72,7 @@ class Plan:
             return 1
         largest = 0
         for split in self.splits.values():
-            frames = sum(split.cache.num_frames(video.id) for video in split.training)
+            frames = sum(split.cache.num_frames(video) for video in {sample.video for sample in split.training})
             largest = max(largest, frames * len(split.cache.views) * max(split.cache.widths.values()) * 2)
         return max(1, min(len(os.sched_getaffinity(0)), int(available_bytes() / 2 / (largest + (1 << 30)))))
 

@@ -19,6 +19,7 @@ from cache.aggregate import (
     correct,
     fraction,
     fuse_levels,
+    log_loss,
     macro_accuracy,
     search_weights,
     wilson,
@@ -112,21 +113,14 @@ def _probabilities(
     plan: Plan, levels: Mapping[Level, SweepPoint], split: int, seed: int, workspace: Workspace, *, holdout: bool
 ) -> tuple[dict[Level, NDArray[np.float64]], NDArray[np.int64]]:
     """Probabilities `[N, K]` of each level, with NaN rows for videos without features; and the labels `[N]`."""
-    videos = plan.splits[split].listed(holdout=holdout, seed=seed)
+    samples = plan.splits[split].listed(holdout=holdout, seed=seed)
     probabilities = {}
     for level, point in levels.items():
         config = plan.config(point, split, seed, holdout=holdout)
         scores = read_scores(config.folder(workspace) / config.scores_file)
         ids, of_videos, _ = scores.videos()
-        probabilities[level] = align(ids, of_videos, [video.id for video in videos])
-    return probabilities, np.array([-1 if video.label is None else video.label for video in videos], dtype=np.int64)
-
-
-def log_loss(probabilities_NK: NDArray[np.float64], label_N: NDArray[np.int64]) -> float:
-    """Returns the mean of -ln(probability of the right class) over the rows without NaN; 0 counts as 1e-12."""
-    have_N = np.asarray(~np.isnan(probabilities_NK).any(axis=1))
-    right_N = probabilities_NK[have_N, label_N[have_N]]
-    return float(-np.log(np.maximum(right_N, 1e-12)).mean())
+        probabilities[level] = align(ids, of_videos, [sample.id for sample in samples])
+    return probabilities, np.array([-1 if sample.label is None else sample.label for sample in samples], dtype=np.int64)
 
 
 def write_table(plan: Plan, workspace: Workspace, folder: Path, command: str) -> str:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cache.common.errors import DatasetError, UnsafePathError
 from extract.datasets import hmdb51, load_dataset
-from tests.helpers.sources import HOSTILE_PATHS, names, refusal, touch, write_files
+from tests.helpers.sources import HOSTILE_PATHS, listed, names, refusal, touch, write_files
 
 WAVE = "(HQ)_300+_Yards!!!_&_[x];~#_wave_0.avi 1 \nb_wave_1.avi 2 \nc_wave_2.avi 0 \n"
 
@@ -25,7 +25,7 @@ def test_marks_trailing_spaces_and_punctuation(tmp_path):
     folder = lists(tmp_path, wave_test_split1=WAVE, climb_stairs_test_split1="x.avi 1\r\n", README="not a list")
     dataset = hmdb51.read_lists("hmdb51", folder)
     assert dataset.classes == ("climb_stairs", "wave")
-    assert [(video.path, video.label, video.splits[1]) for video in dataset.videos] == [
+    assert [(path, label, splits[1]) for path, label, splits in listed(dataset)] == [
         ("climb_stairs/x.avi", 0, "train"),
         ("wave/(HQ)_300+_Yards!!!_&_[x];~#_wave_0.avi", 1, "train"),
         ("wave/b_wave_1.avi", 1, "test"),
@@ -39,7 +39,7 @@ def test_any_names_come_back_as_they_were_listed(tmp_path_factory, marks, end):
     lists(folder, wave_test_split1="".join(f"{name}.avi {mark}{end}" for name, mark in marks.items()))
     dataset = hmdb51.read_lists("hmdb51", folder)
     half = {"0": "none", "1": "train", "2": "test"}
-    assert {video.id: video.splits[1] for video in dataset.videos} == {
+    assert {sample.id: sample.splits[1] for sample in dataset.samples} == {
         f"wave/{name}": half[mark] for name, mark in marks.items()
     }
 
@@ -105,7 +105,7 @@ def test_the_official_lists_have_the_published_counts(shared):
     dataset = hmdb51.read_lists("hmdb51", shared / "data/official-splits/testTrainMulti_7030_splits")
     assert (len(dataset.videos), len(dataset.classes)) == (6_766, 51)
     for split in (1, 2, 3):
-        counts = Counter(video.splits[split] for video in dataset.videos)
+        counts = Counter(sample.splits[split] for sample in dataset.samples)
         assert counts == {"train": 3_570, "test": 1_530, "none": 1_666}
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cache.common.errors import DatasetError, UnsafePathError
 from extract.datasets import load_dataset
 from extract.datasets.manifest import read_manifest
-from tests.helpers.sources import HOSTILE_PATHS, names, refusal, touch, write_files
+from tests.helpers.sources import HOSTILE_PATHS, listed, names, refusal, touch, write_files
 
 HEADER = "video,label,split1\n"
 
@@ -35,7 +35,7 @@ def test_labels_splits_and_unlabelled_videos(tmp_path):
     text = "\r\n".join(lines)
     dataset = read_manifest("mine", manifest(tmp_path, text))
     assert dataset.classes == ("climb", "wave")
-    assert [(video.path, video.label, dict(video.splits)) for video in dataset.videos] == [
+    assert listed(dataset) == [
         ("a, b.avi", 0, {1: "test", 2: "none"}),
         ("b/x.mp4", 1, {1: "train", 2: "test"}),
         ("c.avi", None, {1: "none", 2: "none"}),
@@ -45,7 +45,7 @@ def test_labels_splits_and_unlabelled_videos(tmp_path):
 def read_both(tmp_path, content):
     """The videos of a manifest that names x.avi as wave for training and y.avi as climb for testing."""
     dataset = read_manifest("mine", manifest(tmp_path, content))
-    return [(video.path, dataset.classes[video.label], video.splits[1]) for video in dataset.videos]
+    return [(path, dataset.classes[label], splits[1]) for path, label, splits in listed(dataset)]
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_any_names_come_back_as_they_were_listed(tmp_path_factory, videos):
     writer.writerow(["video", "label", "split1"])
     writer.writerows([f"{name}.avi", *rest] for name, rest in videos.items())
     dataset = read_manifest("mine", manifest(tmp_path_factory.mktemp("manifest"), text.getvalue()))
-    assert {video.id: (dataset.classes[video.label], video.splits[1]) for video in dataset.videos} == {
+    assert {each.id: (dataset.classes[each.label], each.splits[1]) for each in dataset.samples} == {
         name: (label, half or "none") for name, (label, half) in videos.items()
     }
 

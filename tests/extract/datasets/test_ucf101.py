@@ -35,7 +35,7 @@ def load(root, subset=True):
 def test_crlf_trailing_spaces_and_blank_lines(tmp_path):
     dataset = ucf101.read_lists("ucf101", lists(tmp_path))
     assert dataset.classes == ("Archery", "Basketball")
-    assert [(video.id, video.label, dict(video.splits)) for video in dataset.videos] == [
+    assert [(each.id, each.label, dict(each.splits)) for each in dataset.samples] == [
         ("Archery/v_Archery_g01_c01", 0, {1: "test"}),
         ("Archery/v_Archery_g08_c01", 0, {1: "train"}),
         ("Basketball/v_Basketball_g08_c01", 1, {1: "train"}),
@@ -51,7 +51,7 @@ def test_any_names_come_back_as_they_were_listed(tmp_path_factory, videos, end):
     lists(folder, end.join(numbered), end.join(train), "")
     dataset = ucf101.read_lists("ucf101", folder)
     assert dataset.classes == tuple(classes)
-    assert {(video.id, dataset.classes[video.label]) for video in dataset.videos} == {
+    assert {(sample.id, dataset.classes[sample.label]) for sample in dataset.samples} == {
         (f"{name}/{stem}", name) for name, stem in videos
     }
 
@@ -101,7 +101,7 @@ def test_contradictions_are_refused_with_file_and_line(tmp_path, changed, messag
 def test_splits_two_and_three_may_be_absent_but_not_by_halves(tmp_path):
     both = lists(tmp_path, trainlist03=TEST.replace(".avi", ".avi 1"), testlist03="Archery/v_Archery_g08_c01.avi")
     dataset = ucf101.read_lists("ucf101", both)
-    assert {video.id[-7:]: dict(video.splits) for video in dataset.videos if video.label == 0} == {
+    assert {each.id[-7:]: dict(each.splits) for each in dataset.samples if each.label == 0} == {
         "g01_c01": {1: "test", 3: "train"},
         "g08_c01": {1: "train", 3: "test"},
     }

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,11 +78,9 @@ def test_cells_are_means_over_videos_and_deviations_over_seeds(tmp_path):
 
 def test_a_test_video_without_features_counts_as_wrong(tmp_path):
     dataset = grouped_dataset()
-    last = dataset.videos[-1]
-    moved = tuple(
-        type(video)(**{**vars(video), "splits": {1: "test"}}) if video is last else video for video in dataset.videos
-    )
-    cache = trainable_cache(tmp_path, type(dataset)(**{**vars(dataset), "videos": moved}), leave_out=1)
+    last = dataset.samples[-1]
+    moved = (*dataset.samples[:-1], replace(last, splits={1: "test"}))
+    cache = trainable_cache(tmp_path, replace(dataset, samples=moved), leave_out=1)
     claim = cache.ledger.claim("test", 1, 60.0)
     from cache.ledger import Outcome
 
