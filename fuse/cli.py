@@ -12,7 +12,15 @@ from cache.common.console import FINISHED_WITH_FAILURES, StageGroup, device_opti
 from cache.common.errors import DecodeError, MrrnError
 from cache.store import FeatureCache
 from extract.datasets.paths import find_videos, require_folder
-from fuse.scores import RunChoice, read_curve, read_levels, read_scored_cache, run_options, searched_weights
+from fuse.scores import (
+    RunChoice,
+    read_baseline,
+    read_curve,
+    read_levels,
+    read_scored_cache,
+    run_options,
+    searched_weights,
+)
 
 if TYPE_CHECKING:
     from fuse.predict import Heads, Prediction
@@ -50,7 +58,7 @@ def _fuse(choice: RunChoice) -> None:
     tables, workspace = read_levels(choice), choice.workspace
     cache = read_scored_cache(workspace, choice.dataset)
     curves = {level: read_curve(folder) for level, folder in choice.folders().items()}
-    results = evaluate(tables, cache, choice.split, searched_weights(choice, tables), curves)
+    results = evaluate(tables, cache, choice.split, searched_weights(choice, tables), curves, read_baseline(choice))
     notes, samples = caveats(results), choose_samples(results)
     extras = Extras(
         samples=samples,
@@ -184,7 +192,8 @@ def bundle(choose: Choose, out: Path | None) -> None:
     from fuse.results import caveats, evaluate, made_now, summarise
 
     choice = choose()
-    results = evaluate(read_levels(choice), read_scored_cache(choice.workspace, choice.dataset), choice.split)
+    cache = read_scored_cache(choice.workspace, choice.dataset)
+    results = evaluate(read_levels(choice), cache, choice.split, baseline=read_baseline(choice))
     load_heads(choice.folders())  # raises unless the bundle can be used
     out = out or choice.workspace.root / "bundles" / f"{choice.dataset}-split{choice.split}"
     write_bundle(out, choice.folders(), summarise(results, caveats(results), made_now()))

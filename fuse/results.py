@@ -79,6 +79,8 @@ class Results:
     """Fusion weights found on held-out training videos; None if no runs without them were trained."""
     curves: Mapping[Level, Sequence[Epoch]] = field(default_factory=dict)
     """The epochs of each level's training."""
+    linear: Mapping[Model, float] = field(default_factory=dict)
+    """Accuracy of the baseline `linear` in the place of each model's heads; empty if it was not trained beside them."""
 
     @property
     def models(self) -> tuple[Model, ...]:
@@ -151,11 +153,17 @@ class Results:
         return fraction(metrics.top_k_correct(self.probabilities[model], self.labels, 5))
 
     def figures(self, model: Model) -> dict[str, float | None]:
-        """A row of Table 3, as fractions: `accuracy`, `low`, `high`, `macro`, `top5`, `paper` and `difference`."""
+        """A row of Table 3, as fractions: accuracy, low, high, linear, macro, top5, paper, difference."""
         accuracy, printed = self.accuracy(model), self.paper[model]
         difference = None if printed is None else accuracy - printed
-        found = {"accuracy": accuracy, **asdict(self.interval(model)), "macro": self.macro(model)}
-        return {**found, "top5": self.top5(model), "paper": printed, "difference": difference}
+        found = {"accuracy": accuracy, **asdict(self.interval(model)), "linear": self.linear.get(model)}
+        return {
+            **found,
+            "macro": self.macro(model),
+            "top5": self.top5(model),
+            "paper": printed,
+            "difference": difference,
+        }
 
     def confusion(self) -> NDArray[np.int64]:
         """Counts of the fused model `[K, K + 1]`: row = true class, column = predicted, the last one = none."""
@@ -182,10 +190,12 @@ def evaluate(
     split: int,
     searched_weights: Mapping[Level, float] | None = None,
     curves: Mapping[Level, Sequence[Epoch]] | None = None,
+    baseline: Mapping[Level, ScoreTable] | None = None,
 ) -> Results:
     """Fuse the levels' scores of a split's test videos. Raises `ScoreError` listing what does not belong together.
 
-    `searched_weights` are those of `fuse.scores.searched_weights`, if there are any.
+    `searched_weights` are those of `fuse.scores.searched_weights` and `baseline` the tables of `read_baseline`, if
+    there are any.
     """
     check_same(tables)
     expected = {video.id: video.label for video in cache.dataset.half(split, "test") if video.label is not None}
@@ -193,22 +203,37 @@ def evaluate(
         raise ScoreError(f"split {split} of {cache.dataset.name!r} has no labelled test videos to score")
     check_against_cache(tables, cache, expected)
     levels = {level: align(*tables[level].videos()[:2], tuple(expected)) for level in LEVELS}
-    models: dict[Model, NDArray[np.float64]] = {level: levels[level] for level in LEVELS}
-    models["fused"] = fuse_levels(levels, PAPER_WEIGHTS)
-    models["mean"] = fuse_levels(levels, MEAN_WEIGHTS)
-    if searched_weights is not None:
-        models["searched"] = fuse_levels(levels, searched_weights)
+    labels = np.fromiter(expected.values(), dtype=np.int64)
+    linear: dict[Model, float] = {}
+    if baseline:
+        check_against_cache(baseline, cache, expected)
+        regressions = {level: align(*baseline[level].videos()[:2], tuple(expected)) for level in LEVELS}
+        fused = _models(regressions, searched_weights)
+        linear = {model: fraction(correct(probabilities, labels)) for model, probabilities in fused.items()}
     return Results(
         cache=cache,
         split=split,
         runs={level: {k: v for k, v in tables[level].run.items() if k != "fingerprint"} for level in LEVELS},
         clips=len(tables["high"].video_ids),
         video_ids=tuple(expected),
-        labels=np.fromiter(expected.values(), dtype=np.int64),
-        probabilities=models,
+        labels=labels,
+        probabilities=_models(levels, searched_weights),
         searched_weights=searched_weights,
         curves=curves or {},
+        linear=linear,
     )
+
+
+def _models(
+    levels: Mapping[Level, NDArray[np.float64]], searched_weights: Mapping[Level, float] | None
+) -> dict[Model, NDArray[np.float64]]:
+    """Probabilities of the levels and of each way to fuse them."""
+    models: dict[Model, NDArray[np.float64]] = {level: levels[level] for level in LEVELS}
+    models["fused"] = fuse_levels(levels, PAPER_WEIGHTS)
+    models["mean"] = fuse_levels(levels, MEAN_WEIGHTS)
+    if searched_weights is not None:
+        models["searched"] = fuse_levels(levels, searched_weights)
+    return models
 
 
 def caveats(results: Results) -> list[str]:
@@ -235,6 +260,16 @@ def caveats(results: Results) -> list[str]:
         found.append(f"split {results.split}: the paper's figures beside ours are of split {paper.SPLIT}.")
     if results.missing:
         found.append(f"{len(results.missing):,} of {test_videos:,} test videos have no features and count as wrong.")
+    beaten = [
+        f"{model} ({100 * results.accuracy(model):.1f} against {100 * accuracy:.1f} %)"
+        for model, accuracy in results.linear.items()
+        if results.accuracy(model) <= accuracy
+    ]
+    if beaten:
+        found.append(
+            f"no better than linear: {', '.join(beaten)}. A logistic regression on each video's mean feature, trained "
+            "in seconds, does as well."
+        )
     if test_videos < FEW_VIDEOS:
         found.append(f"test videos: {test_videos}, {TOO_FEW}: accuracies and differences may be chance.")
     return found
@@ -288,6 +323,7 @@ def summarise(results: Results, notes: Sequence[str], made: Made) -> dict[str, A
         "top5": {model: results.top5(model) for model in MODELS},
         "interval95": {model: asdict(results.interval(model)) for model in MODELS},
         "macro": {model: results.macro(model) for model in MODELS},
+        "linear": dict(results.linear),
         "fused_against": {model: _comparison(results.against(model)) for model in results.models if model != "fused"},
         "fusion_weights": dict(PAPER_WEIGHTS),
         "searched": searched and {"fusion_weights": dict(searched), "accuracy": results.accuracy("searched")},

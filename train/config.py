@@ -110,7 +110,8 @@ class RunConfig:
         Raises `TrainingError` if a field is missing or its value unusable.
         """
         try:
-            return msgspec.convert({**value, "recipe": Recipe.from_json(value["recipe"])}, cls)
+            # Replaced by itself, because msgspec leaves a field that is missing out of the object, default or not.
+            return replace(msgspec.convert({**value, "recipe": Recipe.from_json(value["recipe"])}, cls))
         except (msgspec.ValidationError, TypeError, KeyError) as error:
             raise TrainingError(f"a run's configuration cannot be read: {error!r}") from error
 

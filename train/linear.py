@@ -4,6 +4,7 @@ Fitted in float64 to its one optimum, so that it depends on no seed. Shapes: N m
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 _USUAL_STRENGTH = 0.1
 """Where nothing can be held out, because a class has a single group."""
 
+_WORTH_THREADS = 100_000_000
+"""Multiplications of a product from which on several threads are used."""
+
 _NEVER = 30.0
 """How much lower than all others the logit of a class without training samples starts: e^-30 of their probability."""
 
@@ -35,6 +39,22 @@ def fit_linear(head: Head, bank: ClipBank, samples: Sequence[Sample]) -> float:
     from all of them.
     """
     mean_NC, sample_N, label_N = sample_means(bank)
+    with _one_thread(if_small=mean_NC.numel() * head.classes < _WORTH_THREADS):
+        return _fit_means(head, mean_NC, sample_N, label_N, samples)
+
+
+@contextmanager
+def _one_thread(*, if_small: bool) -> Iterator[None]:
+    """Keep torch to one thread: where products are small, several mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if if_small else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _fit_means(head: Head, mean_NC: Tensor, sample_N: Tensor, label_N: Tensor, samples: Sequence[Sample]) -> float:
     # The bias of a class without training samples would fall for ever, so such classes get no weights at all.
     present_K, label_N = label_N.unique(return_inverse=True)
     strength = _choose_strength(mean_NC, sample_N, label_N, len(present_K), samples)
