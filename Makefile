@@ -3,7 +3,7 @@ PYTHON3 ?= python3.11
 WORK ?= work
 
 # The variables of the three stages; each may be given on the command line or in the environment.
-override VARIABLES := DATASET DATA SUBSET WEIGHTS LEVEL POOL SPLIT SEED RECIPE VIEWS FORMAT DEVICE JOBS ENGINE WORKERS WATCH FRESH TABLE VIDEO CACHE WORK
+override VARIABLES := DATASET DATA SUBSET WEIGHTS LEVEL POOL SPLIT SEED RECIPE VIEWS FORMAT DEVICE JOBS ENGINE WORKERS WATCH CALIBRATE FRESH TABLE VIDEO CACHE WORK
 
 # What is given is text. Make would expand it: `$(shell ...)` in a file's name would run, `$HOME` become OME.
 override define newline
@@ -54,8 +54,9 @@ cached: $(READY)
 train: cached ## stage two: cached features -> heads and scores      DATASET= LEVEL=low|mid|high|all POOL= RECIPE= SPLIT= SEED= WATCH=1 FRESH=1
 	$(PY) -m train $(COMMON) $(call option,--level,LEVEL) $(TRAIN)
 
-fuse: ## stage three: scores -> predictions, tables, report  DATASET= POOL= RECIPE= SPLIT= SEED=
+fuse: ## stage three: scores -> predictions, tables, report  DATASET= POOL= RECIPE= SPLIT= SEED= CALIBRATE=1
 	@$(MAKE) --no-print-directory train LEVEL=all
+	$(if $(filter-out 0 no false,$(CALIBRATE)),$(PY) -m train $(COMMON) $(TRAIN) --holdout)
 	$(PY) -m fuse $(FUSE)
 
 data: $(READY) ## download and unpack the official videos and splits  DATASET=ucf101|hmdb51 DATA=

@@ -84,17 +84,41 @@ def verify_command(path: Path) -> None:
 
 @main.command("repair")
 @cache_argument
-def repair_command(path: Path) -> None:
+@click.option("--prune", is_flag=True, help="Also delete for good what is in quarantine/ and what no reader needs.")
+@click.option("--dry-run", is_flag=True, help="Change nothing; list what would be done.")
+def repair_command(path: Path, prune: bool, dry_run: bool) -> None:
     """Move damaged shards to quarantine/ and queue their videos again.
 
-    The folder quarantine/ is in the cache; the next extraction fills the gaps.
+    The folder quarantine/ is in the cache; the next extraction fills the gaps. Nothing that could still be good is
+    deleted without --prune.
     """
     from cache.repair import repair
 
-    done = repair(path)
+    done = repair(path, prune=prune, dry_run=dry_run)
     for line in done:
+        click.echo(("would have " if dry_run else "") + visible(line))
+    if dry_run:
+        click.echo(f"{path}: nothing was changed")
+    else:
+        click.echo(f"{path}: " + ("`make extract` now fills the gaps" if done else "there was nothing to repair"))
+
+
+@main.command("leases")
+@cache_argument
+@click.option("--break", "end", is_flag=True, help="Take away leases that nobody renews; watches them for a minute.")
+def leases_command(path: Path, end: bool) -> None:
+    """List which processes have taken videos to extract, and whether they are alive.
+
+    Leases of processes on this machine end with them, those of other machines when they were not renewed for two
+    minutes; --break is for those that do not end by themselves. Commits of their former owners are refused.
+    """
+    from cache.leases import break_leases, lease_text
+    from cache.store import FeatureCache
+
+    with FeatureCache.open(path) as cache:
+        lines = break_leases(cache) if end else [lease_text(lease) for lease in cache.storage.leases()]
+    for line in lines or [f"{path}: nobody holds anything"]:
         click.echo(visible(line))
-    click.echo(f"{path}: " + ("`make extract` now fills the gaps" if done else "there was nothing to repair"))
 
 
 @main.command("convert")

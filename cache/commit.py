@@ -20,7 +20,6 @@ import re
 import secrets
 import shutil
 import sqlite3
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +30,8 @@ import numpy as np
 from cache.common.errors import CacheError
 from cache.common.files import discard, from_json, fsync_folder, raise_if_unreadable, remove
 from cache.fingerprint import JSON, canonical_json
-from cache.ledger import SHARD_NAME, WITH_FEATURES, Claim, Outcome, ShardRow
-from cache.quarantine import quarantine
+from cache.ledger import LEASE_SECONDS, SHARD_NAME, WITH_FEATURES, Claim, Outcome, ShardRow
+from cache.quarantine import QUARANTINE, quarantine
 from cache.shards import SUFFIXES, open_shard
 from cache.shards.protocol import ShardData, ShardIndex
 from cache.shards.writer import ShardWriter, Written, hash_files
@@ -200,17 +199,18 @@ def commit_staged(storage: Storage, claim: Claim, staged: StagedShard) -> None:
 # -- adopt ------------------------------------------------------------------------------------------------------------
 
 
-def recover(storage: Storage) -> list[str]:
+def recover(storage: Storage, *, dry_run: bool = False) -> list[str]:
     """Clear up after workers that died: free their claims, adopt their shards. Returns what was done.
 
-    What cannot be adopted goes to the quarantine if it is a shard, and is removed if it was being written.
+    What cannot be adopted goes to the quarantine if it is a shard, and is removed if it was being written. `dry_run`:
+    change nothing, and return what would be done.
 
     Raises `CacheError` if the disk refuses.
     """
     shards, ledger, done = storage.folder / "shards", storage.ledger, []
     try:
-        with ledger.transaction() as connection:
-            ledger.free_lapsed(connection, time.time())
+        with ledger.transaction(keep=not dry_run) as connection:
+            ledger.free_lapsed(connection, LEASE_SECONDS)
             tokens = {row[0] for row in connection.execute("SELECT token FROM claims")}
             known = {row[0] for row in connection.execute("SELECT name FROM shards")}
             for name in sorted(entry.name for entry in shards.iterdir() if entry.name not in known):
@@ -219,17 +219,19 @@ def recover(storage: Storage) -> list[str]:
                 if shard and not storage.shards_are_copies:
                     staged = adopt(storage, connection, path, shard["digest"])
                 if staged is not None and staged.shard is not None:
-                    path.rename(shards / staged.shard.name)
+                    if not dry_run:
+                        path.rename(shards / staged.shard.name)
                     done.append(f"adopted shard {name}, which was complete but not yet recorded")
-                elif shard and not storage.shards_are_copies:
+                elif shard:
                     # It may be good all the same: the ledger may be an older one, or not the one it was written for.
-                    moved = quarantine(storage.folder, path)
-                    done += [f"{line}: it has no row in the ledger, and could not be adopted" for line in moved]
-                elif shard or (token is not None and token not in tokens):
+                    moved = [f"moved {name} to {QUARANTINE}/"] if dry_run else quarantine(storage.folder, path)
+                    done += [f"{line}: it has no row in the ledger, and cannot be adopted" for line in moved]
+                elif token is not None and token not in tokens:
                     # A writing child may outlive its extraction for a moment; the new name keeps it from adding files.
-                    remove(path.rename(temporary_path(shards, 0)))
+                    if not dry_run:
+                        remove(path.rename(temporary_path(shards, 0)))
                     done.append(f"removed {name}, left over from an extraction that was interrupted")
-            if done:
+            if done and not dry_run:
                 fsync_folder(shards)
     except OSError as error:
         raise _disk_error(error, shards) from error

@@ -19,6 +19,9 @@ _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 """`Path` has already made one slash of two."""
 
 
+CacheId = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Description:
     """The content of cache.json; checked when made."""
@@ -28,8 +31,10 @@ class Description:
     fingerprint: Fingerprint
     settings: Mapping[str, JSON]
     """Options that the extraction was started with, so that it can be continued."""
-    cache_id: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)] = 0
+    cache_id: CacheId = 0
     """Random; the cache's ledger has it too. 0 in a cache of an earlier version that was not written to since."""
+    converted_from: CacheId = 0
+    """Id of the cache that this one is a conversion of; 0 if it is none, or its original had no id."""
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
@@ -70,6 +75,7 @@ def description_json(description: Description) -> dict[str, JSON]:
         "fingerprint": description.fingerprint.to_json(),
         "settings": dict(description.settings),
         "cache_id": description.cache_id,
+        **({"converted_from": description.converted_from} if description.converted_from else {}),
     }
 
 

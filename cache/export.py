@@ -1,8 +1,11 @@
 """Take features out of a cache, into files that other programs read: npz or safetensors, a video or a level each."""
 
+import fcntl
+import filecmp
 import json
-import shutil
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +13,7 @@ import numpy as np
 
 from cache.common.console import progress
 from cache.common.errors import CacheError
-from cache.common.files import make_folder_durably
+from cache.common.files import discard, fsync_folder, make_folder_durably, plain_files, remove
 from cache.reading import allocate, offsets_of, read_features
 from cache.store import FeatureCache
 
@@ -25,21 +28,56 @@ def export(cache: FeatureCache, target: Path, container: Container, grouping: Gr
     `features [V, F, C]`, `offsets [N + 1]`, `pts_seconds [F]` and `video_ids`. Safetensors has no arrays of text: ids
     and views are JSON in its metadata.
     """
-    if target.exists():
+    wanted = cache.video_ids if grouping == "video" else cache.levels
+    if os.path.lexists(target) and _names(target) != {f"{name}.{container}" for name in wanted}:
         raise CacheError(f"{target} is there already; choose a new folder, so that nothing is mixed or overwritten")
     temporary = target.with_name(f".tmp-{target.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    make_folder_durably(temporary)
-    files = _by_video(cache) if grouping == "video" else _by_level(cache)
-    total = len(cache.video_ids) if grouping == "video" else len(cache.levels)
-    with progress("exporting", total, "files") as shown:
-        for written, (name, arrays, texts) in enumerate(files, 1):
-            path = temporary / f"{name}.{container}"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write(path, container, arrays, texts)
-            shown.update(written)
-    temporary.rename(target)
-    return total
+    with _held_folder(temporary):
+        files = _by_video(cache) if grouping == "video" else _by_level(cache)
+        with progress("exporting", len(wanted), "files") as shown:
+            for written, (name, arrays, texts) in enumerate(files, 1):
+                path = temporary / f"{name}.{container}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _write(path, container, arrays, texts)
+                shown.update(written)
+        for folder in (temporary, *(path for path in temporary.rglob("*") if path.is_dir())):
+            fsync_folder(folder)
+        if not os.path.lexists(target):
+            temporary.rename(target)
+            fsync_folder(target.parent)
+        elif any(not filecmp.cmp(temporary / name, target / name, shallow=False) for name in _names(target)):
+            # Otherwise the same command was killed when all was done.
+            raise CacheError(f"{target} is there already, with other features; choose a new folder")
+    return len(wanted)
+
+
+def _names(folder: Path) -> set[str]:
+    """Paths of everything at or below `folder` that is no real folder."""
+    return {str(path.relative_to(folder)) for path in plain_files(folder)}
+
+
+@contextmanager
+def _held_folder(folder: Path) -> Iterator[None]:
+    """Make the folder, empty, for this process alone; removed at the end unless it was renamed.
+
+    Raises `CacheError` if another process has it.
+    """
+    make_folder_durably(folder.parent)
+    if folder.is_symlink() or not folder.is_dir():
+        # An earlier version followed a link.
+        folder.unlink(missing_ok=True)
+        folder.mkdir()
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for entry in folder.iterdir():
+            remove(entry)
+        yield
+    except BlockingIOError:
+        raise CacheError(f"another export writes {folder}: wait for it, or choose another folder") from None
+    finally:
+        os.close(descriptor)
+        discard(folder)
 
 
 _File = tuple[str, Mapping[str, np.ndarray], Mapping[str, tuple[str, ...]]]
@@ -71,8 +109,10 @@ def _write(
     if container == "npz":
         named: dict[str, Any] = {**arrays, **{name: np.array(text, dtype=np.str_) for name, text in texts.items()}}
         np.savez(path, allow_pickle=False, **named)
-        return
-    from safetensors.numpy import save_file
+    else:
+        from safetensors.numpy import save_file
 
-    metadata = {name: json.dumps(text, ensure_ascii=False) for name, text in texts.items()}
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path, metadata=metadata)
+        metadata = {name: json.dumps(text, ensure_ascii=False) for name, text in texts.items()}
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path, metadata=metadata)
+    with path.open("rb") as written:
+        os.fsync(written.fileno())

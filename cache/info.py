@@ -10,6 +10,9 @@ from cache.store import FeatureCache
 _LISTED = 20
 """Videos listed of each status before the text says how many more there are."""
 
+_NOTED = 3
+"""Videos listed that are done with a note."""
+
 
 def cache_info(cache: FeatureCache) -> dict[str, Any]:
     """Returns counts, sizes, settings and reasons as a JSON object."""
@@ -30,6 +33,7 @@ def cache_info(cache: FeatureCache) -> dict[str, Any]:
         "environments": Counter(row.environment for row in shards),
         "suspect": _reasons(cache, "suspect"),
         "failed": _reasons(cache, "failed"),
+        "notes": [row for row in _reasons(cache, "done") if row["reason"]],
     }
 
 
@@ -59,4 +63,9 @@ def info_text(info: dict[str, Any]) -> str:
             lines += [f"{status}:", *(f"  {row['video']}: {row['reason']}" for row in videos[:_LISTED])]
         if len(videos) > _LISTED:
             lines.append(f"  and {len(videos) - _LISTED:,} more (--json lists all)")
+    if notes := info["notes"]:
+        lines += [
+            f"done, with a note: {len(notes):,}, such as (--json lists all)",
+            *(f"  {row['video']}: {row['reason']}" for row in notes[:_NOTED]),
+        ]
     return "\n".join(map(visible, lines))

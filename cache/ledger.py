@@ -10,7 +10,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Literal, NamedTuple, get_args
 
@@ -18,7 +18,7 @@ import msgspec
 
 from cache.common.errors import DamageError, LeaseLostError
 from cache.common.files import from_json
-from cache.processes import is_dead
+from cache.processes import LeaseWatch, is_dead, this_process
 from cache.sqlite import Database
 
 Status = Literal["pending", "done", "suspect", "failed"]
@@ -27,6 +27,9 @@ STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 
 WITH_FEATURES: Final[tuple[Status, ...]] = ("done", "suspect")
 """Statuses of videos whose features are in a shard."""
+
+LEASE_SECONDS: Final = 120.0
+"""How long a worker that gives no sign of life keeps its videos; one that died on this machine loses them at once."""
 
 SHARD_NAME: Final = re.compile(r"\d{6,}-(?P<digest>[0-9a-f]{16})\.(h5|zarr)")
 """Number, first half of the hash over its bytes, format."""
@@ -67,14 +70,25 @@ class ClaimedVideo(NamedTuple):
 
 @dataclass(frozen=True)
 class Claim:
-    """The right to commit some videos, until somebody else takes them after `expires`."""
+    """The right to commit some videos, until somebody else takes them because it is not renewed."""
 
     owner: str
     token: int
     """Fencing token: later claims have larger ones, and a token that was taken away never comes back."""
     videos: tuple[ClaimedVideo, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldLease:
+    """Who holds what in a cache."""
+
+    owner: str
+    """See `cache.processes.this_process`."""
+    token: int
+    """Of the claim; 0 is the lease of an object store's driver."""
     expires: float
-    """Unix time in seconds."""
+    """Unix time by its owner's clock, for people; each renewal changes it."""
+    num_videos: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +163,7 @@ class Ledger(Database):
     def __init__(self, path: Path, cache_id: int = 0) -> None:
         """Raises `CacheError` if there is no ledger at `path`. Its use does so if it is not that of `cache_id`."""
         super().__init__(path, _SCHEMA, cache_id)
+        self._watch = LeaseWatch()
 
     @classmethod
     def create(cls, path: Path, videos: Iterable[tuple[str, str]], cache_id: int = 0) -> "Ledger":
@@ -174,11 +189,11 @@ class Ledger(Database):
     def claim(self, owner: str, limit: int, lease_seconds: float) -> Claim | None:
         """Take up to `limit` pending, unclaimed videos in the order of the dataset; None if there are none.
 
-        If there are none but videos are pending, others have claimed them: wait until `next_expiry`, or stop.
+        If there are none but videos are pending, others have claimed them: call again now and then, or stop. Claims of
+        others that were not renewed for `lease_seconds`, as seen by the calls so far, are taken over.
         """
-        now = time.time()
         with self.transaction() as connection:
-            self.free_lapsed(connection, now)
+            self.free_lapsed(connection, lease_seconds)
             rows = connection.execute(
                 "SELECT number, id, path FROM videos INDEXED BY videos_free"
                 " WHERE status = 'pending' AND claim IS NULL AND path != '' ORDER BY number LIMIT ?",
@@ -186,29 +201,35 @@ class Ledger(Database):
             ).fetchall()
             if not rows:
                 return None
-            expires = now + lease_seconds
-            token = connection.execute("INSERT INTO claims (owner, expires) VALUES (?, ?)", (owner, expires)).lastrowid
+            lease = (owner, time.time() + lease_seconds)
+            token = connection.execute("INSERT INTO claims (owner, expires) VALUES (?, ?)", lease).lastrowid
             assert token is not None
             connection.executemany("UPDATE videos SET claim = ? WHERE number = ?", [(token, row[0]) for row in rows])
-        return Claim(owner, token, tuple(ClaimedVideo(row[1], row[2]) for row in rows), expires)
+        return Claim(owner, token, tuple(ClaimedVideo(row[1], row[2]) for row in rows))
 
-    def renew(self, claim: Claim, lease_seconds: float) -> Claim:
+    def renew(self, claim: Claim, lease_seconds: float) -> None:
         """Extend the lease. Raises `LeaseLostError` if somebody else has taken the videos over."""
-        expires = time.time() + lease_seconds
         with self.transaction() as connection:
             self.check_claim(connection, claim)
-            connection.execute("UPDATE claims SET expires = ? WHERE token = ?", (expires, claim.token))
-        return replace(claim, expires=expires)
+            # Always another value, also while the clock stands still or was set back to the moment of the last renewal.
+            connection.execute(
+                "UPDATE claims SET expires = CASE WHEN expires = ?1 THEN ?1 + 0.001 ELSE ?1 END WHERE token = ?2",
+                (time.time() + lease_seconds, claim.token),
+            )
 
     def release(self, claim: Claim) -> None:
         """Give back the videos of the claim that were not committed; nothing happens if the claim was lost."""
         with self.transaction() as connection:
-            _free(connection, [claim.token])
+            free(connection, [claim.token])
 
-    def next_expiry(self) -> float | None:
-        """Unix time at which the next lease ends; None if there are no claims."""
+    def leases(self) -> list[HeldLease]:
+        """All claims, the oldest first."""
         with self.reading() as connection:
-            return connection.execute("SELECT min(expires) FROM claims").fetchone()[0]
+            rows = connection.execute(
+                "SELECT owner, token, expires, (SELECT count(*) FROM videos WHERE claim = token)"
+                " FROM claims ORDER BY token"
+            ).fetchall()
+        return [HeldLease(owner=row[0], token=row[1], expires=row[2], num_videos=row[3]) for row in rows]
 
     # What follows takes the connection of a transaction: its caller decides what else is in that transaction.
 
@@ -216,15 +237,18 @@ class Ledger(Database):
         """Raises `LeaseLostError` unless `claim` still holds."""
         if connection.execute("SELECT 1 FROM claims WHERE token = ?", (claim.token,)).fetchone() is None:
             raise LeaseLostError(
-                f"the lease of {claim.owner} on {len(claim.videos)} videos ended and they were taken over; its result "
-                "is dropped. Nothing is wrong in the cache; if this happens often, this machine pauses or is too slow"
+                f"the lease of {claim.owner} on {len(claim.videos)} videos was taken over, because it was not renewed, "
+                "or was ended by `cache leases --break`; its result is dropped. Nothing is wrong in the cache; if this "
+                "happens often, this machine pauses or is too slow"
             )
 
-    def free_lapsed(self, connection: sqlite3.Connection, now: float) -> None:
-        """Free the videos of claims whose lease has ended or whose owner is dead."""
+    def free_lapsed(self, connection: sqlite3.Connection, lease_seconds: float) -> None:
+        """Free the videos of claims whose owner is dead, and of others' that were not renewed for `lease_seconds`."""
         claims = connection.execute("SELECT token, owner, expires FROM claims").fetchall()
-        dead = {owner for owner in {row[1] for row in claims} if is_dead(owner)}
-        _free(connection, [token for token, owner, expires in claims if expires <= now or owner in dead])
+        owners = {row[1] for row in claims} - {this_process()} if claims else set()
+        dead = {owner for owner in owners if is_dead(owner)}
+        lapsed = self._watch.lapsed({row[0]: row[2] for row in claims if row[1] in owners}, lease_seconds)
+        free(connection, [token for token, owner, _ in claims if token in lapsed or owner in dead])
 
     # -- changes ------------------------------------------------------------------------------------------------------
 
@@ -390,7 +414,8 @@ def new_cache_id() -> int:
     return secrets.randbelow((1 << 31) - 1) + 1
 
 
-def _free(connection: sqlite3.Connection, tokens: Sequence[int]) -> None:
+def free(connection: sqlite3.Connection, tokens: Sequence[int]) -> None:
+    """End these claims: their videos can be claimed again, and commits with these tokens are refused."""
     for token in tokens:
         connection.execute("UPDATE videos SET claim = NULL WHERE claim = ?", (token,))
         connection.execute("DELETE FROM claims WHERE token = ?", (token,))

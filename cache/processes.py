@@ -1,27 +1,60 @@
-"""Names of processes, from which other processes can later tell whether they still run."""
+"""Names of processes, from which others can later tell whether they still run, and leases that nobody renews.
+
+No clock that can be set decides here: a lease counts as given up once this process has watched it for long enough.
+"""
 
 import os
 import re
 import socket
+import time
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import xxhash
 
-_OWNER = re.compile(r"(?P<machine>.+)-(?P<kernel>[0-9a-f]{16})-(?P<pid>\d+)-(?P<started>\d+)")
+_OWNER = re.compile(
+    r"(?P<host>.+?)(?:-(?P<machine>[0-9a-f]{16})-(?P<boot>[0-9a-f]{16}))?"
+    r"-(?P<kernel>[0-9a-f]{16})-(?P<pid>\d+)-(?P<started>\d+)"
+)
+"""Names of an earlier version have neither machine nor boot."""
+_UNKNOWN = "0" * 16
 
 
 def this_process() -> str:
-    """Returns a unique name of the calling process: host, kernel, process id, start time."""
-    return f"{_host()}-{_kernel()}-{os.getpid()}-{_started(os.getpid()) or 0}"
+    """Returns a unique name of the calling process: host, machine, boot, process-id namespace, process id, start."""
+    return f"{_host()}-{_machine()}-{_boot()}-{_kernel()}-{os.getpid()}-{_started(os.getpid()) or 0}"
 
 
 def is_dead(owner: str) -> bool:
     """Whether the process `owner` is known to have ended; False if that cannot be known, as on another machine."""
+    return _runs(owner) is False
+
+
+def is_alive(owner: str) -> bool:
+    """Whether the process `owner` is known to run, on this machine."""
+    return _runs(owner) is True
+
+
+def host_and_pid(owner: str) -> str:
+    """Where the process `owner` runs, as text for the user."""
     parts = _OWNER.fullmatch(owner)
-    if not parts or parts["kernel"] != _kernel() or parts["machine"] != _host():
-        return False
-    return _started(int(parts["pid"])) != int(parts["started"])
+    return f"process {parts['pid']} on {parts['host']}" if parts else owner
+
+
+def _runs(owner: str) -> bool | None:
+    """None if it cannot be known."""
+    parts = _OWNER.fullmatch(owner)
+    try:
+        if not parts or parts["host"] != _host():
+            return None
+        if parts["kernel"] == _kernel():
+            return _started(int(parts["pid"])) == int(parts["started"])
+        same_machine = parts["machine"] not in (None, _UNKNOWN) and parts["machine"] == _machine()
+        return False if same_machine and parts["boot"] != _boot() else None
+    except OSError:  # such as no open file left: this tells nothing about the process
+        return None
 
 
 def _host() -> str:
@@ -29,14 +62,30 @@ def _host() -> str:
 
 
 @cache
+def _machine() -> str:
+    """Hex for this machine; zeros if it has no identity of its own, as most containers."""
+    identity = (_read(Path("/etc/machine-id")) or b"").strip()
+    return xxhash.xxh3_64_hexdigest(identity) if re.fullmatch(rb"[0-9a-f]{32}", identity) else _UNKNOWN
+
+
+@cache
+def _boot() -> str:
+    """Hex for the running kernel, until the machine is started anew."""
+    return xxhash.xxh3_64_hexdigest(_boot_id())
+
+
+@cache
 def _kernel() -> str:
     """Hex for the running kernel and the process-id namespace, within which process ids are unique."""
-    boot = _read(Path("/proc/sys/kernel/random/boot_id")) or b""
     try:
         namespace = str(Path("/proc/self/ns/pid").readlink())
-    except OSError:
+    except FileNotFoundError:
         namespace = ""
-    return xxhash.xxh3_64_hexdigest(boot + namespace.encode())
+    return xxhash.xxh3_64_hexdigest(_boot_id() + namespace.encode())
+
+
+def _boot_id() -> bytes:
+    return _read(Path("/proc/sys/kernel/random/boot_id")) or b""
 
 
 def _started(pid: int) -> int | None:
@@ -58,7 +107,50 @@ def _started(pid: int) -> int | None:
 
 
 def _read(path: Path) -> bytes | None:
+    """The file's content; None if there is no such file, or its process has ended. Raises other `OSError`s."""
     try:
         return path.read_bytes()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return None
+
+
+class _Watched(NamedTuple):
+    mark: float
+    seconds: float
+    """For which `mark` was seen unchanged."""
+    looked: float
+    """When it was last looked at, by `time.monotonic`."""
+
+
+class LeaseWatch:
+    """Tells which leases nobody renews, from what this process has seen itself. Not safe for several threads."""
+
+    def __init__(self) -> None:
+        self._watched: dict[int, _Watched] = {}
+
+    def lapsed(self, leases: Mapping[int, float], seconds: float) -> set[int]:
+        """Keys of those of `leases`, all there are now, that were seen unchanged for `seconds`.
+
+        `leases`: by key, what a renewal changes. Between two looks at most half of `seconds` counts: while this process
+        or the machine paused, so may the others have.
+        """
+        now = time.monotonic()
+        seen = {}
+        for key, mark in leases.items():
+            before = self._watched.get(key)
+            same = before is not None and before.mark == mark
+            more = before.seconds + min(now - before.looked, seconds / 2) if before and same else 0.0
+            seen[key] = _Watched(mark, more, now)
+        self._watched = seen
+        return {key for key, watched in seen.items() if watched.seconds >= seconds}
+
+
+def stays_same(read: Callable[[], object], seconds: float, poll_seconds: float = 1.0) -> bool:
+    """Whether `read()` returns the same for `seconds`; returns as soon as it does not."""
+    first, waited = read(), 0.0
+    while waited < seconds:
+        time.sleep(poll_seconds)
+        waited += poll_seconds
+        if read() != first:
+            return False
+    return True

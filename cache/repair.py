@@ -9,37 +9,50 @@ from cache.common.files import fsync_folder
 from cache.dataset import Dataset, read_dataset
 from cache.description import read_description
 from cache.ledger import Ledger, broken_structure
-from cache.quarantine import quarantine
+from cache.quarantine import delete, quarantine, quarantined
 from cache.storage import Storage, ids_and_paths
 from cache.store import FeatureCache
 from cache.verify import verify
 
 
-def repair(path: Path) -> list[str]:
+def repair(path: Path, *, prune: bool = False, dry_run: bool = False) -> list[str]:
     """Make the cache in `path` sound again, at the price of extracting some videos anew. Returns what was done.
+
+    `prune`: also delete what was in the quarantine before, and objects that no record of the store refers to. Nothing
+    else is deleted that could still be good. `dry_run`: change nothing, and return what would be done.
 
     Raises `CacheError` or `DatasetError` if cache.json or dataset.json is damaged: they cannot be made from the rest.
     """
     cache_id = read_description(path).cache_id
     dataset = read_dataset(path / "dataset.json")
+    old = quarantined(path) if prune else []
     done: list[str] = []
     if not _ledger_works(path, cache_id):
-        done += [*_renew_ledger(path, dataset, cache_id), "made the ledger anew; failed videos will be tried again"]
+        renewed = "made the ledger anew; failed videos will be tried again"
+        if dry_run:
+            return [renewed, "adopted the shards that are complete", *delete(old, dry_run=True)]
+        done += [*_renew_ledger(path, dataset, cache_id), renewed]
     with FeatureCache.open(path) as cache:
         storage = cache.storage
+        if dry_run:
+            done += [f"made the ledger anew from the records ({problem})" for problem in storage.ledger_problems()]
+            done += recover(storage, dry_run=True)
+            done += storage.settle(prune=prune, dry_run=True)
+            damage = [finding for finding in verify(path) if not finding.harmless]
+            done += [f"queued {len(finding.videos)} videos again ({finding.what})" for finding in damage]
+            return done + delete(old, dry_run=True)
         storage.acquire()
         done += _follow_log(storage)
         done += recover(storage)
-        done += storage.settle()
         # Some damage hides other damage: a row that cannot be read keeps shards from being checked.
         while findings := [finding for finding in verify(path) if not finding.harmless]:
             mended = [line for finding in findings for line in storage.mend(finding)]
             if not mended:
                 raise DamageError(f"{path} cannot be repaired: {findings[0].what}")
             done += mended
-        # Again, for what was forgotten just now.
-        done += storage.settle()
-    return done
+        # After what was forgotten just now.
+        done += storage.settle(prune=prune, dry_run=False)
+    return done + delete(old, dry_run=False)
 
 
 def _renew_ledger(folder: Path, dataset: Dataset, cache_id: int) -> list[str]:

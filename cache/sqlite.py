@@ -71,13 +71,16 @@ class Database:
             self._connection = None
 
     @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """One change, all or nothing, alone among all processes; on disk when it is left without an error."""
+    def transaction(self, *, keep: bool = True) -> Iterator[sqlite3.Connection]:
+        """One change, all or nothing, alone among all processes; on disk when it is left without an error.
+
+        Unless `keep`, it is undone when it is left.
+        """
         with self.reading() as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
-                connection.execute("COMMIT")
+                connection.execute("COMMIT" if keep else "ROLLBACK")
             except BaseException:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")

@@ -25,7 +25,7 @@ from cache.common.files import (
 from cache.dataset import Dataset, read_dataset, write_dataset
 from cache.description import Description, description_json
 from cache.fingerprint import JSON
-from cache.ledger import Ledger, Outcome, ShardRow, Status
+from cache.ledger import HeldLease, Ledger, Outcome, ShardRow, Status, free
 from cache.quarantine import quarantine
 from cache.shards.writer import hash_files
 
@@ -47,8 +47,8 @@ pts_seconds [F], low, mid, high [views, F, channels] float16, checksum [N, level
   python -m cache verify FOLDER    whether every byte is as it was written
 
 Do not add, rename or change files here. If the ledger does not list a shard, the next extraction adopts it if it is
-complete and its videos are still to be extracted, and moves it to quarantine/ if not. In a working copy it is removed:
-the store has every shard that counts. What a killed extraction had half written (.tmp-...) is removed.
+complete and its videos are still to be extracted, and moves it to quarantine/ if not (always, in a working copy: the
+store has every shard that counts). What a killed extraction had half written (.tmp-...) is removed.
 """
 
 
@@ -155,6 +155,17 @@ class Storage(Protocol):
     def replace_dataset(self, dataset: Dataset) -> None:
         """Make `dataset` the one whose features these are; its new videos are pending."""
 
+    # -- leases -------------------------------------------------------------------------------------------------------
+
+    def leases(self) -> list[HeldLease]:
+        """Who holds what."""
+        return self.ledger.leases()
+
+    def end_lease(self, lease: HeldLease) -> None:
+        """Take a lease away: its owner's commits are refused from now on."""
+        with self.ledger.transaction() as connection:
+            free(connection, [lease.token])
+
     # -- verify and repair --------------------------------------------------------------------------------------------
 
     def ledger_problems(self) -> Iterable[str]:
@@ -169,8 +180,11 @@ class Storage(Protocol):
         """Whether a name in shards/ belongs to a shard that is being fetched or removed, or was when a process died."""
         return False
 
-    def settle(self) -> list[str]:
-        """Adopt or remove shards outside of `folder` that nothing refers to. Returns what was done."""
+    def settle(self, *, prune: bool, dry_run: bool) -> list[str]:
+        """Adopt shards outside of `folder` that nothing refers to; `prune`: delete those that cannot be adopted.
+
+        Returns what was done, or would be.
+        """
         return []
 
     def mend(self, finding: Finding) -> list[str]:

@@ -57,12 +57,19 @@ class FeatureCache:
         settings: Mapping[str, JSON],
         backend: Backend = "h5",
         location: Location | None = None,
+        converted_from: int = 0,
     ) -> "FeatureCache":
         """Make an empty cache at `path`, or at `location` in an object store with `path` as its working copy.
 
         Levels and views are the fingerprint's. Raises `CacheError` if `path` or a cache at `location` exists.
         """
-        description = Description(backend=backend, fingerprint=fingerprint, settings=settings, cache_id=new_cache_id())
+        description = Description(
+            backend=backend,
+            fingerprint=fingerprint,
+            settings=settings,
+            cache_id=new_cache_id(),
+            converted_from=converted_from,
+        )
         publish(path, dataset, description, location)
         return cls.open(path)
 

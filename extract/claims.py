@@ -11,15 +11,14 @@ from typing import Final
 
 from cache.common.errors import CacheError, LeaseLostError
 from cache.fingerprint import Fingerprint
-from cache.ledger import Claim
+from cache.ledger import LEASE_SECONDS, Claim
 from cache.processes import this_process
 from cache.store import FeatureCache
 from extract.settings import device_defaults
 from extract.shards import ExtractTask, FinishedShard, shard_data
 
-LEASE_SECONDS: Final = 120.0
-"""How long an extractor that gives no sign of life keeps its videos; one that died on this machine loses them at
-once."""
+POLL_SECONDS: Final = 2.0
+"""Between two looks at the ledger while others have all videos."""
 
 COMMITS_AHEAD: Final = 2
 """Shards that may wait to be committed; while there are more, whoever brings the next one waits."""
@@ -69,14 +68,21 @@ class ClaimQueue:
             if not pending:
                 return None
             if not told:
-                self._say(f"{pending} videos are with other extractors; waiting, to take over what they leave")
+                self._say(
+                    f"{pending} videos are with other extractors (`python -m cache leases {self._cache.path}` lists "
+                    "them); waiting, to take over what they leave"
+                )
                 told = True
-            time.sleep(min(2.0, max(0.1, (self._cache.ledger.next_expiry() or 0.0) - time.time())))
+            time.sleep(POLL_SECONDS)
         return claim
 
     def tasks(self, claim: Claim | None) -> Iterator[ExtractTask]:
         """`claim` with its files, then further claims while some videos are free; claims only when asked for more."""
         while claim is not None:
+            if self._are_here(claim):
+                # They were taken from an earlier claim of this process, which must end before they are done again.
+                self._cache.ledger.release(claim)
+                return
             self._held[claim.token] = claim
             yield ExtractTask(claim, tuple(self._paths.get(video.id) for video in claim.videos))
             claim = self._claim()
@@ -102,6 +108,10 @@ class ClaimQueue:
     def _claim(self) -> Claim | None:
         limit = device_defaults(self._device).videos_per_claim
         return self._cache.ledger.claim(self._owner, limit, LEASE_SECONDS)
+
+    def _are_here(self, claim: Claim) -> bool:
+        here = {video.id for held in list(self._held.values()) for video in held.videos}
+        return any(video.id in here for video in claim.videos)
 
     def _wait_for_commits(self, allowed: int) -> None:
         while self._commits and (len(self._commits) > allowed or self._commits[0].done()):

@@ -140,8 +140,11 @@ def open_cache(extraction: Extraction, settings: ExtractSettings, made_with: Fin
                 raise
     cache = FeatureCache.open_for_extraction(path, made_with, options.allow_drift)
     extraction.workspace.remember_dataset(extraction.dataset.name)
-    if cache.ledger.next_expiry() is not None:
-        click.echo(f"another extractor is at work on {path}; the videos are shared, none is extracted twice")
+    if cache.ledger.leases():
+        click.echo(
+            f"another extractor is at work on {path} (`python -m cache leases {path}` says which); the videos are "
+            "shared, none is extracted twice"
+        )
     return cache
 
 

@@ -16,6 +16,7 @@ from cache.common.errors import ScoreError, WeightsError
 from cache.common.files import read_bounded, read_json, write_bytes_durably, write_json_durably
 from cache.common.text import markdown, markdown_table
 from cache.fingerprint import LEVELS, Level
+from fuse.calibration import Calibration
 from fuse.report.tables import NONE
 from fuse.results import TITLES
 from train.config import CHECKPOINT_BYTES, CHECKPOINT_FILE, CONFIG_FILE
@@ -42,13 +43,16 @@ def write_bundle(out: Path, folders: Mapping[Level, Path], summary: Mapping[str,
             hashes[f"{level}/{name}"] = hashlib.sha256(content).hexdigest()
     write_bytes_durably(out / "README.md", model_card(summary).encode())
     kept = ("notes", "dataset", "split", "pool", "videos", "accuracy", "interval95", "macro", "paper", "fusion_weights")
-    also = ("weights", "subset", "classes", "fingerprint", "runs", "made")
+    also = ("calibration", "weights", "subset", "classes", "fingerprint", "runs", "made")
     description = {name: summary[name] for name in (*kept, *also)}
     write_json_durably(out / DESCRIPTION, {"format": FORMAT, **description, "sha256": hashes})
 
 
-def read_bundle(folder: Path) -> tuple[dict[Level, Path], dict[Level, float]]:
-    """Run folders and fusion weights of a bundle. Raises `WeightsError` if it is missing, changed or not readable."""
+def read_bundle(folder: Path) -> tuple[dict[Level, Path], dict[Level, float], Calibration | None]:
+    """Run folders, fusion weights and calibration of a bundle.
+
+    Raises `WeightsError` if it is missing, changed or not readable.
+    """
     path = folder / DESCRIPTION
     try:
         description = read_json(path)
@@ -57,6 +61,8 @@ def read_bundle(folder: Path) -> tuple[dict[Level, Path], dict[Level, float]]:
         # In the order in which trained runs are added, so that the sums are the same to the bit.
         weights: dict[Level, float] = {level: float(description["fusion_weights"][level]) for level in PAPER_WEIGHTS}
         check_weights(weights)
+        calibration = description.get("calibration")
+        calibration = None if calibration is None else Calibration.from_json(calibration)
         for name in (f"{level}/{file}" for level in LEVELS for file in _FILES):
             if hashlib.sha256(read_bounded(folder / name, CHECKPOINT_BYTES)).hexdigest() != description["sha256"][name]:
                 raise WeightsError(f"{folder / name} is not the file that the bundle was made with; copy it again")
@@ -66,7 +72,7 @@ def read_bundle(folder: Path) -> tuple[dict[Level, Path], dict[Level, float]]:
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise WeightsError(f"{folder} is not a bundle that can be read: {error!r}; get it again") from error
-    return {level: folder / level for level in LEVELS}, weights
+    return {level: folder / level for level in LEVELS}, weights, calibration
 
 
 def model_card(summary: Mapping[str, Any]) -> str:
@@ -97,12 +103,20 @@ def model_card(summary: Mapping[str, Any]) -> str:
         precision=markdown(f"{environment['precision']} on {environment['device']}"),
         clips=f"{rule['length']} frames at {rate}, a clip every {rule['stride']} frames, "
         f"at most {rule['max_clips']} of a video ({_KEPT[rule['keep']]})",
-        count=len(summary["classes"]),
+        certainty=markdown(summary["certainty"]),
+        unknown=_UNKNOWN[summary["calibration"] is not None].format(count=len(summary["classes"])),
         classes=", ".join(map(markdown, summary["classes"])),
         version=summary["made"]["version"],
         date=summary["made"]["date"],
     )
 
+
+_UNKNOWN: Final = (
+    "It always names one of its {count} classes, also for a video that shows none of them.",
+    "A video that shows none of its {count} classes may still be given one. The threshold was found with heads that\n"
+    "had not learned from those videos, and all of these show one.",
+)
+"""What becomes of a video of no class, without calibration and with it."""
 
 _CARD = """# MRRN heads for {dataset}
 
@@ -131,8 +145,9 @@ the mean of the classes' accuracies. Fused against the high level alone: {agains
 
 ## What it is not for
 
-It always names one of its {count} classes, also for a video that shows none of them, and its probabilities are not
-calibrated. Decisions about people should not rest on it. The licences of the backbone's weights and of the training
+Its probabilities: {certainty}.
+
+{unknown} Decisions about people should not rest on it. The licences of the backbone's weights and of the training
 videos apply to what is made with them.
 
 ## Classes

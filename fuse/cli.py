@@ -1,13 +1,16 @@
 """`python -m fuse`: stage three, scores to predictions, tables, figures and a page to read."""
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from cache.aggregate import PAPER_WEIGHTS
 from cache.common.console import FINISHED_WITH_FAILURES, StageGroup, device_option
 from cache.common.errors import DecodeError, MrrnError
 from cache.store import FeatureCache
@@ -16,14 +19,15 @@ from fuse.scores import (
     RunChoice,
     read_baseline,
     read_curve,
+    read_heldout,
     read_levels,
     read_scored_cache,
     run_options,
-    searched_weights,
 )
 
 if TYPE_CHECKING:
     from fuse.predict import Heads, Prediction
+    from fuse.results import Results
 
 Choose = Callable[[], RunChoice]
 
@@ -58,7 +62,7 @@ def _fuse(choice: RunChoice) -> None:
     tables, workspace = read_levels(choice), choice.workspace
     cache = read_scored_cache(workspace, choice.dataset)
     curves = {level: read_curve(folder) for level, folder in choice.folders().items()}
-    results = evaluate(tables, cache, choice.split, searched_weights(choice, tables), curves, read_baseline(choice))
+    results = evaluate(tables, cache, choice.split, read_heldout(choice), curves, read_baseline(choice))
     notes, samples = caveats(results), choose_samples(results)
     extras = Extras(
         samples=samples,
@@ -69,9 +73,22 @@ def _fuse(choice: RunChoice) -> None:
     page = publish(workspace.report(choice.dataset, choice.split), results, notes, made_now(), extras)
     click.echo(to_text(table_3(results, notes, literature=False)))
     click.echo(f"\nfused against the high level alone: {results.against('high').text}")
+    _say_certainty(choice, results)
     if several := mean_over_splits(choice):
         click.echo(f"\n{several}")
     click.echo(f"\nreport: {page}")
+
+
+def _say_certainty(choice: RunChoice, results: "Results") -> None:
+    """Print what the probabilities are worth, and what to do where they are not calibrated, with its price."""
+    click.echo(f"probabilities: {results.certainty}")
+    if results.calibration is None:
+        seconds = sum(epoch.seconds for folder in choice.folders().values() for epoch in read_curve(folder))
+        price = f" in about {0.8 * seconds:,.0f} s" if seconds else ""
+        command = shlex.join(["python", "-m", "train", *choice.options(), "--holdout"])
+        click.echo(
+            f"  `make fuse` with CALIBRATE=1, or `{command}`, trains such runs{price}; then give this command again"
+        )
 
 
 @main.command()
@@ -122,6 +139,7 @@ def predict(
     """
     files = _find_files(videos)  # before torch is imported, so that a wrong path is told at once
     from fuse.bundle import read_bundle
+    from fuse.calibration import calibrate
     from fuse.predict import load_heads, open_backbone, settings_for, weights_for
     from fuse.predict import predict as run
 
@@ -129,7 +147,9 @@ def predict(
         heads, recorded = load_heads(*read_bundle(bundle)), None
     else:
         choice = choose()
-        heads = load_heads(choice.folders())
+        heldout = read_heldout(choice)
+        calibration = calibrate(heldout.levels, heldout.labels, PAPER_WEIGHTS) if heldout else None
+        heads = load_heads(choice.folders(), calibration=calibration)
         with FeatureCache.open(choice.workspace.cache(choice.dataset)) as cache:
             recorded = cache.settings.get("weights")
     settings = settings_for(heads, weights=weights_for(heads, weights, recorded), device=device, jobs=jobs)
@@ -170,7 +190,8 @@ def _answer(predictions: "Iterator[Prediction]", heads: "Heads", files: list[Pat
         done.sort(key=lambda prediction: order[prediction.video])
         answers = [to_json(prediction, heads.classes) for prediction in done]
         # ASCII, so that no encoding of the output changes a name.
-        click.echo(json.dumps({"notes": notes, "predictions": answers}, indent=2))
+        calibration = heads.calibration and asdict(heads.calibration)
+        click.echo(json.dumps({"notes": notes, "calibration": calibration, "predictions": answers}, indent=2))
     failed = [prediction for prediction in done if prediction.fused is None]
     if len(failed) == len(done):
         raise DecodeError(f"no video could be predicted: {failed[0].video}: {failed[0].reason}")
@@ -193,8 +214,9 @@ def bundle(choose: Choose, out: Path | None) -> None:
 
     choice = choose()
     cache = read_scored_cache(choice.workspace, choice.dataset)
-    results = evaluate(read_levels(choice), cache, choice.split, baseline=read_baseline(choice))
+    results = evaluate(read_levels(choice), cache, choice.split, read_heldout(choice), baseline=read_baseline(choice))
     load_heads(choice.folders())  # raises unless the bundle can be used
     out = out or choice.workspace.root / "bundles" / f"{choice.dataset}-split{choice.split}"
     write_bundle(out, choice.folders(), summarise(results, caveats(results), made_now()))
+    _say_certainty(choice, results)
     click.echo(f"bundle: {out}")

@@ -22,6 +22,7 @@ from extract.network.engine import Engine, open_engine
 from extract.network.weights import is_file_spec, load_weights
 from extract.pipeline import VideoFeatures, decode_settings, extract_features
 from extract.settings import ExtractSettings, settings_of
+from fuse.calibration import Calibration, scaled
 from fuse.metrics import ranked
 from fuse.scores import differences
 from train.checkpoint import load_head
@@ -52,6 +53,8 @@ class Heads:
     environment: Mapping[str, Any]
     """Fingerprint fields that say where the features were computed."""
     fusion_weights: Mapping[Level, float]
+    calibration: Calibration | None = None
+    """None if there were no held-out runs to find it on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,10 @@ class Prediction:
     """`[K]` for each level; empty for a video that failed."""
     fused: NDArray[np.float64] | None
     """`[K]`; None for a video that failed."""
+    calibrated: NDArray[np.float64] | None
+    """`[K]`: `fused` at its temperature; None without calibration, or for a video that failed."""
+    none_of_these: bool | None
+    """Whether the probability of the first choice is below the threshold; None without calibration."""
     features_seconds: float
     """Time since the video before it (for the first: since the start) until its features were there."""
     decode_seconds: float
@@ -76,7 +83,11 @@ class Prediction:
     """Time that the three heads took; 0 for a video that failed."""
 
 
-def load_heads(folders: Mapping[Level, Path], fusion_weights: Mapping[Level, float] = PAPER_WEIGHTS) -> Heads:
+def load_heads(
+    folders: Mapping[Level, Path],
+    fusion_weights: Mapping[Level, float] = PAPER_WEIGHTS,
+    calibration: Calibration | None = None,
+) -> Heads:
     """The heads of three run folders.
 
     Raises `WeightsError` unless the runs are finished and of one dataset, cache, split, pooling and clip rule.
@@ -101,6 +112,7 @@ def load_heads(folders: Mapping[Level, Path], fusion_weights: Mapping[Level, flo
         identity=identity,
         environment=environment,
         fusion_weights=fusion_weights,
+        calibration=calibration,
     )
 
 
@@ -170,13 +182,16 @@ def _predict_features(video: VideoFeatures, heads: Heads, features_seconds: floa
     """The prediction from one video's features (view 0), which took `features_seconds`."""
     started, outcome = time.monotonic(), video.outcome
     levels: dict[Level, NDArray[np.float64]] = {}
-    clips, fused = 0, None
+    clips, fused, calibrated, refused = 0, None, None, None
     if video.features:
         clips_NT = heads.clips.frames(video.pts_seconds)
         for level, head in heads.heads.items():
             softmax_NK = score_clips(head, video.features[level][0].astype(np.float32), clips_NT)
             levels[level] = clips_to_videos([outcome.video_id] * len(softmax_NK), softmax_NK)[1][0]
         clips, fused = len(clips_NT), fuse_levels(levels, heads.fusion_weights)
+        if found := heads.calibration:
+            calibrated = scaled(fused, found.temperatures["fused"])
+            refused = bool(calibrated.max() < found.threshold)
     return Prediction(
         video=outcome.video_id,
         reason=outcome.reason,
@@ -184,6 +199,8 @@ def _predict_features(video: VideoFeatures, heads: Heads, features_seconds: floa
         clips=clips,
         levels=levels,
         fused=fused,
+        calibrated=calibrated,
+        none_of_these=refused,
         features_seconds=features_seconds,
         decode_seconds=outcome.seconds,
         heads_seconds=time.monotonic() - started if levels else 0.0,
@@ -191,11 +208,11 @@ def _predict_features(video: VideoFeatures, heads: Heads, features_seconds: floa
 
 
 def to_text(prediction: Prediction, classes: Sequence[str]) -> str:
-    """The most probable classes with probabilities and bars, and how long it took."""
+    """The most probable classes with probabilities and bars, and how long it took; first "none of these", if so."""
     name = visible(prediction.video)
     if prediction.fused is None:
         return f"{name}\n  not predicted: {visible(prediction.reason)}"
-    top = [(visible(classes[index]), float(prediction.fused[index])) for index in ranked(prediction.fused)]
+    top = [(visible(classes[index]), share) for index, share in _top(prediction)]
     width = max(len(shown) for shown, _ in top)
     lines = [
         f"  {shown.ljust(width)}  {100 * share:5.1f} %  {'█' * round(_BAR * share)}".rstrip() for shown, share in top
@@ -206,19 +223,31 @@ def to_text(prediction: Prediction, classes: Sequence[str]) -> str:
     )
     if prediction.reason:
         lines.append(f"  note: {visible(prediction.reason)}")
+    if prediction.none_of_these:
+        lines.insert(0, f"  none of these (most like {top[0][0]}, {100 * top[0][1]:.0f} %)")
     return "\n".join([name, *lines])
 
 
+def _top(prediction: Prediction) -> list[tuple[int, float]]:
+    """The most probable classes, in the order of `fused`, with their calibrated probabilities if there are any."""
+    if prediction.fused is None:
+        return []
+    shown = prediction.fused if prediction.calibrated is None else prediction.calibrated
+    return [(index, float(shown[index])) for index in ranked(prediction.fused)]
+
+
 def to_json(prediction: Prediction, classes: Sequence[str]) -> dict[str, Any]:
-    """All of a prediction as JSON values; probabilities of all classes, in label order, under `levels` and `fused`."""
-    fused = prediction.fused
-    top = [] if fused is None else [{"class": classes[i], "probability": float(fused[i])} for i in ranked(fused)]
+    """All of a prediction as JSON values; probabilities of all classes, in label order, as `levels` and `fused` say
+    them, and as `calibrated`.
+    """
+    fused, calibrated = prediction.fused, prediction.calibrated
     return {
         "video": prediction.video,
         "predicted": fused is not None,
         "reason": prediction.reason,
-        "top": top,
+        "top": [{"class": classes[index], "probability": share} for index, share in _top(prediction)],
         **vars(prediction),
+        "calibrated": None if calibrated is None else calibrated.tolist(),
         "fused": None if fused is None else fused.tolist(),
         "levels": {level: values.tolist() for level, values in prediction.levels.items()},
     }

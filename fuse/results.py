@@ -26,6 +26,7 @@ from cache.aggregate import (
     macro_accuracy,
     per_class,
     predicted,
+    search_weights,
     wilson,
 )
 from cache.common.errors import ScoreError
@@ -34,7 +35,8 @@ from cache.scores import ScoreTable
 from extract.network.weights import is_file_spec
 from extract.settings import IMAGENET
 from fuse import metrics, paper
-from fuse.scores import Epoch, ScoredCache, check_against_cache, check_same
+from fuse.calibration import SCALED, Calibration, Refusals, Scaled, calibrate, refusals, reliability, scaled
+from fuse.scores import Epoch, Heldout, ScoredCache, check_against_cache, check_same
 from train.config import version_of
 from train.recipes import Recipe
 
@@ -77,6 +79,8 @@ class Results:
     """`[N, K]` for each model, in the order in which they are shown; NaN rows for videos without features."""
     searched_weights: Mapping[Level, float] | None = None
     """Fusion weights found on held-out training videos; None if no runs without them were trained."""
+    calibration: Calibration | None = None
+    """Temperatures and threshold found on them; None without such runs, or with too few videos."""
     curves: Mapping[Level, Sequence[Epoch]] = field(default_factory=dict)
     """The epochs of each level's training."""
     linear: Mapping[Model, float] = field(default_factory=dict)
@@ -142,6 +146,34 @@ class Results:
         """95 % interval of the accuracy, Wilson's."""
         return wilson(int(self.correct[model].sum()), len(self.labels))
 
+    def calibrated(self, name: Scaled) -> NDArray[np.float64] | None:
+        """A model's probabilities `[N, K]` at its temperature; None if none was found."""
+        found = self.calibration
+        return None if found is None else scaled(self.probabilities[name], found.temperatures[name])
+
+    @cached_property
+    def refusals(self) -> Refusals | None:
+        """What "none of these" does to the test videos; None if there is no threshold."""
+        fused = self.calibrated("fused")
+        if self.calibration is None or fused is None:
+            return None
+        return refusals(fused.max(axis=1), self.correct["fused"], self.calibration.threshold)
+
+    @property
+    def certainty(self) -> str:
+        """How far the probabilities can be believed, in words."""
+        fused, test = self.calibrated("fused"), self.refusals
+        if self.calibration is None or fused is None or test is None:
+            return f"not calibrated: there are no runs that held {FEW_VIDEOS} training videos or more out"
+        before, after = (
+            f"{100 * reliability(each, self.labels)[0]:.1f}" for each in (self.probabilities["fused"], fused)
+        )
+        return (
+            f"{self.calibration.text}. On the test videos: calibration error {after} points, was {before}; "
+            f"loses {test.right_lost:,} of {test.right:,} right answers and {test.wrong_refused:,} of {test.wrong:,} "
+            "wrong ones"
+        )
+
     def against(self, other: Model) -> metrics.Comparison:
         """The fused model against another one."""
         return metrics.compare(self.correct["fused"], self.correct[other])
@@ -188,14 +220,14 @@ def evaluate(
     tables: Mapping[Level, ScoreTable],
     cache: ScoredCache,
     split: int,
-    searched_weights: Mapping[Level, float] | None = None,
+    heldout: Heldout | None = None,
     curves: Mapping[Level, Sequence[Epoch]] | None = None,
     baseline: Mapping[Level, ScoreTable] | None = None,
 ) -> Results:
     """Fuse the levels' scores of a split's test videos. Raises `ScoreError` listing what does not belong together.
 
-    `searched_weights` are those of `fuse.scores.searched_weights` and `baseline` the tables of `read_baseline`, if
-    there are any.
+    On `heldout` videos, if there are any, fusion weights, temperatures and a threshold are found. `baseline` are the
+    scores of `linear`, if it was trained beside the heads.
     """
     check_same(tables)
     expected = {video.id: video.label for video in cache.dataset.half(split, "test") if video.label is not None}
@@ -204,11 +236,12 @@ def evaluate(
     check_against_cache(tables, cache, expected)
     levels = {level: align(*tables[level].videos()[:2], tuple(expected)) for level in LEVELS}
     labels = np.fromiter(expected.values(), dtype=np.int64)
+    searched = search_weights(heldout.levels, heldout.labels) if heldout else None
     linear: dict[Model, float] = {}
     if baseline:
         check_against_cache(baseline, cache, expected)
         regressions = {level: align(*baseline[level].videos()[:2], tuple(expected)) for level in LEVELS}
-        fused = _models(regressions, searched_weights)
+        fused = _models(regressions, searched)
         linear = {model: fraction(correct(probabilities, labels)) for model, probabilities in fused.items()}
     return Results(
         cache=cache,
@@ -217,8 +250,9 @@ def evaluate(
         clips=len(tables["high"].video_ids),
         video_ids=tuple(expected),
         labels=labels,
-        probabilities=_models(levels, searched_weights),
-        searched_weights=searched_weights,
+        probabilities=_models(levels, searched),
+        searched_weights=searched,
+        calibration=calibrate(heldout.levels, heldout.labels, PAPER_WEIGHTS) if heldout else None,
         curves=curves or {},
         linear=linear,
     )
@@ -327,6 +361,10 @@ def summarise(results: Results, notes: Sequence[str], made: Made) -> dict[str, A
         "fused_against": {model: _comparison(results.against(model)) for model in results.models if model != "fused"},
         "fusion_weights": dict(PAPER_WEIGHTS),
         "searched": searched and {"fusion_weights": dict(searched), "accuracy": results.accuracy("searched")},
+        "calibration": results.calibration and asdict(results.calibration),
+        "none_of_these": results.refusals and asdict(results.refusals),
+        "certainty": results.certainty,
+        "reliability": {name: _reliability(results, name) for name in SCALED},
         "paper": {model: value for model, value in results.paper.items() if value is not None},
         "weights": results.weights,
         "subset": subset and asdict(subset),
@@ -339,6 +377,16 @@ def summarise(results: Results, notes: Sequence[str], made: Made) -> dict[str, A
         "curves": {level: [asdict(epoch) for epoch in epochs] for level, epochs in results.curves.items()},
         "made": asdict(made),
     }
+
+
+def _reliability(results: Results, name: Scaled) -> dict[str, Any]:
+    """Calibration error and bins on the test videos, of the probabilities as they are and at their temperature."""
+    kinds = {"raw": results.probabilities[name], "calibrated": results.calibrated(name)}
+    found: dict[str, Any] = {}
+    for kind, probabilities_NK in kinds.items():
+        error, bins = reliability(probabilities_NK, results.labels) if probabilities_NK is not None else (None, ())
+        found |= {f"ece_{kind}": error, f"bins_{kind}": list(map(asdict, bins))}
+    return found
 
 
 def _comparison(compared: metrics.Comparison) -> dict[str, Any]:

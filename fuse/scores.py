@@ -13,8 +13,10 @@ from typing import Any, Final
 
 import click
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
-from cache.aggregate import align, search_weights
+from cache.aggregate import align
 from cache.common.console import choose_dataset, dataset_option, work_option
 from cache.common.errors import ScoreError
 from cache.common.files import read_bounded
@@ -198,6 +200,8 @@ class Epoch:
     """Mean over the training clips, as they were trained: with dropout, smoothing and all."""
     accuracy: float
     """Share of the training clips that were right."""
+    seconds: float = 0.0
+    """Time that it took."""
     heldout_loss: float | None = None
     """Mean of -ln(probability of the right class) of the watched videos; None in runs that watch none."""
     heldout_accuracy: float | None = None
@@ -234,27 +238,37 @@ def read_baseline(choice: RunChoice) -> dict[Level, ScoreTable] | None:
     return found
 
 
-def searched_weights(choice: RunChoice, tested: Mapping[Level, ScoreTable]) -> dict[Level, float] | None:
-    """Fusion weights that fit the held-out training videos best; None if no such runs were trained.
+@dataclass(frozen=True, kw_only=True)
+class Heldout:
+    """Held-out training videos as heads that did not learn from them see them."""
+
+    levels: Mapping[Level, NDArray[np.float64]]
+    """Probabilities `[N, K]` of each level."""
+    labels: NDArray[np.int64]
+    """`[N]`"""
+
+
+def read_heldout(choice: RunChoice) -> Heldout | None:
+    """The held-out videos' scores; None if no such runs were trained.
 
     The runs are those of `python -m train --holdout`, or the watching runs themselves. Raises `ScoreError` unless they
-    are of the same cache as the runs `tested` on the test videos, and score none of these.
+    are of the same cache as the runs on the test videos, and score none of these.
     """
     paths = {level: choice.folder(level, holdout=True) / HELDOUT_SCORES_FILE for level in LEVELS}
     if not all(path.exists() for path in paths.values()):
         return None
-    tables = {level: read_scores(path) for level, path in paths.items()}
+    tables, tested = {level: read_scores(path) for level, path in paths.items()}, read_levels(choice)["high"]
     check_same(tables)
-    halves = {"test": tested["high"], "held-out": tables["high"]}
+    halves = {"test": tested, "held-out": tables["high"]}
     problems = differences("cache digest", {half: table.run.get("cache_digest") for half, table in halves.items()})
-    shared = set(tested["high"].video_ids.tolist()) & set(tables["high"].video_ids.tolist())
+    shared = set(tested.video_ids.tolist()) & set(tables["high"].video_ids.tolist())
     if problems or shared:
         raise ScoreError(
             f"the held-out scores in {paths['high'].parent.parent} are not of the training videos of this cache "
             f"({'; '.join([*problems, *sorted(shared)[:1]])}); train them again (`python -m train --holdout`)"
         )
     ids, _, labels = tables["high"].videos()
-    return search_weights({level: align(*table.videos()[:2], ids) for level, table in tables.items()}, labels)
+    return Heldout(levels={level: align(*table.videos()[:2], ids) for level, table in tables.items()}, labels=labels)
 
 
 def check_same(tables: Mapping[Level, ScoreTable]) -> None:

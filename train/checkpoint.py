@@ -108,7 +108,7 @@ def head_from(checkpoint: Checkpoint, path: Path) -> Head:
         with torch.device("meta"):
             recipe = replace(config.recipe, layers=min(config.recipe.layers, len(found) + 1))
             expected = new_head(replace(config, recipe=recipe)).state_dict()
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise WeightsError(f"{path} is of a head that cannot be built: {error}; train with --fresh") from error
     check_tensors(found, expected, path)
     head = new_head(config)

@@ -1,7 +1,8 @@
 """The lease of a cache in an object store: one driver at a time extends the cache.
 
 The lease keeps a second driver from starting. Neither it nor clocks decide what is committed: the log does, which takes
-one record for each position.
+one record for each position. A lease that has ended, or ends later than any lease of ours, may only look so because a
+clock was set: before it is taken over, it is watched for a while, in which a living driver would have renewed it.
 """
 
 import contextlib
@@ -12,14 +13,20 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Final
 
+import click
+
 from cache.common.errors import CacheError
 from cache.common.files import from_json
-from cache.processes import is_dead, this_process
+from cache.ledger import HeldLease
+from cache.processes import host_and_pid, is_dead, stays_same, this_process
 from cache.remote.client import Objects
 
 NAME: Final = "driver.json"
 LEASE_SECONDS: Final = 120.0
 """Time for which a driver that does not renew its lease keeps others out (unless it died on this machine)."""
+
+WATCH_SECONDS: Final = LEASE_SECONDS / 2
+"""A living driver renews its lease twice in that time."""
 
 _MAX_BYTES = 4096
 _ATTEMPTS = 8
@@ -34,7 +41,7 @@ class LeaseRecord:
     owner: str
     """The process that wrote this."""
     until: float
-    """Unix time in seconds, by the driver's clock."""
+    """Unix time in seconds, by the driver's clock; 0 if the lease was broken."""
 
 
 class DriverLease:
@@ -86,19 +93,46 @@ class DriverLease:
                     return
                 continue
             theirs, tag = found
-            if theirs.driver != self._driver and time.time() < theirs.until and not is_dead(theirs.owner):
+            if theirs.driver != self._driver and not self._given_up(theirs):
                 break
             if self._objects.replace(NAME, content, tag):
                 return
         who = "another driver"
         if found is not None:
             until = datetime.fromtimestamp(theirs.until, UTC).isoformat(timespec="seconds")
-            who = f"the driver {theirs.driver} (process {theirs.owner}), which last said so until {until},"
+            who = f"the driver {theirs.driver} ({host_and_pid(theirs.owner)}), which last said so until {until},"
         raise CacheError(
             f"{self._objects.location}: {who} is working on this cache, and a cache has one driver at a time. Wait for "
             f"it or stop it; if its machine is gone, its lease ends by itself within {LEASE_SECONDS:.0f} seconds: then "
             "run the same command again"
         )
+
+    def _given_up(self, theirs: LeaseRecord) -> bool:
+        """Whether nobody renews another driver's lease; may watch it for a while."""
+        if not theirs.until or is_dead(theirs.owner):
+            return True
+        if 0.0 < theirs.until - time.time() <= 2 * LEASE_SECONDS:
+            return False
+        click.echo(
+            f"{self._objects.location}: looking for {WATCH_SECONDS:.0f} seconds whether the driver {theirs.driver} "
+            f"({host_and_pid(theirs.owner)}) still renews its lease",
+            err=True,
+        )
+        return stays_same(self._read, WATCH_SECONDS)
+
+    def held_by(self) -> HeldLease | None:
+        """Who has the lease now; None if nobody has."""
+        found = self._read()
+        if found is None or not found[0].until:
+            return None
+        return HeldLease(owner=found[0].owner, token=0, expires=found[0].until, num_videos=0)
+
+    def end(self, held: HeldLease) -> None:
+        """End the lease of another driver, which learns of it when it renews or commits."""
+        found = self._read()
+        if found is not None and found[0].owner == held.owner:
+            broken = LeaseRecord(driver=f"nobody, since {this_process()} broke the lease", owner=held.owner, until=0.0)
+            self._objects.replace(NAME, json.dumps(asdict(broken)).encode(), found[1])
 
     def _read(self) -> tuple[LeaseRecord, str] | None:
         found = self._objects.read(NAME, _MAX_BYTES)

@@ -48,6 +48,8 @@ class Record:
     """The working copy that wrote it."""
     fingerprint: str
     """Digest of the identity of the cache's features."""
+    cache_id: Count = 0
+    """Of the cache; 0 in records of an earlier version."""
     outcomes: tuple[Outcome, ...] = ()
     """commit: what became of some videos, those with features first, in the shard's order."""
     shard: ShardRow | None = None
@@ -129,7 +131,7 @@ def record_of(content: bytes, position: int, where: str) -> Record:
         value = unsealed_json(content, where)
         if value.pop("format") != 1:
             raise DamageError("it has another format than 1; a newer version of this program wrote it")
-        record = from_json(value, Record)
+        record = from_json({"cache_id": 0} | value, Record)
     except (MrrnError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamageError(f"{where} is not a record that was written here: {error}") from error
     if record.position != position:

@@ -5,6 +5,7 @@ machine is a working copy: the same cache.json, the dataset and ledger that the 
 may be lost at any time.
 """
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -15,11 +16,12 @@ from sqlite3 import Connection
 from typing import Any
 
 from cache.commit import adopt
-from cache.common.errors import CacheError, DamageError, UnsafePathError
+from cache.common.errors import CacheError, UnsafePathError
 from cache.common.files import discard, write_bytes_durably
 from cache.dataset import Dataset, dataset_bytes, read_dataset
 from cache.description import Description, description_json
-from cache.ledger import Ledger, ShardRow, Status
+from cache.ledger import HeldLease, Ledger, ShardRow, Status
+from cache.quarantine import quarantine
 from cache.remote.attachment import Attachment, find_cache, read_dataset_object, required, write_dataset_object
 from cache.remote.client import Location, Objects
 from cache.remote.lease import DriverLease
@@ -63,7 +65,7 @@ class ObjectStorage(Storage):
     def close(self) -> None:
         if self.lease.held:
             # Other processes on this machine share the driver's identity: the lease stays while they hold claims.
-            self.lease.release(for_all=self.ledger.next_expiry() is None)
+            self.lease.release(for_all=not self.ledger.leases())
         self.ledger.close()
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -83,8 +85,11 @@ class ObjectStorage(Storage):
                         self._apply(ledger, connection, record)
 
     def _apply(self, ledger: Ledger, connection: Connection, record: Record) -> None:
-        if record.fingerprint != self._fingerprint:
-            raise DamageError(f"record {record.position} of {self.address} belongs to another cache's features")
+        if record.fingerprint != self._fingerprint or record.cache_id not in (0, self.description.cache_id):
+            raise CacheError(
+                f"record {record.position} of {self.address} belongs to another cache: the records were put there from "
+                "elsewhere. Put this cache's own records back; nothing was changed"
+            )
         if record.kind == "commit":
             known = "SELECT 1 FROM videos WHERE id = ?"
             unknown = [o for o in record.outcomes if not connection.execute(known, (o.video_id,)).fetchone()]
@@ -170,7 +175,21 @@ class ObjectStorage(Storage):
             self._apply(self.ledger, connection, record)
 
     def _record(self, position: int, kind: Kind, **fields: Any) -> Record:
-        return Record(position=position, kind=kind, driver=self._driver, fingerprint=self._fingerprint, **fields)
+        fields |= {"fingerprint": self._fingerprint, "cache_id": self.description.cache_id}
+        return Record(position=position, kind=kind, driver=self._driver, **fields)
+
+    # -- leases -------------------------------------------------------------------------------------------------------
+
+    def leases(self) -> list[HeldLease]:
+        """Also the driver's; claims are those of this working copy."""
+        driver = self.lease.held_by()
+        return [*super().leases(), *([driver] if driver else [])]
+
+    def end_lease(self, lease: HeldLease) -> None:
+        if lease.token:
+            super().end_lease(lease)
+        else:
+            self.lease.end(lease)
 
     # -- verify and repair --------------------------------------------------------------------------------------------
 
@@ -200,7 +219,7 @@ class ObjectStorage(Storage):
             if problem:
                 yield Finding(what=f"the copy of shard {row.name} here: {problem}", shard=row, copy_only=True)
         for name in self._orphans():
-            what = "no record refers to it; `python -m cache repair` adopts or removes it"
+            what = "no record refers to it; `python -m cache repair` adopts it if it is whole, with --prune deletes it"
             yield Finding(what=f"{self.address}/{name}: {what}", harmless=True)
 
     def is_transfer(self, name: str) -> bool:
@@ -220,18 +239,21 @@ class ObjectStorage(Storage):
                 found.setdefault(name, {})["/".join(parts[2:])] = num_bytes
         return found
 
-    def settle(self) -> list[str]:
-        """Adopt the orphans that are complete and whose videos are still pending, remove the others."""
+    def settle(self, *, prune: bool, dry_run: bool) -> list[str]:
+        """Adopt the orphans that are complete and whose videos are still pending."""
         orphans = self._orphans()
-        if orphans and self.ledger.next_expiry() is not None:
+        if orphans and self.ledger.leases():
             return [f"left {len(orphans)} shards without a record alone: an extraction is at work"]
         done = []
         for name, files in orphans.items():
-            if self._adopted(name, files):
+            if dry_run:
+                todo = "deleted it if not" if prune else "left it alone if not"
+                done.append(f"adopted {name}, if it is complete and its videos are still pending; {todo}")
+            elif self._adopted(name, files):
                 done.append(f"adopted {name}, which was complete but not yet recorded")
-            else:
+            elif prune:
                 self.objects.delete([f"{name}/{file}" if file else name for file in files])
-                done.append(f"removed {name}, which no record refers to")
+                done.append(f"deleted {name}, which no record refers to")
         return done
 
     def _adopted(self, name: str, files: Mapping[str, int]) -> bool:
@@ -255,11 +277,16 @@ class ObjectStorage(Storage):
             discard(path)
 
     def mend(self, finding: Finding) -> list[str]:
-        """Copies are fetched again; of damaged shards in the store the log says that they are forgotten."""
-        if finding.shard is None:
+        """Copies are fetched again; a damaged shard in the store is replaced by a good copy, or the log forgets it."""
+        row = finding.shard
+        if row is None:
             return []
-        discard(self.folder / "shards" / finding.shard.name)
+        copy = self.folder / "shards" / row.name
         if finding.copy_only:
-            return [f"removed the damaged copy of {finding.shard.name}; it is fetched again when it is read"]
-        self._change("forget", forgotten=(finding.shard.number,))
-        return [f"queued the {len(finding.videos)} videos of {finding.shard.name} again"]
+            discard(copy)
+            return [f"removed the damaged copy of {row.name}; it is fetched again when it is read"]
+        if os.path.lexists(copy) and bytes_problem(copy, row) is None:
+            self.upload(copy, row.digest, keep=True)
+            return [f"wrote {row.name} to the store again, from the copy here"]
+        self._change("forget", forgotten=(row.number,))
+        return [*quarantine(self.folder, copy), f"queued the {len(finding.videos)} videos of {row.name} again"]

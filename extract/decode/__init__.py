@@ -13,7 +13,7 @@ imported here: each brings a native library, so only child processes load one.
 from extract.decode.backends import DECODER_NAMES, DEFAULT_DECODER, MissingDecoderError, decoder_version
 from extract.decode.containers import open_regular
 from extract.decode.pool import DecodePool
-from extract.decode.types import DecodeSettings, FrameBlock, Limits, VideoEnd, parse_limits
+from extract.decode.types import DecodeSettings, FrameBlock, Limits, VideoEnd, VideoRequest, parse_limits
 
 __all__ = [
     "DECODER_NAMES",
@@ -24,6 +24,7 @@ __all__ = [
     "Limits",
     "MissingDecoderError",
     "VideoEnd",
+    "VideoRequest",
     "decoder_version",
     "open_regular",
     "parse_limits",

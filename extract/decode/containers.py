@@ -5,26 +5,34 @@ its first bytes are those of a container that holds nothing but its own frames, 
 """
 
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Final
 
 from cache.common.errors import DecodeError
 
-HEAD_BYTES: Final = 4096
-"""Read from the start of a file to recognise it; an MPEG transport stream may begin in the middle of a packet."""
+HEAD_BYTES: Final = 1 << 16
+"""Read from the start of a file to recognise it; streams may begin behind zeros or in the middle of a packet."""
 
-_MOV_BOXES: Final = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot", b"moof", b"styp")
-_SYNC_RUN: Final = 5
+_MOV_BOXES: Final = frozenset(
+    b"ftyp moov mdat moof styp sidx ssix emsg prft mfra imda meta udta uuid pdin pnot"
+    b" wide free skip junk ediw pict PICT prfl".split()
+)
+_AVI_FORMS: Final = (b"AVI ", b"AVIX", b"AVI\x19", b"AMV ")
 
 _STARTS: Final = {
     b"\x1aE\xdf\xa3": "matroska",
     b"FLV\x01": "flv",
     b"OggS": "ogg",
     bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"): "asf",
-    b"\x00\x00\x01\xba": "mpeg",
-    b"\x00\x00\x01\xb3": "mpegvideo",
 }
+
+_PACK: Final = re.compile(rb"\x00\x00\x01\xba[\x20-\x2f\x40-\x7f]")
+"""The header of a pack of MPEG-1 or MPEG-2."""
+_SEQUENCE: Final = re.compile(rb"\x00+\x00\x01\xb3")
+_SYNC_RUNS: Final = {size: re.compile(b"(?=%bG)" % (b"G.{%d}" % (size - 1) * 4), re.DOTALL) for size in (188, 192, 204)}
+"""Five packets of a transport stream: alone, behind a time stamp of 4 bytes (Blu-ray), before 16 bytes of parity."""
 
 FFMPEG_NAMES: Final = {
     "mov": "mov,mp4,m4a,3gp,3g2,mj2",
@@ -45,22 +53,37 @@ def container_of(head: bytes) -> str | None:
     for start, container in _STARTS.items():
         if head.startswith(start):
             return container
-    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+    if head[:4] == b"RIFF" and head[8:12] in _AVI_FORMS:
         return "avi"
-    if head[4:8] in _MOV_BOXES:
+    if _has_boxes(head):
         return "mov"
-    return "mpegts" if _has_transport_packets(head) else None
+    if transport_packets(head):
+        return "mpegts"
+    if _PACK.search(head):
+        return "mpeg"
+    return "mpegvideo" if _SEQUENCE.match(head) else None
 
 
-def _has_transport_packets(head: bytes) -> bool:
-    """Packets of 188 bytes that begin with 0x47, alone or (Blu-ray) behind a time stamp of 4 bytes."""
-    return any(
-        all(
-            position < len(head) and head[position] == 0x47 for position in range(start, start + _SYNC_RUN * size, size)
-        )
-        for size in (188, 192)
-        for start in range(size)
-    )
+def _has_boxes(head: bytes) -> bool:
+    """Whether a box of MP4 is among the first ones, which may have any name. Zeros before them are passed over."""
+    position = 0
+    while position + 8 <= len(head):
+        size = int.from_bytes(head[position : position + 4])
+        if size in (0, 1) or size >= 8:
+            if head[position + 4 : position + 8] in _MOV_BOXES:
+                return True
+            if size == 1:
+                size = int.from_bytes(head[position + 8 : position + 16])
+        position += size if size >= 8 else 4
+    return False
+
+
+def transport_packets(head: bytes) -> tuple[int, int] | None:
+    """Where the first whole packet of a transport stream begins, and the distance to the next; None if it is none."""
+    for size, run in _SYNC_RUNS.items():
+        if found := run.search(head):
+            return found.start(), size
+    return None
 
 
 def open_regular(path: Path, max_bytes: int) -> tuple[int, str]:

@@ -4,6 +4,7 @@ Shapes: F frames of a block, H rows, W columns; pictures are 8-bit RGB.
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 
 from cache.common.errors import DecodeError
 from extract.decode.backends.protocol import Header, OpenDecoder, OpenVideo, VideoSource
+from extract.decode.completeness import missing_bytes
 from extract.decode.containers import open_regular
 from extract.decode.timeline import Sampling, Timeline
-from extract.decode.types import BLOCK_BYTES, BLOCK_FRAMES, Limits
+from extract.decode.types import BLOCK_BYTES, BLOCK_FRAMES, Limits, Spans
 
 SLACK_SECONDS: Final = 1.0
 """Healthy files may end this much before their declared length (sound tracks are longer than picture tracks)."""
@@ -45,11 +47,13 @@ class DecodeCounts:
     decoded: int = 0
     """Frames decoded."""
     kept: int = 0
-    """Frames delivered, after sampling."""
+    """Frames that sampling keeps."""
     stopped: bool = False
-    """Decoding ended because `max_frames` frames were kept, not because the video was over."""
+    """Decoding ended because nothing behind was asked for, not because the video was over."""
     seconds: float = 0.0
     """Time of the last frame's end since the first one's start."""
+    jumps: str = ""
+    """Times of frames that were not believed, as text."""
 
 
 @contextmanager
@@ -58,9 +62,17 @@ def opened(path: Path, open_decoder: OpenDecoder, limits: Limits, threads: int =
     descriptor, container = open_regular(path, limits.file_bytes)
     try:
         source = VideoSource(
-            name=f"/proc/self/fd/{descriptor}", container=container, max_pixels=limits.pixels, threads=threads
+            name=f"/proc/self/fd/{descriptor}",
+            container=container,
+            max_pixels=limits.pixels,
+            threads=threads,
+            cut_short=missing_bytes(descriptor, container),
         )
-        with closing(open_decoder(source)) as video:
+        try:
+            video = open_decoder(source)
+        except DecodeError as error:
+            raise DecodeError("; ".join(filter(None, (str(error), source.cut_short)))) from error
+        with closing(video):
             yield video
     finally:
         os.close(descriptor)
@@ -69,25 +81,42 @@ def opened(path: Path, open_decoder: OpenDecoder, limits: Limits, threads: int =
 class FrameReader:
     """One pass over an opened video, block by block; `counts` holds what has been seen so far."""
 
-    def __init__(self, video: OpenVideo, sampling: Sampling, limits: Limits) -> None:
+    def __init__(self, video: OpenVideo, sampling: Sampling, limits: Limits, spans: Spans | None = None) -> None:
+        """`spans`: the kept frames to deliver, as in `VideoRequest`."""
         self.counts = DecodeCounts()
-        self._video, self._sampling, self._limits = video, sampling, limits
+        self._video, self._sampling, self._limits, self._spans = video, sampling, limits, spans
         self._timeline = Timeline(video.header.frame_seconds)
         self._last_kept: float | None = None
+        self.times: list[float] = []
+        """If spans are given: the times of all kept frames so far."""
 
     def blocks(
         self, new_buffer: Callable[[], Buffer], tick: Callable[[], None], block_frames: int = BLOCK_FRAMES
     ) -> Iterator[Block]:
-        """The video's kept frames. `new_buffer` gives memory for each block; `tick` is called at each decoded frame."""
+        """The video's kept frames. `new_buffer` gives memory for each block; `tick` is called at each decoded frame.
+
+        Blocks end where a span does. Frames outside the spans are decoded, as others may need them, and not converted.
+        """
+        spans = iter([(0, sys.maxsize)] if self._spans is None else self._spans)
+        start, stop = next(spans, (sys.maxsize, sys.maxsize))
         frames_FHW3, times = np.empty((0, 0, 0, 3), np.uint8), list[float]()
-        for seconds in self._kept_frames(tick):
+        for index, seconds in enumerate(self._kept_frames(tick)):
+            if self._spans is not None:
+                self.times.append(seconds)
+            if index < start:
+                continue
             if not times:
                 frames_FHW3 = self._new_frames(new_buffer(), block_frames)
             self._video.copy_to(frames_FHW3[len(times)])
             times.append(seconds)
-            if len(times) == len(frames_FHW3):
+            if len(times) == len(frames_FHW3) or index + 1 == stop:
                 yield self._block(frames_FHW3, times)
                 times = []
+            if index + 1 == stop:
+                start, stop = next(spans, (sys.maxsize, sys.maxsize))
+                if start == sys.maxsize:
+                    self.counts.stopped = True
+                    return
         if times:
             yield self._block(frames_FHW3, times)
 
@@ -96,6 +125,7 @@ class FrameReader:
         while self._video.advance():
             tick()
             seconds = self._timeline.place(self._video.seconds)
+            self.counts.jumps = self._timeline.jumps
             self.counts.decoded += 1
             self.counts.seconds = seconds + self._video.header.frame_seconds
             if self.counts.decoded > self._limits.frames:
@@ -133,29 +163,27 @@ class Verdict:
     """Why; for a video that is done, a note or nothing."""
 
 
-def judge(counts: DecodeCounts, header: Header, decoder_errors: int, note: str = "") -> Verdict:
-    """Status and reason of a video that was decoded to its end, from its header, counts and the decoder's errors."""
-    errors = f"{decoder_errors} decoder error{'s' if decoder_errors != 1 else ''}" if decoder_errors else ""
-    if not counts.decoded:
-        return Verdict(status="failed", reason=f"no frames decoded{errors and f', {errors}'}")
-    as_declared = counts.stopped or header.declared_frames in (None, counts.decoded)
-    differs = "" if as_declared else f"decoded {counts.decoded} frames, {header.declared_frames} declared"
-    if doubts := [text for text in (_missing(counts, header, differs), errors, note) if text]:
-        return Verdict(status="suspect", reason="; ".join(doubts))
-    return Verdict(status="done", reason=differs)
+def judge(counts: DecodeCounts, header: Header, decoder_errors: int, doubt: str = "") -> Verdict:
+    """Status and reason of a video that was decoded to its end, from its header, counts and the decoder's errors.
 
-
-def _missing(counts: DecodeCounts, header: Header, differs: str) -> str:
-    """What the header declares and decoding did not find, beyond the differences that healthy files show.
-
-    `differs`: a difference between the counts of frames, as text.
+    A doubt is something broken: errors, times that jump, a file without its end, or what the decoder gives as `doubt`.
+    A header that declares another number of frames, or another length, is noted: healthy files do.
     """
-    if counts.stopped:
+    errors = f"{decoder_errors} decoder error{'s' if decoder_errors != 1 else ''}" if decoder_errors else ""
+    cut_short = "" if counts.stopped else header.cut_short
+    if not counts.decoded:
+        return Verdict(status="failed", reason="; ".join(filter(None, ("no frames decoded", errors, cut_short))))
+    doubts = [text for text in (cut_short, errors, doubt, counts.jumps) if text]
+    notes = [text for text in (_difference(counts, header),) if text]
+    return Verdict(status="suspect" if doubts else "done", reason="; ".join(doubts + notes))
+
+
+def _difference(counts: DecodeCounts, header: Header) -> str:
+    """What the header declares and decoding did not find; empty if they agree."""
+    if counts.stopped or header.declared_frames == counts.decoded:
         return ""
     if header.declared_frames is not None:
-        # Healthy HMDB-51 files hold one frame less than declared, or up to three more in four hundred.
-        slack = max(1, header.declared_frames // 100)
-        return differs if abs(counts.decoded - header.declared_frames) > slack else ""
+        return f"decoded {counts.decoded} frames, {header.declared_frames} declared"
     declared_seconds = header.declared_seconds
     if declared_seconds is not None and declared_seconds - counts.seconds > max(SLACK_SECONDS, declared_seconds / 50):
         return f"decoded {counts.seconds:.1f} s of {declared_seconds:.1f} s declared"

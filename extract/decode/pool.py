@@ -3,13 +3,13 @@
 import queue
 import threading
 from collections.abc import Generator, Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from extract.decode.process import QueuedVideo
 from extract.decode.supervisor import Cancelled, Result, Supervisor
-from extract.decode.types import DecodeSettings, FrameBlock, VideoEnd
+from extract.decode.types import DecodeSettings, FrameBlock, VideoEnd, VideoRequest
 
 AHEAD: Final = 6
 """Videos queued for each worker, so that none waits for the consumer to ask again."""
@@ -46,8 +46,8 @@ class DecodePool:
         self._supervisor.stop()
         self._thread.join()
 
-    def decode(self, videos: Iterable[tuple[str, Path]]) -> Generator[FrameBlock | VideoEnd, None, None]:
-        """Decode `videos`, pairs of id and path, taken one by one as there is room, in the caller's thread.
+    def decode(self, videos: Iterable[tuple[str, Path] | VideoRequest]) -> Generator[FrameBlock | VideoEnd, None, None]:
+        """Decode `videos`, pairs of id and path or requests, taken one by one as there is room, in the caller's thread.
 
         Leaving the loop early gives up what is under way. One `decode` at a time. Raises MissingDecoderError or
         DecodeError if workers do not start; whatever is wrong with a video never raises.
@@ -61,7 +61,8 @@ class DecodePool:
         try:
             while True:
                 while under_way < AHEAD * self.settings.workers and (video := next(waiting, None)) is not None:
-                    self._supervisor.add(QueuedVideo(video[0], Path(video[1]).absolute()))
+                    request = video if isinstance(video, VideoRequest) else VideoRequest(*video)
+                    self._supervisor.add(replace(request, path=Path(request.path).absolute()))
                     under_way += 1
                 if not under_way:
                     return

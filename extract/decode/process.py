@@ -10,14 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cache.ledger import Outcome
-from extract.decode.types import BLOCK_BYTES, DecodeSettings, FrameBlock, Limits
+from extract.decode.types import BLOCK_BYTES, DecodeSettings, FrameBlock, Limits, VideoEnd, VideoRequest
 from extract.decode.wire import Channel, Message, Ring
 
 START_SECONDS: Final = 120.0
@@ -32,19 +33,11 @@ _TAIL_BYTES: Final = 4096
 _SINGLE_THREADED: Final = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
-@dataclass(frozen=True)
-class QueuedVideo:
-    """A video to decode."""
-
-    video_id: str
-    path: Path
-
-
 @dataclass
 class CurrentVideo:
     """The video that a worker has."""
 
-    video: QueuedVideo
+    video: VideoRequest
     started: float
     progress: float
     """The last sign of progress."""
@@ -53,7 +46,9 @@ class CurrentVideo:
     begun: bool = False
     """Whether the worker has confirmed it."""
     frames: int = 0
-    """Frames received so far."""
+    """Index behind the last frame received."""
+    times: list[NDArray[np.float64]] = field(default_factory=list)
+    """Times of all frames, if spans were asked for."""
 
     def failed(self, reason: str) -> Outcome:
         """The video's outcome if its worker is gone."""
@@ -113,14 +108,14 @@ class WorkerProcess:
         """The next message; None if the process has ended. Raises BlockingIOError if there is no message now."""
         return self._channel.receive(wait=False)
 
-    def give(self, video: QueuedVideo) -> None:
+    def give(self, video: VideoRequest) -> None:
         """Have it decode a video."""
         assert self.current is None
         now = time.monotonic()
         self.current = CurrentVideo(video, started=now, progress=now)
         if self._full_since is not None:
             self._full_since = now
-        self._channel.send({"path": str(video.path)})
+        self._channel.send({"path": str(video.path), "spans": video.spans})
 
     def block(self, message: Message, on_release: Callable[[], None]) -> FrameBlock:
         """The block that a message announces. Its slot belongs to the consumer until `free_slot`."""
@@ -129,23 +124,37 @@ class WorkerProcess:
         num_bytes = frames * height * width * 3
         if slot in self._bytes_in_slot or not 0 < num_bytes <= self._ring.slot_bytes:
             raise ValueError(f"slot {slot}, shape {frames, height, width}")
-        pts_seconds_F = np.array(message["pts"], np.float64)
-        if pts_seconds_F.shape != (frames,) or not np.isfinite(pts_seconds_F).all():
-            raise ValueError(f"{frames} frames, times {pts_seconds_F}")
-        if message["first"] != self.current.frames:
-            raise ValueError(f"frame {message['first']} after {self.current.frames} frames")
+        pts_seconds_F = _checked_times(message["pts"])
+        if len(pts_seconds_F) != frames:
+            raise ValueError(f"{frames} frames, {len(pts_seconds_F)} times")
+        first = message["first"]
+        if not self._was_asked_for(first, first + frames):
+            raise ValueError(f"frames [{first}, {first + frames}) after {self.current.frames} frames")
         block = FrameBlock(
             video_id=self.current.video.video_id,
-            first_frame=self.current.frames,
+            first_frame=first,
             frames_FHW3=self._ring.slot(slot)[:num_bytes].reshape(frames, height, width, 3),
             pts_seconds_F=pts_seconds_F,
             on_release=on_release,
         )
         self._bytes_in_slot[slot] = num_bytes
-        self.current.frames += frames
+        self.current.frames = first + frames
         if len(self._bytes_in_slot) == self._ring.slots:
             self._full_since = time.monotonic()
         return block
+
+    def _was_asked_for(self, first: int, stop: int) -> bool:
+        """Whether these frames of its video may come now."""
+        assert self.current is not None
+        spans = self.current.video.spans
+        if spans is None:
+            return first == self.current.frames
+        return first >= self.current.frames and any(start <= first < stop <= end for start, end in spans)
+
+    def add_times(self, times: list[float]) -> None:
+        """Times of further frames of its video."""
+        assert self.current is not None
+        self.current.times.append(_checked_times(times))
 
     def free_slot(self, slot: int) -> None:
         """The consumer has released the block in `slot`."""
@@ -158,18 +167,20 @@ class WorkerProcess:
         self._full_since = None
         self._channel.send({"free": slot})
 
-    def finish(self, end: dict[str, Any]) -> Outcome:
-        """The outcome of its video, from its last message about it. The worker has no video afterwards."""
+    def finish(self, end: dict[str, Any]) -> VideoEnd:
+        """The end of its video, from its last message about it. The worker has no video afterwards."""
         assert self.current is not None
         status, reason, declared = end["status"], str(end["reason"]), end["declared"]
-        if status not in ("done", "suspect", "failed") or (status != "failed" and end["frames"] != self.current.frames):
-            raise ValueError(f"status {status!r} with {end['frames']} frames after {self.current.frames}")
+        times_F = np.concatenate(self.current.times) if self.current.times else np.empty(0)
+        frames = self.current.frames if self.current.video.spans is None else len(times_F)
+        if status not in ("done", "suspect", "failed") or (status != "failed" and end["frames"] != frames):
+            raise ValueError(f"status {status!r} with {end['frames']} frames after {frames}")
         reason.encode()  # a lone surrogate is no text, and could not be stored
         outcome = Outcome(
             video_id=self.current.video.video_id,
             status=status,
             reason=reason,
-            num_frames=self.current.frames if status != "failed" else 0,
+            num_frames=frames if status != "failed" else 0,
             declared_frames=None if declared is None else _count(declared),
             decoder_errors=_count(end["errors"]),
             seconds=float(end["seconds"]),
@@ -178,7 +189,7 @@ class WorkerProcess:
             raise ValueError(f"{outcome.seconds} seconds")
         self.current = None
         self.videos += 1
-        return outcome
+        return VideoEnd(outcome, times_F)
 
     # --- its deadlines ---
 
@@ -235,6 +246,14 @@ class WorkerProcess:
     def _close(self) -> None:
         self._channel.close()
         os.close(self._log)
+
+
+def _checked_times(times: list[float]) -> NDArray[np.float64]:
+    """Times of consecutive frames as an array. Raises ValueError if they do not ascend."""
+    times_F = np.array(times, np.float64)
+    if times_F.ndim != 1 or not np.isfinite(times_F).all() or (np.diff(times_F) <= 0).any():
+        raise ValueError(f"times {times_F}")
+    return times_F
 
 
 def _count(number: int) -> int:

@@ -18,8 +18,8 @@ import numpy as np
 
 from cache.common.errors import DecodeError
 from extract.decode.backends import MissingDecoderError
-from extract.decode.process import MESSAGE_ERRORS, QueuedVideo, WorkerProcess
-from extract.decode.types import DecodeSettings, FrameBlock, VideoEnd
+from extract.decode.process import MESSAGE_ERRORS, WorkerProcess
+from extract.decode.types import DecodeSettings, FrameBlock, VideoEnd, VideoRequest
 from extract.decode.wire import Message
 
 START_ATTEMPTS: Final = 5
@@ -52,14 +52,14 @@ class Supervisor:
             end.setblocking(False)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._wake_reader, selectors.EVENT_READ)
-        self._queued: deque[QueuedVideo] = deque()
+        self._queued: deque[VideoRequest] = deque()
         self._workers: list[WorkerProcess] = []
         self._failed_starts = 0
         self._running = True
 
     # --- the consumer's side ---
 
-    def add(self, video: QueuedVideo) -> None:
+    def add(self, video: VideoRequest) -> None:
         """Decode one more video."""
         self._command(lambda: self._queued.append(video))
 
@@ -151,8 +151,10 @@ class Supervisor:
         if "slot" in message:
             free = partial(self._free_slot, worker, message["slot"])
             self._results.put(worker.block(message, on_release=partial(self._command, free)))
+        elif "times" in message:
+            worker.add_times(message["times"])
         elif "end" in message:
-            self._results.put(VideoEnd(worker.finish(message["end"])))
+            self._results.put(worker.finish(message["end"]))
             if message["end"]["last"] or worker.videos >= self._settings.videos_per_worker:
                 self._kill(worker)
 

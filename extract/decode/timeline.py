@@ -4,35 +4,65 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-LONGEST_GAP_SECONDS: Final = 24 * 3600.0
-"""A frame whose time is later than this after the previous frame has a damaged time."""
+LONGEST_GAP_SECONDS: Final = 600.0
+"""Two frames further apart than this have damaged times: a picture may stand still for minutes, not for hours."""
+
+SHORTEST_STEP_SECONDS: Final = 1e-3
+
+SHORT_STEP_SECONDS: Final = 1 / 25
+"""The most between the first two frames where their times are damaged: the header's average then is too."""
 
 
 class Timeline:
     """Turns the times that a decoder reports into ascending times from zero.
 
     Real files report times that are missing, equal or out of order (AVI stores none at all). A time that is not after
-    the previous one, or is absurdly later, is replaced by the previous one plus the usual distance between frames.
+    the previous one is replaced by the previous one plus the usual distance between frames. Where times jump by more
+    than `LONGEST_GAP_SECONDS`, forward or backward, the jump is taken out, and what follows keeps its distances.
+
+        frame 0 an hour early: 0, 3600.04, 3600.08, 3600.12 -> 0, 0.04, 0.08, 0.12
     """
 
     def __init__(self, frame_seconds: float) -> None:
         """`frame_seconds`: the usual distance between two frames, above zero."""
         assert frame_seconds > 0
         self._frame_seconds = frame_seconds
-        self._first: float | None = None
+        self._offset: float | None = None
+        """Added to reported times."""
         self._previous = -frame_seconds
+        self._step = min(frame_seconds, SHORT_STEP_SECONDS)
+        """The last distance that was believed."""
+        self._placed = self._jumps = 0
+        self._first_jump = ""
+
+    @property
+    def jumps(self) -> str:
+        """The jumps that were taken out, as text; empty if there was none."""
+        return self._first_jump + (f", and {self._jumps - 1} more jumps" if self._jumps > 1 else "")
 
     def place(self, reported_seconds: float | None) -> float:
         """The next frame's time in seconds since the first one's."""
-        seconds = math.nan
+        seconds = self._previous + self._frame_seconds
         if reported_seconds is not None and math.isfinite(reported_seconds):
-            if self._first is None:
-                self._first = reported_seconds - (self._previous + self._frame_seconds)
-            seconds = reported_seconds - self._first
-        if not self._previous < seconds < self._previous + LONGEST_GAP_SECONDS:
-            seconds = self._previous + self._frame_seconds
+            if self._offset is None:
+                self._offset = seconds - reported_seconds
+            believed = reported_seconds + self._offset
+            gap = believed - self._previous
+            if abs(gap) > LONGEST_GAP_SECONDS:
+                seconds = self._previous + self._step
+                self._offset = seconds - reported_seconds
+                self._note_jump(gap)
+            elif self._previous < believed:
+                seconds = believed
+                self._step = gap if self._placed and gap > SHORTEST_STEP_SECONDS else self._step
         self._previous = seconds
+        self._placed += 1
         return seconds
+
+    def _note_jump(self, gap: float) -> None:
+        self._jumps += 1
+        if self._jumps == 1:
+            self._first_jump = f"times jump by {gap:+.0f} s at frame {self._placed}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -25,6 +26,10 @@ BLOCK_FRAMES: Final = 32
 
 BLOCK_BYTES: Final = 16 * MEBIBYTE
 """The most bytes in a block, unless one frame is larger."""
+
+
+Spans = Sequence[tuple[int, int]]
+"""Half-open spans of frame indices: ascending, apart, none empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +124,25 @@ class DecodeSettings:
         }
 
 
+@dataclass(frozen=True)
+class VideoRequest:
+    """A video to decode."""
+
+    video_id: str
+    path: Path
+    spans: Spans | None = None
+    """The kept frames to deliver, by index; decoding ends with the last one. None for all.
+
+    `()` delivers none and decodes to the end: the exact count, at the cost of decoding without conversion. If spans are
+    given, `VideoEnd.pts_seconds_F` holds the times of all frames up to there.
+    """
+
+    def __post_init__(self) -> None:
+        stops = [0, *(stop for _, stop in self.spans or ())]
+        if any(not before <= start < stop for before, (start, stop) in zip(stops, self.spans or (), strict=False)):
+            raise ValueError(f"spans {self.spans} of {self.video_id}: expected ascending half-open spans")
+
+
 @dataclass(kw_only=True, eq=False)
 class FrameBlock:
     """Consecutive frames of one video, in memory shared with the worker that decoded them."""
@@ -141,8 +165,10 @@ class FrameBlock:
             self.on_release()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class VideoEnd:
     """What became of a video, after its last block. Blocks of a failed video are to be dropped."""
 
     outcome: Outcome
+    pts_seconds_F: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    """If spans were asked for: times of all frames that sampling keeps, also of those that were not delivered."""

@@ -24,11 +24,14 @@ from extract.decode.backends import MissingDecoderError, load_decoder
 from extract.decode.backends.protocol import OpenDecoder
 from extract.decode.frames import FrameReader, Verdict, judge, opened
 from extract.decode.timeline import Sampling
-from extract.decode.types import MEBIBYTE, Limits
+from extract.decode.types import MEBIBYTE, Limits, Spans
 from extract.decode.wire import Channel, Message, Ring
 
 ALIVE_SECONDS: Final = 0.5
 """A worker that decodes frames sends a sign of life at least this often."""
+
+TIMES_AT_ONCE: Final = 4096
+"""Times of frames in one message."""
 
 LOG_BYTES: Final = 16 * MEBIBYTE
 """The largest file a worker can write: its log of errors. It writes no other."""
@@ -77,9 +80,9 @@ class Worker:
             if "free" in message:
                 self._free.append(message["free"])
             else:
-                self._decode(Path(message["path"]))
+                self._decode(Path(message["path"]), message["spans"])
 
-    def _decode(self, path: Path) -> None:
+    def _decode(self, path: Path, spans: Spans | None) -> None:
         self._channel.send({"begun": True})
         _limit("RLIMIT_CPU", int(time.process_time()) + self._limits.processor_seconds)
         self._log.count_new()
@@ -87,7 +90,7 @@ class Worker:
         out_of_memory = False
         end: Message = {"frames": 0, "declared": None, "errors": 0}
         try:
-            verdict = self._deliver(path, end)
+            verdict = self._deliver(path, spans, end)
         except DecodeError as error:
             verdict = Verdict(status="failed", reason=str(error))
         except MemoryError:
@@ -99,21 +102,23 @@ class Worker:
         if out_of_memory:
             sys.exit()
 
-    def _deliver(self, path: Path, end: Message) -> Verdict:
+    def _deliver(self, path: Path, spans: Spans | None, end: Message) -> Verdict:
         """Decode and send the blocks; `end` collects what is also reported for a video that fails."""
         with opened(path, self._decoder, self._limits, self._threads) as video:
             end["declared"] = video.header.declared_frames
-            reader = FrameReader(video, self._sampling, self._limits)
+            reader = FrameReader(video, self._sampling, self._limits, spans)
             for block in reader.blocks(self._next_slot, self._report_alive):
                 shape, pts_seconds = block.frames_FHW3.shape[:3], block.pts_seconds_F.tolist()
                 self._channel.send({"slot": self._slot, "first": block.first_frame, "shape": shape, "pts": pts_seconds})
                 self._last_sent = time.monotonic()
                 end["errors"] += self._log.count_new()
-            errors, note, header = video.errors, video.note, video.header
+            errors, doubt, header = video.errors, video.doubt, video.header
+        for start in range(0, len(reader.times), TIMES_AT_ONCE):
+            self._channel.send({"times": reader.times[start : start + TIMES_AT_ONCE]})
         # Closing drains the decoder's threads: only now have all errors been written.
         end["errors"] = max(errors, end["errors"] + self._log.count_new())
         end["frames"] = reader.counts.kept
-        return judge(reader.counts, header, end["errors"], note)
+        return judge(reader.counts, header, end["errors"], doubt)
 
     def _next_slot(self) -> NDArray[np.uint8]:
         """An empty slot; waits while the ring is full."""

@@ -1,9 +1,13 @@
 """`python -m cache`: what each command prints, writes and exits with."""
 
+import fcntl
 import json
+import os
+import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +15,34 @@ import pytest
 from click.testing import CliRunner, Result
 from safetensors import safe_open
 
+from cache import leases
 from cache.cli import main
+from cache.common.errors import CacheError, LeaseLostError
 from cache.common.workspace import Workspace
 from cache.dataset import Dataset
 from cache.fingerprint import LEVELS
 from cache.ledger import Outcome
+from cache.processes import this_process
 from cache.shards import BACKENDS
 from cache.store import FeatureCache
-from tests.helpers.cache import filled_cache, make_cache, make_fingerprint, num_frames_of, video_features
+from tests.helpers.cache import (
+    done,
+    fill,
+    filled_cache,
+    make_cache,
+    make_dataset,
+    make_fingerprint,
+    make_shard,
+    num_frames_of,
+    video_features,
+)
 
 
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-@pytest.mark.parametrize("arguments", [[], ["info"], ["verify"], ["repair"], ["convert"], ["export"]])
+@pytest.mark.parametrize("arguments", [[], ["info"], ["verify"], ["repair"], ["leases"], ["convert"], ["export"]])
 def test_help_teaches_and_needs_no_heavy_library(arguments: list[str]) -> None:
     code = (
         "import sys; from cache.cli import main; main(sys.argv[1:], standalone_mode=False);"
@@ -100,6 +117,69 @@ def test_damage_is_listed_and_repaired_when_asked(tmp_path: Path) -> None:
     assert "nothing to repair" in run("repair", tmp_path / "c").stdout
 
 
+def test_only_prune_deletes_and_a_dry_run_shows_what(tmp_path: Path) -> None:
+    path = filled_cache(tmp_path / "c", 9).path
+    shards = sorted((path / "shards").iterdir())
+    shards[1].write_bytes(shards[1].read_bytes()[:-1])
+    other = filled_cache(tmp_path / "other", 9, shard_videos=3).path
+    stray = next(shard for shard in (other / "shards").iterdir() if not (path / "shards" / shard.name).exists())
+    shutil.copy(stray, path / "shards")
+    (path / "shards/.tmp-99-1-1").write_bytes(b"half")
+
+    def content() -> dict[str, bytes]:
+        files = (file for file in path.rglob("*") if file.is_file() and not file.name.startswith("ledger.sqlite-"))
+        return {str(file.relative_to(path)): file.read_bytes() for file in files}
+
+    before = content()
+    shown = run("repair", path, "--dry-run", "--prune").stdout
+    assert f"would have moved {stray.name} to quarantine/" in shown
+    assert "would have removed .tmp-99-1-1" in shown
+    assert f"would have queued 4 videos again (shard {shards[1].name}" in shown
+    assert shown.endswith("nothing was changed\n")
+    assert content() == before
+    assert run("repair", path, "--prune").exit_code == 0
+    assert {file.name for file in (path / "quarantine").iterdir()} == {stray.name, shards[1].name}, "set aside just now"
+    assert run("repair", path).stdout == f"{path}: there was nothing to repair\n"
+    shown = run("repair", path, "--prune", "--dry-run").stdout
+    assert shown.count("would have deleted quarantine/") == 2
+    assert len(list((path / "quarantine").iterdir())) == 2
+    assert run("repair", path, "--prune").stdout.count("deleted quarantine/") == 2
+    assert list((path / "quarantine").iterdir()) == []
+    assert run("verify", path).exit_code == 0
+
+
+def test_leases_are_listed_and_broken_where_nobody_renews_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases.break_leases, "__defaults__", (0.0,))
+    cache = make_cache(tmp_path / "c", 9)
+    assert run("leases", tmp_path / "c").stdout == f"{tmp_path / 'c'}: nobody holds anything\n"
+    elsewhere, mine = cache.ledger.claim("elsewhere-" + "0" * 16 + "-77-5", 4, 120), None
+    assert "process 77 on elsewhere, not of this machine: 4 videos (claim 1)" in run("leases", tmp_path / "c").stdout
+    mine = cache.ledger.claim(this_process(), 2, 120)
+    assert f"process {os.getpid()} on" in run("leases", tmp_path / "c").stdout
+    refused = run("leases", "--break", tmp_path / "c")
+    assert refused.exit_code == 1
+    assert "is alive and works on" in refused.stderr
+    assert len(cache.ledger.leases()) == 2
+    cache.ledger.release(mine)
+    shown = run("leases", "--break", tmp_path / "c")
+    assert shown.exit_code == 0
+    assert shown.stdout.startswith("broke the lease of process 77 on elsewhere")
+    ids = [video.id for video in elsewhere.videos]
+    with cache, pytest.raises(LeaseLostError, match="cache leases --break"):
+        cache.commit(elsewhere, make_shard(ids), done(ids), {})
+    assert cache.ledger.claim(this_process(), 9, 120).videos[:4] == elsewhere.videos
+
+
+def test_a_lease_that_is_renewed_is_not_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = make_cache(tmp_path / "c", 9)
+    claim = cache.ledger.claim("elsewhere", 4, 120)
+    monkeypatch.setattr(time, "sleep", lambda _: cache.ledger.renew(claim, 120))
+    with pytest.raises(CacheError, match="elsewhere still works on"):
+        leases.break_leases(cache)
+    cache.ledger.renew(claim, 120)
+    cache.close()
+
+
 @pytest.mark.parametrize(("before", "after"), [("h5", "zarr"), ("zarr", "h5"), ("h5", "h5")])
 def test_convert_keeps_everything(tmp_path: Path, before: str, after: str) -> None:
     source = filled_cache(tmp_path / "a", 9, backend=before, views=["center", "center_flip"])
@@ -125,8 +205,46 @@ def test_convert_leaves_out_what_was_requeued_and_what_is_pending(tmp_path: Path
     assert run("convert", tmp_path / "a", tmp_path / "b", "--to", "zarr").exit_code == 0
     made = FeatureCache.open(tmp_path / "b")
     assert made.ledger.counts() == {"pending": 1, "done": 8, "suspect": 0, "failed": 0}
-    assert made.ledger.next_expiry() is None
+    assert made.ledger.leases() == []
     assert run("verify", tmp_path / "b").exit_code == 0
+
+
+def test_convert_follows_a_source_that_grew_or_changed(tmp_path: Path) -> None:
+    """Also where an earlier conversion was killed, by which shards are adopted without their decode times."""
+    source = filled_cache(tmp_path / "a", 9)
+    with source.ledger.transaction() as connection:
+        connection.execute("UPDATE videos SET seconds = 1.5")
+        source.ledger.forget_shard(connection, 1)
+    convert = ("convert", tmp_path / "a", tmp_path / "b", "--to", "zarr")
+    assert run(*convert).exit_code == 0
+    made = FeatureCache.open(tmp_path / "b")
+    with made.ledger.transaction() as connection:
+        connection.execute("UPDATE videos SET seconds = 0.0")
+        made.ledger.forget_video(connection, source.video_ids[0])
+    source.recover()
+    source.replace_dataset(make_dataset(12))
+    fill(source)
+    assert run(*convert).output.endswith("b: 12 videos as zarr, equal to " + str(tmp_path / "a") + " bit by bit\n")
+    with source.ledger.transaction() as connection:
+        source.ledger.forget_video(connection, source.video_ids[3])
+    claim = source.ledger.claim("test", 4, 60)
+    source.commit(claim, None, [Outcome(video_id=claim.videos[0].id, status="failed", reason="gone")], {})
+    assert "11 videos" in run(*convert).output
+    assert run("verify", tmp_path / "b").exit_code == 0
+
+
+def test_convert_says_who_keeps_it_waiting(tmp_path: Path) -> None:
+    filled_cache(tmp_path / "a", 9)
+    convert = ("convert", tmp_path / "a", tmp_path / "b", "--to", "zarr")
+    assert run(*convert).exit_code == 0
+    with FeatureCache.open(tmp_path / "b") as made:
+        with made.ledger.transaction() as connection:
+            made.ledger.forget_video(connection, made.video_ids[0])
+        claim = made.ledger.claim("elsewhere-" + "0" * 16 + "-77-5", 4, 120)
+    assert "process 77 on elsewhere is at work on" in run(*convert).stderr
+    with FeatureCache.open(tmp_path / "b") as made:
+        made.ledger.release(claim)
+    assert run(*convert).exit_code == 0
 
 
 def test_convert_does_not_mix_caches(tmp_path: Path) -> None:
@@ -160,7 +278,28 @@ def test_export_a_video_each(tmp_path: Path) -> None:
                 np.testing.assert_array_equal(npz[level], expected[level])
                 np.testing.assert_array_equal(st.get_tensor(level), expected[level])
             np.testing.assert_array_equal(st.get_tensor("pts_seconds"), cache.pts_seconds(video_id))
-    assert "is there already" in run("export", tmp_path / "c", tmp_path / "npz").stderr
+    assert run("export", tmp_path / "c", tmp_path / "npz").exit_code == 0, "the same again is no error"
+    path = tmp_path / f"npz/{cache.video_ids[0]}.npz"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert "is there already, with other features" in run("export", tmp_path / "c", tmp_path / "npz").stderr
+    path.unlink()
+    assert "is there already; choose" in run("export", tmp_path / "c", tmp_path / "npz").stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"c", "npz", "st"}
+
+
+def test_export_follows_no_link_and_two_do_not_mix(tmp_path: Path) -> None:
+    cache = filled_cache(tmp_path / "c", 4)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/precious").touch()
+    (tmp_path / ".tmp-out").symlink_to(tmp_path / "elsewhere")
+    assert run("export", tmp_path / "c", tmp_path / "out").exit_code == 0
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["precious"]
+    (tmp_path / ".tmp-two").mkdir()
+    held = os.open(tmp_path / ".tmp-two", os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    assert "another export writes" in run("export", cache.path, tmp_path / "two").stderr
+    os.close(held)
+    assert run("export", cache.path, tmp_path / "two").exit_code == 0
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -42,7 +42,7 @@ def test_claims_are_exclusive_and_in_order(ledger: Ledger) -> None:
 def test_a_lapsed_lease_goes_to_the_next_and_the_late_one_is_refused(ledger: Ledger) -> None:
     late = ledger.claim("a", 4, 0.0)
     assert late is not None
-    taken = ledger.claim("b", 10, 60)
+    taken = ledger.claim("b", 10, 0.0)
     assert ids(taken) == [f"v{i}" for i in range(10)]
     with pytest.raises(LeaseLostError, match="taken over"):
         ledger.renew(late, 60)
@@ -51,6 +51,59 @@ def test_a_lapsed_lease_goes_to_the_next_and_the_late_one_is_refused(ledger: Led
     assert taken is not None
     fail(ledger, taken, "v0")
     assert ledger.counts()["failed"] == 1
+
+
+class Clocks:
+    """What `time` says, instead of the real clocks."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.wall, self.own = 1.7e9, 5.0
+        monkeypatch.setattr(time, "time", lambda: self.wall)
+        monkeypatch.setattr(time, "monotonic", lambda: self.own)
+
+
+@pytest.fixture
+def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
+    return Clocks(monkeypatch)
+
+
+@pytest.mark.parametrize("step", [600.0, -600.0, 86400.0 * 3650, -1.7e9])
+def test_a_clock_that_is_set_takes_nothing_away(ledger: Ledger, clocks: Clocks, step: float) -> None:
+    """Neither from this process, nor from another one, which goes on renewing."""
+    mine, theirs = ledger.claim(this_process(), 4, 120), ledger.claim("other", 4, 120)
+    assert mine is not None
+    assert theirs is not None
+    clocks.wall += step
+    for _ in range(20):
+        assert ids(ledger.claim(this_process(), 1, 120))[:1] in (["v8"], ["v9"], [])
+        ledger.renew(theirs, 120)
+        clocks.own += 50
+    fail(ledger, mine, "v0")
+    fail(ledger, theirs, "v4")
+
+
+def test_a_lease_that_is_ten_years_ahead_is_taken_over_like_any_other(ledger: Ledger, clocks: Clocks) -> None:
+    clocks.wall += 86400 * 3650
+    assert ledger.claim("other", 10, 120) is not None
+    clocks.wall -= 86400 * 3650
+    looks = 1
+    while ledger.claim(this_process(), 10, 120) is None:
+        clocks.own += 2
+        looks += 1
+    assert looks == 1 + 120 / 2 + 0
+
+
+def test_a_machine_that_was_suspended_is_not_late(ledger: Ledger, clocks: Clocks) -> None:
+    """An hour between two looks is a pause of this process: others may have paused with it."""
+    theirs = ledger.claim("other", 10, 120)
+    assert theirs is not None
+    assert ledger.claim(this_process(), 1, 120) is None
+    clocks.own += 3600
+    assert ledger.claim(this_process(), 1, 120) is None
+    ledger.renew(theirs, 120)
+    clocks.own += 3600
+    assert ledger.claim(this_process(), 1, 120) is None
+    fail(ledger, theirs, "v0")
 
 
 def test_a_lease_that_ended_but_was_not_taken_is_still_good(ledger: Ledger) -> None:
@@ -63,9 +116,10 @@ def test_a_lease_that_ended_but_was_not_taken_is_still_good(ledger: Ledger) -> N
 def test_renewing_keeps_the_lease(ledger: Ledger) -> None:
     claim = ledger.claim("a", 10, 0.0)
     assert claim is not None
-    renewed = ledger.renew(claim, 60)
-    assert renewed.expires > time.time() + 50
-    assert ledger.next_expiry() == renewed.expires
+    ledger.renew(claim, 60)
+    (lease,) = ledger.leases()
+    assert lease.expires > time.time() + 50
+    assert (lease.owner, lease.token, lease.num_videos) == ("a", claim.token, 10)
     assert ledger.claim("b", 1, 60) is None
 
 
@@ -86,7 +140,7 @@ def test_a_video_is_committed_once(ledger: Ledger) -> None:
     with pytest.raises(LeaseLostError):
         fail(ledger, claim, "v0")
     fail(ledger, claim, "v1")
-    assert ledger.next_expiry() is None
+    assert ledger.leases() == []
 
 
 def test_released_videos_are_free_again(ledger: Ledger) -> None:

@@ -22,7 +22,7 @@ def finished(video_id: str, frames: int) -> VideoFeatures:
 
 def shards_of(lengths: list[int], order: list[int], shard_rows: int) -> tuple[ShardCutter, list[list[str]]]:
     """Ids in each shard, with the videos finished in `order`."""
-    claim = Claim("me", 1, tuple(ClaimedVideo(f"v{i}", f"v{i}.avi") for i in range(len(lengths))), 0.0)
+    claim = Claim("me", 1, tuple(ClaimedVideo(f"v{i}", f"v{i}.avi") for i in range(len(lengths))))
     cutter = ShardCutter(claim, shard_rows)
     given_out = [shard for i in order for shard in cutter.add(finished(f"v{i}", lengths[i]))]
     return cutter, [[video.outcome.video_id for video in shard] for shard in given_out]

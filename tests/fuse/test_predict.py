@@ -15,7 +15,7 @@ from cache.aggregate import PAPER_WEIGHTS, clips_to_videos, fuse_levels
 from cache.common.workspace import Workspace
 from cache.dataset import Dataset
 from cache.fingerprint import LEVELS
-from cache.scores import read_scores
+from cache.scores import read_scores, write_scores
 from cache.store import FeatureCache
 from extract.network.weights import load_weights
 from extract.settings import ExtractSettings, fingerprint
@@ -23,6 +23,7 @@ from fuse.bundle import read_bundle
 from fuse.cli import main
 from fuse.report.samples import sample_frames
 from tests.helpers.cache import make_fingerprint
+from tests.helpers.scores import make_table
 from tests.helpers.train import grouped_dataset
 from tests.helpers.video import encode, index_of
 
@@ -192,6 +193,40 @@ def test_a_bundle_holds_data_only_and_says_what_it_is(trained: Workspace, tmp_pa
     text = "".join(path.read_text() for path in (tmp_path / "out").rglob("*.json"))
     assert str(tmp_path) not in text
     assert str(trained.root) not in text
+
+
+def test_held_out_runs_calibrate_what_predict_says_and_the_bundle_takes_it_along(
+    trained: Workspace, tmp_path: Path
+) -> None:
+    workspace, video = Workspace(tmp_path / "work"), test_videos_of_it(trained)[0]
+    shutil.copytree(trained.root, workspace.root)
+    plain = make_bundle(workspace, tmp_path / "plain")
+    assert "probabilities: not calibrated" in plain.output
+    assert "python -m train --dataset tiny --split 1 --pool mean --seed 0 --holdout" in plain.output
+    before = json.loads(predict(workspace, "--json", video).stdout)
+    assert before["calibration"] is before["predictions"][0]["none_of_these"] is None
+    labels = {f"held/{number}": number % 2 for number in range(12)}
+    clips = {name: [(0.99, 0.01) if label == 0 else (0.01, 0.99)] for name, label in labels.items()}
+    for level in LEVELS:
+        table = read_scores(workspace.run("tiny", 1, level, "mean", 0) / "scores.npz")
+        held = make_table(level, clips, labels, classes=tuple(table.classes.tolist()), **table.run)
+        write_scores(workspace.run("tiny", 1, level, "mean", 0, "holdout") / "heldout-scores.npz", held)
+    made = make_bundle(workspace, tmp_path / "made")
+    assert "of 12 held-out training videos" in made.output
+    card = (tmp_path / "made" / "README.md").read_text()
+    assert "none of these" in card
+    assert "A video that shows none of its 2 classes may still be given one" in card
+    after = json.loads(predict(workspace, "--json", "--bundle", tmp_path / "made", video).stdout)
+    old, new = before["predictions"][0], after["predictions"][0]
+    assert (new["fused"], new["levels"]) == (old["fused"], old["levels"])
+    assert [each["class"] for each in new["top"]] == [each["class"] for each in old["top"]]
+    assert after["calibration"]["threshold"] == pytest.approx(13 / 14, abs=1e-3)
+    assert new["top"][0]["probability"] == max(new["calibrated"]) < after["calibration"]["threshold"]
+    assert new["none_of_these"] is True
+    said = f"none of these (most like {new['top'][0]['class']}, {100 * new['top'][0]['probability']:.0f} %)"
+    assert said in predict(workspace, video).output
+    description = json.loads((tmp_path / "made" / "bundle.json").read_text())
+    assert description["calibration"] == after["calibration"]
 
 
 def test_a_bundle_that_was_changed_is_refused(trained: Workspace, tmp_path: Path) -> None:

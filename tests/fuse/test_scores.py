@@ -13,7 +13,7 @@ from cache.scores import write_scores
 from fuse.report.html import Extras, html
 from fuse.report.tables import table_3, to_text
 from fuse.results import caveats, evaluate, summarise
-from fuse.scores import RunChoice, check_same, read_curve, read_levels, searched_weights
+from fuse.scores import RunChoice, check_same, read_curve, read_heldout, read_levels
 from tests.helpers.cache import make_fingerprint
 from tests.helpers.scores import HAND_WORKED, LABELS, MADE, hand_worked_tables, make_scored_cache, make_table
 from tests.helpers.train import trainable_cache
@@ -142,28 +142,39 @@ def test_probabilities_keep_the_order_of_the_datasets_videos() -> None:
     np.testing.assert_allclose(results.probabilities["fused"][:, 0], [0.44, 0.60], atol=1e-7)
 
 
+def with_test_scores(choice: RunChoice) -> RunChoice:
+    """The choice, whose runs now have HAND_WORKED's scores of the test videos."""
+    for level, table in hand_worked_tables().items():
+        write_scores(choice.folder(level) / "scores.npz", table)
+    return choice
+
+
 def test_weights_are_searched_on_held_out_videos_alone(tmp_path: Path) -> None:
-    choice = RunChoice(workspace=Workspace(tmp_path), dataset="tiny")
-    assert searched_weights(choice, hand_worked_tables()) is None
-    labels = {f"train/{number}": number % 2 for number in range(6)}
+    choice = with_test_scores(RunChoice(workspace=Workspace(tmp_path), dataset="tiny"))
+    assert read_heldout(choice) is None
+    labels = {f"train/{number}": number % 2 for number in range(12)}
     for level in LEVELS:
         sure = 0.9 if level == "mid" else 0.1
         clips = {video: [(sure, 1 - sure) if label == 0 else (1 - sure, sure)] for video, label in labels.items()}
         write_scores(choice.folder(level, holdout=True) / "heldout-scores.npz", make_table(level, clips, labels))
-    weights = searched_weights(choice, hand_worked_tables())
+    results = evaluate(hand_worked_tables(), make_scored_cache(LABELS), 1, read_heldout(choice))
+    weights = results.searched_weights
     assert weights is not None
     assert weights["mid"] == 1.0
-    results = evaluate(hand_worked_tables(), make_scored_cache(LABELS), 1, weights)
     assert results.accuracy("searched") == results.accuracy("mid") == 1.0
     summary = summarise(results, [], MADE)
     assert summary["searched"] == {"fusion_weights": weights, "accuracy": 1.0}
     assert set(summary["accuracy"]) == {"low", "mid", "high", "fused", "mean"}
+    assert summary["calibration"]["heldout"] == {"right": 0, "right_lost": 0, "wrong": 12, "wrong_refused": 0}
+    assert summary["calibration"]["temperatures"]["mid"] < 1 < summary["calibration"]["temperatures"]["high"]
+    assert summary["none_of_these"] == {"right": 2, "right_lost": 0, "wrong": 0, "wrong_refused": 0}
+    assert summary["reliability"]["fused"]["bins_calibrated"]
     assert "weights found on held-out training videos" in to_text(table_3(results, []))
     assert "1 mid" in html(results, [], MADE, Extras())
 
 
 def test_held_out_videos_may_stand_in_another_order_in_each_level(tmp_path: Path) -> None:
-    choice = RunChoice(workspace=Workspace(tmp_path), dataset="tiny")
+    choice = with_test_scores(RunChoice(workspace=Workspace(tmp_path), dataset="tiny"))
     labels = {f"train/{number}": int(number < 2) for number in range(6)}
     for level in LEVELS:
         sure = 0.9 if level == "mid" else 0.4
@@ -171,18 +182,20 @@ def test_held_out_videos_may_stand_in_another_order_in_each_level(tmp_path: Path
         order = reversed(clips) if level == "mid" else clips
         table = make_table(level, {video: clips[video] for video in order}, labels)
         write_scores(choice.folder(level, holdout=True) / "heldout-scores.npz", table)
-    weights = searched_weights(choice, hand_worked_tables())
-    assert weights is not None
-    assert weights["mid"] == 1.0
+    results = evaluate(hand_worked_tables(), make_scored_cache(LABELS), 1, read_heldout(choice))
+    assert results.searched_weights is not None
+    assert results.searched_weights["mid"] == 1.0
+    assert results.calibration is None
+    assert "not calibrated: there are no runs that held 10 training videos or more out" in results.certainty
 
 
 def test_held_out_scores_of_test_videos_or_of_another_cache_are_refused(tmp_path: Path) -> None:
-    choice = RunChoice(workspace=Workspace(tmp_path), dataset="tiny")
+    choice = with_test_scores(RunChoice(workspace=Workspace(tmp_path), dataset="tiny"))
     for level in LEVELS:
         path = choice.folder(level, holdout=True) / "heldout-scores.npz"
         write_scores(path, make_table(level, HAND_WORKED[level], LABELS, cache_digest="other"))
     with pytest.raises(ScoreError, match=r"cache digest: test 'c0ffee', held-out 'other'; a/one"):
-        searched_weights(choice, hand_worked_tables())
+        read_heldout(choice)
 
 
 def test_watching_runs_bring_their_curves_and_held_out_scores(tmp_path: Path) -> None:

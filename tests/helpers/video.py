@@ -4,6 +4,7 @@ Every picture is grey with a brighter square in its upper left quarter; the grey
 order, number and orientation can be read off the pixels.
 """
 
+import math
 import struct
 from collections.abc import Sequence
 from fractions import Fraction
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.stream import Disposition
 from numpy.typing import NDArray
 
 KINDS = {
@@ -25,7 +27,7 @@ KINDS = {
 }
 """A codec for each container, by the file's suffix."""
 
-_FORMATS = {"ts": "mpegts", "mkv": "matroska", "mpg": "mpeg", "wmv": "asf"}
+_FORMATS = {"ts": "mpegts", "mkv": "matroska", "mpg": "mpeg", "wmv": "asf", "m2v": "mpeg2video"}
 _FAST = {"libx264": {"preset": "ultrafast"}, "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"}}
 
 
@@ -55,11 +57,12 @@ def encode(
     times: Sequence[int] | None = None,
     sound: bool = False,
     options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
 ) -> Path:
     """Write a video of `frames` pictures of `size` (H, W); `times` are presentation times in 1/1000 s."""
     suffix = path.suffix[1:]
     codec = codec or KINDS[suffix]
-    with av.open(str(path), "w", format=_FORMATS.get(suffix, suffix)) as container:
+    with av.open(str(path), "w", format=_FORMATS.get(suffix, suffix), options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=rate, options=_FAST.get(codec, {}) | (options or {}))
         stream.height, stream.width = size
         stream.pix_fmt = pixel_format
@@ -76,11 +79,36 @@ def encode(
     return path
 
 
-def encode_sound(path: Path) -> Path:
-    """A file of sound alone."""
+def encode_sound(path: Path, cover: bool = False) -> Path:
+    """A file of sound alone, or of sound and a cover picture."""
     with av.open(str(path), "w") as container:
+        if cover:
+            stream = container.add_stream("png", rate=1)
+            stream.height, stream.width, stream.pix_fmt = 48, 64, "rgb24"
+            stream.disposition = Disposition.attached_pic
         _add_silence(container)
+        if cover:
+            for packet in stream.encode(av.VideoFrame.from_ndarray(picture(0), format="rgb24")):
+                packet.pts = packet.dts = 0
+                container.mux(packet)
     return path
+
+
+def copy_streams(source: Path, target: Path, *, start: float = 0.0, end: float = math.inf, late: float = 0.0) -> Path:
+    """What `ffmpeg -ss START -to END -c copy` writes: from the key frame before `start`; the picture `late` seconds."""
+    suffix = target.suffix[1:]
+    with av.open(str(source)) as reader, av.open(str(target), "w", format=_FORMATS.get(suffix, suffix)) as writer:
+        streams = {stream.index: writer.add_stream_from_template(stream) for stream in reader.streams}
+        reader.seek(int(start * av.time_base))
+        for packet in reader.demux():
+            if packet.dts is None or packet.dts * packet.time_base >= end:
+                continue
+            is_video = packet.stream.type == "video"
+            shift = int((start - late * is_video) / packet.time_base)
+            packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+            packet.stream = streams[packet.stream_index]
+            writer.mux(packet)
+    return target
 
 
 def _add_silence(container: av.container.OutputContainer) -> None:

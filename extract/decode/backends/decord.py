@@ -5,7 +5,7 @@ video ends with a repeated frame. It cannot be seen from outside, so such frames
 """
 
 import ctypes
-from typing import Any
+from typing import Any, Final
 
 import decord
 import numpy as np
@@ -13,6 +13,8 @@ import numpy as np
 from cache.common.errors import DecodeError
 from extract.decode.backends.protocol import FrameHW3, OpenVideo, VideoSource, first_line
 from extract.decode.backends.pyav import read_header
+
+NO_TIME_SECONDS: Final = -1e12
 
 decord.logging.set_level(decord.logging.ERROR)
 
@@ -24,16 +26,18 @@ def open_video(source: VideoSource) -> OpenVideo:
 
 class _DecordVideo:
     errors = 0
-    note = ""
+    doubt = ""
 
     def __init__(self, source: VideoSource) -> None:
         self.header = read_header(source)
         try:
             self._reader = decord.VideoReader(source.name, num_threads=source.threads)
             self._count = len(self._reader)
-            self._times = self._reader.get_frame_timestamp(range(self._count))[:, 0]
+            times = self._reader.get_frame_timestamp(range(self._count))[:, 0]
         except (decord.DECORDError, RuntimeError, AssertionError) as error:
             raise DecodeError(f"decord does not open it: {first_line(error)}") from error
+        # FFmpeg's mark for "no time", in seconds. Decord shows it for files (MPEG-PS) whose other times it gets wrong.
+        self._times = np.full_like(times, np.nan) if (times < NO_TIME_SECONDS).any() else times
         self._index = -1
         self._frame: Any = None
         self.shape = (0, 0)

@@ -23,6 +23,8 @@ class VideoSource:
     """Limit for one picture; a larger one is refused before memory is allocated for it."""
     threads: int
     """Threads that decode this one video."""
+    cut_short: str
+    """What shows that the file's end is missing (`extract.decode.completeness`); empty if nothing does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,8 @@ class Header:
     """Number of frames by the container; None if it does not say."""
     declared_seconds: float | None
     """Length of the video stream by the container; None if it does not say."""
+    cut_short: str = ""
+    """As in `VideoSource`."""
 
 
 class OpenVideo(Protocol):
@@ -60,8 +64,8 @@ class OpenVideo(Protocol):
         """Number of errors that were raised and skipped."""
 
     @property
-    def note(self) -> str:
-        """A doubt about a video that was decoded; empty if there is none."""
+    def doubt(self) -> str:
+        """What was broken in a video that was decoded; empty if nothing was."""
 
     def advance(self) -> bool:
         """Decode the next frame; False at the end. Raises DecodeError if nothing more can be decoded."""

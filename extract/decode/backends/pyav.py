@@ -18,11 +18,15 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from cache.common.errors import DecodeError
+from extract.decode.backends.packets import LostPackets
 from extract.decode.backends.protocol import FrameHW3, Header, OpenVideo, VideoSource
 from extract.decode.containers import FFMPEG_NAMES
 
 USUAL_FRAME_SECONDS: Final = 1 / 25
 """Assumed if a container does not say how many frames a second it holds."""
+
+MOST_DECLARED_FRAMES: Final = 1 << 53
+"""More is taken for nothing declared: JSON and the ledger hold counts below it."""
 
 # FFmpeg's own callback writes to descriptor 2, from any of its threads and without needing the interpreter.
 av.logging.restore_default_callback()
@@ -61,8 +65,14 @@ class _PyavVideo:
         self._frame: VideoFrame | None = None
         self._size: tuple[int, int] | None = None
         self._turns = 0
+        self._size_change = ""
+        self._lost = LostPackets()
+        context.copy_opaque = True
         self.errors = 0
-        self.note = ""
+
+    @property
+    def doubt(self) -> str:
+        return "; ".join(filter(None, (self._lost.doubt(), self._size_change)))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -84,8 +94,8 @@ class _PyavVideo:
         if self._size is None:
             self._size = size
             self._turns = _quarter_turns(self._frame.rotation)
-        elif size != self._size and not self.note:
-            self.note = f"picture size changes from {_text(self._size)} to {_text(size)}: scaled to the first"
+        elif size != self._size and not self._size_change:
+            self._size_change = f"picture size changes from {_text(self._size)} to {_text(size)}: scaled to the first"
         return True
 
     def copy_to(self, out_HW3: FrameHW3) -> None:
@@ -109,7 +119,9 @@ class _PyavVideo:
     def _decode(self) -> Generator[VideoFrame, None, None]:
         for packet in self._packets():
             try:
-                yield from self._stream.codec_context.decode(packet)
+                for frame in self._stream.codec_context.decode(packet):
+                    self._lost.received(frame)
+                    yield frame
             except av.FFmpegError as error:
                 if isinstance(error, MemoryError):
                     raise
@@ -120,7 +132,10 @@ class _PyavVideo:
         try:
             for packet in self._container.demux(self._stream):
                 if packet.size:
+                    self._lost.sent(packet)
                     yield packet
+        except IndexError:
+            pass  # PyAV raises it at the end of a file in which another stream appeared on the way (FLV, MPEG-PS)
         except av.FFmpegError as error:
             if isinstance(error, MemoryError):
                 raise
@@ -154,8 +169,8 @@ def _video_stream(container: InputContainer) -> VideoStream:
     """The video stream to decode: FFmpeg's choice. A cover picture does not count."""
     stream = container.streams.best("video")
     if stream is None or stream.disposition & Disposition.attached_pic:
-        others = sorted({each.type for each in container.streams})
-        raise DecodeError(f"no video stream (found: {', '.join(others) or 'nothing'})")
+        found = {"cover picture" if each.type == "video" else each.type for each in container.streams}
+        raise DecodeError(f"no video stream (found: {', '.join(sorted(found)) or 'nothing'})")
     assert isinstance(stream, VideoStream)
     if stream.codec_context is None:
         raise DecodeError("video in a codec that FFmpeg does not decode")
@@ -172,8 +187,9 @@ def _header(stream: VideoStream, source: VideoSource) -> Header:
         width=width,
         height=height,
         frame_seconds=float(1 / rate) if rate and rate > 0 else USUAL_FRAME_SECONDS,
-        declared_frames=stream.frames if stream.frames > 0 else None,
+        declared_frames=stream.frames if 0 < stream.frames < MOST_DECLARED_FRAMES else None,
         declared_seconds=_declared_seconds(stream),
+        cut_short=source.cut_short,
     )
 
 
@@ -183,13 +199,14 @@ def _describe(error: Exception) -> str:
 
 
 def _declared_seconds(stream: VideoStream) -> float | None:
-    """Matroska writes a stream's length as text, others as a number; that of a lone stream is the container's."""
+    """Matroska writes a stream's end as text, others its length; that of a lone stream is the container's."""
     container: Any = stream.container
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     with suppress(KeyError, ValueError):
         hours, minutes, seconds = stream.metadata["DURATION"].split(":")
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+        start = float((stream.start_time or 0) * (stream.time_base or 0))
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds) - start
     if len(container.streams) == 1 and container.duration is not None:
         return float(container.duration) / av.time_base
     return None

@@ -21,7 +21,7 @@ def open_video(source: VideoSource) -> OpenVideo:
 
 class _TorchcodecVideo:
     errors = 0
-    note = ""
+    doubt = ""
 
     def __init__(self, source: VideoSource) -> None:
         self.header = read_header(source)

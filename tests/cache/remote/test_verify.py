@@ -1,18 +1,21 @@
 """verify and repair of a cache in an object store."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cache.common.errors import DamageError
+from cache.common.errors import CacheError, DamageError
+from cache.common.files import sealed_json, unsealed_json
+from cache.remote.log import record_name
 from cache.repair import repair
 from cache.store import FeatureCache
 from cache.verify import verify
 from tests.cache.remote.test_objects import assert_complete, create
 from tests.helpers.cache import done, fill, make_fingerprint, make_shard
-from tests.helpers.objects import LOCATION, cut, flip, names, remove
+from tests.helpers.objects import LOCATION, content, cut, flip, names, remove
 
 obstore = pytest.importorskip("obstore", reason="needs the package obstore")
 
@@ -45,11 +48,39 @@ def test_damage_in_the_store_is_found_and_mended(
     assert (row.name in finding.what, len(finding.videos), finding.harmless) == (True, 4, False)
     with FeatureCache.attach(filled.with_name("other"), LOCATION) as other, pytest.raises(DamageError, match="shard"):
         other.features(finding.videos[0], "low")
-    assert any("queued the 4 videos" in line for line in repair(filled))
+    shutil.rmtree(filled / "shards" / row.name, ignore_errors=True)
+    assert any("queued the 4 videos" in line for line in repair(filled, prune=True))
     with FeatureCache.open(filled.with_name("other")) as other:
         assert other.ledger.counts()["pending"] == 4
     assert not [name for name in names(memory_store, "shards") if row.digest in name]
     finish(filled)
+
+
+def test_a_good_copy_mends_the_store(filled: Path, memory_store: Any) -> None:
+    with FeatureCache.open(filled) as cache:
+        row = cache.ledger.shards()[1]
+        before = cache.ledger.counts()
+    flip(memory_store, f"shards/{row.digest}.zarr/low/c/0/0/0")
+    assert repair(filled, dry_run=True) == [f"queued 4 videos again ({verify(filled)[0].what})"]
+    assert repair(filled) == [f"wrote {row.name} to the store again, from the copy here"]
+    with FeatureCache.open(filled) as cache:
+        assert cache.ledger.counts() == before
+    assert verify(filled) == []
+
+
+def test_records_of_another_cache_change_nothing(filled: Path, memory_store: Any) -> None:
+    """The same settings, another dataset's records in the place of this cache's."""
+    name = record_name(1)
+    record = unsealed_json(content(memory_store, name), name)
+    count = len(names(memory_store, "records"))
+    nothing = {"kind": "retry", "outcomes": [], "shard": None, "files": {}, "statuses": ["failed"]}
+    changes = {"position": count, "cache_id": 7, **nothing}
+    obstore.put(memory_store, record_name(count), sealed_json(record | changes))
+    stored = {name: content(memory_store, name) for name in names(memory_store, "")}
+    assert any("another cache" in finding.what for finding in verify(filled))
+    with pytest.raises(CacheError, match="another cache"):
+        repair(filled)
+    assert {name: content(memory_store, name) for name in names(memory_store, "")} == stored
 
 
 def test_what_is_damaged_here_is_fetched_again(filled: Path) -> None:
@@ -94,13 +125,17 @@ def test_orphans_are_named_and_adopted_where_they_are_whole(tmp_path: Path, memo
 
 
 @pytest.mark.parametrize("harm", [flip, remove])
-def test_orphans_that_are_not_whole_are_removed(tmp_path: Path, memory_store: Any, harm: Any) -> None:
+def test_orphans_that_are_not_whole_are_deleted_when_asked(tmp_path: Path, memory_store: Any, harm: Any) -> None:
     create(tmp_path / "cache").close()
     digest = orphan(tmp_path / "cache")
     harm(memory_store, f"shards/{digest}.zarr/high/c/0/0/0")
     obstore.put(memory_store, "shards/.zarr/x", b"")
     obstore.put(memory_store, "shards/stray", b"")
-    assert len(repair(tmp_path / "cache")) == 3
+    before = names(memory_store, "shards")
+    assert repair(tmp_path / "cache") == []
+    assert len(repair(tmp_path / "cache", prune=True, dry_run=True)) == 3
+    assert names(memory_store, "shards") == before
+    assert len(repair(tmp_path / "cache", prune=True)) == 3
     assert names(memory_store, "shards") == []
     finish(tmp_path / "cache")
 

@@ -74,7 +74,7 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
 def tasks(count: int, videos: int = 2) -> Iterator[ExtractTask]:
     for token in range(count):
         claimed = tuple(ClaimedVideo(f"{token}-{i}", "v.avi") for i in range(videos))
-        yield ExtractTask(Claim("me", token, claimed, 0.0), (Path("/v.avi"),) * videos)
+        yield ExtractTask(Claim("me", token, claimed), (Path("/v.avi"),) * videos)
 
 
 def tokens(reports: Iterator[tuple[ExtractTask, TaskReport]]) -> list[int]:

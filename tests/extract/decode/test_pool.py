@@ -14,7 +14,15 @@ from pathlib import Path
 import pytest
 
 from cache.common.errors import DecodeError
-from extract.decode import DecodePool, DecodeSettings, FrameBlock, Limits, MissingDecoderError
+from extract.decode import (
+    DecodePool,
+    DecodeSettings,
+    FrameBlock,
+    Limits,
+    MissingDecoderError,
+    VideoEnd,
+    VideoRequest,
+)
 from tests.helpers.decoders import LETTERS, SINS
 from tests.helpers.decoding import by_path, decode_here, pixels_digest, receive
 from tests.helpers.processes import alive, children, open_descriptors, wait_until
@@ -67,6 +75,36 @@ class TestStream:
             received = receive(pool, [("a", video)])["a"]
         assert received.frames == 7
         assert received.times == pytest.approx([index / 5 for index in range(7)])
+
+    def test_chosen_frames_are_those_of_the_whole_video(self, video: Path) -> None:
+        whole = decode_here(video)
+        spans = ((0, 1), (3, 40), (40, 41), (90, 95), (99, 300))
+        with DecodePool(DecodeSettings(workers=1)) as pool:
+            shown: dict[int, bytes] = {}
+            ends: dict[str, VideoEnd] = {}
+            requests = [("some", spans), ("none", ()), ("first", ((2, 4),)), ("beyond", ((100, 101),))]
+            for item in pool.decode(VideoRequest(name, video, frames) for name, frames in requests):
+                if isinstance(item, VideoEnd):
+                    ends[item.outcome.video_id] = item
+                elif item.video_id == "some":
+                    for index, frame in enumerate(item.frames_FHW3, item.first_frame):
+                        shown[index] = frame.tobytes()
+                        assert item.pts_seconds_F[index - item.first_frame] == whole.pts_seconds[index]
+                    item.release()
+                else:
+                    assert (item.video_id, item.first_frame, len(item.frames_FHW3)) == ("first", 2, 2)
+                    item.release()
+        wanted = [index for start, stop in spans for index in range(start, min(stop, 100))]
+        assert shown == {index: whole.frames_FHW3[index].tobytes() for index in wanted}
+        decoded = {"some": 100, "none": 100, "first": 4, "beyond": 100}
+        for name, count in decoded.items():
+            assert (ends[name].outcome.status, ends[name].outcome.num_frames) == ("done", count)
+            assert ends[name].pts_seconds_F.tolist() == whole.pts_seconds[:count].tolist()
+
+    @pytest.mark.parametrize("spans", [[(2, 2)], [(0, 5), (4, 6)], [(-1, 3)], [(5, 6), (0, 1)]])
+    def test_spans_ascend(self, spans: list[tuple[int, int]]) -> None:
+        with pytest.raises(ValueError, match="expected ascending half-open spans"):
+            VideoRequest("a", Path("a.mp4"), spans)
 
     def test_no_videos_no_workers(self) -> None:
         with DecodePool(DecodeSettings(workers=2)) as pool:
@@ -265,7 +303,7 @@ class TestInputs:
         huge = claim_size(encode(tmp_path / "huge.avi", 3, codec="rawvideo"), 100_000, 100_000)
         expected = {
             healthy: ("done", ""),
-            claim_frames(encode(tmp_path / "liar.avi"), 10**6): ("suspect", "decoded 12 frames, 1000000 declared"),
+            claim_frames(encode(tmp_path / "liar.avi"), 10**6): ("done", "decoded 12 frames, 1000000 declared"),
             huge: ("failed", "no frames decoded"),
             written("playlist.mp4", f"#EXTM3U\n#EXTINF:1,\n{secret}\n".encode()): ("failed", "not a known video"),
             written("concat.mp4", f"ffconcat version 1.0\nfile '{secret}'\n".encode()): ("failed", "not a known video"),
@@ -333,7 +371,15 @@ class TestNothingIsLeftBehind:
             signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
             sys.path[:0] = {sys.path!r}
             from pathlib import Path
-            from extract.decode import DecodePool, DecodeSettings, FrameBlock, Limits, MissingDecoderError
+            from extract.decode import (
+    DecodePool,
+    DecodeSettings,
+    FrameBlock,
+    Limits,
+    MissingDecoderError,
+    VideoEnd,
+    VideoRequest,
+)
             videos = [(str(n), Path({str(tmp_path / "hold_the_interpreter.mp4")!r})) for n in range(2)]
             with DecodePool(DecodeSettings(decoder={EVIL!r}, workers=2)) as pool:
                 for item in pool.decode(videos):

@@ -30,6 +30,27 @@ def test_absurd_times_are_not_believed() -> None:
     assert placed([0.0, math.inf, math.nan, 0.2]) == pytest.approx([0, 0.04, 0.08, 0.2])
 
 
+@pytest.mark.parametrize("jump", [-36_000.0, -3_600.0, 601.0, 3_600.0, 36_000.0, 1e12])
+@pytest.mark.parametrize("where", [1, 5, 9])
+def test_a_jump_by_hours_is_taken_out_and_told(jump: float, where: int) -> None:
+    timeline = Timeline(120.0 if where == 1 else 0.04)  # a jump at the start makes the header's average useless
+    times = [0.04 * index + (jump if index >= where else 0) for index in range(10)]
+    assert [timeline.place(time) for time in times] == pytest.approx([0.04 * index for index in range(10)], abs=0.5)
+    assert timeline.jumps == f"times jump by {jump + 0.04:+.0f} s at frame {where}"
+
+
+def test_one_frame_elsewhere_is_two_jumps() -> None:
+    timeline = Timeline(0.04)
+    assert [timeline.place(time) for time in (1.0, 1.5, 7200.0, 2.0, 2.5)] == [0, 0.5, 1.0, 1.5, 2.0]
+    assert timeline.jumps == "times jump by +7198 s at frame 2, and 1 more jumps"
+
+
+def test_a_picture_may_stand_still_for_minutes() -> None:
+    timeline = Timeline(0.04)
+    assert [timeline.place(time) for time in (0.0, 590.0, 590.04)] == [0, 590.0, 590.04]
+    assert not timeline.jumps
+
+
 @given(st.lists(st.none() | st.floats(), max_size=50), st.floats(1e-3, 10))
 def test_times_ascend_whatever_is_reported(times: list[float | None], frame_seconds: float) -> None:
     line = placed(times, frame_seconds)
