@@ -3,7 +3,7 @@ PYTHON3 ?= python3.11
 WORK ?= work
 
 # The variables of the three stages; each may be given on the command line or in the environment.
-override VARIABLES := DATASET DATA SUBSET WEIGHTS LEVEL POOL SPLIT SEED RECIPE VIEWS FORMAT DEVICE JOBS ENGINE WORKERS WATCH CALIBRATE FRESH TABLE VIDEO CACHE WORK
+override VARIABLES := DATASET DATA SUBSET WEIGHTS LEVEL POOL SPLIT SEED RECIPE VIEWS FORMAT DEVICE JOBS ENGINE WORKERS WATCH CALIBRATE FRESH TABLE VIDEO CACHE AGAIN WORK BACKBONE
 
 # What is given is text. Make would expand it: `$(shell ...)` in a file's name would run, `$HOME` become OME.
 override define newline
@@ -20,8 +20,9 @@ override quoted = '$(subst ','\'',$(1))'
 override option = $(if $($(2)),$(1) $(call quoted,$($(2))))
 override COMMON = --work $(call quoted,$(WORK)) $(call option,--dataset,DATASET) $(call option,--device,DEVICE)
 override EXTRACT = $(call option,--data,DATA) $(if $(filter-out 0 no false,$(SUBSET)),--subset) $(call option,--weights,WEIGHTS) \
+	$(call option,--backbone,BACKBONE) \
 	$(call option,--views,VIEWS) $(call option,--format,FORMAT) $(call option,--cache,CACHE) $(call option,--jobs,JOBS) \
-	$(call option,--engine,ENGINE) $(call option,--workers,WORKERS)
+	$(call option,--engine,ENGINE) $(call option,--workers,WORKERS) $(call option,--again,AGAIN)
 override TRAIN = $(call option,--pool,POOL) $(call option,--split,SPLIT) $(call option,--seed,SEED) $(call option,--recipe,RECIPE) \
 	$(if $(filter-out 0 no false,$(WATCH)),--watch) $(if $(filter-out 0 no false,$(FRESH)),--fresh)
 override FUSE = --work $(call quoted,$(WORK)) $(call option,--dataset,DATASET) $(call option,--pool,POOL) $(call option,--split,SPLIT) \
@@ -41,10 +42,11 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-demo: $(READY) ## the whole pipeline on a small dataset made on the spot, without network
-	$(MAKE) --no-print-directory fuse DATASET=demo
+# Another backbone's demo has a folder of its own, as a cache holds the features of one backbone.
+demo: $(READY) ## the whole pipeline on a small dataset made on the spot, without network   BACKBONE=
+	$(MAKE) --no-print-directory fuse DATASET=demo $(if $(BACKBONE),WORK=$(call quoted,$(WORK)/$(BACKBONE)))
 
-extract: $(READY) ## stage one: videos -> cached features                DATASET= DATA= SUBSET=1 WEIGHTS= VIEWS= FORMAT=
+extract: $(READY) ## stage one: videos -> cached features                DATASET= DATA= SUBSET=1 BACKBONE= WEIGHTS= VIEWS= FORMAT=
 	$(PY) -m extract $(COMMON) $(EXTRACT)
 
 # For the later stages: a cache in which some videos failed (exit code 3) is complete enough to train from.

@@ -38,9 +38,9 @@ from cache.store import FeatureCache
 from extract.decode import DecodePool, FrameBlock
 from extract.local import extract_pending
 from extract.meter import Meter, ticking
-from extract.network.backbones import folded_trunk, level_means, torch_dtype
+from extract.network.backbones import columns_of, read_levels, torch_dtype
 from extract.network.engine import Engine, open_engine
-from extract.network.preprocess import CROP, MEAN, RESIZED_SHORTER_SIDE, STD
+from extract.network.preprocess import MEAN, PAPER, STD
 from extract.network.weights import Weights, load_weights
 from extract.pipeline import decode_settings, extract_features
 from extract.settings import ExtractSettings, RequestedSettings, fingerprint
@@ -54,7 +54,7 @@ def agree(path: Path, settings: ExtractSettings, weights: Weights) -> float:
     """Lowest cosine, over frames and levels, between extracted features and fp32 ones of torchvision's transform."""
     short = replace(settings, max_frames=CHECKED_FRAMES)
     to_float, scaled = v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)
-    transform = v2.Compose([v2.Resize(RESIZED_SHORTER_SIDE, antialias=True), v2.CenterCrop(CROP), to_float, scaled])
+    transform = v2.Compose([v2.Resize(PAPER.resize, antialias=True), v2.CenterCrop(PAPER.crop), to_float, scaled])
     frames = []
     with DecodePool(decode_settings(short)) as pool:
         for item in pool.decode([("v", path)]):
@@ -62,25 +62,25 @@ def agree(path: Path, settings: ExtractSettings, weights: Weights) -> float:
                 frames += [transform(torch.from_numpy(frame).permute(2, 0, 1)) for frame in item.frames_FHW3]
                 item.release()
     with torch.inference_mode():
-        expected = level_means(folded_trunk(weights), torch.stack(frames), settings.levels)
+        expected = read_levels(weights, device="cpu", dtype=torch.float32, levels=settings.levels)(torch.stack(frames))
     (result,) = extract_features([("v", path)], short, engine=open_engine(short, weights))
     ours = torch.cat([torch.from_numpy(result.features[level][0]) for level in settings.levels], dim=1)
     return min(
-        float(torch.cosine_similarity(a, b).min())
-        for a, b in zip(ours.float().split(128, 1), expected.split(128, 1), strict=True)
+        float(torch.cosine_similarity(ours[:, columns].float(), expected[:, columns]).min())
+        for columns in columns_of(weights, settings.levels).values()
     )
 
 
 def network_rate(settings: ExtractSettings, weights: Weights, seconds: float) -> float:
     """Crops per second of the network on a ready batch."""
     dtype, on_gpu = torch_dtype(settings.precision), settings.device != "cpu"
-    net = folded_trunk(weights).to(settings.device, dtype).to(memory_format=torch.channels_last)
-    batch = torch.randn(settings.batch_frames, 3, CROP, CROP, device=settings.device).to(dtype)
+    net = read_levels(weights, device=settings.device, dtype=dtype, levels=settings.levels)
+    batch = torch.randn(settings.batch_frames, 3, PAPER.crop, PAPER.crop, device=settings.device).to(dtype)
     batch = batch.contiguous(memory_format=torch.channels_last)
     done, started = 0, 0.0
     with torch.inference_mode():
         for turn in range(10**9):
-            level_means(net, batch, settings.levels)
+            net(batch)
             if on_gpu and (turn < 4 or turn % 20 == 0):
                 torch.cuda.synchronize()
             if turn == 3:

@@ -32,7 +32,7 @@ from benchmarks.turns import machine, take_turns
 from cache.common.device import available_bytes
 from cache.common.files import write_json_durably
 from cache.fingerprint import CHANNELS, LEVELS, Level
-from extract.network.backbones import build_forward, split_levels
+from extract.network.backbones import build_forward, columns_of
 from extract.network.weights import load_weights
 from fuse.report.timing import FILE, Timed
 from train.distributed import choose_device
@@ -153,7 +153,7 @@ def rrn(level: Level, *, cached: bool) -> Callable[[Case, torch.device], tuple[n
 
         def features() -> Tensor:
             with torch.inference_mode():
-                made = torch.cat([forward(part) for part in rows.split(100)])[:, split_levels(levels)[level]]
+                made = torch.cat([forward(part) for part in rows.split(100)])[:, columns_of(backbone, levels)[level]]
             return made.float().unflatten(0, (case.batch, case.frames)).transpose(0, 1).clone()
 
         kept = features()

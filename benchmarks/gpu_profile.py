@@ -23,7 +23,7 @@ from cache.clips import ClipRule
 from cache.common.files import write_json_durably
 from extract.network.backbones import build_forward
 from extract.network.engine import open_engine
-from extract.network.preprocess import CROP, crop_of, crop_views, resize
+from extract.network.preprocess import PAPER, crop_of, crop_views, resize
 from extract.network.weights import load_weights
 from extract.settings import GPU_DEFAULTS, ExtractSettings, default_precision
 from train.clips import Bank, cut
@@ -90,7 +90,7 @@ def extraction(device: torch.device, seconds: float) -> tuple[list[dict[str, Any
     pinned = torch.empty_like(host, pin_memory=on_gpu)
     there = host.to(device)
     forward = build_forward(weights, device=str(device), precision=settings.precision, levels=settings.levels)
-    crops_B = torch.zeros((rows, CROP, CROP, 3), dtype=torch.uint8, device=device)
+    crops_B = torch.zeros((rows, PAPER.crop, PAPER.crop, 3), dtype=torch.uint8, device=device)
     parts: dict[str, Callable[[], object]] = {
         "copy into pinned memory": lambda: pinned.copy_(host),
         "upload": lambda: pinned.to(device, non_blocking=True),

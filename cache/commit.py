@@ -51,7 +51,7 @@ class ShardNotes:
     environment: str
     """JSON: see `ShardRow.environment`."""
     outcomes: tuple[Outcome, ...]
-    """Of its videos, in order. Their decode times are 0: equal work gives equal bytes."""
+    """Of its videos, in order. Decode and modification times are 0: equal work gives equal bytes."""
 
     @classmethod
     def of(cls, index: ShardIndex) -> "ShardNotes":
@@ -83,7 +83,7 @@ def stage(
     notes = ShardNotes(
         fingerprint=storage.description.fingerprint.digest,
         environment=canonical_json(dict(environment)),
-        outcomes=tuple(dataclasses.replace(o, seconds=0.0) for o in ordered if o.status in WITH_FEATURES),
+        outcomes=tuple(_noted(outcome) for outcome in ordered if outcome.status in WITH_FEATURES),
     )
     data = dataclasses.replace(data, notes=canonical_json(dataclasses.asdict(notes)))
     shards = storage.folder / "shards"
@@ -98,6 +98,12 @@ def stage(
         if isinstance(error, OSError):
             raise _disk_error(error, shards) from error
         raise
+
+
+def _noted(outcome: Outcome) -> Outcome:
+    """What a shard says of a video: nothing that differs between two extractions of equal files."""
+    file = outcome.file and dataclasses.replace(outcome.file, modified_ns=0)
+    return dataclasses.replace(outcome, seconds=0.0, file=file)
 
 
 def _row(storage: Storage, written: Written, index: ShardIndex, environment: str) -> ShardRow:

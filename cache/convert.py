@@ -41,6 +41,7 @@ def convert(source: FeatureCache, target: Path, backend: Backend) -> int:
                 f"look at `python -m cache leases {target}`; then run the same command again"
             )
         prove_equal(source, made, wanted)
+        made.put_files({video: file for video, file in source.ledger.files().items() if file and video in wanted})
         return len(made.video_ids)
 
 

@@ -20,6 +20,7 @@ from cache.common.files import (
     unsealed_json,
     write_bytes_durably,
 )
+from cache.common.text import some
 
 Half = Literal["train", "test", "none"]
 """Which half of a split a sample is in; `none` leaves it out of that split."""
@@ -235,6 +236,19 @@ class Dataset:
     def split_numbers(self) -> list[int]:
         """The splits that some sample is in, also as `none`."""
         return sorted({number for sample in self.samples for number in sample.splits})
+
+    def one_sided_notes(self, split: int) -> list[str]:
+        """Which classes are in one half of a split only, a phrase for each half; empty if there are none."""
+        train, test = ({self.class_of(each) for each in self.half(split, half)} for half in ("train", "test"))
+        texts = {
+            "in the test half only, so that no head learns them": test - train,
+            "in the training half only, so that they are not tested": train - test,
+        }
+        return [
+            f"{len(names)} classes are {text}: {some(sorted(filter(None, names)))}"
+            for text, names in texts.items()
+            if names
+        ]
 
     def class_of(self, sample: Sample) -> str | None:
         """Name of a sample's class; None if it is not known."""

@@ -9,15 +9,15 @@ import re
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Final, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Final, Literal, NamedTuple, get_args
 
 import msgspec
 
 from cache.common.errors import DamageError, LeaseLostError
-from cache.common.files import from_json
+from cache.common.files import ADDED_LATER, from_json
 from cache.processes import LeaseWatch, is_dead, this_process
 from cache.sqlite import Database
 
@@ -39,6 +39,18 @@ Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 
 
 @dataclass(frozen=True, kw_only=True)
+class FileState:
+    """A video's file as it was extracted, so that a later extraction can tell whether it has changed."""
+
+    size: Count
+    """In bytes."""
+    modified_ns: Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+    """Its modification time, on the machine that extracted it; 0 if that is not known."""
+    hash: Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{32})?\Z")] = ""
+    """xxh3_128 of its bytes; empty if it is not known, because it changed while the video was extracted."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What became of one video."""
 
@@ -54,6 +66,8 @@ class Outcome:
     """Errors that the decoder reported."""
     seconds: float = 0.0
     """Time spent decoding."""
+    file: FileState | None = field(default=None, compare=False, metadata=ADDED_LATER)
+    """The file; None for remote videos, and where `Ledger.outcomes` reads it."""
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
@@ -150,6 +164,19 @@ CREATE TABLE shards (
 );
 """
 
+_FILES = """
+CREATE TABLE IF NOT EXISTS files (
+    id TEXT PRIMARY KEY,
+    size INTEGER NOT NULL,
+    modified_ns INTEGER NOT NULL,
+    hash TEXT NOT NULL,
+    first_hash TEXT NOT NULL
+);
+"""
+"""The files as they were extracted, and the hash of the first one; made in ledgers of earlier versions by a write."""
+
+_OUTCOME_COLUMNS = ("status", "reason", "num_frames", "declared_frames", "decoder_errors", "seconds")
+
 _ANEW = (
     "status = 'pending', claim = NULL, shard = NULL, position = NULL, reason = '', num_frames = 0,"
     " declared_frames = NULL, decoder_errors = 0, seconds = 0"
@@ -162,7 +189,7 @@ class Ledger(Database):
 
     def __init__(self, path: Path, cache_id: int = 0) -> None:
         """Raises `CacheError` if there is no ledger at `path`. Its use does so if it is not that of `cache_id`."""
-        super().__init__(path, _SCHEMA, cache_id)
+        super().__init__(path, _SCHEMA + _FILES, cache_id, earlier=_SCHEMA)
         self._watch = LeaseWatch()
 
     @classmethod
@@ -327,14 +354,30 @@ class Ledger(Database):
             ).rowcount
             if changed != 1:
                 return outcome.video_id
+        Ledger.put_files(connection, {each.video_id: each.file for each in outcomes if each.file is not None})
         return None
 
-    def requeue(self, connection: sqlite3.Connection, statuses: Sequence[Status]) -> int:
-        """Make all videos of these statuses pending again and forget their features. Returns how many there were."""
+    @staticmethod
+    def put_files(connection: sqlite3.Connection, files: Mapping[str, FileState]) -> None:
+        """Record the files of videos as they are, or were extracted."""
+        connection.execute(_FILES)
+        connection.executemany(
+            "INSERT INTO files (id, size, modified_ns, hash, first_hash) VALUES (?1, ?2, ?3, ?4, ?4) ON CONFLICT (id)"
+            " DO UPDATE SET size = excluded.size, modified_ns = excluded.modified_ns, hash = excluded.hash",
+            [(video_id, each.size, each.modified_ns, each.hash) for video_id, each in files.items()],
+        )
+
+    def requeue(
+        self, connection: sqlite3.Connection, statuses: Sequence[Status] = (), videos: Sequence[str] = ()
+    ) -> int:
+        """Make pending again: all videos of these statuses, and `videos`. Returns how many there were.
+
+        Their features are forgotten. Nothing happens to videos that are pending, which somebody may be at work on.
+        """
         marks = ", ".join("?" * len(statuses))
-        return connection.execute(
-            f"UPDATE videos SET {_ANEW} WHERE status IN ({marks}) AND path != ''", tuple(statuses)
-        ).rowcount
+        anew = f"UPDATE videos SET {_ANEW} WHERE path != '' AND status != 'pending' AND"
+        count = connection.execute(f"{anew} status IN ({marks})", tuple(statuses)).rowcount
+        return count + sum(connection.execute(f"{anew} id = ?", (video_id,)).rowcount for video_id in videos)
 
     def forget_shard(self, connection: sqlite3.Connection, number: int) -> int:
         """Remove a shard's row and make its videos pending again. Returns how many there were."""
@@ -364,7 +407,7 @@ class Ledger(Database):
 
     def outcomes(self, status: Status | None = None) -> Iterator[Outcome]:
         """Yields what became of each video, in id order; only of videos with `status` if it is given."""
-        columns = "id, status, reason, num_frames, declared_frames, decoder_errors, seconds"
+        names, columns = ("video_id", *_OUTCOME_COLUMNS), ", ".join(("id", *_OUTCOME_COLUMNS))
         chosen = "" if status is None else "AND status = ?"
         last = ""
         while True:
@@ -377,8 +420,36 @@ class Ledger(Database):
             if not rows:
                 return
             for row in rows:
-                yield Outcome(**dict(zip(Outcome.__dataclass_fields__, row, strict=True)))
+                yield Outcome(**dict(zip(names, row, strict=True)))
             last = rows[-1][0]
+
+    def files(self) -> dict[str, FileState | None]:
+        """The file of each video that is not pending, as it was extracted; None if that is not known."""
+        rows = self._files("videos.id, size, modified_ns, hash", "status != 'pending'")
+        try:
+            found = msgspec.convert(rows, list[tuple[str, int | None, int | None, str | None]])
+        except ValueError as error:
+            raise DamageError(f"{self.path} is damaged: {error}") from error
+        return {
+            video_id: None
+            if size is None or modified_ns is None or digest is None
+            else FileState(size=size, modified_ns=modified_ns, hash=digest)
+            for video_id, size, modified_ns, digest in found
+        }
+
+    def replaced_files(self) -> dict[str, str]:
+        """Hashes of the files that have changed since their first extraction, by video."""
+        return dict(self._files("videos.id, hash", "hash != first_hash"))
+
+    def _files(self, columns: str, condition: str) -> list[tuple[Any, ...]]:
+        with self.reading() as connection:
+            known = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'files'").fetchone()
+            files = (
+                "files" if known else "(SELECT id, NULL size, NULL modified_ns, NULL hash, NULL first_hash FROM videos)"
+            )
+            return connection.execute(
+                f"SELECT {columns} FROM videos LEFT JOIN {files} USING (id) WHERE path != '' AND {condition}"
+            ).fetchall()
 
     def num_frames(self) -> int:
         """Frames of all videos with features; frames in shards whose videos were requeued do not count."""

@@ -32,8 +32,10 @@ _ADVICE = {
 class Database:
     """An open database file. Safe to use from several threads, and from a forked child, which opens its own."""
 
-    def __init__(self, path: Path, schema: str, owner: int = 0) -> None:
+    def __init__(self, path: Path, schema: str, owner: int = 0, *, earlier: str) -> None:
         """`schema` is the SQL that makes the tables; `owner` the file's `application_id`, 0 for any.
+
+        Tables of the schema `earlier` are accepted too.
 
         Raises `DamageError` if there is no plain file at `path`.
         """
@@ -46,7 +48,7 @@ class Database:
             raise DamageError(
                 f"{path} is missing or not a file; `python -m cache repair {path.parent}` makes it anew from the shards"
             )
-        self.path, self._schema, self._owner = path, schema, owner
+        self.path, self._schema, self._earlier, self._owner = path, schema, earlier, owner
         self._inherited: sqlite3.Connection | None = None
         self._start()
 
@@ -97,7 +99,7 @@ class Database:
             if self._connection is None:
                 self._connection = self._connect()
                 # Tables, triggers and views that are not ours could run foreign SQL.
-                if _tables(self._connection) != _expected_tables(self._schema):
+                if _tables(self._connection) not in map(_expected_tables, (self._schema, self._earlier)):
                     raise DamageError(
                         f"{self.path} has other tables than a ledger of ours; it is damaged or not to be trusted"
                     )

@@ -145,8 +145,8 @@ class Storage(Protocol):
     def commit(self, connection: Connection, staged: StagedShard) -> None:
         """Make a numbered shard and its outcomes visible to readers: the last step before the transaction ends."""
 
-    def requeue(self, statuses: Sequence[Status]) -> int:
-        """Make all videos of these statuses pending again. Returns how many there were."""
+    def requeue(self, statuses: Sequence[Status] = (), videos: Sequence[str] = ()) -> int:
+        """Make all videos of these statuses, and `videos`, pending again. Returns how many there were."""
 
     def remember(self, settings: Mapping[str, JSON]) -> None:
         """Make `settings` those that later commands continue with. The cache.json in an object store never changes."""
@@ -241,9 +241,9 @@ class LocalStorage(Storage):
             discard(final)
             raise
 
-    def requeue(self, statuses: Sequence[Status]) -> int:
+    def requeue(self, statuses: Sequence[Status] = (), videos: Sequence[str] = ()) -> int:
         with self.ledger.transaction() as connection:
-            return self.ledger.requeue(connection, statuses)
+            return self.ledger.requeue(connection, statuses, videos)
 
     def replace_dataset(self, dataset: Dataset) -> None:
         with self.ledger.transaction() as connection:

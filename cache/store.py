@@ -16,7 +16,7 @@ from cache.common.errors import CacheError
 from cache.dataset import Dataset, Sample, read_dataset
 from cache.description import Description, read_description
 from cache.fingerprint import JSON, Fingerprint, Level, check_fingerprint
-from cache.ledger import Claim, Ledger, Outcome, Place, Status, new_cache_id
+from cache.ledger import Claim, FileState, Ledger, Outcome, Place, Status, new_cache_id
 from cache.reading import FeatureBank, ShardPool, load_bank
 from cache.remote.attachment import COPY_BYTES, attach, find_cache, publish
 from cache.remote.client import Location, Objects
@@ -275,10 +275,20 @@ class FeatureCache:
             self.__dict__.pop(stale, None)
         return len({video.id for video in dataset.videos} - before)
 
-    def requeue(self, statuses: Sequence[Status]) -> int:
-        """Make all videos of these statuses pending again and forget their features. Returns how many there were."""
+    def requeue(self, statuses: Sequence[Status] = (), videos: Sequence[str] = ()) -> int:
+        """Make all videos of these statuses, and `videos`, pending again. Returns how many there were.
+
+        Their features stay in the shards and nowhere else.
+        """
         _ = self.ledger  # brings a working copy up to date
-        return self.storage.requeue(statuses)
+        count = self.storage.requeue(statuses, videos)
+        self.__dict__.pop("_places", None)
+        return count
+
+    def put_files(self, files: Mapping[str, FileState]) -> None:
+        """Record the files of extracted videos as this machine has them now."""
+        with self.ledger.transaction() as connection:
+            self.ledger.put_files(connection, files)
 
     def commit(
         self, claim: Claim, data: ShardData | None, outcomes: Sequence[Outcome], environment: Mapping[str, JSON]

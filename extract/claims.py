@@ -91,8 +91,7 @@ class ClaimQueue:
         """Write and commit a shard in the background; waits while the disk is behind."""
 
         def commit() -> None:
-            outcomes = [video.outcome for video in shard.videos]
-            self._cache.commit(shard.claim, shard_data(shard.videos), outcomes, self._made_with.environment)
+            self._cache.commit(shard.claim, shard_data(shard.videos), shard.outcomes(), self._made_with.environment)
 
         self.submit(commit, shard.claim, last=shard.last)
 

@@ -21,10 +21,9 @@ from cache.ledger import Outcome
 from extract.datasets.remote import decode_with_downloads
 from extract.decode import DecodePool, DecodeSettings, FrameBlock, VideoEnd
 from extract.meter import Meter
-from extract.network.backbones import split_levels
 from extract.network.engine import Engine, open_engine
 from extract.network.packer import Packer, VideoRows
-from extract.network.preprocess import MAX_RESIZED_PIXELS, crop_of, resized_size
+from extract.network.preprocess import crop_of
 from extract.network.weights import load_weights
 from extract.settings import ExtractSettings
 
@@ -80,13 +79,13 @@ def features_of_frames(
             videos.setdefault(item.outcome.video_id, VideoRows()).outcome = item.outcome
         else:
             _pack(item, videos.setdefault(item.video_id, VideoRows()), settings, engine, packer, meter)
-        for video in _finished(videos, settings):
+        for video in _finished(videos, settings, engine.columns):
             with meter.during("write"):
                 yield video
     with meter.during("forward"):
         packer.flush()
     meter.batches = packer.batches
-    yield from _finished(videos, settings)
+    yield from _finished(videos, settings, engine.columns)
 
 
 def _pack(
@@ -94,8 +93,9 @@ def _pack(
 ) -> None:
     """Resize, crop and pack a block; its memory goes back to the decoders as early as possible."""
     frames, height, width, _ = block.frames_FHW3.shape
-    if np.prod(resized_size(height, width)) > MAX_RESIZED_PIXELS:
-        video.refused = f"frames of {width} x {height} are too narrow to be scaled to a shorter side of 256"
+    if engine.preprocess.is_too_narrow(height, width):
+        shorter = engine.preprocess.resize
+        video.refused = f"frames of {width} x {height} are too narrow to be scaled to a shorter side of {shorter}"
     if video.refused:
         block.release()
         return
@@ -110,17 +110,19 @@ def _pack(
     meter.batches = packer.batches
 
 
-def _finished(videos: dict[str, VideoRows], settings: ExtractSettings) -> list[VideoFeatures]:
+def _finished(
+    videos: dict[str, VideoRows], settings: ExtractSettings, columns: Mapping[Level, slice]
+) -> list[VideoFeatures]:
     """Takes the videos that are complete, or failed, out of `videos`."""
     ended = [
         video_id
         for video_id, video in videos.items()
         if video.outcome and (video.fetched == video.packed or video.outcome.status == "failed")
     ]
-    return [_result(videos.pop(video_id), settings) for video_id in ended]
+    return [_result(videos.pop(video_id), settings, columns) for video_id in ended]
 
 
-def _result(video: VideoRows, settings: ExtractSettings) -> VideoFeatures:
+def _result(video: VideoRows, settings: ExtractSettings, columns: Mapping[Level, slice]) -> VideoFeatures:
     outcome = video.outcome
     assert outcome is not None
     if video.refused or outcome.status == "failed":
@@ -128,9 +130,8 @@ def _result(video: VideoRows, settings: ExtractSettings) -> VideoFeatures:
     rows, views = np.concatenate(video.features), len(settings.views)
     assert len(rows) == outcome.num_frames * views, f"{outcome.video_id}: frames were lost on the way to the network"
     features_VFC = rows.reshape(-1, views, rows.shape[1]).transpose(1, 0, 2)
-    if problem := _not_finite(features_VFC, settings):
+    if problem := _not_finite(features_VFC, settings, columns):
         return failed(outcome, problem)
-    columns = split_levels(settings.levels)
     return VideoFeatures(
         outcome=outcome,
         features={level: np.ascontiguousarray(features_VFC[:, :, span]) for level, span in columns.items()},
@@ -145,13 +146,12 @@ def failed(outcome: Outcome, reason: str) -> VideoFeatures:
     )
 
 
-def _not_finite(features_VFC: NDArray[np.float16], settings: ExtractSettings) -> str:
+def _not_finite(features_VFC: NDArray[np.float16], settings: ExtractSettings, columns: Mapping[Level, slice]) -> str:
     """Why features cannot be stored, if some are not finite in float16; empty if all are."""
     finite_F = np.isfinite(features_VFC).all(axis=(0, 2))
     if finite_F.all():
         return ""
     frame = int(np.argmin(finite_F))
-    columns = split_levels(settings.levels)
     bad = [level for level, span in columns.items() if not np.isfinite(features_VFC[:, frame, span]).all()]
     return (
         f"features of frame {frame}, level {' and '.join(bad)}, are not finite or beyond 65504, the largest float16 "

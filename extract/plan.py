@@ -1,7 +1,8 @@
 """What an extraction has to do: its dataset against the cache's, the cache it adds to, how much disk it needs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from cache.dataset import ADDRESS, Dataset, Sample
 from cache.fingerprint import Fingerprint
 from cache.store import FeatureCache
 from extract.datasets import load_dataset
+from extract.datasets.changes import Change, find_changes
+from extract.datasets.remote import address_of
 from extract.decode import DecodePool, DecodeSettings, VideoEnd
 from extract.network.weights import Weights
 from extract.settings import ExtractSettings, OneTimeOptions, RequestedSettings
@@ -29,6 +32,9 @@ USUAL_FPS = 25.0
 
 LISTED_CLASSES = 20
 """Classes shown with their numbers of videos before an extraction."""
+
+ROUNDING_SECONDS = 0.05
+"""By how much a span may end after its video before that is mentioned: people round."""
 
 LISTED = 5
 """Names shown of new, vanished and changed videos."""
@@ -54,22 +60,38 @@ class Extraction:
     @property
     def video_paths(self) -> Mapping[str, Path]:
         """The file of each video, or the address it is fetched from (see `extract.datasets.remote`)."""
-        return {
-            video.id: Path(video.path) if ADDRESS.fullmatch(video.path) else self.root / video.path
-            for video in self.dataset.videos
-        }
+        return paths_of(self.dataset, self.root)
+
+
+def paths_of(dataset: Dataset, root: Path) -> dict[str, Path]:
+    """The file of each video below `root`, or the address it is fetched from (see `extract.datasets.remote`)."""
+    return {
+        video.id: Path(video.path) if ADDRESS.fullmatch(video.path) else root / video.path for video in dataset.videos
+    }
 
 
 def find_dataset(
-    workspace: Workspace, name: str, settings: RequestedSettings, *, allow_remote: bool
+    workspace: Workspace,
+    name: str,
+    settings: RequestedSettings,
+    *,
+    allow_remote: bool,
+    recorded: Dataset | None = None,
 ) -> tuple[Dataset, Path]:
     """The dataset as it is now, and the folder that its paths start from; DatasetError if it is not usable.
 
+    Splits that are drawn here keep the halves of the `recorded` dataset. Says which classes are in one half only.
     `allow_remote` is never remembered: a cache that somebody else made must not open connections by itself.
     """
     data = Path(settings.data) if settings.data else None
     found, root = load_dataset(
-        name, data, subset=settings.subset, work=workspace.root, remote=allow_remote, say=click.echo
+        name,
+        data,
+        subset=settings.subset,
+        work=workspace.root,
+        remote=allow_remote,
+        recorded=recorded,
+        say=click.echo,
     )
     if len(counts := found.class_counts()) == 1:
         raise DatasetError(
@@ -77,13 +99,16 @@ def find_dataset(
             "there is nothing to tell apart: expected are <class>/<video> of two classes or more, or a CSV file with "
             "their labels"
         )
+    for split in found.split_numbers:
+        for note in found.one_sided_notes(split):
+            click.echo(f"split {split}: {note}")
     return found, root
 
 
-def update_dataset(cache: FeatureCache, found: Dataset) -> None:
+def update_dataset(cache: FeatureCache, found: Dataset, root: Path) -> None:
     """Make the dataset as found now the cache's; says which videos are new, gone, or have another label or half.
 
-    DatasetError if the two have no video in common.
+    Videos whose files below `root` have changed are pending again. DatasetError if the two have no video in common.
     """
     cached = cache.dataset
     before, now = ({video.id for video in each.videos} for each in (cached, found))
@@ -111,11 +136,61 @@ def update_dataset(cache: FeatureCache, found: Dataset) -> None:
     for text, ids in changes.items():
         if ids:
             click.echo(text.format(f"{len(ids):,}", some(ids, LISTED)))
+    _compare_files(cache, paths_of(found, root))
+
+
+def _compare_files(cache: FeatureCache, paths: Mapping[str, Path]) -> None:
+    """Make videos pending whose files are not those that were extracted; says so."""
+    found = find_changes(cache.ledger.files(), paths)
+    if found["changed"]:
+        cache.requeue(videos=list(found["changed"]))
+    if now := found["touched"] | found["unknown"]:
+        cache.put_files(now)
+    texts: dict[Change, str] = {
+        "changed": "{} videos are extracted again, because their files have changed: {}",
+        "touched": "{} files have another time and the same bytes, so nothing is to be done: {}",
+        "unknown": "{} files are remembered as they are now, since the cache did not know them yet: {}",
+    }
+    for change, text in texts.items():
+        if ids := sorted(found[change]):
+            click.echo(text.format(f"{len(ids):,}", some(ids, LISTED)))
+    if remote := sum(address_of(path) is not None for path in paths.values()):
+        click.echo(f"{remote:,} remote videos are not checked for changes: --again ID extracts one of them anew")
+
+
+def extract_again(cache: FeatureCache, found: Dataset, ids: Sequence[str]) -> None:
+    """Make the videos `ids`, which the user names, pending again. DatasetError for an id that no video has."""
+    known = {video.id for video in found.videos}
+    if unknown := [each for each in ids if each not in known]:
+        near = get_close_matches(unknown[0], known)
+        raise DatasetError(
+            f"--again: there is no video {visible(unknown[0])!r} in {found.name!r}"
+            + (f"; the nearest are {some(near)}" if near else "; an id is a path below the data folder, without suffix")
+        )
+    cache.requeue(videos=list(ids))
+    click.echo(f"{len(ids)} videos are extracted again, as asked for: {some(ids, LISTED)}")
 
 
 def _of(samples: Mapping[str, Sample], others: Mapping[str, Sample], videos: set[str]) -> list[str]:
     """Ids of the samples that the others lack although their video is among `videos`."""
     return sorted(each for each in samples.keys() - others if samples[each].video in videos)
+
+
+def check_spans(cache: FeatureCache) -> tuple[list[str], bool]:
+    """A line for each span that ends after the cached frames of its video; and whether one of them has no frame."""
+    lines, empty, have = [], False, set(cache.video_ids)
+    for sample in cache.dataset.samples:
+        if sample.span is None or sample.video not in have:
+            continue
+        pts_F, frames = cache.pts_seconds(sample.video), cache.frames_of(sample)
+        end = float(pts_F[-1]) + (float(pts_F[-1]) / (len(pts_F) - 1) if len(pts_F) > 1 else 0.0)
+        if frames and sample.span[1] <= end + ROUNDING_SECONDS:
+            continue
+        empty |= not frames
+        what = "has no frame of its video" if not frames else "ends after its video, and counts up to there"
+        line = f"line {sample.line}: " if sample.line else ""
+        lines.append(f"  {line}span {visible(sample.id)} {what}: its frames in the cache end at {end:.2f} s")
+    return lines, empty
 
 
 def open_cache(extraction: Extraction, settings: ExtractSettings, made_with: Fingerprint) -> FeatureCache:

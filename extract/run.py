@@ -8,7 +8,7 @@ import click
 
 from cache.common.console import FINISHED_WITH_FAILURES, choose_dataset
 from cache.common.errors import CacheError
-from cache.common.text import visible
+from cache.common.text import some, visible
 from cache.common.workspace import Workspace
 from cache.fingerprint import JSON
 from cache.ledger import Status
@@ -36,7 +36,9 @@ def run(workspace: Workspace, dataset: str | None, given: Mapping[str, JSON], op
         extract(extraction)
     with FeatureCache.open(workspace.cache(name)) as cache:
         click.echo(summary(cache))
-        return FINISHED_WITH_FAILURES if cache.ledger.counts()["failed"] else 0
+        lines, empty_spans = plan.check_spans(cache)
+        click.echo("\n".join(lines), nl=bool(lines))
+        return FINISHED_WITH_FAILURES if empty_spans or cache.ledger.counts()["failed"] else 0
 
 
 def prepare(workspace: Workspace, name: str, given: Mapping[str, JSON], options: OneTimeOptions) -> Extraction | None:
@@ -55,12 +57,16 @@ def prepare(workspace: Workspace, name: str, given: Mapping[str, JSON], options:
             click.echo(f"{cache.requeue(['failed'])} failed videos will be tried once more")
         # The demo makes its own videos.
         missing = name != "demo" and not Path(settings.data or Path("data") / name).exists()
-        if missing and not cache.ledger.counts()["pending"]:
+        if missing and not (options.again or cache.ledger.counts()["pending"]):
             click.echo(f"the videos are not at hand, and not needed: all {len(cache.dataset.videos)} are extracted")
             dataset, root = cache.dataset, Path()
         else:
-            dataset, root = plan.find_dataset(workspace, name, settings, allow_remote=options.allow_remote)
-            plan.update_dataset(cache, dataset)
+            dataset, root = plan.find_dataset(
+                workspace, name, settings, allow_remote=options.allow_remote, recorded=cache.dataset
+            )
+            plan.update_dataset(cache, dataset, root)
+            if options.again:
+                plan.extract_again(cache, dataset, options.again)
             # Otherwise the next command would follow the folder of before.
             cache.remember({"data": settings.data, "subset": settings.subset})
         if not cache.ledger.counts()["pending"] and settings.same_weights(given, cache.settings):
@@ -77,6 +83,11 @@ def summary(cache: FeatureCache) -> str:
         f"{sum(counts.values())} videos: {counts['done']} done, {counts['suspect']} suspect (used, but look at them), "
         f"{counts['failed']} failed" + (f", {counts['pending']} to do" if counts["pending"] else "")
     ]
+    if changed := sorted(video for video, file in cache.ledger.files().items() if file and not file.hash):
+        lines.append(
+            f"the files of {len(changed)} videos changed while they were extracted, and the same command extracts them "
+            f"again: {some(changed)}"
+        )
     lines += _listed(cache, "failed", counts["failed"]) + _listed(cache, "suspect", counts["suspect"])
     if counts["failed"]:
         lines.append("--retry-failed tries the failed videos once more; --limit lets a video cost more than by default")

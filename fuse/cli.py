@@ -14,7 +14,7 @@ from cache.aggregate import PAPER_WEIGHTS
 from cache.common.console import FINISHED_WITH_FAILURES, StageGroup, device_option
 from cache.common.errors import DecodeError, MrrnError
 from cache.store import FeatureCache
-from extract.datasets.paths import find_videos, require_folder
+from extract.datasets.paths import require_folder, scan_folder
 from fuse.scores import (
     RunChoice,
     read_baseline,
@@ -72,16 +72,21 @@ def _fuse(choice: RunChoice) -> None:
     )
     page = publish(workspace.report(choice.dataset, choice.split), results, notes, made_now(), extras)
     click.echo(to_text(table_3(results, notes, literature=False)))
-    click.echo(f"\nfused against the high level alone: {results.against('high').text}")
+    click.echo()
+    _echo(f"fused against the high level alone: {results.against('high').text}")
     _say_certainty(choice, results)
     if several := mean_over_splits(choice):
         click.echo(f"\n{several}")
     click.echo(f"\nreport: {page}")
 
 
+def _echo(text: str) -> None:
+    click.echo(click.wrap_text(text, 80, subsequent_indent="  "))
+
+
 def _say_certainty(choice: RunChoice, results: "Results") -> None:
     """Print what the probabilities are worth, and what to do where they are not calibrated, with its price."""
-    click.echo(f"probabilities: {results.certainty}")
+    _echo(f"probabilities: {results.certainty}")
     if results.calibration is None:
         seconds = sum(epoch.seconds for folder in choice.folders().values() for epoch in read_curve(folder))
         price = f" in about {0.8 * seconds:,.0f} s" if seconds else ""
@@ -162,7 +167,10 @@ def _find_files(given: Iterable[Path]) -> list[Path]:
     for path in given:
         if path.is_dir():
             root = require_folder(path, "give a video file or a folder of them")
-            inside = [path / name for name in find_videos(root)]
+            scan = scan_folder(root)
+            for line in scan.passed_over_text():
+                click.echo(f"{path}: {line}", err=True)
+            inside = [path / name for name in scan.videos]
             if not inside:
                 raise MrrnError(f"the folder {path} holds no video files")
             found += inside

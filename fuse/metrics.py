@@ -114,6 +114,8 @@ class Comparison:
                 return f"{points}, the very same videos right"
             case "too few":
                 return f"{points}, {TOO_FEW}"
+            case "chance" if not self.difference:
+                return f"{points}: as many right, though not the same ones"
             case "chance":
                 return f"{points}, which chance may explain ({p_value})"
             case _:

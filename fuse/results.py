@@ -23,6 +23,7 @@ from cache.aggregate import (
     correct,
     fraction,
     fuse_levels,
+    log_loss,
     macro_accuracy,
     per_class,
     predicted,
@@ -30,6 +31,7 @@ from cache.aggregate import (
     wilson,
 )
 from cache.common.errors import ScoreError
+from cache.dataset import Half
 from cache.fingerprint import LEVELS, Level
 from cache.scores import ScoreTable
 from extract.network.weights import is_file_spec
@@ -56,6 +58,8 @@ TITLES: Final[Mapping[Model, str]] = {
 
 PAPER_RECIPE: Final = Recipe().name
 """The recipe whose every field is the paper's."""
+
+HALVES: Final[tuple[Half, Half]] = ("train", "test")
 
 FORMAT: Final = 1
 """Format of results.json."""
@@ -165,11 +169,12 @@ class Results:
         fused, test = self.calibrated("fused"), self.refusals
         if self.calibration is None or fused is None or test is None:
             return f"not calibrated: there are no runs that held {FEW_VIDEOS} training videos or more out"
-        before, after = (
-            f"{100 * reliability(each, self.labels)[0]:.1f}" for each in (self.probabilities["fused"], fused)
-        )
+        kinds = (self.probabilities["fused"], fused)
+        before, after = (f"{100 * reliability(each, self.labels)[0]:.1f}" for each in kinds)
+        loss_before, loss_after = (f"{log_loss(each, self.labels):.3f}" for each in kinds)
         return (
-            f"{self.calibration.text}. On the test videos: calibration error {after} points, was {before}; "
+            f"{self.calibration.text}. On the test videos: log loss {loss_after}, was {loss_before}; "
+            f"calibration error {after} points, was {before}; "
             f"loses {test.right_lost:,} of {test.right:,} right answers and {test.wrong_refused:,} of {test.wrong:,} "
             "wrong ones"
         )
@@ -196,6 +201,12 @@ class Results:
             "paper": printed,
             "difference": difference,
         }
+
+    def one_sided(self, half: Half) -> list[str]:
+        """Classes that only this half of the split has videos of."""
+        in_half = {each: {sample.label for sample in self.cache.dataset.half(self.split, each)} for each in HALVES}
+        other = next(each for each in HALVES if each != half)
+        return [name for label, name in enumerate(self.classes) if label in in_half[half] - in_half[other]]
 
     def confusion(self) -> NDArray[np.int64]:
         """Counts of the fused model `[K, K + 1]`: row = true class, column = predicted, the last one = none."""
@@ -287,11 +298,12 @@ def caveats(results: Results) -> list[str]:
         of_classes = f" of {subset.published_classes}" if subset.published_classes else ""
         missing = f" {len(subset.missing):,} listed videos were not there." if subset.missing else ""
         found.append(
-            f"subset: {len(dataset.videos):,}{of_videos} videos, {len(dataset.classes)}{of_classes} classes, "
+            f"subset: {len(dataset.videos):,}{of_videos} videos, {len(dataset.class_counts())}{of_classes} classes, "
             f"{test_videos:,} test videos.{missing} Not comparable with results on the whole dataset."
         )
     if results.dataset in paper.DATASETS and results.split != paper.SPLIT:
         found.append(f"split {results.split}: the paper's figures beside ours are of split {paper.SPLIT}.")
+    found += [f"{note}." for note in dataset.one_sided_notes(results.split)]
     if results.missing:
         found.append(f"{len(results.missing):,} of {test_videos:,} test videos have no features and count as wrong.")
     beaten = [
@@ -369,6 +381,7 @@ def summarise(results: Results, notes: Sequence[str], made: Made) -> dict[str, A
         "weights": results.weights,
         "subset": subset and asdict(subset),
         "classes": list(results.classes),
+        "classes_in_one_half": {half: results.one_sided(half) for half in HALVES},
         # JSON has no NaN: a class without test videos has no accuracy.
         "per_class": {model: [None if x != x else x for x in results.per_class(model).tolist()] for model in MODELS},
         "confusion": results.confusion().tolist(),
@@ -380,12 +393,16 @@ def summarise(results: Results, notes: Sequence[str], made: Made) -> dict[str, A
 
 
 def _reliability(results: Results, name: Scaled) -> dict[str, Any]:
-    """Calibration error and bins on the test videos, of the probabilities as they are and at their temperature."""
+    """Calibration error, log loss and bins on the test videos, of probabilities as they are and calibrated."""
     kinds = {"raw": results.probabilities[name], "calibrated": results.calibrated(name)}
     found: dict[str, Any] = {}
     for kind, probabilities_NK in kinds.items():
-        error, bins = reliability(probabilities_NK, results.labels) if probabilities_NK is not None else (None, ())
-        found |= {f"ece_{kind}": error, f"bins_{kind}": list(map(asdict, bins))}
+        if probabilities_NK is None:
+            found |= {f"ece_{kind}": None, f"log_loss_{kind}": None, f"bins_{kind}": []}
+            continue
+        error, bins = reliability(probabilities_NK, results.labels)
+        loss = log_loss(probabilities_NK, results.labels)
+        found |= {f"ece_{kind}": error, f"log_loss_{kind}": loss, f"bins_{kind}": list(map(asdict, bins))}
     return found
 
 

@@ -278,6 +278,8 @@ def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, devic
         f"train {', '.join(map(_title, configs))} on {where}: {configs[0].videos['training']:,} videos "
         f"of {split.dataset.name}, split {split.number}, seed {configs[0].seed}, backbone weights {configs[0].weights}"
     )
+    for note in split.dataset.one_sided_notes(split.number):
+        click.echo(note)
     if configs[0].watch:
         click.echo(
             f"watched after each epoch, not learned from: {configs[0].videos['watched']:,} training videos, a fifth of "

@@ -44,6 +44,11 @@ def split_off(samples: Sequence[Sample], turn: int = 0) -> tuple[tuple[Sample, .
         ordered = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
         parts = min(FIFTHS, len(ordered))
         held |= set(ordered[turn % parts :: parts])
+    if empty := [label for label, names in groups.items() if names <= held]:
+        raise TrainingError(
+            f"the held-out groups have all training videos of class {empty[0]}, which shares its groups with others: "
+            "train without --holdout and --watch, or with another --seed"
+        )
     inside = tuple(sample for sample in samples if sample.group_name not in held)
     return inside, tuple(sample for sample in samples if sample.group_name in held)
 
@@ -58,7 +63,7 @@ class Split:
     training: tuple[Sample, ...]
     test: tuple[Sample, ...]
     digest: str
-    """SHA-256 over the cache's fingerprint and each sample's id, label, half of the split, frame count, given group."""
+    """SHA-256 over the cache's fingerprint and each sample's id, label, half, frames, given group, replaced file."""
 
     def learned_and_scored(
         self, *, holdout: bool, seed: int, watch: bool = False
@@ -129,8 +134,14 @@ def open_split(workspace: Workspace, dataset: str, number: int) -> Split:
     cache = FeatureCache.open(folder)
     cache.require_finished()
     training, test = (_with_features(cache, number, half) for half in ("train", "test"))
+    replaced = cache.ledger.replaced_files()
     described = [
-        (sample.id, sample.label, half, len(cache.frames_of(sample)), *([sample.group] if sample.group else []))
+        (
+            *(sample.id, sample.label, half, len(cache.frames_of(sample))),
+            # What earlier versions did not have comes in where there is something to say: their runs stay valid.
+            *([sample.group] if sample.group else []),
+            *([replaced[sample.video]] if sample.video in replaced else []),
+        )
         for half, samples in (("train", training), ("test", test))
         for sample in samples
     ]

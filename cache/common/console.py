@@ -2,6 +2,7 @@
 
 import errno
 import io
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 import click
 
 from cache.common.errors import MrrnError
+from cache.common.files import out_of_memory
 from cache.common.text import visible
 from cache.common.workspace import Workspace
 
@@ -20,9 +22,13 @@ FINISHED_WITH_FAILURES = 3
 
 _SYSTEM_REFUSES = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE),
-    *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENAMETOOLONG, errno.ENOTEMPTY),
+    *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EBUSY),
+    *(errno.ENAMETOOLONG, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP),
 )
-"""Errors of the machine and its disks. Others are bugs of this program."""
+"""Errors of the machine, its disks and what lies on them. Others, and a file that is missing, are bugs."""
+
+
+_REFUSAL_TEXTS = [os.strerror(number) for number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES)]
 
 
 class _ExpectedError(click.ClickException):
@@ -48,13 +54,30 @@ class StageGroup(click.Group):
             return super().invoke(ctx)
         except MrrnError as error:
             raise _ExpectedError(str(error)) from error
-        except OSError as error:
-            if error.errno not in _SYSTEM_REFUSES:
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if (refusal := _refusal(error)) is None:
                 raise
             raise _ExpectedError(
-                f"the disk refuses: {error}. What was finished is safe: check the disk, permissions and open files "
-                "(`ulimit -n`), then run the same command again"
+                f"the system refuses: {refusal}. What was finished is safe: check the path, its permissions, the disk, "
+                "free memory and open files (`ulimit -n`), then run the same command again"
             ) from error
+
+
+def _refusal(error: BaseException) -> str | None:
+    """What the system refused, if that is where `error` comes from."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if out_of_memory(cause):
+            return f"memory ({cause})" if str(cause) else "memory"
+        if isinstance(cause, OSError) and cause.errno in _SYSTEM_REFUSES:
+            return str(cause)
+        # A library that is loaded when it is first needed says so in its own words.
+        if isinstance(cause, ImportError) and any(text in str(cause) for text in _REFUSAL_TEXTS):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 work_option = click.option(

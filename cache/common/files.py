@@ -24,6 +24,9 @@ from cache.common.errors import DamageError, UnreadableError
 JSON_BYTES = 64 << 20
 """Bytes of a JSON file at most; a report on 13,320 videos has less than one."""
 
+ADDED_LATER = {"added_later": True}
+"""Metadata of a dataclass field that files of earlier versions do not have."""
+
 _T = TypeVar("_T")
 _SOMETHING_ELSE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.ENODEV}
 """Errors by which the system says that there is nothing, or a link, a folder or a device in place of a file."""
@@ -134,7 +137,8 @@ def from_json(value: Any, kind: type[_T], *, exact: bool = True) -> _T:
     """Returns `value`, parsed from JSON, as a `kind`: a dataclass, or a list or tuple of dataclasses.
 
     Raises `ValueError` with the path of whatever has another type. If `exact`, a dataclass must also have all of its
-    keys and no others. Errors of `__post_init__` that are not a ValueError pass unchanged.
+    keys, but those that are `ADDED_LATER`, and no others. Errors of `__post_init__` that are not a ValueError pass
+    unchanged.
     """
     made = msgspec.convert(value, kind, str_keys=True)
     if exact:
@@ -149,17 +153,28 @@ def _check_keys(value: Any, made: Any, path: str) -> None:
             if isinstance(inner, dict | list):
                 _check_keys(inner, made_inner, f"{path}[{i}]")
     elif known := getattr(made, "__dataclass_fields__", None):
-        if value.keys() != known.keys():
+        needed = {name for name, each in known.items() if not each.metadata.get("added_later")}
+        if not needed <= value.keys() <= known.keys():
             raise ValueError(f"unknown or missing keys {sorted(value.keys() ^ known.keys())} - at `{path}`")
         for key, inner in value.items():
             if isinstance(inner, dict | list):
                 _check_keys(inner, getattr(made, key), f"{path}.{key}")
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that there is no memory left, for data or for a thread's stack."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "start new thread" in str(error))
+
+
 def raise_if_unreadable(error: Exception, path: Path) -> None:
     """Raises `UnreadableError` if `error` is a refusal of the system that tells nothing about what is at `path`."""
     if isinstance(error, UnreadableError):
         raise error
+    if out_of_memory(error):
+        raise UnreadableError(
+            f"{path} cannot be read now: there is not enough memory. That is not damage, and nothing was changed: free "
+            "some memory (or raise `ulimit -v`), then run the same command again"
+        ) from error
     # Libraries report what they find in a file as an OSError without a number.
     if isinstance(error, OSError) and error.errno is not None and error.errno not in _SOMETHING_ELSE:
         raise UnreadableError(

@@ -15,7 +15,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from cache.common.errors import CacheError, DamageError, MrrnError
-from cache.common.files import from_json, sealed_json, unsealed_json
+from cache.common.files import ADDED_LATER, from_json, sealed_json, unsealed_json
 from cache.dataset import check_relative_path
 from cache.ledger import WITH_FEATURES, Count, Outcome, ShardRow, Status
 from cache.remote.client import Objects
@@ -60,6 +60,8 @@ class Record:
     """forget: numbers of damaged shards; their videos are pending again."""
     statuses: tuple[Status, ...] = ()
     """retry: all videos of these statuses are pending again."""
+    videos: tuple[str, ...] = field(default=(), metadata=ADDED_LATER)
+    """retry: so are these videos."""
     dataset: DatasetObject = ""
     """dataset: name of the object that is the dataset from now on."""
     written: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))

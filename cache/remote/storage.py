@@ -102,7 +102,7 @@ class ObjectStorage(Storage):
             for number in record.forgotten:
                 ledger.forget_shard(connection, number)
         elif record.kind == "retry":
-            ledger.requeue(connection, record.statuses)
+            ledger.requeue(connection, record.statuses, record.videos)
         else:
             dataset = read_dataset_object(self.objects, record.dataset)
             ledger.add(connection, ids_and_paths(dataset))
@@ -158,10 +158,10 @@ class ObjectStorage(Storage):
         if shard is not None:
             self.copy.keep(staged.name, shard)
 
-    def requeue(self, statuses: Sequence[Status]) -> int:
-        counts = self.ledger.counts()
-        self._change("retry", statuses=tuple(statuses))
-        return sum(counts[status] for status in statuses)
+    def requeue(self, statuses: Sequence[Status] = (), videos: Sequence[str] = ()) -> int:
+        pending = self.ledger.counts()["pending"]
+        self._change("retry", statuses=tuple(statuses), videos=tuple(videos))
+        return self.ledger.counts()["pending"] - pending
 
     def replace_dataset(self, dataset: Dataset) -> None:
         self.lease.hold()

@@ -66,7 +66,7 @@ class Hdf5Shard:
             self._arrays, content = _stored_arrays(path, self._file.num_bytes)
             self.index = self._read_index()
             self.index.check()
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError, UnicodeError, CacheError) as error:
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError, CacheError) as error:
             raise_if_unreadable(error, path)
             raise DamageError(f"shard {path} is not what was written: {error}") from error
         if self.index.content != content:

@@ -5,6 +5,7 @@ answers with a line of JSON. It imports neither torch nor the caller's program, 
 """
 
 import contextlib
+import errno
 import json
 import os
 import subprocess
@@ -20,7 +21,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from cache.common.errors import CacheError
-from cache.common.files import open_plain, plain_files, write_tree_durably
+from cache.common.files import open_plain, out_of_memory, plain_files, write_tree_durably
 from cache.shards import Backend, encode, open_shard
 from cache.shards.protocol import ShardData
 
@@ -186,6 +187,10 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
             answer = {"errno": error.errno}
         except CacheError as error:
             answer = {"error": str(error)}
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            answer = {"errno": errno.ENOMEM}
         answers.write(json.dumps(answer).encode() + b"\n")
         answers.flush()
 

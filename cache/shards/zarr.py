@@ -1,11 +1,13 @@
 """A shard as one Zarr v3 group: each array sharded, with a crc32c behind every chunk.
 
-The zarr library writes the group and reads the small arrays. Features are stored uncompressed, so once their metadata
-has been compared with what we write, their chunks are read with plain positioned reads (Zarr's "sharding_indexed").
+The zarr library writes the group. Everything is stored uncompressed, so once the metadata has been compared with what
+we write, chunks are read with plain positioned reads (Zarr's "sharding_indexed"): without a thread, an event loop, or
+room for whatever an array declares.
 """
 
 import json
 import stat
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 from zarr.core.buffer import Buffer
-from zarr.storage import LocalStore, MemoryStore
+from zarr.storage import MemoryStore
 
 from cache.common.errors import CacheError, DamageError
 from cache.common.files import PositionedFile, plain_files, raise_if_unreadable
@@ -26,6 +28,8 @@ _INDEX = {"video_id": "string", "offsets": "int64", "pts_seconds": "float64", "c
 _ATTRIBUTES = {"format", "content", "notes"}
 _CHUNK_FRAMES = 256
 _CRC_BYTES = 4
+_PLACE = struct.Struct("<QQI")
+"""At the end of a file with one chunk: where that begins, its bytes, and a crc32c of these two."""
 
 
 def encode(data: ShardData) -> dict[str, bytes]:
@@ -72,19 +76,17 @@ class ZarrShard:
         """Check the structure and read the index. Raises `DamageError` if it is not a shard of ours."""
         self.path = path
         try:
-            _check_structure(path)
-            group = zarr.open_group(LocalStore(path, read_only=True), mode="r", zarr_format=3)
-            if group.attrs.get("format") != _FORMAT:
+            attributes = _check_structure(path)
+            if attributes["format"] != _FORMAT:
                 raise CacheError(f"its format is not {_FORMAT}; another version of this program may have written it")
-            self.index = _read_index(group, path)
+            self.index = _read_index(path, str(attributes["notes"]))
             self.index.check()
             self.widths: dict[Level, int] = {}
             self._chunks = {level: self._open_level(level) for level in self.index.levels}
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError, CacheError) as error:
-            # MemoryError: an array of strings may declare any number of them, and the library believes it.
             raise_if_unreadable(error, path)
             raise DamageError(f"shard {path} is not what was written: {error}") from error
-        if self.index.content != group.attrs.get("content"):
+        if self.index.content != attributes["content"]:
             raise DamageError(f"shard {path} is not what was written: its index does not agree with its own hash")
 
     def _open_level(self, level: Level) -> "list[_ViewFile]":
@@ -131,30 +133,49 @@ class _ViewFile:
             done += rows
 
 
-def _read_index(group: zarr.Group, path: Path) -> ShardIndex:
-    arrays: dict[str, Any] = {}
-    for name in _INDEX:
-        array = group[name]
-        assert isinstance(array, zarr.Array)
-        # The declared shape may be absurd; the size of the files bounds it.
-        file_bytes = sum(file.stat().st_size for file in plain_files(path / name / "c"))
-        if array.size * 4 > file_bytes or file_bytes > MAX_INDEX_BYTES:
-            raise CacheError(
-                f"array {name!r} of {array.size} numbers or texts has {file_bytes} bytes; no shard has that"
-            )
-        arrays[name] = array[...]
+def _read_index(path: Path, notes: str) -> ShardIndex:
+    arrays = {name: _read_array(path / name, dtype) for name, dtype in _INDEX.items()}
     return ShardIndex(
-        video_ids=tuple(map(str, arrays["video_id"].tolist())),
+        video_ids=tuple(arrays["video_id"].tolist()),
         offsets=arrays["offsets"],
         pts_seconds=arrays["pts_seconds"],
         checksums=arrays["checksum"],
         levels=tuple(level for level in LEVELS if (path / level).is_dir()),
-        notes=str(group.attrs["notes"]),
+        notes=notes,
     )
 
 
-def _check_structure(path: Path) -> None:
-    """Before the library follows it, refuse whatever a group of ours never has: links, other arrays, other codecs."""
+def _read_array(path: Path, dtype: str) -> NDArray[Any]:
+    """An array of the index, whose metadata was checked: one file with one chunk, as "sharding_indexed" lays it out."""
+    shape = _read_json(path / "zarr.json")["shape"]
+    file = PositionedFile(path.joinpath("c", *("0" for _ in shape)))
+    if not _PLACE.size < file.num_bytes <= MAX_INDEX_BYTES:
+        raise CacheError(f"{file.path} has {file.num_bytes} bytes; no shard has that")
+    content = bytearray(file.num_bytes)
+    file.read_into(memoryview(content), 0)
+    start, num_bytes, _ = _PLACE.unpack_from(content, len(content) - _PLACE.size)
+    if (start, num_bytes) != (0, len(content) - _PLACE.size):
+        raise CacheError(f"{file.path}: the place of its chunk is not the one that was written")
+    chunk = memoryview(content)[: num_bytes - _CRC_BYTES]
+    if dtype != "string":
+        return np.frombuffer(chunk, dtype=np.dtype(dtype).newbyteorder("<")).reshape(shape)
+    return np.array(_texts(chunk), dtype=object).reshape(shape)
+
+
+def _texts(chunk: memoryview) -> list[str]:
+    """The texts of a chunk ("vlen-utf8"): their number, then each one's length in bytes and the bytes."""
+    texts, position = [], 4
+    while position < len(chunk):
+        end = position + 4 + int.from_bytes(chunk[position : position + 4], "little")
+        texts.append(str(chunk[position + 4 : end], "utf-8"))
+        position = end
+    if position != len(chunk) or len(texts) != int.from_bytes(chunk[:4], "little"):
+        raise CacheError(f"an array of texts holds {len(texts)}; that is not what its length or its number says")
+    return texts
+
+
+def _check_structure(path: Path) -> dict[str, Any]:
+    """Refuse whatever a group of ours never has: links, other arrays, other codecs. Returns the group's attributes."""
     if not stat.S_ISDIR(path.lstat().st_mode):
         raise CacheError("it is not a folder")
     for file in plain_files(path):
@@ -164,7 +185,8 @@ def _check_structure(path: Path) -> None:
     if names - set(LEVELS) != _INDEX.keys():
         raise CacheError(f"it holds {sorted(names)}; expected {sorted(_INDEX)} and levels")
     group = _read_json(path / "zarr.json")
-    if group.keys() != {"attributes", "zarr_format", "node_type"} or group["attributes"].keys() != _ATTRIBUTES:
+    attributes = group.pop("attributes", {})
+    if group != {"zarr_format": 3, "node_type": "group"} or attributes.keys() != _ATTRIBUTES:
         raise CacheError("zarr.json does not describe a shard")
     for name in names:
         found = _read_json(path / name / "zarr.json")
@@ -175,6 +197,7 @@ def _check_structure(path: Path) -> None:
         for field in expected.keys() | found.keys():
             if field not in found or found[field] != expected.get(field):
                 raise CacheError(f"{name} says {field} = {found.get(field)!r}; expected {expected.get(field)!r}")
+    return dict(attributes)
 
 
 def _read_json(path: Path) -> Any:

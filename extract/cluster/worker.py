@@ -130,8 +130,7 @@ class ExtractWorker:
             ray.get(self._deaths.end.remote(video_id))
 
     def _stage(self, shard: FinishedShard) -> StagedShard:
-        outcomes = [video.outcome for video in shard.videos]
-        return self._cache.stage(shard.claim.token, shard_data(shard.videos), outcomes, self._environment)
+        return self._cache.stage(shard.claim.token, shard_data(shard.videos), shard.outcomes(), self._environment)
 
     def _text_of(self, error: Exception) -> str:
         """The text of an expected error; of a bug the traceback; with the node where it happened."""

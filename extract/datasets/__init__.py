@@ -17,6 +17,7 @@ def load_dataset(
     work: Path,
     source: str | None = None,
     remote: bool = False,
+    recorded: Dataset | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[Dataset, Path]:
     """The dataset called `name`, and the root of its videos' paths (absolute, links resolved).
@@ -24,8 +25,8 @@ def load_dataset(
     `data` is its location, `data/<name>` by default. `source` is one of `SOURCES`; by default it follows from the name
     (ucf101, hmdb51, demo), else from `data`: a .csv file is a manifest, a folder holds `<class>/<video>`. With `subset`
     listed videos may be missing; with `remote` those of a manifest may be remote (https://, s3://). `work` is where the
-    demo is made. `say` is told what a folder holds that is no video. Raises DatasetError if the dataset is not as its
-    source requires.
+    demo is made. `recorded`: what a cache has; splits that are drawn here keep its halves. `say` is told what a folder
+    holds that is no video. Raises DatasetError if the dataset is not as its source requires.
     """
     check_dataset_name(name)
     rules = source or (name if name in ("ucf101", "hmdb51", "demo") else None)
@@ -43,9 +44,9 @@ def load_dataset(
             listed = layout.read_lists(name, where / layout.LISTS)
             return match_files(listed, find_videos(root), root, layout.PUBLISHED, subset=subset), root
         case "manifest":
-            return manifest.load(name, where, subset=subset, remote=remote)
+            return manifest.load(name, where, subset=subset, remote=remote, say=say)
         case "folder":
-            return folder.load(name, where, say)
+            return folder.load(name, where, say, recorded)
         case unknown:
             raise DatasetError(f"there is no source {unknown!r}; choose one of {', '.join(SOURCES)}")
 

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from cache.common.errors import DatasetError
 from cache.common.files import write_bytes_durably
-from cache.dataset import Dataset
+from cache.dataset import SPLITS, Dataset, group_of, video_id
 from extract.datasets import folder
 from extract.datasets.paths import find_videos
 
 HEIGHT, WIDTH = 96, 128
-GROUPS, CLIPS = 6, 2
-"""Groups in a class, and videos in a group."""
+GROUPS, CLIPS, TEST_GROUPS = 6, 2, 2
+"""Groups in a class, videos in a group, and groups of a class for testing."""
 FRAMES = (24, 34)
 """Fewest and most frames of a video."""
 RATE = 25
@@ -169,7 +169,20 @@ def load(name: str, data: Path | None, work: Path) -> tuple[Dataset, Path]:
         raise DatasetError(f"the demo makes its own videos in {home}, not in {data}; leave DATA= (--data) out")
     make(home)
     root = home.resolve()
-    return replace(folder.arrange(name, find_videos(root), str(root)), source="demo"), root
+    return replace(folder.arrange(name, find_videos(root), str(root), _halves()), source="demo"), root
+
+
+def _halves() -> folder.Known:
+    """Two groups of each class for testing, so that no class has few: all its groups are known beforehand."""
+    groups = {name: sorted({group_of(video_id(v.path)) for v in VIDEOS if v.class_name == name}) for name in EVENTS}
+    return {
+        split: {
+            group: "test" if place < TEST_GROUPS else "train"
+            for of_class in groups.values()
+            for place, group in enumerate(sorted(of_class, key=lambda group: folder.draw(group, split)))
+        }
+        for split in SPLITS
+    }
 
 
 def make(home: Path, videos: Sequence[DemoVideo] = VIDEOS) -> int:

@@ -1,19 +1,19 @@
-"""A folder of videos, `<class>/<video>`, with three splits made here: 30 % of each class for testing.
+"""A folder of videos, `<class>/<video>`, with three splits made here: some 30 % of each class for testing.
 
 Videos cut from one recording (`…_g07_c01.avi`, `…_g07_c02.avi`; HMDB-51's clips of a film) always go into the same
-half: otherwise a head is tested on what it was trained on. The choice depends on names alone, so it is the same on
-every machine.
+half: otherwise a head is tested on what it was trained on. Each recording's half is drawn from its own name, so it is
+the same on every machine, and stays when videos are added.
 """
 
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from cache.common.errors import DatasetError
 from cache.common.text import some, visible
-from cache.dataset import SPLITS, Dataset, group_of, video_id
+from cache.dataset import SPLITS, Dataset, Half, group_of, video_id
 from extract.datasets.lists import SplitLists
 from extract.datasets.paths import require_folder, scan_folder
 
@@ -23,26 +23,29 @@ _HALF = re.compile(
 """Names of folders that hold a half of a split, where there are several; "train" alone may be a class."""
 
 TEST_FRACTION = 0.3
-"""Share of a class's videos for testing, as close as whole groups allow."""
+"""Probability of a group to be for testing."""
 
 
-def load(name: str, data: Path, say: Callable[[str], None]) -> tuple[Dataset, Path]:
+def load(name: str, data: Path, say: Callable[[str], None], recorded: Dataset | None = None) -> tuple[Dataset, Path]:
     """The dataset of all videos below `data`, and that folder with links resolved; says what was passed over.
 
-    DatasetError if the classes are halves of a split.
+    Videos keep the halves that they have in the `recorded` dataset. DatasetError if the classes are halves of a split.
     """
     root = require_folder(data, "expected are <class>/<video> in it; say where it is with DATA= (--data)")
     scan = scan_folder(root)
-    passed_over = ", ".join(f"{count:,} {visible(suffix)}" for suffix, count in sorted(scan.passed_over.items()))
     empty = sorted(set(scan.folders) - {path.partition("/")[0] for path in scan.videos})
-    for text, what in {
-        "files passed over, by suffix": passed_over,
-        "folders not looked into": some(scan.unread),
-        "folders without a video, which give no class": some(empty, 20),
-    }.items():
-        if what:
-            say(f"{root}: {text}: {what}")
-    dataset = arrange(name, scan.videos, str(root))
+    for line in [
+        *scan.passed_over_text(),
+        *([f"folders without a video, which give no class: {some(empty, 20)}"] if empty else []),
+    ]:
+        say(f"{root}: {line}")
+    dataset = arrange(name, scan.videos, str(root), halves_of(recorded))
+    anew = arrange(name, scan.videos, str(root), {})
+    if kept := [one.id for one, other in zip(dataset.samples, anew.samples, strict=True) if one.splits != other.splits]:
+        say(
+            f"{root}: {len(kept):,} videos keep the halves that this cache has for them, where a new cache would draw "
+            f"others: {some(kept)}"
+        )
     halves = [folder for folder in dataset.classes if _HALF.fullmatch(folder)]
     if len(halves) > 1 or halves == list(dataset.classes):
         lines = [_manifest_line(next(path for path in scan.videos if path.startswith(f"{half}/"))) for half in halves]
@@ -60,8 +63,18 @@ def _manifest_line(path: str) -> str:
     return f"{visible(path)},{visible(inside[0]) if len(inside) > 1 else 'CLASS'},{split}"
 
 
-def arrange(name: str, paths: Sequence[str], where: str) -> Dataset:
-    """The dataset of `paths`; `where` is their folder, for messages."""
+Known = Mapping[int, Mapping[str, Half]]
+"""For each split the halves that groups have already."""
+
+
+def halves_of(dataset: Dataset | None) -> Known:
+    """The halves that a cache's dataset has, if they were drawn here; nothing if there is none."""
+    drawn = dataset.samples if dataset is not None and dataset.source == "folder" else ()
+    return {split: {each.group_name: each.splits[split] for each in drawn if split in each.splits} for split in SPLITS}
+
+
+def arrange(name: str, paths: Sequence[str], where: str, known: Known) -> Dataset:
+    """The dataset of `paths`; `where` is their folder, for messages. Groups keep the halves that are `known`."""
     if not paths:
         raise DatasetError(f"{where} has no video files; put them into <class>/<video>, or give a CSV file as DATA=")
     loose = [path for path in paths if "/" not in path]
@@ -75,35 +88,35 @@ def arrange(name: str, paths: Sequence[str], where: str) -> Dataset:
         of_class[path.partition("/")[0]].append(path)
     lists = SplitLists()
     for label, class_paths in enumerate(of_class.values()):
-        for path in class_paths:
+        groups = {path: group_of(video_id(path)) for path in class_paths}
+        halves = {split: draw_halves(groups.values(), split, known.get(split, {})) for split in SPLITS}
+        for path, group in groups.items():
             lists.add(path, label, where)
-        for split in SPLITS:
-            test = test_half(class_paths, seed=split)
-            for path in class_paths:
-                lists.put(path, split, "test" if path in test else "train", where)
+            for split in SPLITS:
+                lists.put(path, split, halves[split][group], where)
     return lists.dataset(name, "folder", tuple(of_class))
 
 
-def test_half(paths: Sequence[str], *, seed: int) -> frozenset[str]:
-    """Returns the videos of one class that are for testing.
+def draw_halves(groups: Iterable[str], seed: int, known: Mapping[str, Half]) -> dict[str, Half]:
+    """The half of each group of one class: what is `known`, else drawn from the group's own name.
 
-    Whole groups are taken in an order drawn by hash, while they bring the part nearer to 30 %. Neither half is empty
-    if there are two groups or more; a single group is for training.
+    So a group that comes moves no other one. If that leaves a half empty, the group whose draw is nearest to it goes
+    there, a new one if there is one; a single group is for training.
     """
-    groups = defaultdict(list)
-    for path in paths:
-        groups[group_of(video_id(path))].append(path)
-    if len(groups) < 2:
-        return frozenset()
+    draws = {group: draw(group, seed) for group in groups}
+    halves: dict[str, Half] = {
+        group: known.get(group) or ("test" if draw < TEST_FRACTION else "train") for group, draw in draws.items()
+    }
+    if len(draws) < 2:
+        return dict.fromkeys(draws, "train")
+    for half in ("train", "test"):
+        if half not in halves.values():
+            order = sorted(draws, key=lambda group: (group in known, abs(draws[group] - TEST_FRACTION)))
+            halves[order[0]] = half
+    return halves
 
-    def drawn(group: str) -> bytes:
-        # A video that is a group of its own is drawn by its path with the suffix: a split once made stays as it is.
-        name = groups[group][0] if [group] == [video_id(path) for path in groups[group]] else group
-        return hashlib.sha256(f"{seed}\n{name}".encode()).digest()
 
-    target = TEST_FRACTION * len(paths)
-    test: list[str] = []
-    for group in sorted(groups, key=drawn):
-        if abs(len(test) + len(groups[group]) - target) < abs(len(test) - target):
-            test += groups[group]
-    return frozenset(test)
+def draw(group: str, seed: int) -> float:
+    """A number from 0 to 1 that depends on the group's name and the seed alone."""
+    digest = hashlib.sha256(f"{seed}\n{group}".encode(errors="surrogateescape")).digest()
+    return int.from_bytes(digest[:8]) / 2**64

@@ -63,6 +63,10 @@ Span = tuple[float, float] | None
 """As `Sample.span`."""
 
 
+def _name(path: str, span: Span) -> str:
+    return f"video {path!r}" if span is None else f"span {span[0]:g},{span[1]:g} of video {path!r}"
+
+
 class SplitLists:
     """Collects what the lists of a dataset say about each sample. Raises DatasetError on contradictions."""
 
@@ -88,7 +92,7 @@ class SplitLists:
         if known := self._listed.get((path, span)):
             if (known.sample.label, known.sample.group) != (label, group):
                 what = "class" if known.sample.label != label else "group"
-                raise DatasetError(f"{where}: video {path!r} has another {what} than in {known.where}")
+                raise DatasetError(f"{where}: {_name(path, span)} has another {what} than in {known.where}")
             return
         if path not in self._id_of_path:
             self._add_video(path, where)
@@ -115,7 +119,7 @@ class SplitLists:
             before, before_where = halves[split]
             what = f"in both halves of split {split}" if before != half else f"twice in split {split}"
             raise DatasetError(
-                f"video {path!r} is {what}: {before} by {before_where}, {half} by {where}; remove one of the lines"
+                f"{_name(path, span)} is {what}: {before} by {before_where}, {half} by {where}; remove one of the lines"
             )
         halves[split] = (half, where)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cache.common.errors import DatasetError, UnsafePathError
-from cache.common.text import some
+from cache.common.text import some, visible
 from cache.dataset import check_relative_path
 
 _SUFFIXES = {
@@ -42,6 +42,12 @@ class FolderScan:
     """Hidden and system folders, which were not looked into."""
     folders: tuple[str, ...]
     """Names of the folders directly in it that were looked into."""
+
+    def passed_over_text(self) -> list[str]:
+        """What was passed over, a line for each kind, for the user."""
+        files = ", ".join(f"{count:,} {visible(suffix)}" for suffix, count in sorted(self.passed_over.items()))
+        texts = {"files passed over, by suffix": files, "folders not looked into": some(self.unread)}
+        return [f"{text}: {what}" for text, what in texts.items() if what]
 
 
 def is_video_name(name: str) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.network.preprocess import CROP, Crop, crop_views, resize
+from extract.network.preprocess import Crop, crop_views, resize
 from extract.network.weights import Weights
 from extract.settings import ExtractSettings
 
@@ -39,16 +39,23 @@ class CudaEngine:
     def __init__(self, settings: ExtractSettings, weights: Weights) -> None:
         import torch
 
-        from extract.network.backbones import build_forward
+        from extract.network.backbones import build_forward, columns_of
 
-        self.batch_rows = settings.batch_frames
+        self.batch_rows, self.preprocess = settings.batch_frames, weights.preprocess
         self._device = torch.device(settings.device)
         self._uploads = Uploads(self._device)
         self._compute = torch.cuda.Stream(self._device)
-        forward = build_forward(weights, device=settings.device, precision=settings.precision, levels=settings.levels)
+        self.columns = columns_of(weights, settings.levels, settings.depths)
+        forward = build_forward(
+            weights,
+            device=settings.device,
+            precision=settings.precision,
+            levels=settings.levels,
+            depths=settings.depths,
+        )
         choose_kernels()
         with torch.cuda.device(self._device), torch.inference_mode():
-            shape = (self.batch_rows, CROP, CROP, 3)
+            shape = (self.batch_rows, *[self.preprocess.crop] * 2, 3)
             self._batch = torch.zeros(shape, dtype=torch.uint8, device=self._device)
             self._graph, self._features = capture(forward, self._batch, self._compute)
         self._downloads: deque[tuple[Tensor, torch.cuda.Event]] = deque()
@@ -57,7 +64,8 @@ class CudaEngine:
         import torch
 
         with torch.cuda.device(self._device), torch.inference_mode(), torch.cuda.stream(self._compute):
-            return crop_views(resize(self._uploads.send(frames_FHW3, self._compute)), crops)
+            resized_F3HW = resize(self._uploads.send(frames_FHW3, self._compute), self.preprocess)
+            return crop_views(resized_F3HW, crops, self.preprocess.crop)
 
     def fill(self, rows_BHW3: "Tensor", start: int) -> None:
         import torch

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.common.device import find_device, keep_freed_memory
-from extract.network.preprocess import CROP, Crop, crop_views, resize
+from cache.fingerprint import Level
+from extract.network.preprocess import Crop, Preprocess, crop_views, resize
 from extract.network.weights import Weights
 from extract.settings import ExtractSettings
 
@@ -29,8 +30,13 @@ class Engine(Protocol):
     depth: int
     """Batches that may be under way after one is submitted; the caller fetches the oldest beyond that."""
 
+    preprocess: Preprocess
+    """How frames are resized and cropped."""
+    columns: dict[Level, slice]
+    """Of each level in the features."""
+
     def prepare(self, frames_FHW3: NDArray[np.uint8], crops: Sequence[Crop]) -> "Tensor":
-        """Frames in host memory -> crops [F, V, 224, 224, 3] uint8 on the device. The frames are free after."""
+        """Frames in host memory -> crops [F, V, h, w, 3] uint8 on the device. The frames are free after."""
 
     def fill(self, rows_BHW3: "Tensor", start: int) -> None:
         """Copy crops into rows [start, start + B') of the batch being filled."""
@@ -60,18 +66,22 @@ class CpuEngine:
     def __init__(self, settings: ExtractSettings, weights: Weights) -> None:
         import torch
 
-        from extract.network.backbones import build_forward
+        from extract.network.backbones import build_forward, columns_of
 
         keep_freed_memory()
-        self.batch_rows = settings.batch_frames
-        self._forward = build_forward(weights, device="cpu", precision=settings.precision, levels=settings.levels)
-        self._batch = torch.zeros((self.batch_rows, CROP, CROP, 3), dtype=torch.uint8)
+        self.batch_rows, self.preprocess = settings.batch_frames, weights.preprocess
+        self.columns = columns_of(weights, settings.levels, settings.depths)
+        self._forward = build_forward(
+            weights, device="cpu", precision=settings.precision, levels=settings.levels, depths=settings.depths
+        )
+        self._batch = torch.zeros((self.batch_rows, *[self.preprocess.crop] * 2, 3), dtype=torch.uint8)
         self._done: deque[FeaturesBC] = deque()
 
     def prepare(self, frames_FHW3: NDArray[np.uint8], crops: Sequence[Crop]) -> "Tensor":
         import torch
 
-        return crop_views(resize(torch.from_numpy(frames_FHW3)), crops)
+        resized_F3HW = resize(torch.from_numpy(frames_FHW3), self.preprocess)
+        return crop_views(resized_F3HW, crops, self.preprocess.crop)
 
     def fill(self, rows_BHW3: "Tensor", start: int) -> None:
         self._batch[start : start + len(rows_BHW3)] = rows_BHW3

@@ -48,7 +48,7 @@ class Packer:
         """Batches submitted so far."""
 
     def add(self, video: VideoRows, rows_BHW3: "Tensor") -> None:
-        """Pack a video's next rows [n, 224, 224, 3]; full batches are submitted."""
+        """Pack a video's next rows [n, h, w, 3]; full batches are submitted."""
         while len(rows_BHW3):
             count = min(self._free, len(rows_BHW3))
             self._engine.fill(rows_BHW3[:count], self._engine.batch_rows - self._free)

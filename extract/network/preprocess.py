@@ -11,26 +11,22 @@ resize and some only after it.
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from cache.fingerprint import CENTER_VIEW
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
 
-RESIZED_SHORTER_SIDE = 256
-CROP = 224
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
-MAX_RESIZED_PIXELS = 64 * RESIZED_SHORTER_SIDE**2
+NARROWEST = 64
 """Pictures narrower than 1 : 64 are refused: resized they would take too much memory."""
-
-TRANSFORM = "resize 256 bilinear antialias uint8, crop 224, imagenet mean std, v1"
-"""The fingerprint's name for this file's arithmetic; has to change whenever the numbers do."""
 
 CENTER_FLIP_VIEW = "center_flip"
 MAX_VIEWS = 64
@@ -56,6 +52,47 @@ class Crop:
         if self.centered:
             return round((height - size) / 2.0), round((width - size) / 2.0)
         return int(self.top * (height - size + 1)), int(self.left * (width - size + 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """How weights were trained to see pictures; the defaults are those of the paper's."""
+
+    resize: int = 256
+    """Pixels of the shorter side after resizing."""
+    crop: int = 224
+    """Pixels of each side of a crop."""
+    interpolation: str = "bilinear"
+    """Or bicubic."""
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+    squash: bool = False
+    """Resize both sides to `resize`, whatever the picture's shape."""
+
+    def __str__(self) -> str:
+        """The fingerprint's name for this file's arithmetic; has to change whenever the numbers do."""
+        colours = f"mean {_numbers(self.mean)} std {_numbers(self.std)}"
+        return (
+            f"resize {self.resize}{' squash' if self.squash else ''} {self.interpolation} antialias uint8, "
+            f"crop {self.crop}, {'imagenet mean std' if (self.mean, self.std) == (MEAN, STD) else colours}, v1"
+        )
+
+    def resized_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width after resizing, rounded as torchvision does."""
+        short, long = sorted((height, width))
+        longer = self.resize if self.squash else int(self.resize * long / short)
+        return (self.resize, longer) if height <= width else (longer, self.resize)
+
+    def is_too_narrow(self, height: int, width: int) -> bool:
+        """Whether a resized picture would take too much memory."""
+        return math.prod(self.resized_size(height, width)) > NARROWEST * self.resize**2
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.6g}" for value in values)
+
+
+PAPER: Final = Preprocess()
 
 
 def parse_views(text: str) -> tuple[str, ...]:
@@ -88,33 +125,25 @@ def crop_of(video_id: str, view: str, seed: int) -> Crop:
     return Crop(top=top, left=left, flip=bool(digest[8] & 1))
 
 
-def resized_size(height: int, width: int) -> tuple[int, int]:
-    """Height and width after the shorter side became 256, rounded as torchvision does."""
-    short, long = sorted((height, width))
-    longer = int(RESIZED_SHORTER_SIDE * long / short)
-    return (RESIZED_SHORTER_SIDE, longer) if height <= width else (longer, RESIZED_SHORTER_SIDE)
-
-
-def resize(frames_FHW3: "Tensor") -> "Tensor":
-    """Frames [F, H, W, 3] uint8 -> [F, 3, h, w] uint8 with the shorter side at 256; memory stays channels-last."""
+def resize(frames_FHW3: "Tensor", how: Preprocess = PAPER) -> "Tensor":
+    """Frames [F, H, W, 3] uint8 -> [F, 3, h, w] uint8; memory stays channels-last."""
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.v2 import functional
 
     frames_F3HW = frames_FHW3.permute(0, 3, 1, 2)
-    return functional.resize(
-        frames_F3HW, [RESIZED_SHORTER_SIDE], interpolation=InterpolationMode.BILINEAR, antialias=True
-    )
+    size = [how.resize, how.resize] if how.squash else [how.resize]
+    return functional.resize(frames_F3HW, size, interpolation=InterpolationMode(how.interpolation), antialias=True)
 
 
-def crop_views(resized_F3HW: "Tensor", crops: Sequence[Crop]) -> "Tensor":
-    """Resized frames -> [F, V, 224, 224, 3] uint8, one row of views for each frame."""
+def crop_views(resized_F3HW: "Tensor", crops: Sequence[Crop], size: int = PAPER.crop) -> "Tensor":
+    """Resized frames -> [F, V, size, size, 3] uint8, one row of views for each frame."""
     import torch
 
     frames, _, height, width = resized_F3HW.shape
-    rows = torch.empty((frames, len(crops), CROP, CROP, 3), dtype=torch.uint8, device=resized_F3HW.device)
+    rows = torch.empty((frames, len(crops), size, size, 3), dtype=torch.uint8, device=resized_F3HW.device)
     for view, crop in enumerate(crops):
-        top, left = crop.offsets(height, width, CROP)
-        window_F3HW = resized_F3HW[:, :, top : top + CROP, left : left + CROP]
+        top, left = crop.offsets(height, width, size)
+        window_F3HW = resized_F3HW[:, :, top : top + size, left : left + size]
         rows[:, view] = (window_F3HW.flip(3) if crop.flip else window_F3HW).permute(0, 2, 3, 1)
     return rows
 
@@ -122,18 +151,18 @@ def crop_views(resized_F3HW: "Tensor", crops: Sequence[Crop]) -> "Tensor":
 class Normalise:
     """Crops to the network's input. Its constants are on the device from the start: a captured graph can hold it."""
 
-    def __init__(self, device: str, to: "dtype") -> None:
+    def __init__(self, device: str, to: "dtype", how: Preprocess = PAPER) -> None:
         """`to`: the number format of the result."""
         import torch
 
         self._to = to
-        self._mean = torch.tensor(MEAN, device=device).repeat(CROP)
-        self._std = torch.tensor(STD, device=device).repeat(CROP)
+        self._mean = torch.tensor(how.mean, device=device).repeat(how.crop)
+        self._std = torch.tensor(how.std, device=device).repeat(how.crop)
 
     def __call__(self, rows_BHW3: "Tensor") -> "Tensor":
-        """[B, 224, 224, 3] uint8 -> [B, 3, 224, 224], channels-last; computed in float32 in torchvision's order."""
+        """[B, h, w, 3] uint8 -> [B, 3, h, w], channels-last; computed in float32 in torchvision's order."""
         import torch
 
-        # Lines of 672 values rather than pixels of 3: a processor computes whole vectors, four times as fast.
+        # Whole lines rather than pixels of 3: a processor computes whole vectors, four times as fast.
         lines = rows_BHW3.flatten(2).to(torch.float32).mul_(1 / 255).sub_(self._mean).div_(self._std)
         return lines.to(self._to).view(rows_BHW3.shape).permute(0, 3, 1, 2)

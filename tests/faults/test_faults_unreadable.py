@@ -13,6 +13,7 @@ from cache.commit import recover
 from cache.common.errors import UnreadableError
 from cache.repair import repair
 from cache.shards import BACKENDS
+from cache.shards.protocol import ShardIndex
 from cache.store import FeatureCache
 from cache.verify import verify
 from tests.helpers.cache import filled_cache
@@ -90,6 +91,61 @@ def test_a_disk_that_refuses_in_the_middle_of_a_shard_is_not_damage(
         with pytest.raises(UnreadableError, match=r"shards/00000"):
             command(path)
     monkeypatch.undo()
+    assert contents(path) == before
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread")], ids=["memory", "thread"])
+def test_a_lack_of_memory_is_not_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, error: Exception
+) -> None:
+    path = filled_cache(tmp_path / "c", 9, backend=backend).path
+    before = contents(path)
+
+    def refuse(*_):
+        raise error
+
+    monkeypatch.setattr(ShardIndex, "check", refuse)
+    for command in (verify, repair):
+        with pytest.raises(UnreadableError, match="not enough memory"):
+            command(path)
+    monkeypatch.undo()
+    assert contents(path) == before
+
+
+LITTLE_MEMORY = """
+import resource, sys
+from pathlib import Path
+from cache.cli import main
+import cache.verify, cache.repair, cache.shards.hdf5, cache.shards.zarr
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+limit = pages * resource.getpagesize() + (int(sys.argv[1]) << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("backend", "command", "mebibytes"),
+    [
+        ("zarr", "repair", 16),
+        *(
+            pytest.param(backend, command, more, marks=pytest.mark.slow)
+            for backend in BACKENDS
+            for command in ("info", "verify", "repair")
+            for more in range(0, 44, 4)
+        ),
+    ],
+)
+def test_little_memory_ends_with_a_message(tmp_path: Path, backend: str, command: str, mebibytes: int) -> None:
+    """Neither a hang nor a finding; with enough memory, success."""
+    path = filled_cache(tmp_path / "c", 9, backend=backend).path
+    before = contents(path)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    arguments = [sys.executable, "-c", LITTLE_MEMORY, str(mebibytes), command, str(path)]
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=60)
+    assert done.returncode == 0 or (done.returncode == 1 and "error: " in done.stderr), done
+    assert "not as they were written" not in done.stderr
     assert contents(path) == before
 
 

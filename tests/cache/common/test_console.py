@@ -45,6 +45,22 @@ def disk(number: int) -> None:
 
 
 @stage.command()
+@click.argument("kind")
+def short(kind: str) -> None:
+    """Runs out of something, as libraries tell of it."""
+    if kind == "memory":
+        raise MemoryError
+    if kind == "library":
+        raise ImportError("libx.so: cannot open shared object file: Too many open files")
+    if kind == "thread":
+        raise RuntimeError("can't start new thread")
+    try:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    except OSError:
+        raise AttributeError("a library that did not expect it") from None if kind == "hidden" else RuntimeError("x")
+
+
+@stage.command()
 @work_option
 @dataset_option
 def show(workspace: Workspace, dataset: str | None) -> None:
@@ -61,8 +77,22 @@ def test_an_expected_error_is_a_message_and_exit_code_1() -> None:
 def test_a_disk_that_refuses_is_an_expected_error_and_a_missing_file_a_bug() -> None:
     full = CliRunner().invoke(stage, ["disk", str(errno.ENOSPC)])
     assert full.exit_code == 1
-    assert "the disk refuses" in full.stderr
+    assert "the system refuses" in full.stderr
     assert isinstance(CliRunner().invoke(stage, ["disk", str(errno.ENOENT)]).exception, FileNotFoundError)
+
+
+@pytest.mark.parametrize("kind", ["memory", "library", "thread", "hidden"])
+def test_what_libraries_say_when_something_runs_out_is_an_expected_error(kind: str) -> None:
+    result = CliRunner().invoke(stage, ["short", kind])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: the system refuses: ")
+
+
+@pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.ENOTDIR, errno.EMFILE, errno.EFBIG, errno.ENOTEMPTY])
+def test_each_refusal_is_an_expected_error_with_its_path(number: int) -> None:
+    result = CliRunner().invoke(stage, ["disk", str(number)])
+    assert result.exit_code == 1
+    assert "somewhere" in result.stderr
 
 
 def test_a_bug_keeps_its_traceback() -> None:

@@ -126,6 +126,7 @@ def test_links_that_lead_outside_are_refused_with_file_and_line(tmp_path, link):
         ("video,label\nx.avi,a\n", "line 1: columns are 'video,label', without split1;"),
         ("video,label,split1,split1\n", "line 1: columns are .*, twice with split1;"),
         ("video,label,split1,split4\n", "line 1: columns are .*, with an unknown split4;"),
+        ("video,label,split1,start\n", "line 1: columns are .*, without end;"),
         ("video,label,,split1\n", r"line 1: columns are .*, with an unknown \(empty\);"),
         (f"{HEADER}x.avi,wave,train,3\n", "line 2: 4 values for the 3 columns"),
         (HEADER, "lists no videos"),
@@ -142,6 +143,58 @@ def test_links_that_lead_outside_are_refused_with_file_and_line(tmp_path, link):
 def test_contradictions_are_refused_with_file_and_line(tmp_path, text, message):
     with pytest.raises(DatasetError, match=message):
         read_manifest("mine", manifest(tmp_path, text))
+
+
+SPANS = """\
+End;start;Video;label;split1;group
+2,5;0;film.mp4;wave;train;
+20;2.5;film.mp4;climb;test;a
+;;other.mp4;wave;test;b
+"""
+
+
+def test_rows_with_start_and_end_are_spans_of_one_video(tmp_path):
+    touch(tmp_path, ["film.mp4", "other.mp4"])
+    said = []
+    dataset, _ = load_dataset("mine", manifest(tmp_path, SPANS), subset=False, work=tmp_path / "work", say=said.append)
+    assert [video.id for video in dataset.videos] == ["film", "other"]
+    assert [(each.id, each.label, each.group_name, each.line) for each in dataset.samples] == [
+        ("film#t=0,2.5", 1, "film", 2),
+        ("film#t=2.5,20", 0, "a", 3),
+        ("other", 1, "b", None),
+    ]
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("x.avi,a,train,-1,2,", "line 2: start '-1' and end '2' are not two numbers of seconds"),
+        ("x.avi,a,train,1,,", "line 2: start '1' and end '' are not two numbers"),
+        ("x.avi,a,train,1,nan,", "line 2: start '1' and end 'nan'"),
+        ("x.avi,a,train,1e1,20,", "line 2: start '1e1'"),
+        ("x.avi,a,train,0:01,0:02,", "line 2: start '0:01'"),
+        ("x.avi,a,train,2,2.0,", "line 2: the span from 2 s to 2.0 s does not end after its start"),
+        ("x.avi,a,train,3,2,", "line 2: the span from 3 s to 2 s does not end after"),
+        ("x.avi,a,train,0,99999999,", "line 2: the span from 0 s"),
+        ("x.avi,a,train,1,2,\nx.avi,b,train,1.0,2,", "line 3: span 1,2 of video 'x.avi' has another class than in"),
+        ("x.avi,a,train,1,2,\nx.avi,a,test,1,2,", "span 1,2 of video 'x.avi' is in both halves of split 1"),
+        ("x.avi,a,train,1,2,g\nx.avi,a,train,1,2,h", "line 3: span 1,2 of video 'x.avi' has another group"),
+        ("x.avi,a,train,,,g\ny.avi,a,test,,,g", "line 3: group 'g' is in the test half of split 1 here, in the train"),
+    ],
+)
+def test_impossible_spans_and_groups_are_refused_with_file_and_line(tmp_path, row, message):
+    with pytest.raises(DatasetError, match=message):
+        read_manifest("mine", manifest(tmp_path, f"video,label,split1,start,end,group\n{row}\n"))
+
+
+def test_recordings_on_both_sides_are_told(tmp_path):
+    rows = "x.avi,a,train,0,1\nx.avi,b,test,5,6\nv_g01_c01.avi,a,train,,\nv_g01_c02.avi,a,test,,\n"
+    touch(tmp_path, ["x.avi", "v_g01_c01.avi", "v_g01_c02.avi"])
+    file, said = manifest(tmp_path, f"video,label,split1,start,end\n{rows}"), []
+    load_dataset("mine", file, subset=False, work=tmp_path / "work", say=said.append)
+    assert "2 recordings are on both sides of split 1" in said[0]
+    assert "v_g01, x" in said[0]
 
 
 def test_missing_files_are_an_error_unless_a_subset_is_asked_for(tmp_path):

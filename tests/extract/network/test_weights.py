@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from cache.common.errors import WeightsError
-from extract.network.weights import expected_shapes, load_weights
+from extract.network.architecture import architecture
+from extract.network.weights import load_weights
 
 
 @pytest.fixture(scope="module")
@@ -129,5 +130,5 @@ def test_without_network_the_message_says_which_file_to_give(tmp_path, monkeypat
 @pytest.mark.shared
 def test_the_stand_in_checkpoint_loads(stand_in_weights):
     weights = load_weights(str(stand_in_weights), "resnet34")
-    assert set(weights.tensors) == set(expected_shapes("resnet34"))
+    assert set(weights.tensors) == set(architecture("resnet34", 224).shapes)
     assert weights.text == "stand-in.pth"
