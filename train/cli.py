@@ -139,7 +139,7 @@ def main(
     for config in configs:
         if fresh or state_of(config.folder(workspace), config) != "finished":
             waiting.append(config)
-        else:
+        elif config.recipe.cell == chosen.cell:
             path = config.folder(workspace) / config.scores_file
             click.echo(f"{_title(config)}: done already, {path}")
     if waiting:
