@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cache.aggregate import PAPER_WEIGHTS
-from cache.common.console import FINISHED_WITH_FAILURES, StageGroup, device_option
+from cache.common.console import FINISHED_WITH_FAILURES, StageGroup, clips_option, device_option
 from cache.common.errors import DecodeError, MrrnError
 from cache.store import FeatureCache
 from extract.datasets.paths import require_folder, scan_folder
@@ -91,9 +91,7 @@ def _say_certainty(choice: RunChoice, results: "Results") -> None:
         seconds = sum(epoch.seconds for folder in choice.folders().values() for epoch in read_curve(folder))
         price = f" in about {0.8 * seconds:,.0f} s" if seconds else ""
         command = shlex.join(["python", "-m", "train", *choice.options(), "--holdout"])
-        click.echo(
-            f"  `make fuse` with CALIBRATE=1, or `{command}`, trains such runs{price}; then give this command again"
-        )
+        click.echo(f"  `make fuse` with CALIBRATE=1 trains such runs{price}, or:\n  {command}")
 
 
 @main.command()
@@ -121,6 +119,7 @@ def reproduce(choose: Choose, device: str, seeds: int) -> None:
 @click.option("--weights", help="The backbone's weights, if they are no longer where extraction had them.")
 @device_option
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Videos decoded at the same time.")
+@clips_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the probabilities of all classes.")
 def predict(
     choose: Choose,
@@ -129,6 +128,7 @@ def predict(
     weights: str | None,
     device: str,
     jobs: int,
+    clips: str | None,
     as_json: bool,
 ) -> None:
     """Name the five most probable classes of new videos (files, or folders of them).
@@ -149,12 +149,12 @@ def predict(
     from fuse.predict import predict as run
 
     if bundle:
-        heads, recorded = load_heads(*read_bundle(bundle)), None
+        heads, recorded = load_heads(*read_bundle(bundle), clips), None
     else:
         choice = choose()
         heldout = read_heldout(choice)
         calibration = calibrate(heldout.levels, heldout.labels, PAPER_WEIGHTS) if heldout else None
-        heads = load_heads(choice.folders(), calibration=calibration)
+        heads = load_heads(choice.folders(), calibration=calibration, clips=clips)
         with FeatureCache.open(choice.workspace.cache(choice.dataset)) as cache:
             recorded = cache.settings.get("weights")
     settings = settings_for(heads, weights=weights_for(heads, weights, recorded), device=device, jobs=jobs)
@@ -211,7 +211,8 @@ def _answer(predictions: "Iterator[Prediction]", heads: "Heads", files: list[Pat
 @main.command()
 @run_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write. [default: WORK/bundles/DATASET-splitN]")
-def bundle(choose: Choose, out: Path | None) -> None:
+@clips_option
+def bundle(choose: Choose, out: Path | None, clips: str | None) -> None:
     """Copy the three trained heads into one folder to hand to somebody else: safetensors, JSON and a model card.
 
     The recipient predicts with `python -m fuse predict --bundle FOLDER`, without the cache or the videos.
@@ -223,8 +224,8 @@ def bundle(choose: Choose, out: Path | None) -> None:
     choice = choose()
     cache = read_scored_cache(choice.workspace, choice.dataset)
     results = evaluate(read_levels(choice), cache, choice.split, read_heldout(choice), baseline=read_baseline(choice))
-    load_heads(choice.folders())  # raises unless the bundle can be used
+    heads = load_heads(choice.folders(), clips=clips)  # raises unless the bundle can be used
     out = out or choice.workspace.root / "bundles" / f"{choice.dataset}-split{choice.split}"
-    write_bundle(out, choice.folders(), summarise(results, caveats(results), made_now()))
+    write_bundle(out, choice.folders(), summarise(results, caveats(results), made_now()), heads.clips)
     _say_certainty(choice, results)
     click.echo(f"bundle: {out}")

@@ -87,10 +87,13 @@ def load_heads(
     folders: Mapping[Level, Path],
     fusion_weights: Mapping[Level, float] = PAPER_WEIGHTS,
     calibration: Calibration | None = None,
+    bundled: str | None = None,
+    clips: str | None = None,
 ) -> Heads:
     """The heads of three run folders.
 
-    Raises `WeightsError` unless the runs are finished and of one dataset, cache, split, pooling and clip rule.
+    Their clip rule is the runs', changed by the text `bundled`, then by `clips` (`ClipRule.changed`). Raises
+    `WeightsError` unless the runs are finished and of one dataset, cache, split, pooling and clip rule.
     """
     loaded = {level: load_head(folder) for level, folder in folders.items()}
     _check_together({level: config for level, (_, config) in loaded.items()})
@@ -103,12 +106,15 @@ def load_heads(
         raise WeightsError(
             f"the heads do not say what their features were made with: {error!r}; train again"
         ) from error
-    if high.clips.length > MOST_CLIP_FRAMES or (high.clips.fps or 0) > MOST_FPS:
-        raise WeightsError(f"the heads' {high.clips} is beyond {MOST_CLIP_FRAMES:,} frames or {MOST_FPS} a second")
+    rule = high.clips
+    for text in filter(None, (bundled, clips)):
+        rule = rule.changed(text)
+    if rule.length > MOST_CLIP_FRAMES or (rule.fps or 0) > MOST_FPS:
+        raise WeightsError(f"the clip rule {rule} is beyond {MOST_CLIP_FRAMES:,} frames or {MOST_FPS} a second")
     return Heads(
         heads={level: head for level, (head, _) in loaded.items()},
         classes=high.classes,
-        clips=high.clips,
+        clips=rule,
         identity=identity,
         environment=environment,
         fusion_weights=fusion_weights,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,8 +157,8 @@ class FrameReader:
 class Verdict:
     """What becomes of a decoded video."""
 
-    status: str
-    """done, suspect or failed."""
+    status: Literal["done", "suspect", "failed"]
+
     reason: str
     """Why; for a video that is done, a note or nothing."""
 

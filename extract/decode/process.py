@@ -5,27 +5,32 @@ Times are monotonic seconds.
 
 import fcntl
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from cache.ledger import Outcome
 from extract.decode.types import BLOCK_BYTES, DecodeSettings, FrameBlock, Limits, VideoEnd, VideoRequest
-from extract.decode.wire import Channel, Message, Ring
+from extract.decode.wire import Alive, Begun, Channel, Ended, Filled, Message, Ring, Times, parse
 
 START_SECONDS: Final = 120.0
 """Time limit for a worker to start: longer than any import takes."""
 
-MESSAGE_ERRORS: Final = (ValueError, TypeError, LookupError, ArithmeticError, RecursionError)
+MESSAGE_ERRORS: Final = (msgspec.MsgspecError, ValueError, LookupError, RecursionError)
 """Raised by reading a message that no worker sends. A hostile video may have taken the worker over."""
+
+NOT_READING: Final = "decoder does not read what it is sent"
 
 _START: Final = "from extract.decode.worker import main; main()"
 _REAP_SECONDS: Final = 2.0
@@ -38,6 +43,8 @@ class CurrentVideo:
     """The video that a worker has."""
 
     video: VideoRequest
+    number: int
+    """By which messages name it."""
     started: float
     progress: float
     """The last sign of progress."""
@@ -49,6 +56,8 @@ class CurrentVideo:
     """Index behind the last frame received."""
     times: list[NDArray[np.float64]] = field(default_factory=list)
     """Times of all frames, if spans were asked for."""
+    last_seconds: float = -np.inf
+    """The time of the last frame received."""
 
     def failed(self, reason: str) -> Outcome:
         """The video's outcome if its worker is gone."""
@@ -70,6 +79,8 @@ class WorkerProcess:
         self.current: CurrentVideo | None = None
         self.videos = 0
         """Videos it has finished."""
+        self._given = 0
+        self._most_frames = settings.limits.frames
         self._started = time.monotonic()
         self._bytes_in_slot: dict[int, int] = {}
         """The slots in use, each with the size of its block."""
@@ -94,54 +105,68 @@ class WorkerProcess:
             | {"PYTHONPATH": os.pathsep.join(str(Path(p).absolute()) for p in sys.path if p)},
             start_new_session=True,
         )
+        # The channel ends with the last process that has it, which may be a child of the worker.
+        self._pidfd = os.pidfd_open(self._process.pid)
         theirs.close()
         self._ring.close()
         self._channel.send(settings.for_worker() | {"ring": [self._ring.slots, self._ring.slot_bytes]})
 
-    def fileno(self) -> int:
-        """For selectors: readable when there is a message, or when the process has ended."""
-        return self._channel.fileno()
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        """For selectors: readable when there is a message, and when the process has ended."""
+        return self._channel.fileno(), self._pidfd
 
     # --- its video and its messages ---
 
     def receive(self) -> Message | None:
         """The next message; None if the process has ended. Raises BlockingIOError if there is no message now."""
-        return self._channel.receive(wait=False)
+        content = self._channel.receive(wait=False)
+        return None if content is None else parse(content)
 
     def give(self, video: VideoRequest) -> None:
-        """Have it decode a video."""
+        """Have it decode a video. Raises BlockingIOError if it does not read."""
         assert self.current is None
         now = time.monotonic()
-        self.current = CurrentVideo(video, started=now, progress=now)
+        self._given += 1
+        self.current = CurrentVideo(video, self._given, started=now, progress=now)
         if self._full_since is not None:
             self._full_since = now
-        self._channel.send({"path": str(video.path), "spans": video.spans})
+        self._channel.send({"video": self._given, "path": str(video.path), "spans": video.spans}, wait=False)
 
-    def block(self, message: Message, on_release: Callable[[], None]) -> FrameBlock:
+    def heard(self, message: Begun | Alive | Filled | Times | Ended) -> None:
+        """Progress with its video."""
+        if self.current is None or message.video != self.current.number:
+            raise ValueError(f"about video {message.video}, which it does not have")
+        if not self.current.begun and not isinstance(message, Begun):
+            raise ValueError("about a video that it has not begun")
+        self.current.begun = self.proven = True
+        self.current.progress = time.monotonic()
+
+    def block(self, message: Filled, on_release: Callable[[], None]) -> FrameBlock:
         """The block that a message announces. Its slot belongs to the consumer until `free_slot`."""
         assert self.current is not None
-        slot, (frames, height, width) = message["slot"], message["shape"]
+        frames, height, width = message.shape
         num_bytes = frames * height * width * 3
-        if slot in self._bytes_in_slot or not 0 < num_bytes <= self._ring.slot_bytes:
-            raise ValueError(f"slot {slot}, shape {frames, height, width}")
-        pts_seconds_F = _checked_times(message["pts"])
+        if message.slot in self._bytes_in_slot or not 0 < num_bytes <= self._ring.slot_bytes:
+            raise ValueError(f"slot {message.slot}, shape {message.shape}")
+        slot = self._ring.slot(message.slot)
+        if not self._was_asked_for(message.first, message.first + frames):
+            raise ValueError(f"{frames} frames from {message.first} after {self.current.frames} frames")
+        pts_seconds_F = self._checked_times(message.pts, self.current.last_seconds, message.first)
         if len(pts_seconds_F) != frames:
             raise ValueError(f"{frames} frames, {len(pts_seconds_F)} times")
-        first = message["first"]
-        if not self._was_asked_for(first, first + frames):
-            raise ValueError(f"frames [{first}, {first + frames}) after {self.current.frames} frames")
-        block = FrameBlock(
+        self.current.last_seconds = pts_seconds_F[-1]
+        self._bytes_in_slot[message.slot] = num_bytes
+        self.current.frames = message.first + frames
+        if len(self._bytes_in_slot) == self._ring.slots:
+            self._full_since = time.monotonic()
+        return FrameBlock(
             video_id=self.current.video.video_id,
-            first_frame=first,
-            frames_FHW3=self._ring.slot(slot)[:num_bytes].reshape(frames, height, width, 3),
+            first_frame=message.first,
+            frames_FHW3=slot[:num_bytes].reshape(frames, height, width, 3),
             pts_seconds_F=pts_seconds_F,
             on_release=on_release,
         )
-        self._bytes_in_slot[slot] = num_bytes
-        self.current.frames = first + frames
-        if len(self._bytes_in_slot) == self._ring.slots:
-            self._full_since = time.monotonic()
-        return block
 
     def _was_asked_for(self, first: int, stop: int) -> bool:
         """Whether these frames of its video may come now."""
@@ -151,13 +176,25 @@ class WorkerProcess:
             return first == self.current.frames
         return first >= self.current.frames and any(start <= first < stop <= end for start, end in spans)
 
-    def add_times(self, times: list[float]) -> None:
+    def add_times(self, message: Times) -> None:
         """Times of further frames of its video."""
         assert self.current is not None
-        self.current.times.append(_checked_times(times))
+        if self.current.video.spans is None:
+            raise ValueError("times that were not asked for")
+        before = self.current.times[-1][-1] if self.current.times else -np.inf
+        self.current.times.append(self._checked_times(message.pts, before, sum(map(len, self.current.times))))
+
+    def _checked_times(self, times: list[float], before: float, index: int) -> NDArray[np.float64]:
+        """Times of the frames from `index` on as an array. Raises ValueError if they do not ascend, or are too many."""
+        times_F = np.array([before, *times])
+        if not times or not np.isfinite(times_F[1:]).all() or (np.diff(times_F) <= 0).any():
+            raise ValueError("times that do not ascend")
+        if index + len(times) > self._most_frames:
+            raise ValueError(f"{index + len(times)} frames, more than asked for")
+        return times_F[1:]
 
     def free_slot(self, slot: int) -> None:
-        """The consumer has released the block in `slot`."""
+        """The consumer has released the block in `slot`. Raises BlockingIOError if the worker does not read."""
         if self._bytes_in_slot.pop(slot) > BLOCK_BYTES:
             self._ring.discard(slot)
         if self._full_since is not None and self.current is not None:
@@ -165,28 +202,24 @@ class WorkerProcess:
             self.current.waited += now - self._full_since
             self.current.progress = now
         self._full_since = None
-        self._channel.send({"free": slot})
+        self._channel.send({"free": slot}, wait=False)
 
-    def finish(self, end: dict[str, Any]) -> VideoEnd:
+    def finish(self, end: Ended) -> VideoEnd:
         """The end of its video, from its last message about it. The worker has no video afterwards."""
         assert self.current is not None
-        status, reason, declared = end["status"], str(end["reason"]), end["declared"]
         times_F = np.concatenate(self.current.times) if self.current.times else np.empty(0)
         frames = self.current.frames if self.current.video.spans is None else len(times_F)
-        if status not in ("done", "suspect", "failed") or (status != "failed" and end["frames"] != frames):
-            raise ValueError(f"status {status!r} with {end['frames']} frames after {frames}")
-        reason.encode()  # a lone surrogate is no text, and could not be stored
+        if end.status != "failed" and not 0 < end.frames == frames:
+            raise ValueError(f"{end.status} with {end.frames} frames after {frames}")
         outcome = Outcome(
             video_id=self.current.video.video_id,
-            status=status,
-            reason=reason,
-            num_frames=frames if status != "failed" else 0,
-            declared_frames=None if declared is None else _count(declared),
-            decoder_errors=_count(end["errors"]),
-            seconds=float(end["seconds"]),
+            status=end.status,
+            reason=end.reason,
+            num_frames=frames if end.status != "failed" else 0,
+            declared_frames=end.declared,
+            decoder_errors=end.errors,
+            seconds=end.seconds,
         )
-        if not np.isfinite(outcome.seconds):
-            raise ValueError(f"{outcome.seconds} seconds")
         self.current = None
         self.videos += 1
         return VideoEnd(outcome, times_F)
@@ -214,20 +247,22 @@ class WorkerProcess:
     # --- its end ---
 
     def kill(self) -> None:
-        """End the process at once and free what it held."""
-        self._process.kill()
+        """End the process and its children at once and free what it held."""
+        self._kill_group()
         self._wait()
         self._close()
 
     def reap(self) -> tuple[str, bool]:
-        """Free what a process that ended by itself held.
+        """Free what a process that ended by itself held, and end its children.
 
         Returns the reason for its video, and whether it was killed from outside, though not by its supervisor: then
         nothing is known against the worker or its video.
         """
-        if not self._wait():
+        if not select.select([self._pidfd], [], [], _REAP_SECONDS)[0]:
             self.kill()
             return "decoder closed its channel", False
+        self._kill_group()
+        self._wait()
         size = os.fstat(self._log).st_size
         tail = os.pread(self._log, _TAIL_BYTES, max(0, size - _TAIL_BYTES)).decode(errors="replace").splitlines()
         last_line = next((line.strip() for line in reversed(tail) if line.strip()), "")
@@ -235,32 +270,20 @@ class WorkerProcess:
         code = self._process.returncode
         return _reason_of(code, last_line), code == -signal.SIGKILL
 
-    def _wait(self) -> bool:
-        """Whether the process is gone. One stuck in the kernel (on a dead network drive) is left behind, killed."""
-        try:
+    def _kill_group(self) -> None:
+        """Kill the process, if it still runs, and the children that it left in its group."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _wait(self) -> None:
+        """Wait for the killed process; one stuck in the kernel (on a dead network drive) is left behind."""
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(_REAP_SECONDS)
-        except subprocess.TimeoutExpired:
-            return False
-        return True
 
     def _close(self) -> None:
         self._channel.close()
+        os.close(self._pidfd)
         os.close(self._log)
-
-
-def _checked_times(times: list[float]) -> NDArray[np.float64]:
-    """Times of consecutive frames as an array. Raises ValueError if they do not ascend."""
-    times_F = np.array(times, np.float64)
-    if times_F.ndim != 1 or not np.isfinite(times_F).all() or (np.diff(times_F) <= 0).any():
-        raise ValueError(f"times {times_F}")
-    return times_F
-
-
-def _count(number: int) -> int:
-    """Returns `number`. Raises ValueError if the ledger could not store it as a count."""
-    if not isinstance(number, int) or not 0 <= number < 1 << 63:
-        raise ValueError(f"count {number}")
-    return number
 
 
 def _reason_of(code: int, last_line: str) -> str:

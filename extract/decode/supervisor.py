@@ -18,15 +18,18 @@ import numpy as np
 
 from cache.common.errors import DecodeError
 from extract.decode.backends import MissingDecoderError
-from extract.decode.process import MESSAGE_ERRORS, WorkerProcess
+from extract.decode.process import MESSAGE_ERRORS, NOT_READING, WorkerProcess
 from extract.decode.types import DecodeSettings, FrameBlock, VideoEnd, VideoRequest
-from extract.decode.wire import Message
+from extract.decode.wire import Alive, Begun, Ended, Filled, Message, Ready, Times, Unusable
 
 START_ATTEMPTS: Final = 5
 """Workers that may fail to start, one after the other, before the run ends with an error."""
 
 KILLED_STARTS: Final = 100
 """The same if they are killed from outside, which may stop again."""
+
+LAST_MESSAGES: Final = 10_000
+"""The most that is read from a worker that has ended; times of frames are the most that one sends at once."""
 
 OVERSLEPT_SECONDS: Final = 1.0
 """A supervisor that wakes up this much too late was stopped, and its workers too: their deadlines are extended."""
@@ -104,7 +107,7 @@ class Supervisor:
             if key.data is None:
                 self._wake_reader.recv(4096)
             else:
-                self._listen(key.data)
+                self._listen(key.data, ended=key.fd == key.data.descriptors[1])
         while self._commands:
             self._commands.popleft()()
         self._enforce_deadlines(overslept=time.monotonic() - slept_from - timeout)
@@ -121,47 +124,64 @@ class Supervisor:
 
     # --- listening ---
 
-    def _listen(self, worker: WorkerProcess) -> None:
-        """Read a worker's messages. One that sends what no worker sends is killed, like one that hangs."""
+    def _listen(self, worker: WorkerProcess, ended: bool) -> None:
+        """Read a worker's messages. One that sends what no worker sends is killed, like one that hangs.
+
+        `ended`: its process is gone, so what it still sent is the last; children of it may have the channel.
+        """
         try:
             # A bounded number: a worker that never stops sending must not keep the others from being heard.
-            for _ in range(100):
-                message = worker.receive()
-                if message is None:
-                    self._remove_dead_worker(worker)
-                    return
-                self._handle(worker, message)
+            for _ in range(LAST_MESSAGES if ended else 100):
                 if worker not in self._workers:
                     return
+                message = worker.receive()
+                if message is None:
+                    break
+                self._handle(worker, message)
+            else:
+                if not ended:
+                    return
         except BlockingIOError:
-            return
+            if not ended:
+                return
         except MESSAGE_ERRORS as error:
-            self._kill(worker, f"decoder sent a message that makes no sense ({error!r})")
+            self._kill(worker, f"decoder sent a message that makes no sense ({error!r:.200})")
+            return
+        self._remove_dead_worker(worker)
 
     def _handle(self, worker: WorkerProcess, message: Message) -> None:
-        if "unusable" in message and not worker.ready:
-            raise MissingDecoderError(message["unusable"])
-        if "ready" in message:
-            worker.ready = True
-            return
-        if worker.current is None:
-            raise ValueError("a message without a video")
-        worker.current.begun, worker.current.progress = True, time.monotonic()
-        worker.proven, self._failed_starts = True, 0
-        if "slot" in message:
-            free = partial(self._free_slot, worker, message["slot"])
-            self._results.put(worker.block(message, on_release=partial(self._command, free)))
-        elif "times" in message:
-            worker.add_times(message["times"])
-        elif "end" in message:
-            self._results.put(worker.finish(message["end"]))
-            if message["end"]["last"] or worker.videos >= self._settings.videos_per_worker:
-                self._kill(worker)
+        match message:
+            case Unusable() if not worker.ready:
+                raise MissingDecoderError(message.reason)
+            case Ready() if not worker.ready:
+                worker.ready = True
+            case Begun() | Alive() | Filled() | Times() | Ended() if worker.ready:
+                worker.heard(message)
+                self._failed_starts = 0
+                self._take(worker, message)
+            case _:
+                raise ValueError(f"{message!r} at this time")
+
+    def _take(self, worker: WorkerProcess, message: Message) -> None:
+        """What a message about a worker's video brings."""
+        match message:
+            case Filled():
+                free = partial(self._free_slot, worker, message.slot)
+                self._results.put(worker.block(message, on_release=partial(self._command, free)))
+            case Times():
+                worker.add_times(message)
+            case Ended():
+                self._results.put(worker.finish(message))
+                if message.last or worker.videos >= self._settings.videos_per_worker:
+                    self._kill(worker)
 
     def _free_slot(self, worker: WorkerProcess, slot: int) -> None:
         """The consumer released a block, maybe of a worker that is gone."""
         if worker in self._workers:
-            worker.free_slot(slot)
+            try:
+                worker.free_slot(slot)
+            except BlockingIOError:
+                self._kill(worker, NOT_READING)
 
     # --- ending workers ---
 
@@ -177,17 +197,21 @@ class Supervisor:
             self._note_failed_start(reason, KILLED_STARTS if from_outside else START_ATTEMPTS)
 
     def _kill(self, worker: WorkerProcess, reason: str = "") -> None:
-        """End a worker; if there is a reason, its video has failed for it."""
+        """End a worker; if there is a reason, its video has failed for it, unless it had not begun."""
         self._forget(worker)
         worker.kill()
-        if worker.current is not None and reason:
-            self._results.put(VideoEnd(worker.current.failed(reason)))
-        elif not worker.proven and reason:
+        current = worker.current
+        if current is not None and reason and current.begun:
+            self._results.put(VideoEnd(current.failed(reason)))
+        elif current is not None and reason:
+            self._queued.appendleft(current.video)
+        if not worker.proven and reason:
             self._note_failed_start(reason, START_ATTEMPTS)
 
     def _forget(self, worker: WorkerProcess) -> None:
         self._workers.remove(worker)
-        self._selector.unregister(worker)
+        for descriptor in worker.descriptors:
+            self._selector.unregister(descriptor)
 
     def _note_failed_start(self, reason: str, attempts: int) -> None:
         self._failed_starts += 1
@@ -210,12 +234,16 @@ class Supervisor:
 
     def _hand_out(self) -> None:
         """Give waiting videos to idle workers, and start as many workers as there is use for."""
-        for worker in self._workers:
+        for worker in list(self._workers):
             if self._queued and worker.ready and worker.current is None:
-                worker.give(self._queued.popleft())
+                try:
+                    worker.give(self._queued.popleft())
+                except BlockingIOError:
+                    self._kill(worker, NOT_READING)
         starting = sum(not worker.ready for worker in self._workers)
         while len(self._queued) > starting and len(self._workers) < self._settings.workers:
             worker = WorkerProcess(self._settings)
             self._workers.append(worker)
-            self._selector.register(worker, selectors.EVENT_READ, worker)
+            for descriptor in worker.descriptors:
+                self._selector.register(descriptor, selectors.EVENT_READ, worker)
             starting += 1

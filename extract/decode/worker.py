@@ -5,6 +5,7 @@ other than a DecodeError ends the process: the supervisor notices, fails the vid
 """
 
 import ctypes
+import json
 import os
 import re
 import resource
@@ -13,8 +14,9 @@ import socket
 import sys
 import time
 from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +27,7 @@ from extract.decode.backends.protocol import OpenDecoder
 from extract.decode.frames import FrameReader, Verdict, judge, opened
 from extract.decode.timeline import Sampling
 from extract.decode.types import MEBIBYTE, Limits, Spans
-from extract.decode.wire import Channel, Message, Ring
+from extract.decode.wire import Alive, Begun, Channel, Ended, Filled, Ready, Ring, Times, Unusable
 
 ALIVE_SECONDS: Final = 0.5
 """A worker that decodes frames sends a sign of life at least this often."""
@@ -61,70 +63,98 @@ class ErrorLog:
         return len(_FFMPEG_MESSAGE.findall(complete))
 
 
+@dataclass
+class Seen:
+    """What is also reported of a video that fails."""
+
+    frames: int = 0
+    declared: int | None = None
+    errors: int = 0
+
+
 class Worker:
     """A worker process: its channel, ring and decoder, and the limits that hold for every video."""
 
-    def __init__(self, channel: Channel, ring: Ring, setup: Message, decoder: OpenDecoder) -> None:
+    def __init__(self, channel: Channel, ring: Ring, setup: dict[str, Any], decoder: OpenDecoder) -> None:
         self._channel, self._ring, self._decoder = channel, ring, decoder
         self._limits = Limits(**setup["limits"])
         self._sampling = Sampling(**setup["sampling"])
         self._threads: int = setup["threads"]
         self._free = deque(range(ring.slots))
-        self._slot = -1
+        self._slot = self._video = -1
         self._log = ErrorLog()
         self._last_sent = self._waited = 0.0
 
     def serve(self) -> None:
         """Decode what the supervisor asks for, until it is gone."""
-        while (message := self._channel.receive()) is not None:
+        while (message := _receive(self._channel)) is not None:
             if "free" in message:
                 self._free.append(message["free"])
             else:
+                self._video = message["video"]
                 self._decode(Path(message["path"]), message["spans"])
 
     def _decode(self, path: Path, spans: Spans | None) -> None:
-        self._channel.send({"begun": True})
+        self._channel.send(Begun(video=self._video))
         _limit("RLIMIT_CPU", int(time.process_time()) + self._limits.processor_seconds)
         self._log.count_new()
         self._waited, started = 0.0, time.monotonic()
+        self._seen = Seen()
         out_of_memory = False
-        end: Message = {"frames": 0, "declared": None, "errors": 0}
         try:
-            verdict = self._deliver(path, spans, end)
+            verdict = self._deliver(path, spans)
         except DecodeError as error:
             verdict = Verdict(status="failed", reason=str(error))
         except MemoryError:
             out_of_memory = True
             verdict = Verdict(status="failed", reason=f"needs more than {self._limits.memory_bytes} bytes of memory")
-        end["errors"] += self._log.count_new()
-        end |= {"status": verdict.status, "reason": verdict.reason, "last": out_of_memory}
-        self._channel.send({"end": end | {"seconds": time.monotonic() - started - self._waited}})
+        self._channel.send(
+            Ended(
+                video=self._video,
+                status=verdict.status,
+                reason=verdict.reason,
+                frames=self._seen.frames,
+                declared=self._seen.declared,
+                errors=self._seen.errors + self._log.count_new(),
+                seconds=time.monotonic() - started - self._waited,
+                last=out_of_memory,
+            )
+        )
         if out_of_memory:
             sys.exit()
 
-    def _deliver(self, path: Path, spans: Spans | None, end: Message) -> Verdict:
-        """Decode and send the blocks; `end` collects what is also reported for a video that fails."""
+    def _deliver(self, path: Path, spans: Spans | None) -> Verdict:
+        """Decode and send the blocks."""
+        seen = self._seen
         with opened(path, self._decoder, self._limits, self._threads) as video:
-            end["declared"] = video.header.declared_frames
+            seen.declared = video.header.declared_frames
             reader = FrameReader(video, self._sampling, self._limits, spans)
             for block in reader.blocks(self._next_slot, self._report_alive):
-                shape, pts_seconds = block.frames_FHW3.shape[:3], block.pts_seconds_F.tolist()
-                self._channel.send({"slot": self._slot, "first": block.first_frame, "shape": shape, "pts": pts_seconds})
+                frames, height, width, _ = block.frames_FHW3.shape
+                self._channel.send(
+                    Filled(
+                        video=self._video,
+                        slot=self._slot,
+                        first=block.first_frame,
+                        shape=(frames, height, width),
+                        pts=block.pts_seconds_F.tolist(),
+                    )
+                )
                 self._last_sent = time.monotonic()
-                end["errors"] += self._log.count_new()
+                seen.errors += self._log.count_new()
             errors, doubt, header = video.errors, video.doubt, video.header
         for start in range(0, len(reader.times), TIMES_AT_ONCE):
-            self._channel.send({"times": reader.times[start : start + TIMES_AT_ONCE]})
+            self._channel.send(Times(video=self._video, pts=reader.times[start : start + TIMES_AT_ONCE]))
         # Closing drains the decoder's threads: only now have all errors been written.
-        end["errors"] = max(errors, end["errors"] + self._log.count_new())
-        end["frames"] = reader.counts.kept
-        return judge(reader.counts, header, end["errors"], doubt)
+        seen.errors = max(errors, seen.errors + self._log.count_new())
+        seen.frames = reader.counts.kept
+        return judge(reader.counts, header, seen.errors, doubt)
 
     def _next_slot(self) -> NDArray[np.uint8]:
         """An empty slot; waits while the ring is full."""
         started = time.monotonic()
         while not self._free:
-            message = self._channel.receive()
+            message = _receive(self._channel)
             if message is None:
                 sys.exit()
             self._free.append(message["free"])
@@ -136,7 +166,13 @@ class Worker:
         now = time.monotonic()
         if now - self._last_sent > ALIVE_SECONDS:
             self._last_sent = now
-            self._channel.send({"alive": True})
+            self._channel.send(Alive(video=self._video))
+
+
+def _receive(channel: Channel) -> dict[str, Any] | None:
+    """The supervisor's next message; None if it is gone."""
+    content = channel.receive()
+    return None if content is None else json.loads(content)
 
 
 def _limit(name: str, value: int) -> None:
@@ -154,18 +190,18 @@ def main() -> None:
     if os.getppid() != parent:
         return
     channel = Channel(socket.socket(fileno=channel_descriptor))
-    setup = channel.receive()
+    setup = _receive(channel)
     if setup is None:
         return
     ring = Ring(ring_descriptor, *setup["ring"])
     try:
         decoder = load_decoder(setup["decoder"])
     except MissingDecoderError as error:
-        channel.send({"unusable": str(error)})
+        channel.send(Unusable(reason=str(error)))
         return
     _limit("RLIMIT_CORE", 0)
     _limit("RLIMIT_FSIZE", LOG_BYTES)
     address_space_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     _limit("RLIMIT_AS", address_space_bytes + setup["limits"]["memory_bytes"])
-    channel.send({"ready": True})
+    channel.send(Ready())
     Worker(channel, ring, setup, decoder).serve()

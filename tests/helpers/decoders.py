@@ -12,11 +12,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from extract.decode import MissingDecoderError
 from extract.decode.backends.protocol import OpenVideo, VideoSource
 from extract.decode.backends.pyav import open_video
+from extract.decode.worker import Worker
 
 
 def hold_the_interpreter() -> None:
@@ -68,6 +70,59 @@ def wait_for_ever() -> None:
     time.sleep(1e6)
 
 
+ENDED = {"type": "Ended", "video": 1, "status": "done", "reason": "", "frames": 0, "declared": None, "errors": 0,
+         "seconds": 0.5, "last": False}  # fmt: skip
+FILLED = {"type": "Filled", "video": 1, "slot": 0, "first": 0, "shape": [1, 2, 2], "pts": [0.0]}
+
+LETTERS: dict[str, bytes] = {
+    "not_json": b"\xff\xfe",
+    "a_number": b"7",
+    "deep": b"[" * 100_000,
+    "deep_inside": json.dumps(ENDED).replace('""', "[" * 100_000).encode(),
+    "no_frames": json.dumps(ENDED).encode(),
+    "too_many_frames": json.dumps(ENDED | {"frames": 5}).encode(),
+    "endless_frames": json.dumps(ENDED | {"frames": 1e300}).replace("1e+300", "1e999").encode(),
+    "a_text_for_errors": json.dumps(ENDED | {"errors": "many"}).encode(),
+    "more_errors_than_fit": json.dumps(ENDED | {"errors": 10**30}).encode(),
+    "a_negative_length": json.dumps(ENDED | {"declared": -1}).encode(),
+    "no_time": json.dumps(ENDED | {"seconds": float("nan")}).encode(),
+    "no_text": json.dumps(ENDED | {"reason": "\ud800"}).encode(),
+    "no_status": json.dumps(ENDED | {"status": "fine"}).encode(),
+    "another_video": json.dumps(ENDED | {"video": 10**6}).encode(),
+    "ready_again": b'{"type": "Ready"}',
+    "unusable": b'{"type": "Unusable", "reason": "no decoder is installed"}',
+    "another_slot": json.dumps(FILLED | {"slot": 99}).encode(),
+    "a_later_block": json.dumps(FILLED | {"first": 7}).encode(),
+    "too_large_a_block": json.dumps(FILLED | {"shape": [1, 1 << 20, 1 << 20]}).encode(),
+    "no_times": json.dumps(FILLED | {"pts": [float("nan")]}).encode(),
+    "backward_times": json.dumps(FILLED | {"shape": [2, 2, 2], "pts": [1.0, 0.5]}).encode(),
+    "times_not_asked_for": b'{"type": "Times", "video": 1, "pts": [0.0]}',
+}
+"""Messages that no worker sends, by the stem of the video whose decoder sends them; `"video": 1` is that video."""
+
+
+def send_letter(letter: bytes) -> None:
+    """Send a message in the worker's name, about the video that it has, then stumble."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and not isinstance(worker := frame.f_locals.get("self"), Worker):
+        frame = frame.f_back
+    assert isinstance(worker, Worker)
+    socket.socket(fileno=os.dup(int(sys.argv[1]))).send(letter.replace(b'"video": 1,', b'"video": %d,' % worker._video))
+    stumble()
+
+
+def shrink_the_ring() -> None:
+    """What would kill whoever reads the frames."""
+    os.ftruncate(int(sys.argv[2]), 0)
+
+
+def leave_a_child() -> None:
+    """End, and leave a child that has the channel."""
+    if os.fork():
+        os._exit(7)
+    time.sleep(1e6)
+
+
 SINS: dict[str, Callable[[], None]] = {
     sin.__name__: sin
     for sin in (
@@ -80,37 +135,10 @@ SINS: dict[str, Callable[[], None]] = {
         stumble,
         chatter,
         wait_for_ever,
+        shrink_the_ring,
+        leave_a_child,
     )
 }
-
-
-_END = {"status": "done", "reason": "", "frames": 0, "declared": None, "errors": 0, "seconds": 0.5, "last": False}
-_BLOCK = {"slot": 0, "first": 0, "shape": [1, 2, 2], "pts": [0.0]}
-
-LETTERS: dict[str, bytes] = {
-    "not_json": b"\xff\xfe",
-    "a_number": b"7",
-    "deep": b"[" * 100_000,
-    "too_many_frames": json.dumps({"end": _END | {"frames": 5}}).encode(),
-    "endless_frames": json.dumps({"end": _END | {"frames": 1e300}}).replace("1e+300", "1e999").encode(),
-    "a_text_for_errors": json.dumps({"end": _END | {"errors": "many"}}).encode(),
-    "more_errors_than_fit": json.dumps({"end": _END | {"errors": 1 << 63}}).encode(),
-    "a_negative_length": json.dumps({"end": _END | {"declared": -1}}).encode(),
-    "no_time": json.dumps({"end": _END | {"seconds": float("nan")}}).encode(),
-    "no_text": json.dumps({"end": _END | {"reason": "\ud800"}}).encode(),
-    "no_status": json.dumps({"end": _END | {"status": "fine"}}).encode(),
-    "another_slot": json.dumps(_BLOCK | {"slot": 99}).encode(),
-    "a_later_block": json.dumps(_BLOCK | {"first": 7}).encode(),
-    "too_large_a_block": json.dumps(_BLOCK | {"shape": [1, 1 << 20, 1 << 20]}).encode(),
-    "no_times": json.dumps(_BLOCK | {"pts": [float("nan")]}).encode(),
-}
-"""Messages that no worker sends, by the stem of the video whose decoder sends them."""
-
-
-def send_letter(letter: bytes) -> None:
-    """Send a message in the worker's name, then stumble."""
-    socket.socket(fileno=os.dup(int(sys.argv[1]))).send(letter)
-    stumble()
 
 
 def stem_of(source: VideoSource) -> str:
@@ -126,8 +154,6 @@ def by_name(source: VideoSource) -> OpenVideo:
         SINS[stem]()
     if stem in LETTERS:
         send_letter(LETTERS[stem])
-    if stem == "unusable":
-        send_letter(b'{"unusable": "no decoder is installed"}')
     video = open_video(source)
     if stem == "endless":
         return _Repeating(video)

@@ -88,7 +88,7 @@ def make_plan(
     names = {recipe.name for recipe in usual.values()}
     if len(names) > 1 and "recipe" not in axes:
         raise TrainingError(f"the splits' usual recipes differ ({', '.join(sorted(names))}): add --grid recipe=NAME")
-    points = grid_points(axes, next(iter(usual.values())))
+    points = grid_points(axes, next(iter(usual.values())), next(iter(splits.values())).recipes)
     if not any(point.recipe.cell == "linear" for point in points):
         shown = {point.level: linear_beside(point.recipe) for point in points}
         points += [
