@@ -137,7 +137,7 @@ def test_a_number_of_epochs_is_a_variant_even_if_it_is_the_recipes_own_before_st
     assert result.exit_code == 0, result.output
     assert "recipe small (asked for" in result.output
     folders = {path.name for path in (tmp_path / "runs/tiny/split1").iterdir()}
-    assert folders == {"low-mean-seed0-e1", "low-mean-seed0-linear"}
+    assert folders == {"low-mean-seed0-e1", "low-mean-seed0-linear-clips30-8-20-even"}
 
 
 def test_beside_every_head_stands_what_a_regression_reaches(trained):
