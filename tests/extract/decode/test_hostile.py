@@ -139,7 +139,7 @@ def letter(chance: Random, number: int) -> bytes:
         return chance.randbytes(chance.randrange(60))
     if kind == 1:
         return b'{"type":' + chance.choice([b"[", b'{"a":', b"[{"]) * chance.choice([10, 1_000, 50_000])
-    for _ in range(chance.randrange(1, 3) if kind > 2 else 0):
+    for _ in range(chance.randrange(1, 3) if kind > 3 else 0):
         field = chance.choice([*message, "extra"])
         message[field] = chance.choice(VALUES)
     content = bytearray(json.dumps(message).encode())
@@ -157,8 +157,8 @@ def letter(chance: Random, number: int) -> bytes:
     return bytes(content)
 
 
-def check_letters(stage: Stage, seed: int) -> str:
-    """One video whose worker sends one to three letters, then ends; returns its status."""
+def check_letters(stage: Stage, seed: int) -> None:
+    """One video whose worker sends one to three letters, then ends; and one whose worker behaves."""
     chance = Random(seed)
     spans = chance.choice([None, None, (), ((0, 5), (9, 12))])
     worker, number = stage.begin(f"hostile{seed}", spans)
@@ -178,7 +178,6 @@ def check_letters(stage: Stage, seed: int) -> str:
     stage.check_neighbour("good")
     del stage.ends["good"]
     assert not stage.ends, "another video was ended"
-    return outcome.status
 
 
 @pytest.fixture
@@ -192,11 +191,9 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
 
 @pytest.mark.parametrize("count", [200, pytest.param(50_000, marks=pytest.mark.slow)])
 def test_messages_cost_at_most_their_video(stage: Stage, count: int) -> None:
-    statuses = set()
     for seed in seeds(count):
         with replayable(seed):
-            statuses.add(check_letters(stage, seed))
-    assert statuses == {"done", "failed"} or count != 50_000
+            check_letters(stage, seed)
 
 
 def test_a_worker_that_does_not_read_costs_its_video(stage: Stage) -> None:
