@@ -38,7 +38,8 @@ class LostPackets:
         packet.opaque = self._sent
         if packet.size > NO_PICTURE_BYTES and not packet.is_discard and not self._is_hidden(packet):
             self._waiting[self._sent] = packet.is_keyframe
-            self._settle(self._sent - LONGEST_DELAY)
+            if len(self._waiting) > LONGEST_DELAY:
+                self._settle(self._sent - LONGEST_DELAY)
 
     def received(self, frame: VideoFrame) -> None:
         """A frame has come out."""
