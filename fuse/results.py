@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Final, Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,6 +31,7 @@ from cache.aggregate import (
     search_weights,
     wilson,
 )
+from cache.clips import ClipRule
 from cache.common.errors import ScoreError
 from cache.dataset import Half
 from cache.fingerprint import LEVELS, Level
@@ -107,6 +109,24 @@ class Results:
     def pool(self) -> str:
         """Temporal pooling of the heads: mean, max or attention."""
         return str(self.runs["high"].get("pool"))
+
+    @property
+    def unread_share(self) -> float | None:
+        """Share of the scored videos' frames that are in no clip; None if the scores do not say, as older ones."""
+        frames, unread = (self.runs["high"].get(name) for name in ("frames", "unread_frames"))
+        return unread / frames if type(frames) is int and type(unread) is int and 0 <= unread <= frames > 0 else None
+
+    @property
+    def clips_note(self) -> str:
+        """What has to be said of the frames that are in no clip; may be empty."""
+        if self.unread_share is None:
+            return ""
+        run = self.runs["high"]
+        try:
+            rule = msgspec.convert(run["clips"], ClipRule)
+        except (KeyError, msgspec.ValidationError) as error:
+            raise ScoreError(f"the scores' clip rule cannot be read: {error}; train again") from error
+        return rule.note(run["unread_frames"], run["frames"], "the scored videos'")
 
     @property
     def weights(self) -> str:
@@ -278,6 +298,8 @@ def caveats(results: Results) -> list[str]:
         )
     if results.dataset in paper.DATASETS and results.split != paper.SPLIT:
         found.append(f"split {results.split}: the paper's figures beside ours are of split {paper.SPLIT}.")
+    if note := results.clips_note:
+        found.append(f"{note}.")
     found += [f"{note}." for note in dataset.one_sided_notes(results.split)]
     if results.missing:
         found.append(f"{len(results.missing):,} of {test_videos:,} test videos have no features and count as wrong.")
@@ -328,6 +350,7 @@ def summarise(results: Results, notes: Sequence[str], made: Made) -> dict[str, A
         "pool": results.pool,
         "videos": len(results.video_ids),
         "clips": results.clips,
+        "unread_share": results.unread_share,
         "missing_videos": _with_reasons(results.missing),
         "suspect_videos": _with_reasons(results.suspect),
         "accuracy": {model: results.accuracy(model) for model in MODELS},

@@ -61,6 +61,10 @@ class ClipTable:
     """Frame indices of each clip, counted over all videos together."""
     spans_N2: NDArray[np.int64]
     """First frame of each clip and one past its last, `[start, stop)`, within the sample at the clip rule's rate."""
+    frames: int
+    """Frames of all samples."""
+    unread: int
+    """Those of them that are in no clip."""
 
     def __len__(self) -> int:
         return len(self.sample_N)
@@ -78,10 +82,11 @@ def cut(
     rule: ClipRule,
 ) -> ClipTable:
     """Cuts samples into clips. Sample `i` has the frames `ranges[i]` of `pts_seconds` `[F]`."""
-    frames, spans = [], []
+    frames, spans, read = [], [], 0
     for each in ranges:
         pts_F = pts_seconds[each.start : each.stop]
         frames.append(rule.frames(pts_F) + each.start)
+        read += len(np.unique(frames[-1]))
         starts = np.asarray(rule.starts(len(rule.resample(pts_F))), dtype=np.int64)
         spans.append(np.stack([starts, starts + rule.length], axis=1))
     counts = [len(each) for each in frames]
@@ -91,6 +96,8 @@ def cut(
         label_N=np.repeat(np.asarray(labels, dtype=np.int64), counts),
         frames_NT=np.concatenate(frames) if frames else np.empty((0, rule.length), dtype=np.int64),
         spans_N2=np.concatenate(spans) if spans else np.empty((0, 2), dtype=np.int64),
+        frames=sum(map(len, ranges)),
+        unread=sum(map(len, ranges)) - read,
     )
 
 

@@ -1,9 +1,10 @@
 """A run: its configuration, its folder, and how far it is. Plain data and small files, no torch."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import msgspec
@@ -12,7 +13,7 @@ from cache.clips import ClipRule
 from cache.common.errors import TrainingError
 from cache.common.files import read_json, write_json_durably
 from cache.common.workspace import Workspace
-from cache.fingerprint import Level, widths_of
+from cache.fingerprint import LEVELS, Level, widths_of
 from train.recipes import KNOBS, RECIPES, Pool, Recipe
 
 Status = Literal["training", "finished"]
@@ -101,7 +102,8 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         """All fields as values that JSON can hold."""
-        return msgspec.to_builtins(self)
+        # msgspec leaves out fields that were missing where a recipe was read, and so have their defaults.
+        return {**msgspec.to_builtins(self), "recipe": self.recipe.to_json()}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "RunConfig":
@@ -138,18 +140,28 @@ def _difference(name: str, mine: Any, theirs: Any) -> str:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, ClipRule):
+        kept = "all" if value.keep == "all" else f"{value.max_clips}-{value.keep}"
+        return f"{value.length}-{value.stride}-{kept}" + (f"-fps{value.fps:g}" if value.fps else "")
     if isinstance(value, Mapping):
         return "_".join(sorted({f"{each:g}" for each in value.values()}))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def variant_of(recipe: Recipe, usual: Recipe, *, holdout: bool, watch: bool = False) -> str:
-    """Returns the end of a run folder's name: what differs from the dataset's usual recipe.
+def variant_of(
+    recipe: Recipe,
+    usual: Recipe,
+    *,
+    holdout: bool,
+    watch: bool = False,
+    recipes: Mapping[str, Recipe] = MappingProxyType(RECIPES),
+) -> str:
+    """Returns the end of a run folder's name: what differs from the dataset's usual recipe, which is among `recipes`.
 
     small with 4 layers, small is usual   -> l4
     paper with the LSTM, small is usual   -> paper-lstm
     """
-    base = RECIPES.get(recipe.name, recipe)
+    base = recipes.get(recipe.name, recipe)
     parts = [] if recipe.name == usual.name else [recipe.name]
     for name, knob in KNOBS.items():
         # Asking for a number of epochs also sets `min_steps` to 0, which else adds epochs.
@@ -189,6 +201,17 @@ def read_config(folder: Path) -> tuple[RunConfig, Status] | None:
         raise TrainingError(
             f"{path} is not a configuration written by this program: {error}; train again with --fresh"
         ) from error
+
+
+def with_recorded_clips(config: RunConfig, workspace: Workspace) -> RunConfig:
+    """Returns `config` with the clip rule that its folder, or that of the same run on another level, has already.
+
+    What is usual may have changed since those runs were begun; the levels of one run are cut alike.
+    """
+    for level in (config.level, *LEVELS):
+        if found := read_config(replace(config, level=level).folder(workspace)):
+            return replace(config, recipe=replace(config.recipe, clips=found[0].clips))
+    return config
 
 
 def state_of(folder: Path, wanted: RunConfig) -> Literal["new", "unfinished", "finished"]:

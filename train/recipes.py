@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
-from cache.clips import ClipRule
+from cache.clips import CLIPS_HELP, ClipRule
 from cache.common.errors import TrainingError
 from cache.fingerprint import LEVELS, Level
 
@@ -33,8 +33,8 @@ SMALL_BELOW_CLIPS = 5_000
 class Knob:
     """What one field of a recipe can hold, and its names on the command line, in sweeps and in run folders."""
 
-    kind: type[int] | type[float] | tuple[str, ...]
-    """Kind of number, or the names to choose from."""
+    kind: type[int] | type[float] | type[ClipRule] | tuple[str, ...]
+    """Kind of number, the names to choose from, or ClipRule: its text."""
     least: int = 0
     """Smallest number that it can hold."""
     most: float = math.inf
@@ -55,6 +55,8 @@ class Knob:
         """What a value has to satisfy, in words that follow "it"."""
         if isinstance(self.kind, tuple):
             return f"must be one of {', '.join(self.kind)}"
+        if self.kind is ClipRule:
+            return "must be a clip rule"
         if self.below < math.inf:
             return f"must be in [{self.least}, {self.below:g})"
         return f"must be in [{self.least}, {self.most:g}]" if self.most < math.inf else f"must be at least {self.least}"
@@ -63,6 +65,8 @@ class Knob:
         """Whether the field can hold `value`."""
         if isinstance(self.kind, tuple):
             return value in self.kind
+        if self.kind is ClipRule:
+            return isinstance(value, ClipRule)
         return bool(self.least <= value <= self.most and (value < self.below or self.below == math.inf))
 
 
@@ -81,8 +85,10 @@ class Recipe:
     name: str = "paper"
     summary: str = "the paper's words, line by line"
     """What the recipe changes against `paper`, and what that brings."""
-    clips: ClipRule = field(default_factory=ClipRule)
-    """How videos are cut into clips, in training and in testing."""
+    clips: ClipRule = field(
+        default_factory=ClipRule, metadata=_knob(ClipRule, axis="clips", word="clips", place=3, help=CLIPS_HELP)
+    )
+    """How videos are cut into clips, in training and in testing. `recipes_for` says which ones own videos keep."""
     inputs: Inputs = field(
         default="raw",
         metadata=_knob(INPUTS, axis="inputs", help="Features as they are, or standardised. [default: the recipe's]"),
@@ -234,6 +240,20 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+PAPER_SOURCES = ("ucf101", "hmdb51")
+"""Sources of datasets whose videos are cut as the paper cut them."""
+
+
+def recipes_for(source: str) -> dict[str, Recipe]:
+    """Returns the recipes for datasets of `source`: of own videos all but the paper's recipes keep `even` clips."""
+    return {
+        name: recipe
+        if source in PAPER_SOURCES or name.startswith("paper")
+        else replace(recipe, clips=replace(recipe.clips, keep="even"))
+        for name, recipe in RECIPES.items()
+    }
+
+
 def default_recipe(training_clips: int) -> tuple[Recipe, str]:
     """Returns the recipe for a training split of `training_clips` clips, and the reason, for the user."""
     name, compared = ("small", "fewer than") if training_clips < SMALL_BELOW_CLIPS else ("paper", "at least")
@@ -243,11 +263,14 @@ def default_recipe(training_clips: int) -> tuple[Recipe, str]:
 def with_overrides(recipe: Recipe, **given: Any) -> Recipe:
     """Returns `recipe` with the fields of `given` that are not None.
 
-    `epochs` is then exact: `min_steps` becomes 0. `learning_rate` is one number for all levels.
+    `epochs` is then exact: `min_steps` becomes 0. `learning_rate` is one number for all levels. `clips` is text that
+    names the parts to change.
     """
     changed = {name: value for name, value in given.items() if value is not None}
     if "epochs" in changed:
         changed["min_steps"] = 0
     if "learning_rate" in changed:
         changed["learning_rate"] = dict.fromkeys(LEVELS, changed["learning_rate"])
+    if "clips" in changed:
+        changed["clips"] = recipe.clips.changed(changed["clips"])
     return replace(recipe, **changed)

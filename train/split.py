@@ -17,7 +17,7 @@ from cache.dataset import Dataset, Half, Sample
 from cache.fingerprint import Level
 from cache.store import FeatureCache
 from train.config import PACKAGES, RunConfig, variant_of, version_of
-from train.recipes import Pool, Recipe, default_recipe
+from train.recipes import Pool, Recipe, default_recipe, recipes_for
 
 FIFTHS = 5
 """Parts that each class's groups are divided into; one of them is held out."""
@@ -86,7 +86,14 @@ class Split:
 
     def usual_recipe(self) -> tuple[Recipe, str]:
         """Returns the recipe for a split with as many training clips as this one has, and the reason for it."""
-        return default_recipe(sum(ClipRule().count(len(self.cache.frames_of(sample))) for sample in self.training))
+        clips = sum(ClipRule().count(len(self.cache.frames_of(sample))) for sample in self.training)
+        recipe, why = default_recipe(clips)
+        return self.recipes[recipe.name], why
+
+    @property
+    def recipes(self) -> dict[str, Recipe]:
+        """The recipes by name, as they are for this dataset."""
+        return recipes_for(self.dataset.source)
 
     def config(
         self,
@@ -115,7 +122,7 @@ class Split:
             classes=self.dataset.classes,
             holdout=holdout,
             watch=watch,
-            variant=variant_of(recipe, usual, holdout=holdout, watch=watch),
+            variant=variant_of(recipe, usual, holdout=holdout, watch=watch, recipes=self.recipes),
             videos=videos,
             cache_digest=self.digest,
             weights=str(fingerprint.identity.get("weights", "unknown")),

@@ -31,6 +31,8 @@ SMALL, PAPER = RECIPES["small"], RECIPES["paper"]
         (with_overrides(SMALL, weight_decay=0.01, mixup=0.5), False, "decay0.01-mixup0.5"),
         (with_overrides(SMALL, label_smoothing=0.1, feature_noise=0.2), False, "smoothing0.1-noise0.2"),
         (with_overrides(SMALL, views=1, variational_dropout=0.2), False, "vdropout0.2-views1"),
+        (with_overrides(SMALL, clips="keep=all,length=16"), False, "clips16-8-all"),
+        (with_overrides(PAPER, clips="max=40,fps=12.5"), True, "paper-clips30-8-40-first-fps12.5-holdout"),
         (SMALL, True, "holdout"),
     ],
 )

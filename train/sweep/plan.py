@@ -88,7 +88,7 @@ def make_plan(
         raise TrainingError(f"the splits' usual recipes differ ({', '.join(sorted(names))}): add --grid recipe=NAME")
     return Plan(
         splits=splits,
-        points=tuple(grid_points(axes, next(iter(usual.values())))),
+        points=tuple(grid_points(axes, next(iter(usual.values())), next(iter(splits.values())).recipes)),
         seeds=tuple(range(seeds)),
         holdout=holdout,
         search_fusion=search_fusion,
