@@ -58,7 +58,7 @@ train: cached ## stage two: cached features -> heads and scores      DATASET= LE
 
 fuse: ## stage three: scores -> predictions, tables, report  DATASET= POOL= RECIPE= SPLIT= SEED= CALIBRATE=1
 	@$(MAKE) --no-print-directory train LEVEL=all
-	$(if $(filter-out 0 no false,$(CALIBRATE)),$(PY) -m train $(COMMON) $(TRAIN) --holdout)
+	$(if $(filter-out 0 no false,$(WATCH)),,$(if $(filter-out 0 no false,$(CALIBRATE)),$(PY) -m train $(COMMON) $(TRAIN) --holdout))
 	$(PY) -m fuse $(FUSE)
 
 data: $(READY) ## download and unpack the official videos and splits  DATASET=ucf101|hmdb51 DATA=

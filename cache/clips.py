@@ -1,12 +1,35 @@
 """Clips of a video: which frames go together. Pure arithmetic, no I/O, no features."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-Keep = Literal["first", "even"]
+Keep = Literal["first", "even", "all"]
+
+_PARTS: Final[Mapping[str, tuple[str, Callable[[str], Any]]]] = {
+    "length": ("length", int),
+    "stride": ("stride", int),
+    "max": ("max_clips", int),
+    "keep": ("keep", str),
+    "fps": ("fps", lambda text: float(text) if text else None),
+}
+"""Parts of a rule as text: the name of each, its field, and how its value is read."""
+
+CLIPS_HELP: Final = (
+    "How videos are cut into clips; parts that are not named stay as they are. length, stride: frames; max: clips of a "
+    "video; keep: its first ones, even (spread over the whole video) or all; fps: frames a second, empty for the "
+    "video's own."
+)
+"""Help of the option `--clips`."""
+
+NOTED_SHARE: Final = 0.01
+"""Share of frames in no clip above which outputs say so."""
+
+CLIPS_FORM: Final = "length=30,stride=8,max=20,keep=first|even|all,fps="
+"""What the option takes, with the paper's values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,9 +41,9 @@ class ClipRule:
     stride: int = 8
     """Frames from one clip's start to the next one's."""
     max_clips: int = 20
-    """Clips kept of one video."""
+    """Clips kept of one video; without meaning where `keep` is `all`."""
     keep: Keep = "first"
-    """Which clips stay when there are more: the `first` ones (the paper's reading), or `even`ly spread ones."""
+    """Which clips stay when there are more: the `first` ones (the paper's reading), `even`ly spread ones, or `all`."""
     fps: float | None = None
     """Frames a second that clips are counted in, by picking cached frames; None keeps the video's own rate."""
 
@@ -28,10 +51,55 @@ class ClipRule:
         for name in ("length", "stride", "max_clips"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.keep not in ("first", "even"):
-            raise ValueError(f"keep is {self.keep!r}; it must be 'first' or 'even'")
+        if self.keep not in get_args(Keep):
+            raise ValueError(f"keep is {self.keep!r}; it must be one of {', '.join(get_args(Keep))}")
         if self.fps is not None and not 0 < self.fps < float("inf"):
             raise ValueError(f"fps is {self.fps}; it must be a positive number, or None for the video's own rate")
+
+    def __str__(self) -> str:
+        """The rule as `changed` reads it: `length=30,stride=8,max=20,keep=first,fps=`."""
+        values = {name: getattr(self, field) for name, (field, _) in _PARTS.items()}
+        values["fps"] = "" if self.fps is None else f"{self.fps:g}"
+        if self.keep == "all":
+            del values["max"]
+        return ",".join(f"{name}={value}" for name, value in values.items())
+
+    def changed(self, text: str) -> "ClipRule":
+        """Returns this rule with the parts that `text` names: `keep=even,max=40`. Raises ValueError for other text."""
+        given: dict[str, str] = {}
+        for part in text.split(","):
+            name, equals, value = part.strip().partition("=")
+            if name not in _PARTS or not equals or name in given:
+                raise ValueError(f"{part.strip()!r} in {text!r}: expected parts of {CLIPS_FORM}, each once")
+            given[name] = value
+        changes = {}
+        for name, value in given.items():
+            field, read = _PARTS[name]
+            try:
+                changes[field] = read(value)
+            except ValueError:
+                raise ValueError(f"{name}={value} in {text!r}: expected a number, as in {CLIPS_FORM}") from None
+        if given.get("keep") == "all" and "max" in given:
+            raise ValueError(f"{text!r}: keep=all keeps every clip, so that max has no meaning; leave one of them out")
+        return replace(self, **changes)
+
+    @property
+    def words(self) -> str:
+        """The rule for people."""
+        rate = "the native frame rate" if self.fps is None else f"{self.fps:g} frames a second"
+        which = {"first": "the first", "even": "evenly spread"}
+        kept = "all of a video" if self.keep == "all" else f"at most {self.max_clips} of a video ({which[self.keep]})"
+        return f"{self.length} frames at {rate}, a clip every {self.stride} frames, {kept}"
+
+    def note(self, unread: int, frames: int, whose: str) -> str:
+        """What has to be said where `unread` of `frames` frames are in no clip; empty up to `NOTED_SHARE` of them.
+
+        `whose` says of what they are the frames: "the scored videos'".
+        """
+        if unread <= NOTED_SHARE * frames:
+            return ""
+        cut = "" if self.keep == "all" else "; --clips keep=all reads all"
+        return f"clips: {100 * unread / frames:.0f} % of {whose} frames are in no clip ({self.words}{cut})"
 
     def starts(self, num_frames: int) -> list[int]:
         """First frame of each clip; a video shorter than a clip gives one, which loops.
@@ -43,7 +111,7 @@ class ClipRule:
             raise ValueError(f"a video of {num_frames} frames has no clips")
         last = max(num_frames - self.length, 0)
         starts = range(0, last + 1, self.stride)
-        if len(starts) <= self.max_clips:
+        if self.keep == "all" or len(starts) <= self.max_clips:
             return list(starts)
         if self.keep == "first":
             return list(starts[: self.max_clips])

@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from cache.aggregate import PAPER_WEIGHTS, check_weights
+from cache.clips import ClipRule
 from cache.common.errors import ScoreError, WeightsError
 from cache.common.files import read_bounded, read_json, write_bytes_durably, write_json_durably
 from cache.common.text import markdown, markdown_table
@@ -24,11 +27,12 @@ from train.config import CHECKPOINT_BYTES, CHECKPOINT_FILE, CONFIG_FILE
 FORMAT: Final = 1
 DESCRIPTION: Final = "bundle.json"
 _FILES: Final = (CONFIG_FILE, CHECKPOINT_FILE)
-_KEPT: Final[Mapping[str, str]] = {"first": "the first", "even": "evenly spread"}
 
 
-def write_bundle(out: Path, folders: Mapping[Level, Path], summary: Mapping[str, Any]) -> None:
+def write_bundle(out: Path, folders: Mapping[Level, Path], summary: Mapping[str, Any], clips: ClipRule) -> None:
     """Write the heads of the run folders `folders` and their figures (`summary`, as in results.json) to `out`.
+
+    `clips` is how it cuts new videos.
 
     bundle.json is written last: a folder without it is no bundle. Raises `ScoreError` if `out` holds other files.
     """
@@ -41,15 +45,17 @@ def write_bundle(out: Path, folders: Mapping[Level, Path], summary: Mapping[str,
             content = (folder / name).read_bytes()
             write_bytes_durably(out / level / name, content)
             hashes[f"{level}/{name}"] = hashlib.sha256(content).hexdigest()
-    write_bytes_durably(out / "README.md", model_card(summary).encode())
+    write_bytes_durably(out / "README.md", model_card(summary, clips).encode())
     kept = ("notes", "dataset", "split", "pool", "videos", "accuracy", "interval95", "macro", "paper", "fusion_weights")
     also = ("calibration", "weights", "subset", "classes", "fingerprint", "runs", "made")
     description = {name: summary[name] for name in (*kept, *also)}
-    write_json_durably(out / DESCRIPTION, {"format": FORMAT, **description, "sha256": hashes})
+    write_json_durably(out / DESCRIPTION, {"format": FORMAT, **description, "clip_rule": str(clips), "sha256": hashes})
 
 
-def read_bundle(folder: Path) -> tuple[dict[Level, Path], dict[Level, float], Calibration | None]:
-    """Run folders, fusion weights and calibration of a bundle.
+def read_bundle(
+    folder: Path,
+) -> tuple[dict[Level, Path], dict[Level, float], Calibration | None, str | None]:
+    """Run folders, fusion weights, calibration and clip rule (None: the runs') of a bundle.
 
     Raises `WeightsError` if it is missing, changed or not readable.
     """
@@ -63,6 +69,8 @@ def read_bundle(folder: Path) -> tuple[dict[Level, Path], dict[Level, float], Ca
         check_weights(weights)
         calibration = description.get("calibration")
         calibration = None if calibration is None else Calibration.from_json(calibration)
+        rule = description.get("clip_rule")
+        _ = rule is None or ClipRule().changed(rule)
         for name in (f"{level}/{file}" for level in LEVELS for file in _FILES):
             if hashlib.sha256(read_bounded(folder / name, CHECKPOINT_BYTES)).hexdigest() != description["sha256"][name]:
                 raise WeightsError(f"{folder / name} is not the file that the bundle was made with; copy it again")
@@ -72,14 +80,13 @@ def read_bundle(folder: Path) -> tuple[dict[Level, Path], dict[Level, float], Ca
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise WeightsError(f"{folder} is not a bundle that can be read: {error!r}; get it again") from error
-    return {level: folder / level for level in LEVELS}, weights, calibration
+    return {level: folder / level for level in LEVELS}, weights, calibration, rule
 
 
-def model_card(summary: Mapping[str, Any]) -> str:
+def model_card(summary: Mapping[str, Any], clips: ClipRule) -> str:
     """README.md of a bundle: what the heads are, what they need, how good they are, what they are not for."""
     identity, environment = summary["fingerprint"]["identity"], summary["fingerprint"]["environment"]
-    rule = summary["runs"]["high"]["clips"]
-    rate = "the native frame rate" if rule["fps"] is None else f"{rule['fps']:g} frames a second"
+    measured = msgspec.convert(summary["runs"]["high"]["clips"], ClipRule)
     printed = summary["paper"]
     rows = []
     for model, accuracy in summary["accuracy"].items():
@@ -101,8 +108,7 @@ def model_card(summary: Mapping[str, Any]) -> str:
         backbone=markdown(str(identity["backbone"])),
         transform=markdown(str(identity["transform"])),
         precision=markdown(f"{environment['precision']} on {environment['device']}"),
-        clips=f"{rule['length']} frames at {rate}, a clip every {rule['stride']} frames, "
-        f"at most {rule['max_clips']} of a video ({_KEPT[rule['keep']]})",
+        clips=clips.words + ("" if clips == measured else f"; trained and measured with {measured.words}"),
         certainty=markdown(summary["certainty"]),
         unknown=_UNKNOWN[summary["calibration"] is not None].format(count=len(summary["classes"])),
         classes=", ".join(map(markdown, summary["classes"])),

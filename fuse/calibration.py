@@ -35,6 +35,9 @@ LOST: Final = 0.05
 BINS: Final = 10
 """Bins of equal width that confidences are sorted into."""
 
+_CHI_SQUARED_95: Final = 3.841458820694124
+"""95th percentile of the chi-squared distribution with one degree of freedom."""
+
 _SMALLEST: Final = 1e-12
 """Stands for smaller probabilities, whose logarithm says nothing."""
 
@@ -106,10 +109,10 @@ def calibrate(
 
 
 def temperature(probabilities_NK: Probabilities, labels_N: Labels) -> float:
-    """The temperature, LEAST to MOST, under which the labels are most probable.
+    """The temperature, LEAST to MOST, under which the labels are most probable; 1 if that is no better than chance.
 
-    As in Platt scaling a label counts as (N + 1) / (N + 2) and not as 1, so that no finite number of right answers
-    makes certainty.
+    It counts only if a likelihood-ratio test rejects T = 1 at 5 %: few videos would else make things worse. As in
+    Platt scaling a label counts as (N + 1) / (N + 2) and not as 1, so that no number of right answers makes certainty.
     """
     videos, classes = probabilities_NK.shape
     log_NK = np.log(np.maximum(probabilities_NK, _SMALLEST))
@@ -125,7 +128,13 @@ def temperature(probabilities_NK: Probabilities, labels_N: Labels) -> float:
     for _ in range(60):
         middle = (low * high) ** 0.5
         low, high = (low, middle) if slope(middle) >= 0 else (middle, high)
-    return 1 / high
+    gained = _cross_entropy(log_NK, target_NK) - _cross_entropy(high * log_NK, target_NK)
+    return 1 / high if 2 * gained > _CHI_SQUARED_95 else 1.0
+
+
+def _cross_entropy(logits_NK: NDArray[np.float64], target_NK: Probabilities) -> float:
+    from_top_NK = logits_NK - logits_NK.max(axis=1, keepdims=True)
+    return float((target_NK * (np.log(np.exp(from_top_NK).sum(axis=1, keepdims=True)) - from_top_NK)).sum())
 
 
 def scaled(probabilities_NK: Probabilities, temperature: float) -> Probabilities:

@@ -18,8 +18,8 @@ from cache.clips import ClipRule
 from cache.common.errors import MrrnError, WeightsError
 from cache.common.text import visible
 from cache.fingerprint import CENTER_VIEW, Level
-from extract.network.engine import Engine, open_engine
-from extract.network.weights import is_file_spec, load_weights
+from extract.network.engine import Engine
+from extract.network.weights import Weights, is_file_spec, load_weights
 from extract.pipeline import VideoFeatures, decode_settings, extract_features
 from extract.settings import ExtractSettings, settings_of
 from fuse.calibration import Calibration, scaled
@@ -87,10 +87,13 @@ def load_heads(
     folders: Mapping[Level, Path],
     fusion_weights: Mapping[Level, float] = PAPER_WEIGHTS,
     calibration: Calibration | None = None,
+    bundled: str | None = None,
+    clips: str | None = None,
 ) -> Heads:
     """The heads of three run folders.
 
-    Raises `WeightsError` unless the runs are finished and of one dataset, cache, split, pooling and clip rule.
+    Their clip rule is the runs', changed by the text `bundled`, then by `clips` (`ClipRule.changed`). Raises
+    `WeightsError` unless the runs are finished and of one dataset, cache, split, pooling and clip rule.
     """
     loaded = {level: load_head(folder) for level, folder in folders.items()}
     _check_together({level: config for level, (_, config) in loaded.items()})
@@ -103,12 +106,15 @@ def load_heads(
         raise WeightsError(
             f"the heads do not say what their features were made with: {error!r}; train again"
         ) from error
-    if high.clips.length > MOST_CLIP_FRAMES or (high.clips.fps or 0) > MOST_FPS:
-        raise WeightsError(f"the heads' {high.clips} is beyond {MOST_CLIP_FRAMES:,} frames or {MOST_FPS} a second")
+    rule = high.clips
+    for text in filter(None, (bundled, clips)):
+        rule = rule.changed(text)
+    if rule.length > MOST_CLIP_FRAMES or (rule.fps or 0) > MOST_FPS:
+        raise WeightsError(f"the clip rule {rule} is beyond {MOST_CLIP_FRAMES:,} frames or {MOST_FPS} a second")
     return Heads(
         heads={level: head for level, (head, _) in loaded.items()},
         classes=high.classes,
-        clips=high.clips,
+        clips=rule,
         identity=identity,
         environment=environment,
         fusion_weights=fusion_weights,
@@ -158,8 +164,8 @@ def weights_for(heads: Heads, given: str | None, recorded: str | None = None) ->
     return named
 
 
-def open_backbone(heads: Heads, settings: ExtractSettings) -> Engine:
-    """The network that makes the heads' features. Raises `WeightsError` if its weights are not those of training."""
+def backbone_weights(heads: Heads, settings: ExtractSettings) -> Weights:
+    """The weights that make the heads' features. Raises `WeightsError` if they are not those of training."""
     weights = load_weights(settings.weights, settings.backbone)
     if weights.sha256 != heads.identity["weights_sha256"]:
         raise WeightsError(
@@ -167,7 +173,12 @@ def open_backbone(heads: Heads, settings: ExtractSettings) -> Engine:
             f"(sha256 {heads.identity['weights_sha256']}); {weights.text} has sha256 {weights.sha256}: give the same "
             "weights with --weights"
         )
-    return open_engine(settings, weights)
+    if (now := str(weights.preprocess)) != (then := heads.identity.get("transform")):
+        raise WeightsError(
+            f"the heads were trained on pictures seen by {then!r}; {weights.text} is taken to see them by {now!r}: "
+            f"give the weights under the name that they had, {heads.identity['weights']}"
+        )
+    return weights
 
 
 def predict(videos: Iterable[Path], heads: Heads, settings: ExtractSettings, engine: Engine) -> Iterator[Prediction]:

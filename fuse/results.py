@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Final, Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,6 +31,7 @@ from cache.aggregate import (
     search_weights,
     wilson,
 )
+from cache.clips import ClipRule
 from cache.common.errors import ScoreError
 from cache.fingerprint import LEVELS, Level
 from cache.scores import ScoreTable
@@ -84,6 +86,8 @@ class Results:
     """Temperatures and threshold found on them; None without such runs, or with too few videos."""
     curves: Mapping[Level, Sequence[Epoch]] = field(default_factory=dict)
     """The epochs of each level's training."""
+    linear: Mapping[Model, float] = field(default_factory=dict)
+    """Accuracy of the baseline `linear` in the place of each model's heads; empty if it was not trained beside them."""
 
     @property
     def models(self) -> tuple[Model, ...]:
@@ -104,6 +108,24 @@ class Results:
     def pool(self) -> str:
         """Temporal pooling of the heads: mean, max or attention."""
         return str(self.runs["high"].get("pool"))
+
+    @property
+    def unread_share(self) -> float | None:
+        """Share of the scored videos' frames that are in no clip; None if the scores do not say, as older ones."""
+        frames, unread = (self.runs["high"].get(name) for name in ("frames", "unread_frames"))
+        return unread / frames if type(frames) is int and type(unread) is int and 0 <= unread <= frames > 0 else None
+
+    @property
+    def clips_note(self) -> str:
+        """What has to be said of the frames that are in no clip; may be empty."""
+        if self.unread_share is None:
+            return ""
+        run = self.runs["high"]
+        try:
+            rule = msgspec.convert(run["clips"], ClipRule)
+        except (KeyError, msgspec.ValidationError) as error:
+            raise ScoreError(f"the scores' clip rule cannot be read: {error}; train again") from error
+        return rule.note(run["unread_frames"], run["frames"], "the scored videos'")
 
     @property
     def weights(self) -> str:
@@ -185,11 +207,17 @@ class Results:
         return fraction(metrics.top_k_correct(self.probabilities[model], self.labels, 5))
 
     def figures(self, model: Model) -> dict[str, float | None]:
-        """A row of Table 3, as fractions: `accuracy`, `low`, `high`, `macro`, `top5`, `paper` and `difference`."""
+        """A row of Table 3, as fractions: accuracy, low, high, linear, macro, top5, paper, difference."""
         accuracy, printed = self.accuracy(model), self.paper[model]
         difference = None if printed is None else accuracy - printed
-        found = {"accuracy": accuracy, **asdict(self.interval(model)), "macro": self.macro(model)}
-        return {**found, "top5": self.top5(model), "paper": printed, "difference": difference}
+        found = {"accuracy": accuracy, **asdict(self.interval(model)), "linear": self.linear.get(model)}
+        return {
+            **found,
+            "macro": self.macro(model),
+            "top5": self.top5(model),
+            "paper": printed,
+            "difference": difference,
+        }
 
     def confusion(self) -> NDArray[np.int64]:
         """Counts of the fused model `[K, K + 1]`: row = true class, column = predicted, the last one = none."""
@@ -216,10 +244,12 @@ def evaluate(
     split: int,
     heldout: Heldout | None = None,
     curves: Mapping[Level, Sequence[Epoch]] | None = None,
+    baseline: Mapping[Level, ScoreTable] | None = None,
 ) -> Results:
     """Fuse the levels' scores of a split's test videos. Raises `ScoreError` listing what does not belong together.
 
-    On `heldout` videos, if there are any, fusion weights, temperatures and a threshold are found.
+    On `heldout` videos, if there are any, fusion weights, temperatures and a threshold are found. `baseline` are the
+    scores of `linear`, if it was trained beside the heads.
     """
     check_same(tables)
     expected = {video.id: video.label for video in cache.dataset.half(split, "test") if video.label is not None}
@@ -227,24 +257,39 @@ def evaluate(
         raise ScoreError(f"split {split} of {cache.dataset.name!r} has no labelled test videos to score")
     check_against_cache(tables, cache, expected)
     levels = {level: align(*tables[level].videos()[:2], tuple(expected)) for level in LEVELS}
-    models: dict[Model, NDArray[np.float64]] = {level: levels[level] for level in LEVELS}
-    models["fused"] = fuse_levels(levels, PAPER_WEIGHTS)
-    models["mean"] = fuse_levels(levels, MEAN_WEIGHTS)
+    labels = np.fromiter(expected.values(), dtype=np.int64)
     searched = search_weights(heldout.levels, heldout.labels) if heldout else None
-    if searched is not None:
-        models["searched"] = fuse_levels(levels, searched)
+    linear: dict[Model, float] = {}
+    if baseline:
+        check_against_cache(baseline, cache, expected)
+        regressions = {level: align(*baseline[level].videos()[:2], tuple(expected)) for level in LEVELS}
+        fused = _models(regressions, searched)
+        linear = {model: fraction(correct(probabilities, labels)) for model, probabilities in fused.items()}
     return Results(
         cache=cache,
         split=split,
         runs={level: {k: v for k, v in tables[level].run.items() if k != "fingerprint"} for level in LEVELS},
         clips=len(tables["high"].video_ids),
         video_ids=tuple(expected),
-        labels=np.fromiter(expected.values(), dtype=np.int64),
-        probabilities=models,
+        labels=labels,
+        probabilities=_models(levels, searched),
         searched_weights=searched,
         calibration=calibrate(heldout.levels, heldout.labels, PAPER_WEIGHTS) if heldout else None,
         curves=curves or {},
+        linear=linear,
     )
+
+
+def _models(
+    levels: Mapping[Level, NDArray[np.float64]], searched_weights: Mapping[Level, float] | None
+) -> dict[Model, NDArray[np.float64]]:
+    """Probabilities of the levels and of each way to fuse them."""
+    models: dict[Model, NDArray[np.float64]] = {level: levels[level] for level in LEVELS}
+    models["fused"] = fuse_levels(levels, PAPER_WEIGHTS)
+    models["mean"] = fuse_levels(levels, MEAN_WEIGHTS)
+    if searched_weights is not None:
+        models["searched"] = fuse_levels(levels, searched_weights)
+    return models
 
 
 def caveats(results: Results) -> list[str]:
@@ -269,9 +314,21 @@ def caveats(results: Results) -> list[str]:
         )
     if results.dataset in paper.DATASETS and results.split != paper.SPLIT:
         found.append(f"split {results.split}: the paper's figures beside ours are of split {paper.SPLIT}.")
+    if note := results.clips_note:
+        found.append(f"{note}.")
     found += [f"{note}." for note in dataset.one_sided_notes(results.split)]
     if results.missing:
         found.append(f"{len(results.missing):,} of {test_videos:,} test videos have no features and count as wrong.")
+    beaten = [
+        f"{model} ({100 * results.accuracy(model):.1f} against {100 * accuracy:.1f} %)"
+        for model, accuracy in results.linear.items()
+        if results.accuracy(model) <= accuracy
+    ]
+    if beaten:
+        found.append(
+            f"no better than linear: {', '.join(beaten)}. A logistic regression on each video's mean feature, trained "
+            "in seconds, does as well."
+        )
     if test_videos < FEW_VIDEOS:
         found.append(f"test videos: {test_videos}, {TOO_FEW}: accuracies and differences may be chance.")
     return found
@@ -319,12 +376,14 @@ def summarise(results: Results, notes: Sequence[str], made: Made) -> dict[str, A
         "pool": results.pool,
         "videos": len(results.video_ids),
         "clips": results.clips,
+        "unread_share": results.unread_share,
         "missing_videos": _with_reasons(results.missing),
         "suspect_videos": _with_reasons(results.suspect),
         "accuracy": {model: results.accuracy(model) for model in MODELS},
         "top5": {model: results.top5(model) for model in MODELS},
         "interval95": {model: asdict(results.interval(model)) for model in MODELS},
         "macro": {model: results.macro(model) for model in MODELS},
+        "linear": dict(results.linear),
         "fused_against": {model: _comparison(results.against(model)) for model in results.models if model != "fused"},
         "fusion_weights": dict(PAPER_WEIGHTS),
         "searched": searched and {"fusion_weights": dict(searched), "accuracy": results.accuracy("searched")},

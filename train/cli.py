@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from collections.abc import Collection
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import click
 
 from cache.aggregate import accuracy_text, correct, macro_accuracy
+from cache.clips import ClipRule
 from cache.common.console import (
     FINISHED_WITH_FAILURES,
     StageGroup,
     choose_dataset,
+    clips_option,
     dataset_option,
     device_option,
     work_option,
@@ -20,8 +23,9 @@ from cache.common.console import (
 from cache.common.files import write_bytes_durably
 from cache.common.workspace import Workspace
 from cache.fingerprint import LEVELS, Level
-from train.config import RunConfig, state_of
-from train.recipes import KNOBS, POOLS, RECIPES, Pool, with_overrides
+from cache.scores import read_scores
+from train.config import RunConfig, baseline_of, state_of, with_recorded_clips
+from train.recipes import KNOBS, LINEAR, POOLS, RECIPES, Pool, with_overrides
 from train.split import Split, open_split
 from train.sweep.grid import AXES, TABLES, parse_axis
 from train.sweep.plan import Plan, make_plan
@@ -39,6 +43,9 @@ def knob_options(command: Any) -> Any:
     """Adds the options that change one field of the recipe each."""
     for name, knob in reversed(KNOBS.items()):
         if knob.help is None:
+            continue
+        if knob.kind is ClipRule:
+            command = clips_option(command)
             continue
         if isinstance(knob.kind, tuple):
             shown: dict[str, Any] = {"type": click.Choice(knob.kind)}
@@ -106,7 +113,8 @@ def main(
 
     A run lives in WORK/runs/DATASET/splitN/LEVEL-POOL-seedN[-VARIANT]/: config.json, checkpoint.safetensors,
     metrics.jsonl, tensorboard/, scores.npz. A finished run is not done again; an interrupted one continues to the same
-    bits. No test video is looked at before the final scoring.
+    bits. No test video is looked at before the final scoring. Beside each head `linear` is trained in seconds, logistic
+    regression on each video's mean feature: what the head has to beat.
 
     \b
     Examples:
@@ -123,20 +131,26 @@ def main(
         return
     opened = open_split(workspace, choose_dataset(workspace, dataset), split)
     usual, why = opened.usual_recipe()
-    chosen = with_overrides(RECIPES[recipe] if recipe else usual, **overrides)
+    chosen = with_overrides(opened.recipes[recipe] if recipe else usual, **overrides)
     click.echo(f"recipe {chosen.name} ({'asked for' if recipe else why}; RECIPE= or --recipe chooses another)")
     levels: tuple[Level, ...] = LEVELS if level == "all" else (level,)  # type: ignore[assignment]
     configs = [
         opened.config(level=each, pool=pool, seed=seed, recipe=chosen, usual=usual, holdout=holdout, watch=watch)
         for each in levels
     ]
+    if not fresh and overrides["clips"] is None:
+        configs = [with_recorded_clips(config, workspace) for config in configs]
+    click.echo(f"clips: {configs[0].clips.words}")
+    if chosen.cell != "linear":
+        # Each level's baseline first, so that the line about its head can say whether it was beaten.
+        configs = [run for config in configs for run in (baseline_of(config), config)]
     waiting = []
     for config in configs:
         if fresh or state_of(config.folder(workspace), config) != "finished":
             waiting.append(config)
-        else:
+        elif config.recipe.cell == chosen.cell:
             path = config.folder(workspace) / config.scores_file
-            click.echo(f"{config.level}-{config.pool}: done already, {path}")
+            click.echo(f"{_title(config)}: done already, {path}")
     if waiting:
         _run_all(opened, waiting, workspace, device, fresh)
 
@@ -184,7 +198,8 @@ def export(run: Path, to: Path | None) -> None:
     "axes",
     multiple=True,
     metavar="AXIS=A,B",
-    help=f"Vary an axis: {', '.join(AXES)}. Several make a grid; one value alone is held fixed; goes with --table too.",
+    help=f"Vary an axis: {', '.join(AXES)}. Several make a grid; one value alone is held fixed; goes with --table too. "
+    "The parts of one clip rule are joined by +: clips=keep=first,keep=even+max=40.",
 )
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Seeds 0 to N-1 for each setting.")
 @click.option("--split", "splits", type=click.IntRange(1, 3), multiple=True, help="Several may be given. [default: 1]")
@@ -228,7 +243,7 @@ def sweep(
     chosen = {**(TABLES[table] if table else {}), **dict(parse_axis(text) for text in axes)}
     opened = {number: open_split(workspace, choose_dataset(workspace, dataset), number) for number in splits or (1,)}
     plan = make_plan(opened, chosen, seeds, holdout=holdout, search_fusion=table == "fusion" and not holdout)
-    failed = _train_missing(plan, workspace, device, jobs)
+    failed = _train_missing(plan, workspace, device, jobs, chosen)
     if failed:
         heading = f"{len(failed)} runs failed; there is no table before all are done:"
         click.echo("\n  ".join([heading, *failed]), err=True)
@@ -241,9 +256,13 @@ def sweep(
         write_bytes_durably(Path(page), f"# Results\n\n{markdown}".encode())
 
 
-def _train_missing(plan: Plan, workspace: Workspace, device: str, jobs: int | None) -> list[str]:
-    """Train the runs that are not finished. Returns which failed, and why."""
+def _train_missing(
+    plan: Plan, workspace: Workspace, device: str, jobs: int | None, chosen: Collection[str]
+) -> list[str]:
+    """Train the runs that are not finished, of a grid of the `chosen` axes. Returns which failed, and why."""
     configs = plan.configs()
+    if "clips" not in chosen:
+        configs = [with_recorded_clips(config, workspace) for config in configs]
     missing = [config for config in configs if state_of(config.folder(workspace), config) != "finished"]
     click.echo(f"{len(configs)} runs, {len(configs) - len(missing)} of them done already")
     if not missing:
@@ -270,7 +289,7 @@ def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, devic
 
     group, where = join(choose_device(device))
     click.echo(
-        f"train {', '.join(config.level for config in configs)} on {where}: {configs[0].videos['training']:,} videos "
+        f"train {', '.join(map(_title, configs))} on {where}: {configs[0].videos['training']:,} videos "
         f"of {split.dataset.name}, split {split.number}, seed {configs[0].seed}, backbone weights {configs[0].weights}"
     )
     for note in split.dataset.one_sided_notes(split.number):
@@ -281,18 +300,37 @@ def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, devic
             "each class's groups; nothing is stopped or chosen by them"
         )
     click.echo(f"curves: tensorboard --logdir {shlex.quote(str(configs[0].folder(workspace).parent))}")
+    left_out = ""
     for config in configs:
         scores = run(split, config, workspace, where, fresh=fresh, group=group)
         if not group.leads:
             continue
         if scores is None:
-            click.echo(f"{config.level}-{config.pool}: another process finished it meanwhile")
+            click.echo(f"{_title(config)}: another process finished it meanwhile")
             continue
         _, probabilities, labels = scores.videos()
         right_N = correct(probabilities, labels)
         right, total, macro = int(right_N.sum()), len(labels), macro_accuracy(right_N, labels, len(config.classes))
         half = "held-out" if config.holdout else "test"
         click.echo(
-            f"{config.level}-{config.pool}: {right:,} of {total:,} {half} videos right ({accuracy_text(right, total)}; "
-            f"macro {macro:.1%}), {config.folder(workspace) / config.scores_file}"
+            f"{_title(config)}: {right:,} of {total:,} {half} videos right ({accuracy_text(right, total)}; "
+            f"macro {macro:.1%}{_against_baseline(config, right, workspace)}), "
+            f"{config.folder(workspace) / config.scores_file}"
         )
+        left_out = config.clips.note(scores.run["unread_frames"], scores.run["frames"], f"the {half} videos'")
+    if left_out:
+        click.echo(f"! {left_out}")
+
+
+def _title(config: RunConfig) -> str:
+    return f"{config.level}-{LINEAR if config.recipe.cell == 'linear' else config.pool}"
+
+
+def _against_baseline(config: RunConfig, right: int, workspace: Workspace) -> str:
+    """How many videos the baseline has right, and whether that is as many; empty for the baseline itself."""
+    if config.recipe.cell == "linear":
+        return ""
+    baseline = baseline_of(config)
+    _, probabilities, labels = read_scores(baseline.folder(workspace) / baseline.scores_file).videos()
+    theirs = int(correct(probabilities, labels).sum())
+    return f"; linear has {theirs:,}: {'no better than that' if right <= theirs else 'better'}"

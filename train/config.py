@@ -1,9 +1,10 @@
 """A run: its configuration, its folder, and how far it is. Plain data and small files, no torch."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import msgspec
@@ -12,8 +13,8 @@ from cache.clips import ClipRule
 from cache.common.errors import TrainingError
 from cache.common.files import read_json, write_json_durably
 from cache.common.workspace import Workspace
-from cache.fingerprint import Level, widths_of
-from train.recipes import KNOBS, RECIPES, Pool, Recipe
+from cache.fingerprint import LEVELS, Level, widths_of
+from train.recipes import KNOBS, LINEAR, RECIPES, Pool, Recipe
 
 Status = Literal["training", "finished"]
 
@@ -101,7 +102,8 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         """All fields as values that JSON can hold."""
-        return msgspec.to_builtins(self)
+        # msgspec leaves out fields that were missing where a recipe was read, and so have their defaults.
+        return {**msgspec.to_builtins(self), "recipe": self.recipe.to_json()}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "RunConfig":
@@ -110,7 +112,8 @@ class RunConfig:
         Raises `TrainingError` if a field is missing or its value unusable.
         """
         try:
-            return msgspec.convert({**value, "recipe": Recipe.from_json(value["recipe"])}, cls)
+            # Replaced by itself, because msgspec leaves a field that is missing out of the object, default or not.
+            return replace(msgspec.convert({**value, "recipe": Recipe.from_json(value["recipe"])}, cls))
         except (msgspec.ValidationError, TypeError, KeyError) as error:
             raise TrainingError(f"a run's configuration cannot be read: {error!r}") from error
 
@@ -138,18 +141,28 @@ def _difference(name: str, mine: Any, theirs: Any) -> str:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, ClipRule):
+        kept = "all" if value.keep == "all" else f"{value.max_clips}-{value.keep}"
+        return f"{value.length}-{value.stride}-{kept}" + (f"-fps{value.fps:g}" if value.fps else "")
     if isinstance(value, Mapping):
         return "_".join(sorted({f"{each:g}" for each in value.values()}))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def variant_of(recipe: Recipe, usual: Recipe, *, holdout: bool, watch: bool = False) -> str:
-    """Returns the end of a run folder's name: what differs from the dataset's usual recipe.
+def variant_of(
+    recipe: Recipe,
+    usual: Recipe,
+    *,
+    holdout: bool,
+    watch: bool = False,
+    recipes: Mapping[str, Recipe] = MappingProxyType(RECIPES),
+) -> str:
+    """Returns the end of a run folder's name: what differs from the dataset's usual recipe, which is among `recipes`.
 
     small with 4 layers, small is usual   -> l4
     paper with the LSTM, small is usual   -> paper-lstm
     """
-    base = RECIPES.get(recipe.name, recipe)
+    base = recipes.get(recipe.name, recipe)
     parts = [] if recipe.name == usual.name else [recipe.name]
     for name, knob in KNOBS.items():
         # Asking for a number of epochs also sets `min_steps` to 0, which else adds epochs.
@@ -157,6 +170,21 @@ def variant_of(recipe: Recipe, usual: Recipe, *, holdout: bool, watch: bool = Fa
         if exact or getattr(recipe, name) != getattr(base, name):
             parts.append(f"{knob.word}{_short(getattr(recipe, name))}")
     return "-".join([*parts, *[WATCHED] * watch, *[HOLDOUT] * holdout])
+
+
+def linear_beside(recipe: Recipe) -> Recipe:
+    """Returns the recipe `linear` on the clips and views of `recipe`."""
+    return replace(RECIPES[LINEAR], clips=recipe.clips, views=recipe.views)
+
+
+def baseline_of(config: RunConfig) -> RunConfig:
+    """Returns the run that a head has to beat. All seeds and poolings share it, but a seed that says what is held out.
+
+    high-max-seed3-h512 -> high-mean-seed0-linear
+    """
+    recipe = linear_beside(config.recipe)
+    variant = variant_of(recipe, config.recipe, holdout=config.holdout)
+    return replace(config, pool="mean", seed=config.seed if config.holdout else 0, recipe=recipe, variant=variant)
 
 
 def version_of(package: str) -> str:
@@ -189,6 +217,17 @@ def read_config(folder: Path) -> tuple[RunConfig, Status] | None:
         raise TrainingError(
             f"{path} is not a configuration written by this program: {error}; train again with --fresh"
         ) from error
+
+
+def with_recorded_clips(config: RunConfig, workspace: Workspace) -> RunConfig:
+    """Returns `config` with the clip rule that its folder, or that of the same run on another level, has already.
+
+    What is usual may have changed since those runs were begun; the levels of one run are cut alike.
+    """
+    for level in (config.level, *LEVELS):
+        if found := read_config(replace(config, level=level).folder(workspace)):
+            return replace(config, recipe=replace(config.recipe, clips=found[0].clips))
+    return config
 
 
 def state_of(folder: Path, wanted: RunConfig) -> Literal["new", "unfinished", "finished"]:

@@ -7,11 +7,11 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
-from cache.clips import ClipRule
+from cache.clips import CLIPS_HELP, ClipRule
 from cache.common.errors import TrainingError
 from cache.fingerprint import LEVELS, Level
 
-Cell = Literal["sru", "lstm", "gru", "mean"]
+Cell = Literal["sru", "lstm", "gru", "mean", "linear"]
 Pool = Literal["mean", "max", "attention"]
 Schedule = Literal["step", "cosine"]
 Precision = Literal["fp32", "bf16"]
@@ -25,6 +25,12 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 INPUTS: tuple[Inputs, ...] = get_args(Inputs)
 BALANCES: tuple[Balance, ...] = get_args(Balance)
 
+AVERAGING: tuple[Cell, ...] = ("mean", "linear")
+"""Cells that average the frames, so that there is nothing to pool."""
+
+LINEAR = "linear"
+"""The recipe that is trained beside all others, as what they have to beat."""
+
 SMALL_BELOW_CLIPS = 5_000
 """Training splits with fewer clips than this are trained by the recipe `small`, unless another is asked for."""
 
@@ -33,8 +39,8 @@ SMALL_BELOW_CLIPS = 5_000
 class Knob:
     """What one field of a recipe can hold, and its names on the command line, in sweeps and in run folders."""
 
-    kind: type[int] | type[float] | tuple[str, ...]
-    """Kind of number, or the names to choose from."""
+    kind: type[int] | type[float] | type[ClipRule] | tuple[str, ...]
+    """Kind of number, the names to choose from, or ClipRule: its text."""
     least: int = 0
     """Smallest number that it can hold."""
     most: float = math.inf
@@ -55,6 +61,8 @@ class Knob:
         """What a value has to satisfy, in words that follow "it"."""
         if isinstance(self.kind, tuple):
             return f"must be one of {', '.join(self.kind)}"
+        if self.kind is ClipRule:
+            return "must be a clip rule"
         if self.below < math.inf:
             return f"must be in [{self.least}, {self.below:g})"
         return f"must be in [{self.least}, {self.most:g}]" if self.most < math.inf else f"must be at least {self.least}"
@@ -63,6 +71,8 @@ class Knob:
         """Whether the field can hold `value`."""
         if isinstance(self.kind, tuple):
             return value in self.kind
+        if self.kind is ClipRule:
+            return isinstance(value, ClipRule)
         return bool(self.least <= value <= self.most and (value < self.below or self.below == math.inf))
 
 
@@ -81,8 +91,10 @@ class Recipe:
     name: str = "paper"
     summary: str = "the paper's words, line by line"
     """What the recipe changes against `paper`, and what that brings."""
-    clips: ClipRule = field(default_factory=ClipRule)
-    """How videos are cut into clips, in training and in testing."""
+    clips: ClipRule = field(
+        default_factory=ClipRule, metadata=_knob(ClipRule, axis="clips", word="clips", place=3, help=CLIPS_HELP)
+    )
+    """How videos are cut into clips, in training and in testing. `recipes_for` says which ones own videos keep."""
     inputs: Inputs = field(
         default="raw",
         metadata=_knob(INPUTS, axis="inputs", help="Features as they are, or standardised. [default: the recipe's]"),
@@ -91,7 +103,8 @@ class Recipe:
     cell: Cell = field(
         default="sru", metadata=_knob(CELLS, axis="cell", help="What runs over time. [default: the recipe's]")
     )
-    """The network over time: `sru`, `lstm`, `gru`, or `mean` for plain averaging over the frames."""
+    """The network over time: `sru`, `lstm`, `gru`, or `mean` for plain averaging over the frames. `linear` is logistic
+    regression on each video's mean feature (`train/linear.py`); no field below this one matters to it but `views`."""
     hidden: int = field(
         default=1024, metadata=_knob(int, least=1, axis="hidden", word="h", help="Units of each recurrent layer.")
     )
@@ -230,8 +243,32 @@ RECIPES: dict[str, Recipe] = {
             "fused log loss fell from 0.43 to 0.37, and 68 % instead of 59 % were right by the low level",
             variational_dropout=0.1,
         ),
+        Recipe(
+            name=LINEAR,
+            summary="logistic regression on each video's mean feature, in seconds: trained beside every other recipe, "
+            "as what a head has to beat",
+            inputs="standardised",
+            cell="linear",
+        ),
     )
 }
+
+
+PAPER_SOURCES = ("ucf101", "hmdb51")
+"""Sources of datasets whose videos are cut as the paper cut them."""
+
+
+def recipes_for(source: str) -> dict[str, Recipe]:
+    """Returns the recipes for datasets of `source`: of own videos all but the paper's keep `even` clips.
+
+    `linear` takes the clips of the head that it stands beside.
+    """
+    return {
+        name: recipe
+        if source in PAPER_SOURCES or name.startswith("paper") or name == LINEAR
+        else replace(recipe, clips=replace(recipe.clips, keep="even"))
+        for name, recipe in RECIPES.items()
+    }
 
 
 def default_recipe(training_clips: int) -> tuple[Recipe, str]:
@@ -243,11 +280,14 @@ def default_recipe(training_clips: int) -> tuple[Recipe, str]:
 def with_overrides(recipe: Recipe, **given: Any) -> Recipe:
     """Returns `recipe` with the fields of `given` that are not None.
 
-    `epochs` is then exact: `min_steps` becomes 0. `learning_rate` is one number for all levels.
+    `epochs` is then exact: `min_steps` becomes 0. `learning_rate` is one number for all levels. `clips` is text that
+    names the parts to change.
     """
     changed = {name: value for name, value in given.items() if value is not None}
     if "epochs" in changed:
         changed["min_steps"] = 0
     if "learning_rate" in changed:
         changed["learning_rate"] = dict.fromkeys(LEVELS, changed["learning_rate"])
+    if "clips" in changed:
+        changed["clips"] = recipe.clips.changed(changed["clips"])
     return replace(recipe, **changed)

@@ -59,5 +59,5 @@ def score_bank(head: Head, bank: ClipBank, config: RunConfig) -> ScoreTable:
         labels=clips.label_N,
         softmax=softmax_NK,
         classes=np.asarray(config.classes, dtype=np.str_),
-        run=config.described(_IN_SCORES),
+        run={**config.described(_IN_SCORES), "frames": clips.frames, "unread_frames": clips.unread},
     )

@@ -17,7 +17,7 @@ from cache.dataset import Dataset, Half, Sample
 from cache.fingerprint import Level
 from cache.store import FeatureCache
 from train.config import PACKAGES, RunConfig, variant_of, version_of
-from train.recipes import Pool, Recipe, default_recipe
+from train.recipes import Pool, Recipe, default_recipe, recipes_for
 
 FIFTHS = 5
 """Parts that each class's groups are divided into; one of them is held out."""
@@ -73,6 +73,8 @@ class Split:
         Each seed holds out the next fifth of the training samples' groups, so that five seeds hold out each group once.
         A run that watches that part (`held_out`) does not learn from it either.
         """
+        if not (holdout or self.test):
+            raise _nobody(self.dataset, self.number, "test")
         inside = split_off(self.training, seed)[0] if holdout or watch else self.training
         return inside, self.held_out(seed) if holdout else self.test
 
@@ -86,7 +88,14 @@ class Split:
 
     def usual_recipe(self) -> tuple[Recipe, str]:
         """Returns the recipe for a split with as many training clips as this one has, and the reason for it."""
-        return default_recipe(sum(ClipRule().count(len(self.cache.frames_of(sample))) for sample in self.training))
+        clips = sum(ClipRule().count(len(self.cache.frames_of(sample))) for sample in self.training)
+        recipe, why = default_recipe(clips)
+        return self.recipes[recipe.name], why
+
+    @property
+    def recipes(self) -> dict[str, Recipe]:
+        """The recipes by name, as they are for this dataset."""
+        return recipes_for(self.dataset.source)
 
     def config(
         self,
@@ -115,7 +124,7 @@ class Split:
             classes=self.dataset.classes,
             holdout=holdout,
             watch=watch,
-            variant=variant_of(recipe, usual, holdout=holdout, watch=watch),
+            variant=variant_of(recipe, usual, holdout=holdout, watch=watch, recipes=self.recipes),
             videos=videos,
             cache_digest=self.digest,
             weights=str(fingerprint.identity.get("weights", "unknown")),
@@ -157,9 +166,15 @@ def open_split(workspace: Workspace, dataset: str, number: int) -> Split:
 def _with_features(cache: FeatureCache, number: int, half: Half) -> tuple[Sample, ...]:
     samples: Sequence[Sample] = cache.dataset.half(number, half)
     kept = tuple(sample for sample in samples if cache.frames_of(sample))
-    if not kept:
-        raise TrainingError(
-            f"split {number} of dataset {cache.dataset.name!r} has no {half} videos with features ({len(samples)} are "
-            "listed): check the split files and `python -m cache info`, or choose another split with SPLIT="
-        )
+    # Without a test half, held-out training samples can still be scored.
+    if not kept and half == "train":
+        raise _nobody(cache.dataset, number, half)
     return kept
+
+
+def _nobody(dataset: Dataset, number: int, half: Half) -> TrainingError:
+    listed = len(dataset.half(number, half))
+    return TrainingError(
+        f"split {number} of dataset {dataset.name!r} has no {half} videos with features ({listed} are listed): check "
+        "the split files and `python -m cache info`, or choose another split with SPLIT="
+    )

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import click
 
+from cache.clips import CLIPS_FORM, CLIPS_HELP, ClipRule
 from cache.common.errors import MrrnError
 from cache.common.files import out_of_memory
 from cache.common.text import visible
@@ -111,6 +112,19 @@ dataset_option = click.option(
 device_option = click.option(
     "--device", default="auto", show_default=True, metavar="NAME", help="auto (CUDA where there is one), cpu, cuda[:N]."
 )
+
+
+def _clips_text(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    """Returns the text if a clip rule can be changed by it."""
+    if value is not None:
+        try:
+            ClipRule().changed(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+    return value
+
+
+clips_option = click.option("--clips", metavar=CLIPS_FORM, callback=_clips_text, help=CLIPS_HELP)
 
 
 def choose_dataset(workspace: Workspace, given: str | None) -> str:

@@ -1,6 +1,7 @@
 """Clip arithmetic: worked examples, properties, and the paper's clip counts."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ rules = st.builds(
     length=st.integers(1, 40),
     stride=st.integers(1, 20),
     max_clips=st.integers(1, 25),
-    keep=st.sampled_from(["first", "even"]),
+    keep=st.sampled_from(["first", "even", "all"]),
 )
 
 
@@ -49,6 +50,41 @@ def test_resampling_counts_from_the_first_frame_and_follows_uneven_times() -> No
     assert ClipRule(fps=1).resample(np.array([7.0, 7.4, 8.5, 9.0, 12.0])).tolist() == [0, 1, 3, 3, 3, 4]
 
 
+def test_a_rule_as_text_comes_back() -> None:
+    assert str(ClipRule()) == "length=30,stride=8,max=20,keep=first,fps="
+    assert str(ClipRule(keep="all", fps=12.5)) == "length=30,stride=8,keep=all,fps=12.5"
+    assert ClipRule(fps=24.0).changed("keep=even, max=40") == ClipRule(fps=24.0, keep="even", max_clips=40)
+    assert ClipRule(fps=24.0).changed("fps=") == ClipRule()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "expected parts of length="),
+        ("keep", "'keep' in 'keep': expected parts"),
+        ("keep=even,keep=all", "each once"),
+        ("clips=3", "'clips=3'"),
+        ("length=3.5", "expected a number"),
+        ("fps=fast", "expected a number"),
+        ("length=", "expected a number"),
+        ("keep=last", "first, even, all"),
+        ("stride=0", "stride is 0"),
+        ("keep=all,max=3", "max has no meaning"),
+    ],
+)
+def test_text_that_is_no_rule_is_refused(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        ClipRule().changed(text)
+
+
+def test_more_than_a_hundredth_left_out_is_said() -> None:
+    rule = ClipRule(keep="even")
+    assert rule.note(1, 100, "the video's") == ""
+    assert rule.note(0, 0, "the video's") == ""
+    expected = "clips: 53 % of the video's frames are in no clip (30 frames at the native frame rate, a clip every 8 "
+    assert rule.note(53, 100, "the video's").startswith(expected)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -74,7 +110,8 @@ def test_a_video_without_frames_has_no_clips() -> None:
 @given(rules, st.integers(1, 500))
 def test_every_clip_lies_within_the_video_and_starts_on_the_grid(rule: ClipRule, num_frames: int) -> None:
     starts = rule.starts(num_frames)
-    assert 1 <= len(starts) <= rule.max_clips
+    assert len(starts) >= 1
+    assert len(starts) <= rule.max_clips or rule.keep == "all"
     assert starts[0] == 0
     assert starts == sorted(set(starts))
     assert all(start % rule.stride == 0 for start in starts)
@@ -86,7 +123,7 @@ def test_every_clip_lies_within_the_video_and_starts_on_the_grid(rule: ClipRule,
 def test_no_clip_is_left_out_unless_there_are_too_many(rule: ClipRule, num_frames: int) -> None:
     possible = [s for s in range(0, num_frames, rule.stride) if s + rule.length <= num_frames] or [0]
     starts = rule.starts(num_frames)
-    if len(possible) <= rule.max_clips:
+    if len(possible) <= rule.max_clips or rule.keep == "all":
         assert starts == possible
     else:
         assert len(starts) == rule.max_clips
@@ -95,6 +132,13 @@ def test_no_clip_is_left_out_unless_there_are_too_many(rule: ClipRule, num_frame
         else:
             assert set(starts) <= set(possible)
             assert starts[-1] == possible[-1] or rule.max_clips == 1
+
+
+@given(rules, st.floats(5, 120))
+def test_a_rule_survives_its_text(rule: ClipRule, fps: float) -> None:
+    rule = replace(rule, fps=round(fps, 2))
+    # `max` is not written where it has no meaning.
+    assert ClipRule(max_clips=rule.max_clips).changed(str(rule)) == rule
 
 
 @given(rules, st.integers(1, 300), st.floats(5, 120))

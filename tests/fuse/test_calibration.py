@@ -45,9 +45,16 @@ def test_the_temperature_undoes_the_sharpness_that_probabilities_were_given(shar
 
 
 def test_right_answers_alone_make_no_certainty() -> None:
-    shown = np.full((10, 3), 0.1) + 0.7 * np.eye(3)[np.arange(10) % 3]
-    sure = scaled(shown, temperature(shown, np.arange(10) % 3))
-    assert sure.max(axis=1) == pytest.approx(11 / 12, abs=1e-3)
+    shown = np.full((30, 3), 0.1) + 0.7 * np.eye(3)[np.arange(30) % 3]
+    sure = scaled(shown, temperature(shown, np.arange(30) % 3))
+    assert sure.max(axis=1) == pytest.approx(31 / 32, abs=1e-3)
+
+
+def test_few_videos_that_may_be_chance_leave_probabilities_as_they_are() -> None:
+    shown, labels = drawn(25, 5, 1.3)
+    assert temperature(shown, labels) == 1.0
+    assert temperature(*drawn(400, 5, 1.3)) > 1.1
+    assert sum(temperature(*drawn(50, 4, 1.0, seed)) != 1.0 for seed in range(100)) <= 12  # 5 expected
 
 
 @given(st.integers(1, 30), st.integers(1, 6), st.floats(LEAST, MOST), st.integers(0, 1000))

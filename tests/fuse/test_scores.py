@@ -166,7 +166,7 @@ def test_weights_are_searched_on_held_out_videos_alone(tmp_path: Path) -> None:
     assert summary["searched"] == {"fusion_weights": weights, "accuracy": 1.0}
     assert set(summary["accuracy"]) == {"low", "mid", "high", "fused", "mean"}
     assert summary["calibration"]["heldout"] == {"right": 0, "right_lost": 0, "wrong": 12, "wrong_refused": 0}
-    assert summary["calibration"]["temperatures"]["mid"] < 1 < summary["calibration"]["temperatures"]["high"]
+    assert summary["calibration"]["temperatures"]["mid"] == 1 < summary["calibration"]["temperatures"]["high"]
     assert summary["none_of_these"] == {"right": 2, "right_lost": 0, "wrong": 0, "wrong_refused": 0}
     assert summary["reliability"]["fused"]["bins_calibrated"]
     assert "weights found on held-out training videos" in to_text(table_3(results, []))
@@ -245,3 +245,13 @@ def test_a_run_whose_configuration_is_none_is_an_error_not_a_crash(tmp_path: Pat
     (usual / "config.json").write_text(content)
     with pytest.raises(TrainingError, match="configuration"):
         choice.folder("low")
+
+
+def test_a_model_that_does_not_beat_linear_is_marked():
+    cache, tables = make_scored_cache(LABELS), hand_worked_tables()
+    results = evaluate(tables, cache, 1, baseline=tables)
+    assert results.linear == {model: results.accuracy(model) for model in results.models}
+    note = next(note for note in caveats(results) if note.startswith("no better than linear"))
+    assert f"fused ({100 * results.accuracy('fused'):.1f} against" in note
+    assert summarise(results, [], MADE)["linear"]["high"] == results.accuracy("high")
+    assert not any(note.startswith("no better") for note in caveats(evaluate(tables, cache, 1)))

@@ -55,9 +55,10 @@ def test_all_levels_are_trained_and_scored(trained):
         assert sorted(set(scores.video_ids.tolist())) == test_videos
         expected = {"dataset": "tiny", "split": 1, "level": level, "pool": "mean", "seed": 0, "recipe": "small"}
         expected |= {"weights": "random:0", "variant": "h8-l1-e2", "holdout": False, "watch": False}
-        expected["clips"] = {"length": 30, "stride": 8, "max_clips": 20, "keep": "first", "fps": None}
+        expected["clips"] = {"length": 30, "stride": 8, "max_clips": 20, "keep": "even", "fps": None}
         assert scores.run.items() >= expected.items()
-        assert scores.run.keys() == expected.keys() | {"fingerprint", "cache_digest"}
+        assert scores.run.keys() == expected.keys() | {"fingerprint", "cache_digest", "frames", "unread_frames"}
+        assert 0 < scores.run["unread_frames"] < scores.run["frames"]
 
 
 def test_the_configuration_beside_the_run_tells_everything(trained):
@@ -101,12 +102,50 @@ def test_other_settings_live_beside_each_other(trained):
     assert run_folder(work, variant="-h8-l1-e2-lr0.01").is_dir()
 
 
+def test_own_videos_are_read_evenly_and_a_run_keeps_the_clips_it_was_begun_with(tmp_path):
+    trainable_cache(tmp_path)
+    result = train(tmp_path, "--level", "low")
+    assert (
+        "clips: 30 frames at the native frame rate, a clip every 8 frames, at most 20 of a video (evenly spread)"
+        in (result.output)
+    )
+    path = run_folder(tmp_path) / "config.json"
+    before = json.loads(path.read_text())
+    del before["recipe"]["clips"]["keep"]  # as recipes were recorded that knew the first clips alone
+    path.write_text(json.dumps(before))
+    assert "done already" in train(tmp_path, "--level", "low").output
+    result = train(tmp_path, "--level", "mid")
+    assert "at most 20 of a video (the first)" in result.output
+    assert read_scores(run_folder(tmp_path, "mid") / "scores.npz").run["clips"]["keep"] == "first"
+    assert train(tmp_path, "--level", "mid", "--fresh").exit_code == 0
+    assert read_scores(run_folder(tmp_path, "mid") / "scores.npz").run["clips"]["keep"] == "even"
+
+
+def test_other_clips_are_a_variant_and_what_they_leave_out_is_said(tmp_path):
+    trainable_cache(tmp_path, frames=lambda index: 100)
+    result = train(tmp_path, "--level", "low", "--clips", "max=1,keep=first")
+    assert "! clips: 70 % of the test videos' frames are in no clip (30 frames at the" in result.output
+    assert run_folder(tmp_path, variant="-h8-l1-e2-clips30-8-1-first").is_dir()
+    refused = train(tmp_path, "--clips", "keep=last")
+    assert refused.exit_code == 2
+    assert "keep is 'last'; it must be one of first, even, all" in refused.output
+
+
 def test_a_number_of_epochs_is_a_variant_even_if_it_is_the_recipes_own_before_steps_are_added(tmp_path):
     trainable_cache(tmp_path)
     result = train(tmp_path, "--level", "low", "--recipe", "small", "--epochs", "1", fast=False)
     assert result.exit_code == 0, result.output
     assert "recipe small (asked for" in result.output
-    assert [path.name for path in (tmp_path / "runs/tiny/split1").iterdir()] == ["low-mean-seed0-e1"]
+    folders = {path.name for path in (tmp_path / "runs/tiny/split1").iterdir()}
+    assert folders == {"low-mean-seed0-e1", "low-mean-seed0-linear-clips30-8-20-even"}
+
+
+def test_beside_every_head_stands_what_a_regression_reaches(trained):
+    _, result = trained
+    for level in ("low", "mid", "high"):
+        assert f"{level}-linear: 6 of 6 test videos right" in result.output
+        line = next(line for line in result.output.splitlines() if line.startswith(f"{level}-mean: "))
+        assert "linear has 6: no better than that" in line
 
 
 def test_heldout_runs_score_held_out_groups_and_never_the_test_half(tmp_path):

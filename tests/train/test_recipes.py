@@ -10,7 +10,7 @@ import pytest
 from cache.clips import ClipRule
 from cache.common.errors import TrainingError
 from cache.fingerprint import CHANNELS, LEVELS
-from train.recipes import KNOBS, RECIPES, Recipe, default_recipe
+from train.recipes import KNOBS, RECIPES, Recipe, default_recipe, recipes_for
 
 PAPER = RECIPES["paper"]
 
@@ -102,6 +102,13 @@ def test_paper_24fps_cuts_hmdb51_into_the_papers_number_of_clips_within_2_percen
     clips = sum(rule.count(int(row["frames_decoded_estimate"]), native_fps=30.0) for row in rows)
     assert clips == pytest.approx(paper, rel=0.02)
     assert replace(RECIPES["paper-24fps"], name="paper", summary=PAPER.summary, clips=PAPER.clips) == PAPER
+
+
+def test_own_videos_keep_even_clips_except_by_the_papers_recipes():
+    kept = {name: recipe.clips.keep for name, recipe in recipes_for("folder").items()}
+    assert kept.keys() == RECIPES.keys()
+    assert {name for name, keep in kept.items() if keep == "first"} == {"paper", "paper-24fps"}
+    assert recipes_for("ucf101") == recipes_for("hmdb51") == RECIPES
 
 
 def test_small_is_chosen_below_some_thousands_of_clips_and_says_so():

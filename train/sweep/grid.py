@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from types import MappingProxyType
 from typing import Any
 
+from cache.clips import ClipRule
 from cache.common.errors import TrainingError
 from cache.fingerprint import LEVELS, Level
-from train.recipes import KNOBS, POOLS, RECIPES, Pool, Recipe, with_overrides
+from train.recipes import AVERAGING, KNOBS, POOLS, RECIPES, Pool, Recipe, with_overrides
 
 AXES: dict[str, Any] = {
     "level": LEVELS,
@@ -42,7 +44,10 @@ class SweepPoint:
 
 
 def parse_axis(text: str) -> tuple[str, tuple[Any, ...]]:
-    """Reads `hidden=256,512` as ("hidden", (256, 512)). Raises `TrainingError` for other axes and values."""
+    """Reads `hidden=256,512` as ("hidden", (256, 512)). Raises `TrainingError` for other axes and values.
+
+    Values of the axis `clips` are texts for `ClipRule.changed`, with + for commas: `clips=keep=first,keep=all+fps=10`.
+    """
     name, _, values = text.partition("=")
     if name not in AXES or not values:
         raise TrainingError(f"grid {text!r} is not AXIS=VALUE,VALUE with an axis of {', '.join(AXES)}")
@@ -53,17 +58,26 @@ def parse_axis(text: str) -> tuple[str, tuple[Any, ...]]:
         if wrong:
             raise TrainingError(f"grid {text!r}: {wrong[0]!r} is not one of {', '.join(kind)}")
         return name, tuple(given)
+    if kind is ClipRule:
+        rules = tuple(value.replace("+", ",") for value in given)
+        try:
+            _ = [ClipRule().changed(rule) for rule in rules]
+        except ValueError as error:
+            raise TrainingError(f"grid {text!r}: {error}; several parts of one rule are joined by +") from None
+        return name, rules
     try:
         return name, tuple(kind(value) for value in given)
     except ValueError:
         raise TrainingError(f"grid {text!r}: {name} takes numbers separated by commas") from None
 
 
-def grid_points(axes: Mapping[str, Sequence[Any]], usual: Recipe) -> list[SweepPoint]:
+def grid_points(
+    axes: Mapping[str, Sequence[Any]], usual: Recipe, recipes: Mapping[str, Recipe] = MappingProxyType(RECIPES)
+) -> list[SweepPoint]:
     """Returns every combination of the axes' values; the rest is as in the usual recipe, mean pooling, all levels.
 
-    Plain averaging over time (cell mean) is combined with mean pooling only. Raises `TrainingError` if no combination
-    is left.
+    Averaging over time (cells mean and linear) is combined with mean pooling only. Raises `TrainingError` if no
+    combination is left.
     """
     complete = {**axes, "level": axes.get("level", LEVELS), "pool": axes.get("pool", ("mean",))}
     shown = [name for name in complete if name != "level" and len(complete[name]) > 1]
@@ -71,11 +85,11 @@ def grid_points(axes: Mapping[str, Sequence[Any]], usual: Recipe) -> list[SweepP
     for values in product(*complete.values()):
         point = dict(zip(complete, values, strict=True))
         changes = {name: point.get(str(knob.axis)) for name, knob in KNOBS.items()}
-        recipe = with_overrides(RECIPES[point["recipe"]] if "recipe" in point else usual, **changes)
-        if recipe.cell == "mean" and point["pool"] != "mean":
+        recipe = with_overrides(recipes[point["recipe"]] if "recipe" in point else usual, **changes)
+        if recipe.cell in AVERAGING and point["pool"] != "mean":
             continue
         varied = tuple((name, point[name]) for name in shown)
         made.append(SweepPoint(level=point["level"], pool=point["pool"], recipe=recipe, varied=varied))
     if not made:
-        raise TrainingError("no combination of the grid can be trained: cell mean goes with pool mean only")
+        raise TrainingError("no combination of the grid can be trained: cells that average go with pool mean only")
     return made

@@ -18,6 +18,14 @@ def test_table_1_is_nine_settings_of_the_high_level():
     assert made[0].label == "hidden 256, layers 3"
 
 
+def test_clip_rules_are_an_axis_their_parts_joined_by_plus():
+    made = grid_points(dict([parse_axis("clips=keep=first,keep=all+fps=10")]), PAPER)
+    assert [str(point.recipe.clips) for point in made[::3]] == [str(PAPER.clips), "length=30,stride=8,keep=all,fps=10"]
+    assert {point.label for point in made} == {"clips keep=first", "clips keep=all,fps=10"}
+    with pytest.raises(TrainingError, match=r"'keep=last'|first, even, all"):
+        parse_axis("clips=keep=last")
+
+
 def test_table_2_is_three_levels_and_two_poolings():
     made = grid_points(TABLES["2"], PAPER)
     assert len(made) == 6
