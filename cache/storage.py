@@ -22,7 +22,7 @@ from cache.common.files import (
     write_bytes_durably,
     write_sealed_json,
 )
-from cache.dataset import Dataset, read_dataset, write_dataset
+from cache.dataset import Dataset, read_dataset, update_format, write_dataset
 from cache.description import Description, description_json
 from cache.fingerprint import JSON
 from cache.ledger import HeldLease, Ledger, Outcome, ShardRow, Status, free
@@ -204,7 +204,8 @@ class LocalStorage(Storage):
         self.ledger = Ledger(folder / "ledger.sqlite", description.cache_id)
 
     def acquire(self) -> None:
-        """Give a cache of an earlier version its id."""
+        """Give a cache of an earlier version its id, and its dataset.json the format of now."""
+        update_format(self.folder / "dataset.json")
         if not self.description.cache_id:
             # The ledger first: until cache.json has an id, it takes the ledger's.
             self._describe(cache_id=self.ledger.identify())

@@ -16,7 +16,15 @@ from cache.common.errors import DecodeError, MrrnError
 from cache.common.files import write_bytes_durably
 from cache.store import FeatureCache
 from extract.datasets.paths import require_folder, scan_folder
-from fuse.scores import RunChoice, read_curve, read_heldout, read_levels, read_scored_cache, run_options
+from fuse.scores import (
+    RunChoice,
+    read_baseline,
+    read_curve,
+    read_heldout,
+    read_levels,
+    read_scored_cache,
+    run_options,
+)
 
 if TYPE_CHECKING:
     from fuse.predict import Heads, Prediction
@@ -55,7 +63,7 @@ def _fuse(choice: RunChoice) -> None:
     tables, workspace = read_levels(choice), choice.workspace
     cache = read_scored_cache(workspace, choice.dataset)
     curves = {level: read_curve(folder) for level, folder in choice.folders().items()}
-    results = evaluate(tables, cache, choice.split, read_heldout(choice), curves)
+    results = evaluate(tables, cache, choice.split, read_heldout(choice), curves, read_baseline(choice))
     notes, samples = caveats(results), choose_samples(results)
     extras = Extras(
         samples=samples,
@@ -251,7 +259,7 @@ def bundle(choose: Choose, out: Path | None, clips: str | None) -> None:
 
     choice = choose()
     cache = read_scored_cache(choice.workspace, choice.dataset)
-    results = evaluate(read_levels(choice), cache, choice.split, read_heldout(choice))
+    results = evaluate(read_levels(choice), cache, choice.split, read_heldout(choice), baseline=read_baseline(choice))
     heads = load_heads(choice.folders(), clips=clips)  # raises unless the bundle can be used
     out = out or choice.workspace.root / "bundles" / f"{choice.dataset}-split{choice.split}"
     write_bundle(out, choice.folders(), summarise(results, caveats(results), made_now()), heads.clips)
