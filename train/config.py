@@ -17,7 +17,7 @@ from cache.common.files import read_json_and_seal, write_sealed_json
 from cache.common.text import visible
 from cache.common.workspace import Workspace
 from cache.fingerprint import LEVELS, Level, widths_of
-from train.recipes import KNOBS, RECIPES, Pool, Recipe
+from train.recipes import KNOBS, LINEAR, RECIPES, Pool, Recipe
 
 Status = Literal["training", "finished"]
 
@@ -115,7 +115,8 @@ class RunConfig:
         Raises `TrainingError` if a field is missing or its value unusable.
         """
         try:
-            return msgspec.convert({**value, "recipe": Recipe.from_json(value["recipe"])}, cls)
+            # Replaced by itself, because msgspec leaves a field that is missing out of the object, default or not.
+            return replace(msgspec.convert({**value, "recipe": Recipe.from_json(value["recipe"])}, cls))
         except (msgspec.ValidationError, TypeError, KeyError) as error:
             raise TrainingError(f"a run's configuration cannot be read: {error!r}") from error
 
@@ -172,6 +173,21 @@ def variant_of(
         if exact or getattr(recipe, name) != getattr(base, name):
             parts.append(f"{knob.word}{_short(getattr(recipe, name))}")
     return "-".join([*parts, *[WATCHED] * watch, *[HOLDOUT] * holdout])
+
+
+def linear_beside(recipe: Recipe) -> Recipe:
+    """Returns the recipe `linear` on the clips and views of `recipe`."""
+    return replace(RECIPES[LINEAR], clips=recipe.clips, views=recipe.views)
+
+
+def baseline_of(config: RunConfig) -> RunConfig:
+    """Returns the run that a head has to beat. All seeds and poolings share it, but a seed that says what is held out.
+
+    high-max-seed3-h512 -> high-mean-seed0-linear
+    """
+    recipe = linear_beside(config.recipe)
+    variant = variant_of(recipe, config.recipe, holdout=config.holdout)
+    return replace(config, pool="mean", seed=config.seed if config.holdout else 0, recipe=recipe, variant=variant)
 
 
 def version_of(package: str) -> str:

@@ -20,6 +20,7 @@ from cache.common.console import Progress, progress
 from cache.common.errors import TrainingError
 from cache.common.files import JSON_BYTES, discard, read_bounded, remove, write_bytes_durably
 from cache.common.workspace import Workspace
+from cache.dataset import Sample
 from cache.scores import ScoreTable, write_scores
 from train.checkpoint import (
     Checkpoint,
@@ -34,6 +35,7 @@ from train.clips import ClipBank, channel_statistics, load_bank
 from train.config import CHECKPOINT_FILE, HELDOUT_SCORES_FILE, METRICS_FILE, RunConfig, state_of, write_config
 from train.distributed import SINGLE, ProcessGroup
 from train.heads import Head
+from train.linear import fit_linear
 from train.score import score_bank
 from train.split import Split
 from train.trainer import Tick, Trainer
@@ -126,6 +128,12 @@ def _train(
         check_same_run(found, config, path)
         if found.position is None:
             return head_from(found, path).to(device)
+    if config.recipe.cell == "linear":
+        head = new_head(config).to(device)
+        fit_linear(head, *_load_training(split, config, device))
+        if group.leads:
+            _save_finished(path, head, config)
+        return head
     trainer = _make_trainer(split, config, device, group)
     if found is not None and found.position is not None:
         expected, _ = trainer.state()
@@ -143,13 +151,17 @@ def _train(
                     save_checkpoint(path, Checkpoint(tensors=tensors, config=config, position=position))
                 saved = time.monotonic()
     if group.leads:
-        weights = {f"head.{name}": tensor for name, tensor in trainer.head.state_dict().items()}
-        save_checkpoint(path, Checkpoint(tensors=weights, config=config, position=None))
+        _save_finished(path, trainer.head, config)
     return trainer.head
 
 
-def _make_trainer(split: Split, config: RunConfig, device: torch.device, group: ProcessGroup) -> Trainer:
-    """Returns the trainer of a run at its beginning, with the features of its training videos loaded."""
+def _save_finished(path: Path, head: Head, config: RunConfig) -> None:
+    weights = {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
+    save_checkpoint(path, Checkpoint(tensors=weights, config=config, position=None))
+
+
+def _load_training(split: Split, config: RunConfig, device: torch.device) -> tuple[ClipBank, tuple[Sample, ...]]:
+    """Returns the clips that a run learns from, and their samples."""
     have, wanted = len(split.cache.views), config.recipe.views
     if wanted > have:
         raise TrainingError(
@@ -157,7 +169,12 @@ def _make_trainer(split: Split, config: RunConfig, device: torch.device, group: 
             f"has {have} ({', '.join(split.cache.views)}): extract with more VIEWS=, or ask for fewer"
         )
     learned, _ = split.learned_and_scored(holdout=config.holdout, seed=config.seed, watch=config.watch)
-    bank = load_bank(split.cache, config.level, learned, config.clips, device, views=range(wanted or have))
+    return load_bank(split.cache, config.level, learned, config.clips, device, views=range(wanted or have)), learned
+
+
+def _make_trainer(split: Split, config: RunConfig, device: torch.device, group: ProcessGroup) -> Trainer:
+    """Returns the trainer of a run at its beginning, with the features of its training videos loaded."""
+    bank, _ = _load_training(split, config, device)
     torch.manual_seed(config.seed)
     head = new_head(config).to(device)
     if head.standardised and len(bank):
