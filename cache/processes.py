@@ -3,9 +3,12 @@
 No clock that can be set decides here: a lease counts as given up once this process has watched it for long enough.
 """
 
+import ctypes
 import os
 import re
+import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -20,6 +23,7 @@ _OWNER = re.compile(
 )
 """Names of an earlier version have neither machine nor boot."""
 _UNKNOWN = "0" * 16
+_PR_SET_PDEATHSIG = 1
 
 
 def this_process() -> str:
@@ -112,6 +116,17 @@ def _read(path: Path) -> bytes | None:
         return path.read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return None
+
+
+def end_with(parent: int) -> None:
+    """Have the kernel kill this process when the thread that started it ends; `parent` is that thread's process.
+
+    Ends this process at once if that has happened already.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(1)
 
 
 class _Watched(NamedTuple):

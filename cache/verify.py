@@ -28,6 +28,8 @@ def verify(path: Path) -> list[Finding]:
         cache = FeatureCache.open(path)
     except MrrnError as error:
         raise_if_unreadable(error, path)
+        if not path.is_dir():
+            raise
         return [Finding(what=str(error))]
     found: list[Finding] = []
     with cache:

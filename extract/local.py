@@ -1,7 +1,7 @@
 """Extraction on this machine: one device in this process, or a process for each of several devices.
 
-`python -m extract.local` is such a process. It reads its extraction, pickled, from its standard input. The processes
-share the cache by leases, as extractors that know nothing of each other do.
+`python -m extract.local PARENT` is such a process, and ends with process PARENT. It reads its extraction, pickled, from
+its standard input. The processes share the cache by leases, as extractors that know nothing of each other do.
 """
 
 import os
@@ -21,6 +21,7 @@ import click
 from cache.common.console import StageGroup, progress
 from cache.common.errors import MrrnError
 from cache.fingerprint import Fingerprint
+from cache.processes import end_with
 from cache.store import FeatureCache
 from extract import plan
 from extract.claims import ClaimQueue
@@ -97,7 +98,7 @@ def _extract_in_processes(
         batch_frames=settings.batch_frames,
     )
     with ExitStack() as stack:
-        command = [sys.executable, "-m", "extract.local"]
+        command = [sys.executable, "-m", "extract.local", str(os.getpid())]
         processes = [
             stack.enter_context(subprocess.Popen(command, env=environment, stdin=subprocess.PIPE)) for _ in devices
         ]
@@ -127,8 +128,10 @@ def _watch(cache: FeatureCache, processes: Sequence["subprocess.Popen[bytes]"]) 
 
 
 @click.group(cls=StageGroup, invoke_without_command=True)
-def main() -> None:
+@click.argument("parent", type=int)
+def main(parent: int) -> None:
     """Extract on one of several devices, without a word unless something is wrong."""
+    end_with(parent)
     extraction: Extraction = pickle.load(sys.stdin.buffer)  # noqa: S301  (from `_extract_in_processes`)
     settings, weights, made_with = _decide(extraction, extraction.settings.device)
     drift = extraction.options.allow_drift

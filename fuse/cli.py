@@ -14,9 +14,18 @@ import click
 from cache.aggregate import PAPER_WEIGHTS
 from cache.common.console import FINISHED_WITH_FAILURES, StageGroup, clips_option, device_option
 from cache.common.errors import DecodeError, MrrnError
+from cache.common.files import write_bytes_durably
 from cache.store import FeatureCache
 from extract.datasets.paths import require_folder, scan_folder
-from fuse.scores import RunChoice, read_curve, read_heldout, read_levels, read_scored_cache, run_options
+from fuse.scores import (
+    RunChoice,
+    read_baseline,
+    read_curve,
+    read_heldout,
+    read_levels,
+    read_scored_cache,
+    run_options,
+)
 
 if TYPE_CHECKING:
     from extract.network.engine import Engine
@@ -58,7 +67,7 @@ def _fuse(choice: RunChoice) -> None:
     tables, workspace = read_levels(choice), choice.workspace
     cache = read_scored_cache(workspace, choice.dataset)
     curves = {level: read_curve(folder) for level, folder in choice.folders().items()}
-    results = evaluate(tables, cache, choice.split, read_heldout(choice), curves)
+    results = evaluate(tables, cache, choice.split, read_heldout(choice), curves, read_baseline(choice))
     notes, samples = caveats(results), choose_samples(results)
     extras = Extras(
         samples=samples,
@@ -158,10 +167,49 @@ def predict(
     files = _find_files(videos)  # before torch is imported, so that a wrong path is told at once
     if shape == "vtt" and len(files) > 1:
         raise click.UsageError(f"--format vtt writes one file of subtitles; {len(files)} videos were given")
+    from extract.network.engine import open_engine
+    from fuse.predict import backbone_weights, settings_for
+    from fuse.predict import predict as run
+
+    heads, spec = _heads(choose, bundle, weights, clips)
+    settings = settings_for(heads, weights=spec, device=device, jobs=jobs)
+    engine = open_engine(settings, backbone_weights(heads, settings))
+    if as_timeline:
+        _show_timelines(heads, settings, engine, files, shape)
+    else:
+        _answer(run(files, heads, settings, engine), heads, files, shape == "json")
+
+
+@main.command()
+@run_options
+@click.option("--bundle", type=click.Path(path_type=Path), help="Use the heads of this bundle instead of trained runs.")
+@click.option("--weights", help="The backbone's weights, if they are no longer where extraction had them.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="ONNX file to write.")
+def export(choose: Choose, bundle: Path | None, weights: str | None, out: Path) -> None:
+    """Write backbone, heads and fusion as one ONNX file.
+
+    It takes `crops`, uint8 [clips, frames, height, width, 3]: all clips of a video, resized and cropped as its metadata
+    say (ONNX has no resize that rounds as ours does). It gives the video's `probabilities` [classes] and each clip's
+    `clip_probabilities` [clips, classes], in fp32. The number of clips is free, their length is the heads'.
+
+    \b
+    Example:
+      python -m fuse export --dataset ucf101 --out ucf101.onnx
+    """
+    from fuse.export import to_onnx
+    from fuse.predict import backbone_weights, settings_for
+
+    heads, spec = _heads(choose, bundle, weights)
+    settings = settings_for(heads, weights=spec, device="cpu", jobs=1)
+    write_bytes_durably(out, to_onnx(heads, settings, backbone_weights(heads, settings)))
+    click.echo(f"{settings.backbone}, three heads and their fusion, {len(heads.classes)} classes: {out}")
+
+
+def _heads(choose: Choose, bundle: Path | None, weights: str | None, clips: str | None = None) -> "tuple[Heads, str]":
+    """The heads of a bundle, or else of the chosen runs, and the backbone's weights that go with them."""
     from fuse.bundle import read_bundle
     from fuse.calibration import calibrate
-    from fuse.predict import load_heads, open_backbone, settings_for, weights_for
-    from fuse.predict import predict as run
+    from fuse.predict import load_heads, weights_for
 
     if bundle:
         heads, recorded = load_heads(*read_bundle(bundle), clips), None
@@ -172,12 +220,7 @@ def predict(
         heads = load_heads(choice.folders(), calibration=calibration, clips=clips)
         with FeatureCache.open(choice.workspace.cache(choice.dataset)) as cache:
             recorded = cache.settings.get("weights")
-    settings = settings_for(heads, weights=weights_for(heads, weights, recorded), device=device, jobs=jobs)
-    engine = open_backbone(heads, settings)
-    if as_timeline:
-        _show_timelines(heads, settings, engine, files, shape)
-    else:
-        _answer(run(files, heads, settings, engine), heads, files, shape == "json")
+    return heads, weights_for(heads, weights, recorded)
 
 
 def _find_files(given: Iterable[Path]) -> list[Path]:
@@ -276,7 +319,7 @@ def bundle(choose: Choose, out: Path | None, clips: str | None) -> None:
 
     choice = choose()
     cache = read_scored_cache(choice.workspace, choice.dataset)
-    results = evaluate(read_levels(choice), cache, choice.split, read_heldout(choice))
+    results = evaluate(read_levels(choice), cache, choice.split, read_heldout(choice), baseline=read_baseline(choice))
     heads = load_heads(choice.folders(), clips=clips)  # raises unless the bundle can be used
     out = out or choice.workspace.root / "bundles" / f"{choice.dataset}-split{choice.split}"
     write_bundle(out, choice.folders(), summarise(results, caveats(results), made_now()), heads.clips)

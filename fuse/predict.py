@@ -21,8 +21,8 @@ from cache.fingerprint import CENTER_VIEW, Level
 from cache.ledger import Outcome
 from extract.decode import DecodePool, VideoEnd, VideoRequest
 from extract.meter import Meter
-from extract.network.engine import Engine, open_engine
-from extract.network.weights import is_file_spec, load_weights
+from extract.network.engine import Engine
+from extract.network.weights import Weights, is_file_spec, load_weights
 from extract.pipeline import VideoFeatures, decode_settings, failed, features_of_frames
 from extract.settings import ExtractSettings, settings_of
 from fuse.calibration import Calibration, scaled
@@ -175,8 +175,8 @@ def weights_for(heads: Heads, given: str | None, recorded: str | None = None) ->
     return named
 
 
-def open_backbone(heads: Heads, settings: ExtractSettings) -> Engine:
-    """The network that makes the heads' features. Raises `WeightsError` if its weights are not those of training."""
+def backbone_weights(heads: Heads, settings: ExtractSettings) -> Weights:
+    """The weights that make the heads' features. Raises `WeightsError` if they are not those of training."""
     weights = load_weights(settings.weights, settings.backbone)
     if weights.sha256 != heads.identity["weights_sha256"]:
         raise WeightsError(
@@ -184,7 +184,12 @@ def open_backbone(heads: Heads, settings: ExtractSettings) -> Engine:
             f"(sha256 {heads.identity['weights_sha256']}); {weights.text} has sha256 {weights.sha256}: give the same "
             "weights with --weights"
         )
-    return open_engine(settings, weights)
+    if (now := str(weights.preprocess)) != (then := heads.identity.get("transform")):
+        raise WeightsError(
+            f"the heads were trained on pictures seen by {then!r}; {weights.text} is taken to see them by {now!r}: "
+            f"give the weights under the name that they had, {heads.identity['weights']}"
+        )
+    return weights
 
 
 @dataclass(frozen=True, kw_only=True)

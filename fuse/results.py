@@ -33,7 +33,6 @@ from cache.aggregate import (
 )
 from cache.clips import ClipRule
 from cache.common.errors import ScoreError
-from cache.dataset import Half
 from cache.fingerprint import LEVELS, Level
 from cache.scores import ScoreTable
 from extract.network.weights import is_file_spec
@@ -61,8 +60,6 @@ TITLES: Final[Mapping[Model, str]] = {
 PAPER_RECIPE: Final = Recipe().name
 """The recipe whose every field is the paper's."""
 
-HALVES: Final[tuple[Half, Half]] = ("train", "test")
-
 FORMAT: Final = 1
 """Format of results.json."""
 
@@ -89,6 +86,8 @@ class Results:
     """Temperatures and threshold found on them; None without such runs, or with too few videos."""
     curves: Mapping[Level, Sequence[Epoch]] = field(default_factory=dict)
     """The epochs of each level's training."""
+    linear: Mapping[Model, float] = field(default_factory=dict)
+    """Accuracy of the baseline `linear` in the place of each model's heads; empty if it was not trained beside them."""
 
     @property
     def models(self) -> tuple[Model, ...]:
@@ -208,17 +207,17 @@ class Results:
         return fraction(metrics.top_k_correct(self.probabilities[model], self.labels, 5))
 
     def figures(self, model: Model) -> dict[str, float | None]:
-        """A row of Table 3, as fractions: `accuracy`, `low`, `high`, `macro`, `top5`, `paper` and `difference`."""
+        """A row of Table 3, as fractions: accuracy, low, high, linear, macro, top5, paper, difference."""
         accuracy, printed = self.accuracy(model), self.paper[model]
         difference = None if printed is None else accuracy - printed
-        found = {"accuracy": accuracy, **asdict(self.interval(model)), "macro": self.macro(model)}
-        return {**found, "top5": self.top5(model), "paper": printed, "difference": difference}
-
-    def one_sided(self, half: Half) -> list[str]:
-        """Classes that only this half of the split has videos of."""
-        in_half = {each: {sample.label for sample in self.cache.dataset.half(self.split, each)} for each in HALVES}
-        other = next(each for each in HALVES if each != half)
-        return [name for label, name in enumerate(self.classes) if label in in_half[half] - in_half[other]]
+        found = {"accuracy": accuracy, **asdict(self.interval(model)), "linear": self.linear.get(model)}
+        return {
+            **found,
+            "macro": self.macro(model),
+            "top5": self.top5(model),
+            "paper": printed,
+            "difference": difference,
+        }
 
     def confusion(self) -> NDArray[np.int64]:
         """Counts of the fused model `[K, K + 1]`: row = true class, column = predicted, the last one = none."""
@@ -245,10 +244,12 @@ def evaluate(
     split: int,
     heldout: Heldout | None = None,
     curves: Mapping[Level, Sequence[Epoch]] | None = None,
+    baseline: Mapping[Level, ScoreTable] | None = None,
 ) -> Results:
     """Fuse the levels' scores of a split's test videos. Raises `ScoreError` listing what does not belong together.
 
-    On `heldout` videos, if there are any, fusion weights, temperatures and a threshold are found.
+    On `heldout` videos, if there are any, fusion weights, temperatures and a threshold are found. `baseline` are the
+    scores of `linear`, if it was trained beside the heads.
     """
     check_same(tables)
     expected = {video.id: video.label for video in cache.dataset.half(split, "test") if video.label is not None}
@@ -256,24 +257,39 @@ def evaluate(
         raise ScoreError(f"split {split} of {cache.dataset.name!r} has no labelled test videos to score")
     check_against_cache(tables, cache, expected)
     levels = {level: align(*tables[level].videos()[:2], tuple(expected)) for level in LEVELS}
-    models: dict[Model, NDArray[np.float64]] = {level: levels[level] for level in LEVELS}
-    models["fused"] = fuse_levels(levels, PAPER_WEIGHTS)
-    models["mean"] = fuse_levels(levels, MEAN_WEIGHTS)
+    labels = np.fromiter(expected.values(), dtype=np.int64)
     searched = search_weights(heldout.levels, heldout.labels) if heldout else None
-    if searched is not None:
-        models["searched"] = fuse_levels(levels, searched)
+    linear: dict[Model, float] = {}
+    if baseline:
+        check_against_cache(baseline, cache, expected)
+        regressions = {level: align(*baseline[level].videos()[:2], tuple(expected)) for level in LEVELS}
+        fused = _models(regressions, searched)
+        linear = {model: fraction(correct(probabilities, labels)) for model, probabilities in fused.items()}
     return Results(
         cache=cache,
         split=split,
         runs={level: {k: v for k, v in tables[level].run.items() if k != "fingerprint"} for level in LEVELS},
         clips=len(tables["high"].video_ids),
         video_ids=tuple(expected),
-        labels=np.fromiter(expected.values(), dtype=np.int64),
-        probabilities=models,
+        labels=labels,
+        probabilities=_models(levels, searched),
         searched_weights=searched,
         calibration=calibrate(heldout.levels, heldout.labels, PAPER_WEIGHTS) if heldout else None,
         curves=curves or {},
+        linear=linear,
     )
+
+
+def _models(
+    levels: Mapping[Level, NDArray[np.float64]], searched_weights: Mapping[Level, float] | None
+) -> dict[Model, NDArray[np.float64]]:
+    """Probabilities of the levels and of each way to fuse them."""
+    models: dict[Model, NDArray[np.float64]] = {level: levels[level] for level in LEVELS}
+    models["fused"] = fuse_levels(levels, PAPER_WEIGHTS)
+    models["mean"] = fuse_levels(levels, MEAN_WEIGHTS)
+    if searched_weights is not None:
+        models["searched"] = fuse_levels(levels, searched_weights)
+    return models
 
 
 def caveats(results: Results) -> list[str]:
@@ -303,6 +319,16 @@ def caveats(results: Results) -> list[str]:
     found += [f"{note}." for note in dataset.one_sided_notes(results.split)]
     if results.missing:
         found.append(f"{len(results.missing):,} of {test_videos:,} test videos have no features and count as wrong.")
+    beaten = [
+        f"{model} ({100 * results.accuracy(model):.1f} against {100 * accuracy:.1f} %)"
+        for model, accuracy in results.linear.items()
+        if results.accuracy(model) <= accuracy
+    ]
+    if beaten:
+        found.append(
+            f"no better than linear: {', '.join(beaten)}. A logistic regression on each video's mean feature, trained "
+            "in seconds, does as well."
+        )
     if test_videos < FEW_VIDEOS:
         found.append(f"test videos: {test_videos}, {TOO_FEW}: accuracies and differences may be chance.")
     return found
@@ -357,6 +383,7 @@ def summarise(results: Results, notes: Sequence[str], made: Made) -> dict[str, A
         "top5": {model: results.top5(model) for model in MODELS},
         "interval95": {model: asdict(results.interval(model)) for model in MODELS},
         "macro": {model: results.macro(model) for model in MODELS},
+        "linear": dict(results.linear),
         "fused_against": {model: _comparison(results.against(model)) for model in results.models if model != "fused"},
         "fusion_weights": dict(PAPER_WEIGHTS),
         "searched": searched and {"fusion_weights": dict(searched), "accuracy": results.accuracy("searched")},
@@ -368,7 +395,7 @@ def summarise(results: Results, notes: Sequence[str], made: Made) -> dict[str, A
         "weights": results.weights,
         "subset": subset and asdict(subset),
         "classes": list(results.classes),
-        "classes_in_one_half": {half: results.one_sided(half) for half in HALVES},
+        "classes_in_one_half": results.cache.dataset.one_sided(results.split),
         # JSON has no NaN: a class without test videos has no accuracy.
         "per_class": {model: [None if x != x else x for x in results.per_class(model).tolist()] for model in MODELS},
         "confusion": results.confusion().tolist(),

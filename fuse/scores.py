@@ -26,7 +26,15 @@ from cache.dataset import Dataset
 from cache.fingerprint import LEVELS, Level
 from cache.scores import ScoreTable, read_scores
 from cache.store import FeatureCache
-from train.config import HELDOUT_SCORES_FILE, HOLDOUT, METRICS_FILE, SCORES_FILE, WATCHED, read_config
+from train.config import (
+    HELDOUT_SCORES_FILE,
+    HOLDOUT,
+    METRICS_FILE,
+    SCORES_FILE,
+    WATCHED,
+    baseline_of,
+    read_config,
+)
 from train.recipes import POOLS, RECIPES
 
 METRICS_BYTES: Final = 1 << 26
@@ -210,6 +218,24 @@ def read_curve(folder: Path) -> tuple[Epoch, ...]:
         return ()
     except (OSError, ValueError, RecursionError) as error:
         raise ScoreError(f"{path} cannot be read: {error}; train that level again with --fresh") from error
+
+
+def read_baseline(choice: RunChoice) -> dict[Level, ScoreTable] | None:
+    """Scores of the `linear` runs beside the chosen ones; None unless all levels have one of the same cache."""
+    found = {}
+    for level, folder in choice.folders().items():
+        read = read_config(folder)
+        if read is None:
+            return None
+        baseline = baseline_of(read[0])
+        path = baseline.folder(choice.workspace) / SCORES_FILE
+        if not path.exists():
+            return None
+        found[level] = read_scores(path)
+        if found[level].run.get("cache_digest") != read[0].cache_digest:
+            return None
+    check_same(found)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

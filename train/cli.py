@@ -23,8 +23,9 @@ from cache.common.console import (
 from cache.common.files import write_bytes_durably
 from cache.common.workspace import Workspace
 from cache.fingerprint import LEVELS, Level
-from train.config import RunConfig, state_of, with_recorded_clips
-from train.recipes import KNOBS, POOLS, RECIPES, Pool, with_overrides
+from cache.scores import read_scores
+from train.config import RunConfig, baseline_of, state_of, with_recorded_clips
+from train.recipes import KNOBS, LINEAR, POOLS, RECIPES, Pool, with_overrides
 from train.split import Split, open_split
 from train.sweep.grid import AXES, TABLES, parse_axis
 from train.sweep.plan import Plan, make_plan
@@ -112,7 +113,8 @@ def main(
 
     A run lives in WORK/runs/DATASET/splitN/LEVEL-POOL-seedN[-VARIANT]/: config.json, checkpoint.safetensors,
     metrics.jsonl, tensorboard/, scores.npz. A finished run is not done again; an interrupted one continues to the same
-    bits. No test video is looked at before the final scoring.
+    bits. No test video is looked at before the final scoring. Beside each head `linear` is trained in seconds, logistic
+    regression on each video's mean feature: what the head has to beat.
 
     \b
     Examples:
@@ -139,13 +141,16 @@ def main(
     if not fresh and overrides["clips"] is None:
         configs = [with_recorded_clips(config, workspace) for config in configs]
     click.echo(f"clips: {configs[0].clips.words}")
+    if chosen.cell != "linear":
+        # Each level's baseline first, so that the line about its head can say whether it was beaten.
+        configs = [run for config in configs for run in (baseline_of(config), config)]
     waiting = []
     for config in configs:
         if fresh or state_of(config.folder(workspace), config) != "finished":
             waiting.append(config)
-        else:
+        elif config.recipe.cell == chosen.cell:
             path = config.folder(workspace) / config.scores_file
-            click.echo(f"{config.level}-{config.pool}: done already, {path}")
+            click.echo(f"{_title(config)}: done already, {path}")
     if waiting:
         _run_all(opened, waiting, workspace, device, fresh)
 
@@ -284,7 +289,7 @@ def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, devic
 
     group, where = join(choose_device(device))
     click.echo(
-        f"train {', '.join(config.level for config in configs)} on {where}: {configs[0].videos['training']:,} videos "
+        f"train {', '.join(map(_title, configs))} on {where}: {configs[0].videos['training']:,} videos "
         f"of {split.dataset.name}, split {split.number}, seed {configs[0].seed}, backbone weights {configs[0].weights}"
     )
     for note in split.dataset.one_sided_notes(split.number):
@@ -301,16 +306,31 @@ def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, devic
         if not group.leads:
             continue
         if scores is None:
-            click.echo(f"{config.level}-{config.pool}: another process finished it meanwhile")
+            click.echo(f"{_title(config)}: another process finished it meanwhile")
             continue
         _, probabilities, labels = scores.videos()
         right_N = correct(probabilities, labels)
         right, total, macro = int(right_N.sum()), len(labels), macro_accuracy(right_N, labels, len(config.classes))
         half = "held-out" if config.holdout else "test"
         click.echo(
-            f"{config.level}-{config.pool}: {right:,} of {total:,} {half} videos right ({accuracy_text(right, total)}; "
-            f"macro {macro:.1%}), {config.folder(workspace) / config.scores_file}"
+            f"{_title(config)}: {right:,} of {total:,} {half} videos right ({accuracy_text(right, total)}; "
+            f"macro {macro:.1%}{_against_baseline(config, right, workspace)}), "
+            f"{config.folder(workspace) / config.scores_file}"
         )
         left_out = config.clips.note(scores.run["unread_frames"], scores.run["frames"], f"the {half} videos'")
     if left_out:
         click.echo(f"! {left_out}")
+
+
+def _title(config: RunConfig) -> str:
+    return f"{config.level}-{LINEAR if config.recipe.cell == 'linear' else config.pool}"
+
+
+def _against_baseline(config: RunConfig, right: int, workspace: Workspace) -> str:
+    """How many videos the baseline has right, and whether that is as many; empty for the baseline itself."""
+    if config.recipe.cell == "linear":
+        return ""
+    baseline = baseline_of(config)
+    _, probabilities, labels = read_scores(baseline.folder(workspace) / baseline.scores_file).videos()
+    theirs = int(correct(probabilities, labels).sum())
+    return f"; linear has {theirs:,}: {'no better than that' if right <= theirs else 'better'}"

@@ -42,7 +42,7 @@ _BATCHES_AHEAD = 16
 """Batches that they read ahead of their use."""
 
 _CLIPS_AT_ONCE = 128
-"""Clips whose statistics are added up together."""
+"""Clips that are read together in a pass over all of them."""
 
 _CHECKED_AT_ONCE = 1 << 18
 """Frames checked together for NaN and Inf; bounds the memory that the check takes."""
@@ -184,19 +184,25 @@ ClipBank = Bank | StreamedBank
 """What training and scoring draw clips from."""
 
 
+def whole_bank(bank: ClipBank) -> Iterator[tuple[Tensor, int, Tensor]]:
+    """Yields all clips in each view, in order: indices `[B]` on the CPU, the view, and features `[T, B, C]`."""
+    clip_N, device = torch.arange(len(bank)), bank.label_N.device
+    batches = [(clip_B, view) for view in range(bank.num_views) for clip_B in clip_N.split(_CLIPS_AT_ONCE)]
+    bank.announce((clip_B, torch.full_like(clip_B, view)) for clip_B, view in batches)
+    for clip_B, view in batches:
+        there_B = clip_B.to(device)
+        yield clip_B, view, bank.gather(there_B, torch.full_like(there_B, view))
+
+
 def channel_statistics(bank: ClipBank) -> tuple[Tensor, Tensor]:
     """Returns mean and deviation of each channel over the steps of all clips in all views, float64 `[C]` on the device.
 
     One pass over the bank, which must not be empty. The deviation of a channel that is constant is exactly 0.
     """
-    clip_B = torch.arange(len(bank))
-    views = range(bank.num_views)
-    batches = [(each, torch.full_like(each, view)) for view in views for each in clip_B.split(_CLIPS_AT_ONCE)]
-    bank.announce(batches)
-    device, steps = bank.label_N.device, 0
-    first_C = sum_C = squares_C = torch.zeros((), dtype=torch.float64, device=device)
-    for clip_B, view_B in batches:
-        x_SC = bank.gather(clip_B.to(device), view_B.to(device)).flatten(0, 1).double()
+    steps = 0
+    first_C = sum_C = squares_C = torch.zeros((), dtype=torch.float64, device=bank.label_N.device)
+    for _, _, x_TBC in whole_bank(bank):
+        x_SC = x_TBC.flatten(0, 1).double()
         # Sums of differences from one of the values lose no digits where a channel's mean is far from 0.
         first_C = first_C if steps else x_SC[0].clone()
         x_SC -= first_C

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cache.common.errors import TrainingError
-from train.recipes import Cell, Pool, Recipe
+from train.recipes import AVERAGING, Cell, Pool, Recipe
 from train.sru import SRU
 
 
@@ -74,7 +74,18 @@ _CELLS: dict[Cell, Callable[[int, Recipe], nn.Module]] = {
     "lstm": lambda channels, recipe: GatedCell(channels, recipe, nn.LSTM),
     "gru": lambda channels, recipe: GatedCell(channels, recipe, nn.GRU),
     "mean": MeanCell,
+    "linear": MeanCell,  # fitted by train/linear.py, which has no dropout
 }
+
+
+def scale_of(mean_C: Tensor, deviation_C: Tensor) -> Tensor:
+    """Returns what a channel's difference from its mean is multiplied by: 1 / deviation, 0 for a constant channel.
+
+    A channel that varies by no more than float16 rounds its mean counts as constant: divided by such a deviation it
+    would be noise, and any other value in it would outweigh all other channels.
+    """
+    constant_C = deviation_C <= mean_C.abs() * torch.finfo(torch.float16).eps
+    return torch.where(constant_C, 0, 1 / deviation_C)
 
 
 class Head(nn.Module):
@@ -93,10 +104,10 @@ class Head(nn.Module):
         super().__init__()
         if classes < 1:
             raise TrainingError("a head without classes; it needs at least one")
-        if recipe.cell == "mean" and pool != "mean":
-            raise TrainingError(f"cell mean averages over time itself; pool is {pool!r}: use --pool mean")
+        if recipe.cell in AVERAGING and pool != "mean":
+            raise TrainingError(f"cell {recipe.cell} averages over time itself; pool is {pool!r}: use --pool mean")
         self.classes, self.pool = classes, pool
-        self.standardised = recipe.inputs == "standardised"
+        self.standardised = recipe.inputs == "standardised" or recipe.cell == "linear"
         if self.standardised:
             self.register_buffer("mean_C", torch.zeros(channels))
             self.register_buffer("scale_C", torch.ones(channels))
@@ -107,9 +118,7 @@ class Head(nn.Module):
 
     def forward(self, x_TBC: Tensor) -> Tensor:
         """Returns the logits `[B, K]` of the clips `x_TBC`, float."""
-        if self.standardised:
-            x_TBC = (x_TBC - self.mean_C) * self.scale_C
-        h_TBD = self.cell(x_TBC)
+        h_TBD = self.cell(self.standardise(x_TBC) if self.standardised else x_TBC)
         logits_TBK: Tensor = self.linear(h_TBD)
         if self.attention is not None:
             share_TB1 = torch.softmax(self.attention(h_TBD), dim=0)
@@ -119,11 +128,10 @@ class Head(nn.Module):
         return logits_TBK.mean(dim=0)  # equation 8 before its softmax
 
     def standardise_by(self, mean_C: Tensor, deviation_C: Tensor) -> None:
-        """Set the statistics of the features, float64 on any device.
-
-        A channel that varies by no more than float16 rounds its mean is constant, and counts as 0 from now on: divided
-        by such a deviation it would be noise, and anything else in it would outweigh all other channels.
-        """
-        constant_C = deviation_C <= mean_C.abs() * torch.finfo(torch.float16).eps
+        """Set the statistics of the features: float64, on any device."""
         self.mean_C.copy_(mean_C)
-        self.scale_C.copy_(torch.where(constant_C, 0, 1 / deviation_C))
+        self.scale_C.copy_(scale_of(mean_C, deviation_C))
+
+    def standardise(self, x: Tensor) -> Tensor:
+        """Returns features `[..., C]` minus each channel's mean, times its scale."""
+        return (x - self.mean_C) * self.scale_C

@@ -11,7 +11,7 @@ from cache.clips import CLIPS_HELP, ClipRule
 from cache.common.errors import TrainingError
 from cache.fingerprint import LEVELS, Level
 
-Cell = Literal["sru", "lstm", "gru", "mean"]
+Cell = Literal["sru", "lstm", "gru", "mean", "linear"]
 Pool = Literal["mean", "max", "attention"]
 Schedule = Literal["step", "cosine"]
 Precision = Literal["fp32", "bf16"]
@@ -24,6 +24,12 @@ SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 INPUTS: tuple[Inputs, ...] = get_args(Inputs)
 BALANCES: tuple[Balance, ...] = get_args(Balance)
+
+AVERAGING: tuple[Cell, ...] = ("mean", "linear")
+"""Cells that average the frames, so that there is nothing to pool."""
+
+LINEAR = "linear"
+"""The recipe that is trained beside all others, as what they have to beat."""
 
 SMALL_BELOW_CLIPS = 5_000
 """Training splits with fewer clips than this are trained by the recipe `small`, unless another is asked for."""
@@ -97,7 +103,8 @@ class Recipe:
     cell: Cell = field(
         default="sru", metadata=_knob(CELLS, axis="cell", help="What runs over time. [default: the recipe's]")
     )
-    """The network over time: `sru`, `lstm`, `gru`, or `mean` for plain averaging over the frames."""
+    """The network over time: `sru`, `lstm`, `gru`, or `mean` for plain averaging over the frames. `linear` is logistic
+    regression on each video's mean feature (`train/linear.py`); no field below this one matters to it but `views`."""
     hidden: int = field(
         default=1024, metadata=_knob(int, least=1, axis="hidden", word="h", help="Units of each recurrent layer.")
     )
@@ -236,6 +243,13 @@ RECIPES: dict[str, Recipe] = {
             "fused log loss fell from 0.43 to 0.37, and 68 % instead of 59 % were right by the low level",
             variational_dropout=0.1,
         ),
+        Recipe(
+            name=LINEAR,
+            summary="logistic regression on each video's mean feature, in seconds: trained beside every other recipe, "
+            "as what a head has to beat",
+            inputs="standardised",
+            cell="linear",
+        ),
     )
 }
 
@@ -245,10 +259,13 @@ PAPER_SOURCES = ("ucf101", "hmdb51")
 
 
 def recipes_for(source: str) -> dict[str, Recipe]:
-    """Returns the recipes for datasets of `source`: of own videos all but the paper's recipes keep `even` clips."""
+    """Returns the recipes for datasets of `source`: of own videos all but the paper's keep `even` clips.
+
+    `linear` takes the clips of the head that it stands beside.
+    """
     return {
         name: recipe
-        if source in PAPER_SOURCES or name.startswith("paper")
+        if source in PAPER_SOURCES or name.startswith("paper") or name == LINEAR
         else replace(recipe, clips=replace(recipe.clips, keep="even"))
         for name, recipe in RECIPES.items()
     }

@@ -6,6 +6,7 @@ A run that watches held-out videos measures them after each epoch; nothing is st
 
 import fcntl
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,8 +18,9 @@ from torch.utils.tensorboard import SummaryWriter
 from cache.aggregate import correct, fraction, log_loss
 from cache.common.console import Progress, progress
 from cache.common.errors import TrainingError
-from cache.common.files import remove, write_bytes_durably
+from cache.common.files import JSON_BYTES, discard, read_bounded, remove, write_bytes_durably
 from cache.common.workspace import Workspace
+from cache.dataset import Sample
 from cache.scores import ScoreTable, write_scores
 from train.checkpoint import (
     Checkpoint,
@@ -33,6 +35,7 @@ from train.clips import ClipBank, channel_statistics, load_bank
 from train.config import CHECKPOINT_FILE, HELDOUT_SCORES_FILE, METRICS_FILE, RunConfig, state_of, write_config
 from train.distributed import SINGLE, ProcessGroup
 from train.heads import Head
+from train.linear import fit_linear
 from train.score import score_bank
 from train.split import Split
 from train.trainer import Tick, Trainer
@@ -93,12 +96,18 @@ def run(
 def _locked(folder: Path) -> Iterator[None]:
     """Keep other processes out of a run's folder for as long as this one lives."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK_FILE).open("w") as file:
+    # What others put there is neither followed (a link) nor waited for (a pipe).
+    lock = os.open(folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise TrainingError(f"another process is training in {folder}; wait for it, or end it") from None
+        for path in folder.glob(".tmp-*"):
+            discard(path)
         yield
+    finally:
+        os.close(lock)
 
 
 def _train(
@@ -119,6 +128,12 @@ def _train(
         check_same_run(found, config, path)
         if found.position is None:
             return head_from(found, path).to(device)
+    if config.recipe.cell == "linear":
+        head = new_head(config).to(device)
+        fit_linear(head, *_load_training(split, config, device))
+        if group.leads:
+            _save_finished(path, head, config)
+        return head
     trainer = _make_trainer(split, config, device, group)
     if found is not None and found.position is not None:
         expected, _ = trainer.state()
@@ -136,13 +151,17 @@ def _train(
                     save_checkpoint(path, Checkpoint(tensors=tensors, config=config, position=position))
                 saved = time.monotonic()
     if group.leads:
-        weights = {f"head.{name}": tensor for name, tensor in trainer.head.state_dict().items()}
-        save_checkpoint(path, Checkpoint(tensors=weights, config=config, position=None))
+        _save_finished(path, trainer.head, config)
     return trainer.head
 
 
-def _make_trainer(split: Split, config: RunConfig, device: torch.device, group: ProcessGroup) -> Trainer:
-    """Returns the trainer of a run at its beginning, with the features of its training videos loaded."""
+def _save_finished(path: Path, head: Head, config: RunConfig) -> None:
+    weights = {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
+    save_checkpoint(path, Checkpoint(tensors=weights, config=config, position=None))
+
+
+def _load_training(split: Split, config: RunConfig, device: torch.device) -> tuple[ClipBank, tuple[Sample, ...]]:
+    """Returns the clips that a run learns from, and their samples."""
     have, wanted = len(split.cache.views), config.recipe.views
     if wanted > have:
         raise TrainingError(
@@ -150,7 +169,12 @@ def _make_trainer(split: Split, config: RunConfig, device: torch.device, group: 
             f"has {have} ({', '.join(split.cache.views)}): extract with more VIEWS=, or ask for fewer"
         )
     learned, _ = split.learned_and_scored(holdout=config.holdout, seed=config.seed, watch=config.watch)
-    bank = load_bank(split.cache, config.level, learned, config.clips, device, views=range(wanted or have))
+    return load_bank(split.cache, config.level, learned, config.clips, device, views=range(wanted or have)), learned
+
+
+def _make_trainer(split: Split, config: RunConfig, device: torch.device, group: ProcessGroup) -> Trainer:
+    """Returns the trainer of a run at its beginning, with the features of its training videos loaded."""
+    bank, _ = _load_training(split, config, device)
     torch.manual_seed(config.seed)
     head = new_head(config).to(device)
     if head.standardised and len(bank):
@@ -171,7 +195,7 @@ def _logged(
         yield lambda tick: None
         return
     path = folder / METRICS_FILE
-    lines = path.read_text().splitlines() if trainer.epoch and path.exists() else []
+    lines = _rows(path) if trainer.epoch and path.exists() else []
     kept = [line for line in lines if _epoch(line) < trainer.epoch]
     write_bytes_durably(path, "".join(f"{line}\n" for line in kept).encode())
     per_epoch, epochs = trainer.steps_per_epoch, trainer.epochs
@@ -208,6 +232,13 @@ def _logged(
                 board.add_scalar(f"heldout/{name}", value, tick.epoch)
 
         yield write
+
+
+def _rows(path: Path) -> list[str]:
+    try:
+        return read_bounded(path, JSON_BYTES).decode(errors="replace").splitlines()
+    except ValueError as error:
+        raise TrainingError(f"{path} is not a log written by this program: {error}; remove it") from None
 
 
 def _measure(head: Head, watched: ClipBank, config: RunConfig) -> dict[str, float]:

@@ -73,6 +73,8 @@ class Split:
         Each seed holds out the next fifth of the training samples' groups, so that five seeds hold out each group once.
         A run that watches that part (`held_out`) does not learn from it either.
         """
+        if not (holdout or self.test):
+            raise _nobody(self.dataset, self.number, "test")
         inside = split_off(self.training, seed)[0] if holdout or watch else self.training
         return inside, self.held_out(seed) if holdout else self.test
 
@@ -164,9 +166,15 @@ def open_split(workspace: Workspace, dataset: str, number: int) -> Split:
 def _with_features(cache: FeatureCache, number: int, half: Half) -> tuple[Sample, ...]:
     samples: Sequence[Sample] = cache.dataset.half(number, half)
     kept = tuple(sample for sample in samples if cache.frames_of(sample))
-    if not kept:
-        raise TrainingError(
-            f"split {number} of dataset {cache.dataset.name!r} has no {half} videos with features ({len(samples)} are "
-            "listed): check the split files and `python -m cache info`, or choose another split with SPLIT="
-        )
+    # Without a test half, held-out training samples can still be scored.
+    if not kept and half == "train":
+        raise _nobody(cache.dataset, number, half)
     return kept
+
+
+def _nobody(dataset: Dataset, number: int, half: Half) -> TrainingError:
+    listed = len(dataset.half(number, half))
+    return TrainingError(
+        f"split {number} of dataset {dataset.name!r} has no {half} videos with features ({listed} are listed): check "
+        "the split files and `python -m cache info`, or choose another split with SPLIT="
+    )

@@ -20,7 +20,7 @@ from cache.common.errors import DatasetError
 from cache.common.text import some
 from cache.dataset import ADDRESS, MOST_SECONDS, SPLITS, Dataset, Half
 from extract.datasets.lists import SplitLists, read_text
-from extract.datasets.paths import check_link
+from extract.datasets.paths import check_link, is_file
 from extract.datasets.published import match_files
 
 ADVICE = "give a CSV file with the columns video,label,split1 as DATA= (--data)"
@@ -44,7 +44,7 @@ def load(
     """
     listed = read_manifest(name, file, remote=remote)
     root = file.parent.resolve()
-    found = [video.path for video in listed.videos if ADDRESS.fullmatch(video.path) or (root / video.path).is_file()]
+    found = [video.path for video in listed.videos if ADDRESS.fullmatch(video.path) or is_file(root / video.path)]
     for split in listed.split_numbers:
         train, test = ({sample.group_name for sample in listed.half(split, half)} for half in ("train", "test"))
         if both := sorted(train & test):

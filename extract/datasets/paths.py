@@ -1,5 +1,6 @@
 """Video files below a dataset's root: how they are found, and which names and links are refused."""
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -64,6 +65,16 @@ def require_folder(folder: Path, advice: str) -> Path:
     if not folder.is_dir():
         raise DatasetError(f"looked for the folder {folder}, which is not there; {advice}")
     return folder.resolve()
+
+
+def is_file(path: Path) -> bool:
+    """As `Path.is_file`, also for names that are too long for any file system here."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False
 
 
 def check_path(path: str, where: str) -> str:

@@ -4,12 +4,10 @@ Started by `extract.decode.process`; imports a decoder and numpy, never torch (u
 other than a DecodeError ends the process: the supervisor notices, fails the video and starts another worker.
 """
 
-import ctypes
 import json
 import os
 import re
 import resource
-import signal
 import socket
 import sys
 import time
@@ -22,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.common.errors import DecodeError
+from cache.processes import end_with
 from extract.decode.backends import MissingDecoderError, load_decoder
 from extract.decode.backends.protocol import OpenDecoder
 from extract.decode.frames import FrameReader, Verdict, judge, opened
@@ -38,7 +37,6 @@ TIMES_AT_ONCE: Final = 4096
 LOG_BYTES: Final = 16 * MEBIBYTE
 """The largest file a worker can write: its log of errors. It writes no other."""
 
-_PR_SET_PDEATHSIG: Final = 1
 _FFMPEG_MESSAGE: Final = re.compile(rb"^\[[^\]\n]* @ 0x[0-9a-f]+\]", re.MULTILINE)
 
 
@@ -185,10 +183,7 @@ def _limit(name: str, value: int) -> None:
 def main() -> None:
     """Arguments: descriptor of the channel, descriptor of the ring, process id of the supervisor."""
     channel_descriptor, ring_descriptor, parent = (int(text) for text in sys.argv[1:4])
-    # The kernel kills this process when its parent's supervising thread ends.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        return
+    end_with(parent)
     channel = Channel(socket.socket(fileno=channel_descriptor))
     setup = _receive(channel)
     if setup is None:

@@ -68,7 +68,7 @@ class DepthReader:
     """Runs a network up to the deepest of some depths: pictures [B, 3, h, w] -> means [B, C of all] float32."""
 
     def __init__(self, net: "nn.Module", depths: Sequence[Depth]) -> None:
-        self._net, self._depths = net, depths
+        self.net, self._depths = net, depths
         self._means: dict[str, Tensor] = {}
         for depth in depths:
             net.get_submodule(depth.name).register_forward_hook(self._keeper(depth))
@@ -89,7 +89,7 @@ class DepthReader:
         import torch
 
         try:
-            self._net(x_B3HW)
+            self.net(x_B3HW)
         except _Reached:
             return torch.cat([self._means.pop(depth.name) for depth in self._depths], dim=1)
         raise AssertionError("the network ended before its deepest depth")

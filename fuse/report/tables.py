@@ -113,7 +113,7 @@ def table_3(results: Results, notes: Sequence[str], *, literature: bool = True) 
         figures = results.figures(model).values()
         rows.append((TITLES[model], *(None if figure is None else 100 * figure for figure in figures)))
     rows += [
-        (row.model, *[None] * 5, row.accuracy(results.dataset), None)
+        (row.model, *[None] * 6, row.accuracy(results.dataset), None)
         for row in paper.TABLE_3
         if literature and row.accuracy(results.dataset) is not None
     ]
@@ -126,6 +126,7 @@ def table_3(results: Results, notes: Sequence[str], *, literature: bool = True) 
             Column(title="accuracy %", name="accuracy_percent", decimals=2),
             Column(title="95 % from", name="interval_low_percent", decimals=2),
             Column(title="to", name="interval_high_percent", decimals=2),
+            Column(title="linear %", name="linear_percent", decimals=2),
             Column(title="macro %", name="macro_percent", decimals=2),
             Column(title="top-5 %", name="top5_percent", decimals=2),
             Column(title="paper %", name="paper_percent", decimals=2),

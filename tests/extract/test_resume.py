@@ -16,7 +16,8 @@ import torch
 from cache.common.errors import CacheError
 from cache.store import FeatureCache
 from tests.helpers.extract import QUICK, assert_same, cache_of, everything, extract, make_videos
-from tests.helpers.faults import Control, under
+from tests.helpers.faults import Control, replayed_by, seed_of, under
+from tests.helpers.processes import alive, children, wait_until
 
 torch.set_num_threads(1)
 
@@ -116,6 +117,18 @@ def test_several_devices_share_one_cache(uninterrupted, tmp_path):
 
 
 @pytest.mark.slow
+def test_no_process_outlives_a_killed_extraction_on_several_devices(uninterrupted, tmp_path):
+    process = start(tmp_path, "--data", str(uninterrupted / "videos"), "--device", "cpu,cpu", *QUICK)
+    wait_for(tmp_path, 1, process)
+    below = [pid for child in children(process.pid) for pid in (child, *children(child))]
+    assert len(below) > 2
+    kill(process)
+    wait_until(lambda: not any(map(alive, below)), seconds=30)
+    assert extract(tmp_path, quick=False).exit_code == 0
+    assert_complete(tmp_path, uninterrupted)
+
+
+@pytest.mark.slow
 @pytest.mark.shared
 def test_ten_kills_on_the_real_sample(shared, tmp_path):
     options = (
@@ -128,16 +141,18 @@ def test_ten_kills_on_the_real_sample(shared, tmp_path):
     )
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert start(whole, *options).wait() == 0
-    moments = random.Random(time.time_ns())
+    seed = seed_of()
+    moments = random.Random(seed)
     kills = 0
-    while kills < 10 and committed(killed) < 125:
-        process = start(killed, *options)
-        time.sleep(5 + moments.random() * 12)
-        if process.poll() is None:
-            kill(process)
-            kills += 1
-    assert start(killed, *options).wait() == 0
-    assert kills == 10 or committed(killed) == 125
-    assert_complete(killed, whole)
+    with replayed_by(FAULTS_SEED=seed):
+        while kills < 10 and committed(killed) < 125:
+            process = start(killed, *options)
+            time.sleep(5 + moments.random() * 12)
+            if process.poll() is None:
+                kill(process)
+                kills += 1
+        assert start(killed, *options).wait() == 0
+        assert kills == 10 or committed(killed) == 125
+        assert_complete(killed, whole)
     with cache_of(killed) as cache:
         assert np.isfinite(cache.features(cache.video_ids[0], "high")).all()

@@ -8,7 +8,7 @@ import pytest
 
 from cache.store import FeatureCache
 from cache.verify import verify
-from tests.helpers.faults import Control, Server, assert_sound, kill, serving
+from tests.helpers.faults import Control, Server, assert_sound, kill, replayed_by, seed_of, serving
 
 
 def lines(file: Path) -> list[str]:
@@ -28,22 +28,24 @@ def finish(server: Server, cache: Path, acknowledged: Path) -> None:
 
 def kill_at_random(server: Server, folder: Path, backend: str, kills: int, seconds: float, seed: int) -> int:
     """Kill `kills` extractions of one cache at random moments of their first `seconds`; how many were in the middle."""
+    seed = seed_of(seed)
     chance = random.Random(seed)
     cache, acknowledged = folder / "cache", folder / "acknowledged"
     # Some are left at the last kill, also on a machine that commits a hundred shards of two videos a second.
     videos = kills * max(40, round(200 * seconds))
     assert server.run("create", cache=cache, backend=backend, videos=videos) == 0
     interrupted = 0
-    for number in range(kills):
-        worker = server.start("extract", cache=cache, acknowledged=acknowledged, videos=2)
-        time.sleep(chance.uniform(0, seconds))
-        kill(worker)
-        code = server.wait(worker)
-        assert code in (-9, 0), f"exit code {code}"
-        interrupted += code == -9
-        if number % 10 == 9:
-            assert_sound(cache, set(lines(acknowledged)))
-    finish(server, cache, acknowledged)
+    with replayed_by(FAULTS_SEED=seed):
+        for number in range(kills):
+            worker = server.start("extract", cache=cache, acknowledged=acknowledged, videos=2)
+            time.sleep(chance.uniform(0, seconds))
+            kill(worker)
+            code = server.wait(worker)
+            assert code in (-9, 0), f"exit code {code}"
+            interrupted += code == -9
+            if number % 10 == 9:
+                assert_sound(cache, set(lines(acknowledged)))
+        finish(server, cache, acknowledged)
     return interrupted
 
 
@@ -101,8 +103,13 @@ def test_a_kill_at_each_system_call_loses_nothing(tmp_path: Path, backend: str, 
             control.arm(number, error=0)
             code = server.run("extract", cache=cache, acknowledged=acknowledged, videos=2, commits=1)
             deaths += control.fired > 0
+            what = f"killed at call {number} of {total} ({control.kind})"
             control.disarm()
-            assert code in (0, 1, -9)
-            assert_sound(cache, set(lines(acknowledged)))
+            assert code in (0, 1, -9), what
+            try:
+                assert_sound(cache, set(lines(acknowledged)))
+            except BaseException as error:
+                error.add_note(what)
+                raise
         finish(server, cache, acknowledged)
     assert deaths >= 0.9 * len(points), f"only {deaths} of {len(points)} calls were reached"

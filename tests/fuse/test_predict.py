@@ -186,9 +186,11 @@ def test_what_is_not_there_is_said_before_any_work(trained: Workspace, tmp_path:
     missing = predict(trained, tmp_path / "gone.mp4")
     assert missing.exit_code == 1
     assert f"there is no file or folder {tmp_path / 'gone.mp4'}" in missing.output
+    (tmp_path / "film.rmvb").write_bytes(b"x")
     empty = predict(trained, tmp_path)
     assert empty.exit_code == 1
     assert "holds no video files" in empty.output
+    assert "files passed over, by suffix: 1 .rmvb" in empty.output
 
 
 def test_other_weights_are_refused(trained: Workspace) -> None:
@@ -284,7 +286,7 @@ def test_a_bundle_does_not_overwrite_what_is_none(trained: Workspace, tmp_path: 
     (tmp_path / "mine.txt").write_text("keep me")
     result = make_bundle(trained, tmp_path)
     assert result.exit_code == 1
-    assert "is not empty and is no bundle" in result.output
+    assert "is not only a bundle" in result.output
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 

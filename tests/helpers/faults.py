@@ -10,6 +10,7 @@ import functools
 import json
 import mmap
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -159,6 +160,12 @@ def replayed_by(**variables: object) -> Iterator[None]:
         shown = " ".join(f"{name}={value}" for name, value in variables.items())
         error.add_note(f"the same again: {shown} python -m pytest '{test}'")
         raise
+
+
+def seed_of(default: int | None = None) -> int:
+    """The seed of a random schedule: FAULTS_SEED, where a failed one is run again, else `default` or a new one."""
+    given = os.environ.get("FAULTS_SEED", default)
+    return int(given) if given is not None else secrets.randbits(32)
 
 
 def kill(worker: int) -> None:

@@ -136,7 +136,16 @@ def test_a_number_of_epochs_is_a_variant_even_if_it_is_the_recipes_own_before_st
     result = train(tmp_path, "--level", "low", "--recipe", "small", "--epochs", "1", fast=False)
     assert result.exit_code == 0, result.output
     assert "recipe small (asked for" in result.output
-    assert [path.name for path in (tmp_path / "runs/tiny/split1").iterdir()] == ["low-mean-seed0-e1"]
+    folders = {path.name for path in (tmp_path / "runs/tiny/split1").iterdir()}
+    assert folders == {"low-mean-seed0-e1", "low-mean-seed0-linear-clips30-8-20-even"}
+
+
+def test_beside_every_head_stands_what_a_regression_reaches(trained):
+    _, result = trained
+    for level in ("low", "mid", "high"):
+        assert f"{level}-linear: 6 of 6 test videos right" in result.output
+        line = next(line for line in result.output.splitlines() if line.startswith(f"{level}-mean: "))
+        assert "linear has 6: no better than that" in line
 
 
 def test_heldout_runs_score_held_out_groups_and_never_the_test_half(tmp_path):

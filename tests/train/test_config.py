@@ -11,7 +11,17 @@ from cache.common.errors import TrainingError
 from cache.common.workspace import Workspace
 from tests.helpers.train import trainable_cache
 from tests.train.test_checkpoint import CONFIG
-from train.config import CONFIG_FILE, SCORES_FILE, read_config, state_of, variant_of, version_of, write_config
+from train.config import (
+    CONFIG_FILE,
+    SCORES_FILE,
+    RunConfig,
+    baseline_of,
+    read_config,
+    state_of,
+    variant_of,
+    version_of,
+    write_config,
+)
 from train.recipes import RECIPES, with_overrides
 from train.split import open_split
 
@@ -112,3 +122,16 @@ def test_a_checkout_that_is_not_installed_is_recorded_as_such(monkeypatch, tmp_p
     split = open_split(Workspace(tmp_path), "tiny", 1)
     config = split.config(level="low", pool="mean", seed=0, recipe=SMALL, usual=SMALL, holdout=False)
     assert config.versions["mrrn"] == "not installed"
+
+
+def test_a_configuration_written_before_a_field_existed_is_the_same_run():
+    value = CONFIG.to_json()
+    del value["watch"]
+    assert RunConfig.from_json(value).differences(CONFIG) == []
+
+
+def test_the_baseline_is_shared_by_seeds_and_poolings():
+    first, second = replace(CONFIG, seed=3, pool="max", variant="h512"), replace(CONFIG, seed=1)
+    assert baseline_of(first) == baseline_of(second)
+    assert baseline_of(first).variant == "linear"
+    assert baseline_of(replace(first, holdout=True)).seed == 3

@@ -44,6 +44,7 @@ def export(*arguments: object) -> Result:
         pytest.param("lstm", "mean", marks=pytest.mark.slow),
         pytest.param("gru", "max", marks=pytest.mark.slow),
         pytest.param("mean", "mean", marks=pytest.mark.slow),
+        pytest.param("linear", "mean", marks=pytest.mark.slow),
     ],
 )
 def test_exported_head_gives_the_same_logits_in_onnxruntime(cell, pool, tmp_path):

@@ -9,7 +9,7 @@ from typing import Any
 from cache.clips import ClipRule
 from cache.common.errors import TrainingError
 from cache.fingerprint import LEVELS, Level
-from train.recipes import KNOBS, POOLS, RECIPES, Pool, Recipe, with_overrides
+from train.recipes import AVERAGING, KNOBS, POOLS, RECIPES, Pool, Recipe, with_overrides
 
 AXES: dict[str, Any] = {
     "level": LEVELS,
@@ -76,8 +76,8 @@ def grid_points(
 ) -> list[SweepPoint]:
     """Returns every combination of the axes' values; the rest is as in the usual recipe, mean pooling, all levels.
 
-    Plain averaging over time (cell mean) is combined with mean pooling only. Raises `TrainingError` if no combination
-    is left.
+    Averaging over time (cells mean and linear) is combined with mean pooling only. Raises `TrainingError` if no
+    combination is left.
     """
     complete = {**axes, "level": axes.get("level", LEVELS), "pool": axes.get("pool", ("mean",))}
     shown = [name for name in complete if name != "level" and len(complete[name]) > 1]
@@ -86,10 +86,10 @@ def grid_points(
         point = dict(zip(complete, values, strict=True))
         changes = {name: point.get(str(knob.axis)) for name, knob in KNOBS.items()}
         recipe = with_overrides(recipes[point["recipe"]] if "recipe" in point else usual, **changes)
-        if recipe.cell == "mean" and point["pool"] != "mean":
+        if recipe.cell in AVERAGING and point["pool"] != "mean":
             continue
         varied = tuple((name, point[name]) for name in shown)
         made.append(SweepPoint(level=point["level"], pool=point["pool"], recipe=recipe, varied=varied))
     if not made:
-        raise TrainingError("no combination of the grid can be trained: cell mean goes with pool mean only")
+        raise TrainingError("no combination of the grid can be trained: cells that average go with pool mean only")
     return made

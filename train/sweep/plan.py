@@ -7,8 +7,8 @@ from typing import Any
 
 from cache.common.device import available_bytes
 from cache.common.errors import TrainingError
-from train.config import RunConfig
-from train.recipes import Recipe
+from train.config import RunConfig, linear_beside
+from train.recipes import LINEAR, Recipe
 from train.split import Split
 from train.sweep.grid import SweepPoint, grid_points
 
@@ -38,7 +38,8 @@ class Plan:
         return next(iter(self.splits.values()))
 
     def config(self, point: SweepPoint, split: int, seed: int, *, holdout: bool) -> RunConfig:
-        """Returns the configuration of one run."""
+        """Returns the configuration of one run. Seeds share a `linear` run, unless they say what is held out."""
+        seed = seed if holdout or point.recipe.cell != "linear" else 0
         return self.splits[split].config(
             level=point.level,
             pool=point.pool,
@@ -51,13 +52,14 @@ class Plan:
     def configs(self) -> list[RunConfig]:
         """Returns every run, seed by seed, so that a sweep that ends early has whole rows for the first seeds."""
         kinds = (False, True) if self.search_fusion else (self.holdout,)
-        return [
+        every = [
             self.config(point, split, seed, holdout=holdout)
             for seed in self.seeds
             for split in self.splits
             for point in self.points
             for holdout in kinds
         ]
+        return list({(run.split, run.level, run.pool, run.seed, run.variant): run for run in every}.values())
 
     def default_jobs(self, device: str) -> int:
         """Returns how many runs to train at once: one on a GPU, else one a core as far as memory allows.
@@ -78,7 +80,7 @@ class Plan:
 def make_plan(
     splits: Mapping[int, Split], axes: Mapping[str, Sequence[Any]], seeds: int, *, holdout: bool, search_fusion: bool
 ) -> Plan:
-    """Returns the plan of a grid over `splits` and seeds 0 to `seeds` - 1.
+    """Returns the plan of a grid over `splits` and seeds 0 to `seeds` - 1, and of the baseline `linear`.
 
     Raises `TrainingError` if the splits' usual recipes differ and no axis chooses a recipe.
     """
@@ -86,9 +88,16 @@ def make_plan(
     names = {recipe.name for recipe in usual.values()}
     if len(names) > 1 and "recipe" not in axes:
         raise TrainingError(f"the splits' usual recipes differ ({', '.join(sorted(names))}): add --grid recipe=NAME")
+    points = grid_points(axes, next(iter(usual.values())), next(iter(splits.values())).recipes)
+    if not any(point.recipe.cell == "linear" for point in points):
+        shown = {point.level: linear_beside(point.recipe) for point in points}
+        points += [
+            SweepPoint(level=level, pool="mean", recipe=recipe, varied=(("recipe", LINEAR),))
+            for level, recipe in shown.items()
+        ]
     return Plan(
         splits=splits,
-        points=tuple(grid_points(axes, next(iter(usual.values())), next(iter(splits.values())).recipes)),
+        points=tuple(points),
         seeds=tuple(range(seeds)),
         holdout=holdout,
         search_fusion=search_fusion,

@@ -19,6 +19,9 @@ from cache.common.errors import DatasetError
 from cache.common.files import fsync_folder
 
 BLOCK_BYTES = 1 << 20
+LARGEST_BYTES = 16 << 30
+"""No archive has more: UCF-101's, the largest, has 7 GB. A server that sends on and on fills no disk."""
+
 TIMEOUT_SECONDS = 60.0
 """A connection that brings no byte for this long counts as cut."""
 
@@ -131,6 +134,8 @@ def _copy(response: http.client.HTTPResponse, out: BinaryIO, name: str, have: in
     length = content_length(response)
     total = None if length is None else have + length
     free = shutil.disk_usage(folder := Path(out.name).parent).free
+    if total is not None and total > LARGEST_BYTES:
+        raise DatasetError(f"{name}: {total:,} bytes are announced; no published archive has {LARGEST_BYTES >> 30} GiB")
     if length is not None and length > free:
         raise DatasetError(f"{length / 1e9:.1f} GB are to come, {folder} has room for {free / 1e9:.1f} GB; make room")
     with progress(name, (total or have) / 1e6, "MB", initial=have / 1e6) as shown:
@@ -142,6 +147,12 @@ def _copy(response: http.client.HTTPResponse, out: BinaryIO, name: str, have: in
                 what = f"{out.name} cannot be written: {error.strerror}; mend that, run the command again"
                 raise DatasetError(what) from error
             have += len(block)
+            if have > LARGEST_BYTES:
+                out.truncate(0)
+                raise DatasetError(
+                    f"{name}: the server sent more than {LARGEST_BYTES >> 30} GiB, which no published archive has; "
+                    "what came is deleted. Look at the address, or get the archive any other way"
+                )
             shown.update(have / 1e6)
     os.fsync(out.fileno())
     if total is not None and have < total:

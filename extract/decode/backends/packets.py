@@ -20,7 +20,9 @@ LONGEST_DELAY: Final = 128
 class LostPackets:
     """Counts packets that gave no frame, in bounded memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, codec: str) -> None:
+        """`codec`: FFmpeg's name of the stream's decoder."""
+        self._hides_pictures = codec in ("vp8", "libvpx")
         self._sent = self._lost = self._damaged = 0
         self._waiting: dict[int, bool] = {}
         """Numbers of packets without a frame so far, in order; whether each is a key frame."""
@@ -34,9 +36,10 @@ class LostPackets:
         self._sent += 1
         self._damaged += packet.is_corrupt
         packet.opaque = self._sent
-        if packet.size > NO_PICTURE_BYTES and not packet.is_discard and not _is_hidden(packet):
+        if packet.size > NO_PICTURE_BYTES and not packet.is_discard and not self._is_hidden(packet):
             self._waiting[self._sent] = packet.is_keyframe
-            self._settle(self._sent - LONGEST_DELAY)
+            if len(self._waiting) > LONGEST_DELAY:
+                self._settle(self._sent - LONGEST_DELAY)
 
     def received(self, frame: VideoFrame) -> None:
         """A frame has come out."""
@@ -65,7 +68,6 @@ class LostPackets:
             else:
                 self._lost += 1
 
-
-def _is_hidden(packet: Packet) -> bool:
-    """Whether it is a VP8 picture that serves others alone (show_frame in RFC 6386, 9.1)."""
-    return packet.stream.codec_context.name in ("vp8", "libvpx") and not memoryview(packet)[0] & 0x10
+    def _is_hidden(self, packet: Packet) -> bool:
+        """Whether it is a VP8 picture that serves others alone (show_frame in RFC 6386, 9.1)."""
+        return self._hides_pictures and not memoryview(packet)[0] & 0x10

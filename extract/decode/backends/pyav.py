@@ -66,7 +66,7 @@ class _PyavVideo:
         self._size: tuple[int, int] | None = None
         self._turns = 0
         self._size_change = ""
-        self._lost = LostPackets()
+        self._lost = LostPackets(context.name)
         context.copy_opaque = True
         self.errors = 0
 

@@ -130,6 +130,15 @@ class _Disk:
     free = 1000
 
 
+@pytest.mark.parametrize("says_length", [True, False])
+def test_more_than_any_archive_has_is_refused(tmp_path, monkeypatch, says_length):
+    monkeypatch.setattr(download, "LARGEST_BYTES", len(CONTENT) // 2)
+    site = Site({"a.rar": CONTENT}, says_length=says_length)
+    with serve(site), pytest.raises(DatasetError, match="no published archive has"):
+        fetch(archive_at(site), tmp_path, QUICK)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) == 0
+
+
 def test_two_at_once_are_told_of_each_other(tmp_path):
     with (tmp_path / "a.rar.part").open("ab") as held:
         fcntl.flock(held, fcntl.LOCK_EX)

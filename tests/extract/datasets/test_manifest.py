@@ -207,6 +207,16 @@ def test_missing_files_are_an_error_unless_a_subset_is_asked_for(tmp_path):
     assert (dataset.subset.published_videos, dataset.subset.listed_videos, root) == (None, 2, tmp_path)
 
 
+def test_a_name_that_is_too_long_costs_its_video(tmp_path):
+    long = "n" * 300
+    file = manifest(tmp_path, f"{HEADER}x.avi,a,train\n{long}.avi,a,test\n")
+    touch(tmp_path, ["x.avi"])
+    with pytest.raises(DatasetError, match="1 of 2 listed videos are missing: nnn"):
+        load(file)
+    dataset, _ = load(file, subset=True)
+    assert ([video.id for video in dataset.videos], dataset.subset.missing) == (["x"], (long,))
+
+
 def test_a_missing_manifest_says_what_was_looked_for(tmp_path):
     with pytest.raises(DatasetError, match=r"gone\.csv, which is not there; give a CSV"):
         load(tmp_path / "gone.csv")

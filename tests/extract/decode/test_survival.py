@@ -14,21 +14,22 @@ from extract.decode import DecodePool, DecodeSettings, FrameBlock, Limits
 from tests.helpers.damage import damage, encode_sources
 from tests.helpers.decoding import decode_here, pixels_digest, receive
 from tests.helpers.processes import children, open_descriptors, resident_bytes
+from tests.helpers.seeds import replayable, seeds
 from tests.helpers.video import encode
 
 LIMITS = Limits(stall_seconds=10.0, memory_bytes=1 << 30)
 
 
-def check_damaged_files(folder: Path, count: int, decoder: str, kills: int) -> None:
+def check_damaged_files(folder: Path, count: int, decoder: str, kills: int, seed: int) -> None:
     """Decode `count` files, nine damaged ones to a healthy one; all must come out, the healthy ones unharmed.
 
-    About `kills` times, at random, a worker is killed by somebody else.
+    About `kills` times, at random, a worker is killed by somebody else. `seed` draws damage and kills.
     """
     sources = encode_sources(folder)
     digests = {source.suffix: pixels_digest(decode_here(source).frames_FHW3) for source in sources}
     expected: list[str] = []
     killed: list[int] = []
-    chance = random.Random(0)
+    chance = random.Random(seed)
 
     def videos() -> Iterator[tuple[str, Path]]:
         for number in range(count):
@@ -40,7 +41,7 @@ def check_damaged_files(folder: Path, count: int, decoder: str, kills: int) -> N
                 expected.append(f"healthy{number}{source.suffix}")
                 yield expected[-1], source
             else:
-                path = damage(source, number, folder)
+                path = damage(source, seed * 1_000_000 + number, folder)
                 expected.append(path.name)
                 yield path.name, path
 
@@ -64,14 +65,18 @@ def check_damaged_files(folder: Path, count: int, decoder: str, kills: int) -> N
 
 @pytest.mark.parametrize("kills", [0, 5])
 def test_damaged_files_each_have_an_outcome(tmp_path: Path, kills: int) -> None:
-    check_damaged_files(tmp_path, 2_000, "pyav", kills)
+    for seed in seeds(1):
+        with replayable(seed):
+            check_damaged_files(tmp_path, 2_000, "pyav", kills, seed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("decoder", "count"), [("pyav", 20_000), ("decord", 2_000)])
 @pytest.mark.parametrize("kills", [0, 100])
 def test_very_many_damaged_files(tmp_path: Path, decoder: str, count: int, kills: int) -> None:
-    check_damaged_files(tmp_path, count, decoder, kills)
+    for seed in seeds(1):
+        with replayable(seed):
+            check_damaged_files(tmp_path, count, decoder, kills, seed)
 
 
 @dataclass(frozen=True)
