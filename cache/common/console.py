@@ -30,6 +30,7 @@ _SYSTEM_REFUSES = (
 
 
 _REFUSAL_TEXTS = [os.strerror(number) for number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES)]
+_REFUSAL_TEXTS.append("failed to map segment")  # the loader, without memory
 
 
 class _ExpectedError(click.ClickException):

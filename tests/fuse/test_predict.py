@@ -251,7 +251,7 @@ def test_a_bundle_does_not_overwrite_what_is_none(trained: Workspace, tmp_path: 
     (tmp_path / "mine.txt").write_text("keep me")
     result = make_bundle(trained, tmp_path)
     assert result.exit_code == 1
-    assert "is not empty and is no bundle" in result.output
+    assert "is not only a bundle" in result.output
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
