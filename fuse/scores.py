@@ -216,8 +216,10 @@ def read_curve(folder: Path) -> tuple[Epoch, ...]:
         return tuple(msgspec.json.decode(line, type=Epoch) for line in lines)
     except FileNotFoundError:
         return ()
-    except (OSError, ValueError, RecursionError) as error:
-        raise ScoreError(f"{path} cannot be read: {error}; train that level again with --fresh") from error
+    except (ValueError, RecursionError) as error:
+        raise ScoreError(
+            f"{path} is not a log written by this program: {error}; train that level again with --fresh"
+        ) from error
 
 
 def read_baseline(choice: RunChoice) -> dict[Level, ScoreTable] | None:

@@ -107,7 +107,7 @@ def test_paper_24fps_cuts_hmdb51_into_the_papers_number_of_clips_within_2_percen
 def test_own_videos_keep_even_clips_except_by_the_papers_recipes():
     kept = {name: recipe.clips.keep for name, recipe in recipes_for("folder").items()}
     assert kept.keys() == RECIPES.keys()
-    assert {name for name, keep in kept.items() if keep == "first"} == {"paper", "paper-24fps"}
+    assert {name for name, keep in kept.items() if keep == "first"} == {"paper", "paper-24fps", "linear"}
     assert recipes_for("ucf101") == recipes_for("hmdb51") == RECIPES
 
 
