@@ -1,4 +1,4 @@
-"""`python -m fuse`: stage three, scores to predictions, tables, figures and a page to read."""
+"""`mrrn fuse`: stage three, scores to predictions, tables, figures and a page to read."""
 
 import json
 import os
@@ -49,8 +49,8 @@ def main(context: click.Context, choose: Choose) -> None:
 
     \b
     Examples:
-      python -m fuse                        the dataset extracted last, split 1
-      python -m fuse --dataset ucf101 --split 2 --pool max
+      mrrn fuse                        the dataset extracted last, split 1
+      mrrn fuse --dataset ucf101 --split 2 --pool max
     """
     if context.invoked_subcommand is None:
         _fuse(choose())
@@ -95,7 +95,7 @@ def _say_certainty(choice: RunChoice, results: "Results") -> None:
     if results.calibration is None:
         seconds = sum(epoch.seconds for folder in choice.folders().values() for epoch in read_curve(folder))
         price = f" in about {0.8 * seconds:,.0f} s" if seconds else ""
-        command = shlex.join(["python", "-m", "train", *choice.options(), "--holdout"])
+        command = shlex.join(["mrrn", "train", *choice.options(), "--holdout"])
         click.echo(f"  `make fuse` with CALIBRATE=1 trains such runs{price}, or:\n  {command}")
 
 
@@ -156,11 +156,11 @@ def predict(
 
     \b
     Examples:
-      python -m fuse predict clip.mp4
-      python -m fuse predict --dataset ucf101 --json holiday/ > holiday.json
-      python -m fuse predict --bundle ucf101-heads --weights resnet34.pth clip.mp4
-      python -m fuse predict --timeline film.mp4
-      python -m fuse predict --timeline --format vtt film.mp4 > film.vtt
+      mrrn predict clip.mp4
+      mrrn predict --dataset ucf101 --json holiday/ > holiday.json
+      mrrn predict --bundle ucf101-heads --weights resnet34.pth clip.mp4
+      mrrn predict --timeline film.mp4
+      mrrn predict --timeline --format vtt film.mp4 > film.vtt
     """
     if shape in ("csv", "vtt") and not as_timeline:
         raise click.UsageError(f"--format {shape} is for --timeline")
@@ -194,7 +194,7 @@ def export(choose: Choose, bundle: Path | None, weights: str | None, out: Path) 
 
     \b
     Example:
-      python -m fuse export --dataset ucf101 --out ucf101.onnx
+      mrrn export --dataset ucf101 --out ucf101.onnx
     """
     from fuse.export import to_onnx
     from fuse.predict import backbone_weights, settings_for
@@ -311,7 +311,7 @@ def _show_timelines(
 def bundle(choose: Choose, out: Path | None, clips: str | None) -> None:
     """Copy the three trained heads into one folder to hand to somebody else: safetensors, JSON and a model card.
 
-    The recipient predicts with `python -m fuse predict --bundle FOLDER`, without the cache or the videos.
+    The recipient predicts with `mrrn predict --bundle FOLDER`, without the cache or the videos.
     """
     from fuse.bundle import write_bundle
     from fuse.predict import load_heads
