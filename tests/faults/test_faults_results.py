@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 import pytest
 
-from cache.common.files import read_json, write_json_durably
+from cache.common.files import read_json, write_sealed_json
 from cache.fingerprint import LEVELS
 from cache.scores import read_scores
 from fuse.bundle import DESCRIPTION, read_bundle
@@ -111,7 +111,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
             code = server.run("command", stage=command.stage, arguments=given(command, work), output=output)
             assert code == 0, output.read_text()
     description = read_json(work / "bundle" / DESCRIPTION)
-    write_json_durably(work / "bundle" / DESCRIPTION, description | {"notes": OLDER})
+    write_sealed_json(work / "bundle" / DESCRIPTION, description | {"notes": OLDER})
     return work
 
 
