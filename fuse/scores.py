@@ -35,7 +35,7 @@ from train.config import (
     baseline_of,
     read_config,
 )
-from train.recipes import POOLS, RECIPES
+from train.recipes import POOLS, RECIPES, RETIRED
 
 METRICS_BYTES: Final = 1 << 26
 """Bytes of a run's metrics at most; an epoch takes some 300."""
@@ -109,7 +109,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the runs.")
     @click.option(
         "--recipe",
-        type=click.Choice(sorted(RECIPES)),
+        type=click.Choice(sorted([*RECIPES, *RETIRED])),
         metavar="NAME",
         help="Recipe that they were trained by. [default: the usual one for the dataset]",
     )
