@@ -75,7 +75,7 @@ class FeatureCache:
 
     @classmethod
     def attach(cls, path: Path, location: Location, copy_bytes: int = COPY_BYTES) -> "FeatureCache":
-        """Make `path`, which must not exist, a working copy of the cache at `location`, and open it.
+        """Make `path` a working copy of the cache at `location`, unless it is one already, and open it.
 
         `copy_bytes` limits the bytes of all shards in it. Raises `CacheError` if there is no cache at `location`.
         """

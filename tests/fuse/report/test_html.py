@@ -78,7 +78,7 @@ def test_the_policy_allows_exactly_what_stands_in_the_file() -> None:
 
 def test_what_has_to_be_known_first_stands_first() -> None:
     text = page(results_of_a_subset())
-    first = text.index("subset: 40 of 13,320 videos")
+    first = text.index("subset: 44 of 13,320 videos")
     assert text.index("weights: random:0 (random, never trained)") < first < text.index("<main>")
     assert "1 of 40 test videos have no features and count as wrong." in text
 
