@@ -37,6 +37,7 @@ class TestThePapersWords:
 
     def test_features_and_labels_are_taken_as_they_are_in_single_precision(self):
         """4.2 names no scaling, no augmentation of features or labels, and no other precision."""
+        assert (PAPER.shortcut, PAPER.input_dropout) == (0, 0)
         assert (PAPER.inputs, PAPER.feature_noise, PAPER.mixup, PAPER.precision) == ("raw", 0, 0, "fp32")
 
     def test_mini_batch_size_28(self):
