@@ -56,7 +56,7 @@ def test_every_clip_stays_inside_its_video(counts, length, stride, max_clips):
 def test_the_torch_data_set_has_the_clips_that_training_has(tmp_path):
     cache = trainable_cache(tmp_path)
     clips = ClipDataset(cache, "mid", "test", view=1, clips="keep=first")
-    clips = pickle.loads(pickle.dumps(clips))  # as a spawned worker gets it
+    clips = pickle.loads(pickle.dumps(clips))  # noqa: S301 (as a spawned worker gets it)
     bank = load_bank(cache, "mid", cache.dataset.half(1, "test"), ClipRule(), CPU, views=[1])
     all_B = torch.arange(len(bank))
     x_TBC = bank.gather(all_B, torch.zeros_like(all_B))
