@@ -77,7 +77,7 @@ def train(workspace: Workspace, dataset: Dataset) -> None:
     from train.split import open_split
 
     split = open_split(workspace, dataset.name, 1)
-    recipe = replace(RECIPES["small"], name="tiny", inputs="standardised", hidden=8, layers=1, epochs=2, min_steps=0)
+    recipe = replace(RECIPES["small"], name="tiny", hidden=8, layers=1, epochs=2, min_steps=0)
     for level in LEVELS:
         config = split.config(level=level, pool="mean", seed=0, recipe=recipe, usual=recipe, holdout=False)
         assert run(split, config, workspace, torch.device("cpu")) is not None
