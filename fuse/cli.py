@@ -54,7 +54,7 @@ def main(context: click.Context, choose: Choose) -> None:
 
 def _fuse(choice: RunChoice) -> None:
     from fuse.report.html import Extras, publish
-    from fuse.report.samples import choose_samples, sample_frames
+    from fuse.report.samples import choose_mistakes, choose_samples, sample_frames
     from fuse.report.sweeps import mean_over_splits, read_tables
     from fuse.report.tables import table_3, to_text
     from fuse.report.timing import FILE, read_timing
@@ -64,10 +64,12 @@ def _fuse(choice: RunChoice) -> None:
     cache = read_scored_cache(workspace, choice.dataset)
     curves = {level: read_curve(folder) for level, folder in choice.folders().items()}
     results = evaluate(tables, cache, choice.split, read_heldout(choice), curves, read_baseline(choice))
-    notes, samples = caveats(results), choose_samples(results)
+    notes, mistakes, samples = caveats(results), choose_mistakes(results), choose_samples(results)
+    shown = [each.video for each in (*samples, *mistakes)]
     extras = Extras(
+        mistakes=mistakes,
         samples=samples,
-        frames=sample_frames(workspace, choice.dataset, [sample.video for sample in samples]),
+        frames=sample_frames(workspace, choice.dataset, shown),
         timing=read_timing(workspace.root / "benchmarks" / FILE),
         sweeps=read_tables(workspace, choice.dataset, notes, choice.split, results.runs["high"].get("cache_digest")),
     )
