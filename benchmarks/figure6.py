@@ -30,7 +30,7 @@ from torchvision import models as torchvision_models
 
 from benchmarks.turns import machine, take_turns
 from cache.common.device import available_bytes
-from cache.common.files import write_json_durably
+from cache.common.files import write_sealed_json
 from cache.fingerprint import CHANNELS, LEVELS, Level
 from extract.network.backbones import build_forward, columns_of
 from extract.network.weights import load_weights
@@ -225,7 +225,7 @@ def main(device: str, batches: int, seconds: float, models: tuple[str, ...], out
         notes.append(f"Fewer than {batches} batches were timed, because they took too long: {', '.join(fewer)}.")
     name = machine(where)
     date = datetime.now(UTC).date().isoformat()
-    write_json_durably(out, {"device": name, "date": date, "notes": notes, "models": [asdict(each) for each in timed]})
+    write_sealed_json(out, {"device": name, "date": date, "notes": notes, "models": [asdict(each) for each in timed]})
     click.echo(f"times: {out}")
 
 

@@ -237,18 +237,20 @@ class Dataset:
         """The splits that some sample is in, also as `none`."""
         return sorted({number for sample in self.samples for number in sample.splits})
 
+    def one_sided(self, split: int) -> dict[Half, list[str]]:
+        """For each half of a split the classes that only this half has samples of."""
+        train, test = ({each.label for each in self.half(split, half)} for half in ("train", "test"))
+        only: dict[Half, set[int | None]] = {"train": train - test, "test": test - train}
+        return {half: [name for label, name in enumerate(self.classes) if label in each] for half, each in only.items()}
+
     def one_sided_notes(self, split: int) -> list[str]:
-        """Which classes are in one half of a split only, a phrase for each half; empty if there are none."""
-        train, test = ({self.class_of(each) for each in self.half(split, half)} for half in ("train", "test"))
-        texts = {
-            "in the test half only, so that no head learns them": test - train,
-            "in the training half only, so that they are not tested": train - test,
+        """The same as a phrase for each half that has such classes."""
+        names = self.one_sided(split)
+        texts: dict[Half, str] = {
+            "test": "classes in the test half only, so that no head learns them",
+            "train": "classes in the training half only, so that they are not tested",
         }
-        return [
-            f"{len(names)} classes are {text}: {some(sorted(filter(None, names)))}"
-            for text, names in texts.items()
-            if names
-        ]
+        return [f"{text}: {some(names[half])}" for half, text in texts.items() if names[half]]
 
     def class_of(self, sample: Sample) -> str | None:
         """Name of a sample's class; None if it is not known."""
@@ -291,6 +293,12 @@ def _with_samples(value: dict[str, Any]) -> dict[str, Any]:
 def write_dataset(path: Path, dataset: Dataset) -> None:
     """Replace `path` by `dataset`; readers see the old file or the new one."""
     write_bytes_durably(path, dataset_bytes(dataset))
+
+
+def update_format(path: Path) -> None:
+    """Write a dataset.json of format 1 as one of the format of now."""
+    if read_plain(path).startswith(b'{\n  "format": 1,'):
+        write_dataset(path, read_dataset(path))
 
 
 def read_dataset(path: Path) -> Dataset:

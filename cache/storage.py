@@ -4,7 +4,7 @@ Everything above works with a `Storage` and never asks which one it has. Both ha
 cache.json, dataset.json, the ledger and shards/: the cache itself, or a working copy that may be lost at any time.
 """
 
-import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,10 +22,11 @@ from cache.common.files import (
     write_bytes_durably,
     write_sealed_json,
 )
-from cache.dataset import Dataset, read_dataset, write_dataset
+from cache.dataset import Dataset, read_dataset, update_format, write_dataset
 from cache.description import Description, description_json
 from cache.fingerprint import JSON
 from cache.ledger import HeldLease, Ledger, Outcome, ShardRow, Status, free
+from cache.processes import is_dead, this_process
 from cache.quarantine import quarantine
 from cache.shards.writer import hash_files
 
@@ -43,8 +44,8 @@ If there is a remote.json, this is a working copy of a cache in an object store,
 Each shard holds several videos: video_id [N], offsets [N + 1] (video i has frames offsets[i] to offsets[i + 1]),
 pts_seconds [F], low, mid, high [views, F, channels] float16, checksum [N, levels, views] (xxh3_64).
 
-  python -m cache info FOLDER      what is in it
-  python -m cache verify FOLDER    whether every byte is as it was written
+  mrrn cache info FOLDER      what is in it
+  mrrn cache verify FOLDER    whether every byte is as it was written
 
 Do not add, rename or change files here. If the ledger does not list a shard, the next extraction adopts it if it is
 complete and its videos are still to be extracted, and moves it to quarantine/ if not (always, in a working copy: the
@@ -203,7 +204,8 @@ class LocalStorage(Storage):
         self.ledger = Ledger(folder / "ledger.sqlite", description.cache_id)
 
     def acquire(self) -> None:
-        """Give a cache of an earlier version its id."""
+        """Give a cache of an earlier version its id, and its dataset.json the format of now."""
+        update_format(self.folder / "dataset.json")
         if not self.description.cache_id:
             # The ledger first: until cache.json has an id, it takes the ledger's.
             self._describe(cache_id=self.ledger.identify())
@@ -276,8 +278,11 @@ def create_folder(
     if path.exists():
         raise CacheError(f"{path} is there already; open it, or choose another folder (WORK= or --work)")
     make_folder_durably(path.parent)
-    temporary = path.parent / f".tmp-{os.getpid()}-{path.name}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = path.parent / f".tmp-{this_process()}-{path.name}"
+    for entry in path.parent.iterdir():
+        # Left over from a process that was killed while it made the same cache.
+        if (left := re.fullmatch(rf"\.tmp-(.+)-{re.escape(path.name)}", entry.name)) and is_dead(left[1]):
+            discard(entry)
     try:
         (temporary / "shards").mkdir(parents=True)
         Ledger.create(temporary / "ledger.sqlite", ids_and_paths(dataset), description.cache_id).close()

@@ -75,7 +75,7 @@ class FeatureCache:
 
     @classmethod
     def attach(cls, path: Path, location: Location, copy_bytes: int = COPY_BYTES) -> "FeatureCache":
-        """Make `path`, which must not exist, a working copy of the cache at `location`, and open it.
+        """Make `path` a working copy of the cache at `location`, unless it is one already, and open it.
 
         `copy_bytes` limits the bytes of all shards in it. Raises `CacheError` if there is no cache at `location`.
         """
@@ -177,7 +177,7 @@ class FeatureCache:
         if place is None:
             raise CacheError(
                 f"the cache {self.path} has no features of video {video_id!r}: it is not extracted yet, failed, or is "
-                "not in the dataset. `python -m cache info` lists what became of the videos"
+                "not in the dataset. `mrrn cache info` lists what became of the videos"
             )
         return place
 

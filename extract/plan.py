@@ -159,16 +159,18 @@ def _compare_files(cache: FeatureCache, paths: Mapping[str, Path]) -> None:
 
 
 def extract_again(cache: FeatureCache, found: Dataset, ids: Sequence[str]) -> None:
-    """Make the videos `ids`, which the user names, pending again. DatasetError for an id that no video has."""
-    known = {video.id for video in found.videos}
+    """Make the videos that the user names, also by path or by a span, pending again. DatasetError for unknown ones."""
+    known = {sample.id: sample.video for sample in found.samples} | {video.path: video.id for video in found.videos}
+    known |= {video.id: video.id for video in found.videos}
     if unknown := [each for each in ids if each not in known]:
         near = get_close_matches(unknown[0], known)
         raise DatasetError(
             f"--again: there is no video {visible(unknown[0])!r} in {found.name!r}"
             + (f"; the nearest are {some(near)}" if near else "; an id is a path below the data folder, without suffix")
         )
-    cache.requeue(videos=list(ids))
-    click.echo(f"{len(ids)} videos are extracted again, as asked for: {some(ids, LISTED)}")
+    videos = list(dict.fromkeys(known[each] for each in ids))
+    cache.requeue(videos=videos)
+    click.echo(f"{len(videos)} videos are extracted again, as asked for: {some(videos, LISTED)}")
 
 
 def _of(samples: Mapping[str, Sample], others: Mapping[str, Sample], videos: set[str]) -> list[str]:
@@ -217,7 +219,7 @@ def open_cache(extraction: Extraction, settings: ExtractSettings, made_with: Fin
     extraction.workspace.remember_dataset(extraction.dataset.name)
     if cache.ledger.leases():
         click.echo(
-            f"another extractor is at work on {path} (`python -m cache leases {path}` says which); the videos are "
+            f"another extractor is at work on {path} (`mrrn cache leases {path}` says which); the videos are "
             "shared, none is extracted twice"
         )
     return cache

@@ -18,7 +18,7 @@ from extract.plan import Extraction
 from extract.settings import OneTimeOptions, RequestedSettings, check_given
 
 LISTED = 20
-"""Videos listed of each status; `python -m cache info` has them all."""
+"""Videos listed of each status, and spans; `mrrn cache info` has all videos."""
 
 
 def run(workspace: Workspace, dataset: str | None, given: Mapping[str, JSON], options: OneTimeOptions) -> int:
@@ -37,7 +37,8 @@ def run(workspace: Workspace, dataset: str | None, given: Mapping[str, JSON], op
     with FeatureCache.open(workspace.cache(name)) as cache:
         click.echo(summary(cache))
         lines, empty_spans = plan.check_spans(cache)
-        click.echo("\n".join(lines), nl=bool(lines))
+        more = [f"  and {len(lines) - LISTED} more spans"] if len(lines) > LISTED else []
+        click.echo("".join(f"{line}\n" for line in [*lines[:LISTED], *more]), nl=False)
         return FINISHED_WITH_FAILURES if empty_spans or cache.ledger.counts()["failed"] else 0
 
 
@@ -99,12 +100,12 @@ def _listed(cache: FeatureCache, status: Status, count: int) -> list[str]:
         f"  {status} {visible(outcome.video_id)}: {visible(outcome.reason)}"
         for outcome in islice(cache.ledger.outcomes(status), LISTED)
     ]
-    return lines + ([f"  and {count - LISTED} more: `python -m cache info --json` lists all"] if count > LISTED else [])
+    return lines + ([f"  and {count - LISTED} more: `mrrn cache info --json` lists all"] if count > LISTED else [])
 
 
 def _check_format(cache: FeatureCache, options: OneTimeOptions) -> None:
     if options.backend not in (None, cache.backend):
         raise CacheError(
             f"the cache {cache.path} has format {cache.backend}, and {options.backend} was asked for: leave FORMAT= "
-            "(--format) out to go on, or make a copy in the other format with `python -m cache convert`"
+            "(--format) out to go on, or make a copy in the other format with `mrrn cache convert`"
         )

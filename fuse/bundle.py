@@ -7,6 +7,7 @@ bundle/
 """
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -16,40 +17,66 @@ import msgspec
 from cache.aggregate import PAPER_WEIGHTS, check_weights
 from cache.clips import ClipRule
 from cache.common.errors import ScoreError, WeightsError
-from cache.common.files import read_bounded, read_json, write_bytes_durably, write_json_durably
-from cache.common.text import markdown, markdown_table
+from cache.common.files import (
+    make_folder_durably,
+    plain_files,
+    read_bounded,
+    read_json_and_seal,
+    read_plain,
+    remove,
+    replace_folder,
+    sealed_json,
+    write_tree_durably,
+)
+from cache.common.text import markdown, markdown_table, some
 from cache.fingerprint import LEVELS, Level
 from fuse.calibration import Calibration
 from fuse.report.tables import NONE
 from fuse.results import TITLES
-from train.config import CHECKPOINT_BYTES, CHECKPOINT_FILE, CONFIG_FILE
+from train.config import CHECKPOINT_BYTES, CHECKPOINT_FILE, CONFIG_FILE, note_unchecked
 
 FORMAT: Final = 1
 DESCRIPTION: Final = "bundle.json"
+CARD: Final = "README.md"
 _FILES: Final = (CONFIG_FILE, CHECKPOINT_FILE)
 
 
 def write_bundle(out: Path, folders: Mapping[Level, Path], summary: Mapping[str, Any], clips: ClipRule) -> None:
     """Write the heads of the run folders `folders` and their figures (`summary`, as in results.json) to `out`.
 
-    `clips` is how it cuts new videos.
-
-    bundle.json is written last: a folder without it is no bundle. Raises `ScoreError` if `out` holds other files.
+    `clips` is how it cuts new videos. An older bundle is replaced as a whole, once the new one is complete beside it.
+    Raises `ScoreError` if `out` holds anything else.
     """
-    if out.exists() and any(out.iterdir()) and not (out / DESCRIPTION).exists():
-        raise ScoreError(f"the folder {out} is not empty and is no bundle; choose another with --out")
-    (out / DESCRIPTION).unlink(missing_ok=True)
-    hashes: dict[str, str] = {}
-    for level, folder in folders.items():
-        for name in _FILES:
-            content = (folder / name).read_bytes()
-            write_bytes_durably(out / level / name, content)
-            hashes[f"{level}/{name}"] = hashlib.sha256(content).hexdigest()
-    write_bytes_durably(out / "README.md", model_card(summary, clips).encode())
+    out = Path(os.path.realpath(out))  # a link to a folder stays one
+    _check_replaceable(out)
+    files = {f"{level}/{name}": read_plain(folder / name) for level, folder in folders.items() for name in _FILES}
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     kept = ("notes", "dataset", "split", "pool", "videos", "accuracy", "interval95", "macro", "paper", "fusion_weights")
     also = ("calibration", "weights", "subset", "classes", "fingerprint", "runs", "made")
-    description = {name: summary[name] for name in (*kept, *also)}
-    write_json_durably(out / DESCRIPTION, {"format": FORMAT, **description, "clip_rule": str(clips), "sha256": hashes})
+    description = {"format": FORMAT, **{name: summary[name] for name in (*kept, *also)}}
+    description |= {"clip_rule": str(clips), "sha256": hashes}
+    files |= {CARD: model_card(summary, clips).encode(), DESCRIPTION: sealed_json(description)}
+    temporary = out.with_name(f".tmp-{out.name}")
+    remove(temporary)
+    make_folder_durably(out.parent)
+    write_tree_durably(temporary, files)
+    replace_folder(out, temporary)
+
+
+def _check_replaceable(out: Path) -> None:
+    """Raises `ScoreError` unless `out` is missing, empty, a bundle, or the part of one that earlier versions left."""
+    if os.path.ismount(out):
+        raise ScoreError(f"{out} is a mount point and cannot be replaced as a whole; choose a folder in it with --out")
+    if out.exists() and not out.is_dir():
+        raise ScoreError(f"{out} is a file; give a folder for the bundle with --out")
+    found = {file.relative_to(out).as_posix() for file in plain_files(out)} if out.exists() else set()
+    heads = {f"{level}/{name}" for level in LEVELS for name in _FILES}
+    others = sorted(name for name in found - heads - {CARD, DESCRIPTION} if not Path(name).name.startswith(".tmp-"))
+    if others or (found and found.isdisjoint(heads | {DESCRIPTION})):
+        raise ScoreError(
+            f"the folder {out} is not only a bundle: {some(others or sorted(found))}; move that, or choose another "
+            "folder with --out"
+        )
 
 
 def read_bundle(
@@ -61,7 +88,9 @@ def read_bundle(
     """
     path = folder / DESCRIPTION
     try:
-        description = read_json(path)
+        description, sealed = read_json_and_seal(path)
+        if not sealed:
+            note_unchecked(folder)
         if description["format"] != FORMAT:
             raise WeightsError(f"{path} has format {description['format']!r}, this program reads {FORMAT}")
         # In the order in which trained runs are added, so that the sums are the same to the bit.
@@ -75,9 +104,7 @@ def read_bundle(
             if hashlib.sha256(read_bounded(folder / name, CHECKPOINT_BYTES)).hexdigest() != description["sha256"][name]:
                 raise WeightsError(f"{folder / name} is not the file that the bundle was made with; copy it again")
     except FileNotFoundError as error:
-        raise WeightsError(
-            f"{error.filename} is missing; a bundle is a folder written by `python -m fuse bundle`"
-        ) from None
+        raise WeightsError(f"{error.filename} is missing; a bundle is a folder written by `mrrn bundle`") from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise WeightsError(f"{folder} is not a bundle that can be read: {error!r}; get it again") from error
     return {level: folder / level for level in LEVELS}, weights, calibration, rule
@@ -132,7 +159,7 @@ Zheng, An, Ruan, "Multi-Level Recurrent Residual Networks for Action Recognition
 {notes}
 ## Use
 
-    python -m fuse predict --bundle THIS_FOLDER --weights BACKBONE_WEIGHTS VIDEO...
+    mrrn predict --bundle THIS_FOLDER --weights BACKBONE_WEIGHTS VIDEO...
 
 `--weights` is needed where the backbone's weights came from a file; the bundle holds the heads, not the backbone.
 

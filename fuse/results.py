@@ -33,7 +33,6 @@ from cache.aggregate import (
 )
 from cache.clips import ClipRule
 from cache.common.errors import ScoreError
-from cache.dataset import Half
 from cache.fingerprint import LEVELS, Level
 from cache.scores import ScoreTable
 from extract.network.weights import is_file_spec
@@ -60,8 +59,6 @@ TITLES: Final[Mapping[Model, str]] = {
 
 PAPER_RECIPE: Final = Recipe().name
 """The recipe whose every field is the paper's."""
-
-HALVES: Final[tuple[Half, Half]] = ("train", "test")
 
 FORMAT: Final = 1
 """Format of results.json."""
@@ -247,12 +244,6 @@ class Results:
             "paper": printed,
             "difference": difference,
         }
-
-    def one_sided(self, half: Half) -> list[str]:
-        """Classes that only this half of the split has videos of."""
-        in_half = {each: {sample.label for sample in self.cache.dataset.half(self.split, each)} for each in HALVES}
-        other = next(each for each in HALVES if each != half)
-        return [name for label, name in enumerate(self.classes) if label in in_half[half] - in_half[other]]
 
     @property
     def chance(self) -> float:
@@ -495,7 +486,7 @@ def summarise(results: Results, notes: Sequence[str], made: Made) -> dict[str, A
         "weights": results.weights,
         "subset": subset and asdict(subset),
         "classes": list(results.classes),
-        "classes_in_one_half": {half: results.one_sided(half) for half in HALVES},
+        "classes_in_one_half": results.cache.dataset.one_sided(results.split),
         # JSON has no NaN: a class without test videos has no accuracy.
         "per_class": {model: [None if x != x else x for x in results.per_class(model).tolist()] for model in MODELS},
         "confusion": results.confusion().tolist(),

@@ -77,7 +77,7 @@ class RunChoice:
         return {level: self.folder(level) for level in LEVELS}
 
     def options(self) -> list[str]:
-        """The same choice as options of `python -m train`."""
+        """The same choice as options of `mrrn train`."""
         options = ["--dataset", self.dataset, "--split", str(self.split), "--pool", self.pool, "--seed", str(self.seed)]
         options += ["--recipe", self.recipe] if self.recipe else []
         return [*options, "--watch"] if self.watch else options
@@ -113,7 +113,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="NAME",
         help="Recipe that they were trained by. [default: the usual one for the dataset]",
     )
-    @click.option("--watch", is_flag=True, help="The runs of `python -m train --watch`.")
+    @click.option("--watch", is_flag=True, help="The runs of `mrrn train --watch`.")
     @functools.wraps(command)
     def with_choice(
         *,
@@ -201,7 +201,7 @@ def read_levels(choice: RunChoice) -> dict[Level, ScoreTable]:
         which = missing[0] if len(missing) == 1 else "all"
         raise ScoreError(
             f"no scores of level {', '.join(missing)} for {choice}; train with "
-            f"`python -m train {shlex.join(choice.options())} --level {which}` (looked for {paths[missing[0]]})"
+            f"`mrrn train {shlex.join(choice.options())} --level {which}` (looked for {paths[missing[0]]})"
         )
     return {level: read_scores(path) for level, path in paths.items()}
 
@@ -267,7 +267,7 @@ class Heldout:
 def read_heldout(choice: RunChoice) -> Heldout | None:
     """The held-out videos' scores; None if no such runs were trained.
 
-    The runs are those of `python -m train --holdout`, or the watching runs themselves. Raises `ScoreError` unless they
+    The runs are those of `mrrn train --holdout`, or the watching runs themselves. Raises `ScoreError` unless they
     are of the same cache as the runs on the test videos, and score none of these.
     """
     paths = {level: choice.folder(level, holdout=True) / HELDOUT_SCORES_FILE for level in LEVELS}
@@ -281,7 +281,7 @@ def read_heldout(choice: RunChoice) -> Heldout | None:
     if problems or shared:
         raise ScoreError(
             f"the held-out scores in {paths['high'].parent.parent} are not of the training videos of this cache "
-            f"({'; '.join([*problems, *sorted(shared)[:1]])}); train them again (`python -m train --holdout`)"
+            f"({'; '.join([*problems, *sorted(shared)[:1]])}); train them again (`mrrn train --holdout`)"
         )
     ids, _, labels = tables["high"].videos()
     return Heldout(levels={level: align(*table.videos()[:2], ids) for level, table in tables.items()}, labels=labels)

@@ -1,5 +1,6 @@
 """A run: its configuration, its folder, and how far it is. Plain data and small files, no torch."""
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -7,11 +8,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+import click
 import msgspec
 
 from cache.clips import ClipRule
 from cache.common.errors import TrainingError
-from cache.common.files import read_json, write_json_durably
+from cache.common.files import read_json_and_seal, write_sealed_json
+from cache.common.text import visible
 from cache.common.workspace import Workspace
 from cache.fingerprint import LEVELS, Level, widths_of
 from train.recipes import KNOBS, LINEAR, RECIPES, Pool, Recipe
@@ -199,7 +202,17 @@ def write_config(folder: Path, config: RunConfig, status: Status) -> None:
     """Write config.json: the status, the configuration, and once more the fields that readers want most often."""
     recipe = config.recipe.to_json()
     often = {"clips": recipe["clips"], **{name: recipe[name] for name in ("cell", "hidden", "layers")}}
-    write_json_durably(folder / CONFIG_FILE, {"status": status, **config.to_json(), **often})
+    write_sealed_json(folder / CONFIG_FILE, {"status": status, **config.to_json(), **often})
+
+
+@functools.cache
+def note_unchecked(folder: Path) -> None:
+    """Say, once, that some files in `folder`, of runs or a bundle, have no checksums, as of earlier versions."""
+    click.echo(
+        f"note: {visible(str(folder))} holds files of an earlier version, which carry no checksums: damage to them "
+        "would go unnoticed",
+        err=True,
+    )
 
 
 def read_config(folder: Path) -> tuple[RunConfig, Status] | None:
@@ -209,7 +222,9 @@ def read_config(folder: Path) -> tuple[RunConfig, Status] | None:
     """
     path = folder / CONFIG_FILE
     try:
-        value = read_json(path)
+        value, sealed = read_json_and_seal(path)
+        if not sealed:
+            note_unchecked(folder.parent)
         return RunConfig.from_json(value), msgspec.convert(value.get("status"), Status)
     except FileNotFoundError:
         return None

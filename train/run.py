@@ -6,6 +6,7 @@ A run that watches held-out videos measures them after each epoch; nothing is st
 
 import fcntl
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from cache.aggregate import correct, fraction, log_loss
 from cache.common.console import Progress, progress
 from cache.common.errors import TrainingError
-from cache.common.files import remove, write_bytes_durably
+from cache.common.files import JSON_BYTES, discard, read_bounded, remove, write_bytes_durably
 from cache.common.workspace import Workspace
 from cache.dataset import Sample
 from cache.scores import ScoreTable, write_scores
@@ -95,12 +96,18 @@ def run(
 def _locked(folder: Path) -> Iterator[None]:
     """Keep other processes out of a run's folder for as long as this one lives."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK_FILE).open("w") as file:
+    # What others put there is neither followed (a link) nor waited for (a pipe).
+    lock = os.open(folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise TrainingError(f"another process is training in {folder}; wait for it, or end it") from None
+        for path in folder.glob(".tmp-*"):
+            discard(path)
         yield
+    finally:
+        os.close(lock)
 
 
 def _train(
@@ -188,7 +195,7 @@ def _logged(
         yield lambda tick: None
         return
     path = folder / METRICS_FILE
-    lines = path.read_text().splitlines() if trainer.epoch and path.exists() else []
+    lines = _rows(path) if trainer.epoch and path.exists() else []
     kept = [line for line in lines if _epoch(line) < trainer.epoch]
     write_bytes_durably(path, "".join(f"{line}\n" for line in kept).encode())
     per_epoch, epochs = trainer.steps_per_epoch, trainer.epochs
@@ -225,6 +232,13 @@ def _logged(
                 board.add_scalar(f"heldout/{name}", value, tick.epoch)
 
         yield write
+
+
+def _rows(path: Path) -> list[str]:
+    try:
+        return read_bounded(path, JSON_BYTES).decode(errors="replace").splitlines()
+    except ValueError as error:
+        raise TrainingError(f"{path} is not a log written by this program: {error}; remove it") from None
 
 
 def _measure(head: Head, watched: ClipBank, config: RunConfig) -> dict[str, float]:

@@ -30,6 +30,7 @@ _SYSTEM_REFUSES = (
 
 
 _REFUSAL_TEXTS = [os.strerror(number) for number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES)]
+_REFUSAL_TEXTS.append("failed to map segment")  # the loader, without memory
 
 
 class _ExpectedError(click.ClickException):
@@ -45,6 +46,8 @@ class StageGroup(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """As click's; what the encoding of the output cannot hold is replaced, not an error after all the work."""
+        if not args and kwargs.get("args") is None:
+            _read_names_as_utf8()
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
@@ -64,6 +67,16 @@ class StageGroup(click.Group):
                 f"the system refuses: {refusal}. What was finished is safe: check the path, its permissions, the disk, "
                 "free memory and open files (`ulimit -n`), then run the same command again"
             ) from error
+
+
+def _read_names_as_utf8() -> None:
+    """Start this command again in Python's UTF-8 mode if the locale reads file names as something else.
+
+    Names on disk are bytes: the id of a video must not depend on the locale. The output keeps its encoding.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        output = {"PYTHONUTF8": "1", "PYTHONIOENCODING": f"{sys.stdout.encoding}:replace"}
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | output)
 
 
 def _refusal(error: BaseException) -> str | None:

@@ -5,6 +5,7 @@ JSON files carry a seal, a hash over their own content. `from_json` turns what t
 """
 
 import contextlib
+import ctypes
 import errno
 import json
 import os
@@ -30,6 +31,8 @@ ADDED_LATER = {"added_later": True}
 _T = TypeVar("_T")
 _SOMETHING_ELSE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.ENODEV}
 """Errors by which the system says that there is nothing, or a link, a folder or a device in place of a file."""
+_HERE, _EXCHANGE = -100, 2
+"""AT_FDCWD and RENAME_EXCHANGE of renameat2(2)."""
 _SEAL = re.compile(rb',\n  "seal": "(?P<digest>[0-9a-f]{32})"\n\}\n\Z')
 
 
@@ -99,6 +102,51 @@ def discard(path: Path) -> None:
         remove(path)
 
 
+def discard_leftovers(folder: Path) -> None:
+    """Remove what `write_bytes_durably` left in `folder` in processes that were killed."""
+    for path in folder.glob(".tmp-*-*"):
+        try:
+            os.kill(int(path.name.split("-")[1]), 0)
+        except ProcessLookupError:
+            discard(path)
+        except (ValueError, OverflowError, PermissionError):
+            continue
+
+
+def replace_folder(path: Path, temporary: Path) -> None:
+    """Give the folder `temporary` the name `path`, durably, and remove the folder that had it.
+
+    One step, so that `path` is always one of the two; of two steps where the file system cannot exchange names.
+    """
+    try:
+        _exchange(temporary, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+        older = temporary.with_name(f"{temporary.name}-older")
+        remove(older)
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(older)
+        try:
+            temporary.rename(path)
+        except OSError:
+            with contextlib.suppress(FileNotFoundError):
+                older.rename(path)
+            raise
+        discard(older)
+    fsync_folder(path.parent)
+    discard(temporary)
+
+
+def _exchange(first: Path, second: Path) -> None:
+    """Exchange two names in one step, as Linux can on most file systems. Raises `OSError` where it cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        raise OSError(errno.ENOSYS, "names cannot be exchanged")
+    if libc.renameat2(_HERE, os.fsencode(first), _HERE, os.fsencode(second), _EXCHANGE):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(first), None, str(second))
+
+
 def write_json_durably(path: Path, value: Any) -> None:
     """Replace `path` by `value` as indented UTF-8 JSON with a closing newline; NaN and infinities are refused."""
     write_bytes_durably(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
@@ -113,7 +161,7 @@ def sealed_json(value: dict[str, Any]) -> bytes:
 def unsealed_json(content: bytes, where: str) -> dict[str, Any]:
     """The inverse of `sealed_json`, without the seal. Raises `DamageError` naming `where` if the seal does not fit."""
     seal = _SEAL.search(content)
-    if seal is None or xxhash.xxh3_128_hexdigest(memoryview(content)[: seal.start()]).encode() != seal["digest"]:
+    if seal is None or not _fits(content, seal):
         raise DamageError(f"{where} is not as it was written: it was edited, cut short or damaged")
     try:
         value = json.loads(content)
@@ -121,6 +169,10 @@ def unsealed_json(content: bytes, where: str) -> dict[str, Any]:
         raise DamageError(f"{where} is not JSON: {error}") from error
     del value["seal"]
     return value
+
+
+def _fits(content: bytes, seal: "re.Match[bytes]") -> bool:
+    return xxhash.xxh3_128_hexdigest(memoryview(content)[: seal.start()]).encode() == seal["digest"]
 
 
 def write_sealed_json(path: Path, value: dict[str, Any]) -> None:
@@ -212,11 +264,26 @@ def read_bounded(path: Path, limit: int) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """Returns the JSON in a plain file of at most JSON_BYTES. Raises `ValueError` if it is something else."""
+    """Returns the JSON in a plain file of at most JSON_BYTES, without its seal, if it has one.
+
+    Raises `ValueError` if it is something else, or is not as it was sealed.
+    """
+    return read_json_and_seal(path)[0]
+
+
+def read_json_and_seal(path: Path) -> tuple[Any, bool]:
+    """As `read_json`, and whether it has a seal: files of earlier versions have none."""
+    content = read_bounded(path, JSON_BYTES)
+    seal = _SEAL.search(content)
     try:
-        return msgspec.json.decode(read_bounded(path, JSON_BYTES))
+        value = msgspec.json.decode(content)
     except RecursionError:
         raise ValueError("its JSON is nested too deeply") from None
+    if (isinstance(value, dict) and value.pop("seal", None) is not None and seal is None) or (
+        seal and not _fits(content, seal)
+    ):
+        raise ValueError("it is not as it was written: it was edited, cut short or damaged")
+    return value, seal is not None
 
 
 def open_plain(path: Path) -> int:

@@ -5,7 +5,7 @@ A cache in a store exists once its cache.json does. remote.json in a working cop
 
 import os
 import secrets
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -78,8 +78,13 @@ def publish(folder: Path, dataset: Dataset, description: Description, location: 
 
 
 def attach(folder: Path, location: Location, copy_bytes: int = COPY_BYTES) -> None:
-    """Make `folder`, which must not exist, a working copy of the cache at `location`."""
+    """Make `folder` a working copy of the cache at `location`; it must not exist, or be one already."""
     description, dataset = required(Objects(location))
+    there = Attachment.read(folder)
+    if there is not None and there.location == str(location):
+        if there.copy_bytes != copy_bytes:
+            write_sealed_json(folder / FILE, {"format": 1, **asdict(replace(there, copy_bytes=copy_bytes))})
+        return
     attachment = Attachment(location=str(location), driver=secrets.token_hex(8), copy_bytes=copy_bytes)
     content = {"format": 1, **asdict(attachment)}
     create_folder(folder, dataset, description, lambda made: write_sealed_json(made / FILE, content))

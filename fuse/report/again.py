@@ -27,7 +27,7 @@ def commands_of(results: Results) -> list[str]:
         *([["train", *options, "--holdout"]] if results.searched_weights and not run.get("watch") else []),
         ["fuse", *options],
     ]
-    return [shlex.join(["python", "-m", *command]) for command in commands]
+    return [shlex.join(["mrrn", *command]) for command in commands]
 
 
 def _settings(results: Results) -> Iterator[str]:

@@ -20,7 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from cache.aggregate import NO_PREDICTION, predicted
-from cache.common.files import write_bytes_durably, write_json_durably
+from cache.common.files import discard_leftovers, write_bytes_durably, write_sealed_json
 from cache.common.text import shortened, visible
 from fuse import metrics, paper
 from fuse.calibration import reliability
@@ -82,9 +82,11 @@ def publish(folder: Path, results: Results, notes: Sequence[str], made: Made, ex
         **(draw_timing(extras.timing) if extras.timing else {}),
         "report.html": html(results, notes, made, extras).encode(),
     }
+    if folder.exists():
+        discard_leftovers(folder)
     for name, content in contents.items():
         write_bytes_durably(folder / name, content)
-    write_json_durably(folder / "results.json", summarise(results, notes, made))
+    write_sealed_json(folder / "results.json", summarise(results, notes, made))
     return folder / "report.html"
 
 

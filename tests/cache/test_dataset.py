@@ -21,6 +21,7 @@ from cache.dataset import (
     check_relative_path,
     group_of,
     read_dataset,
+    update_format,
     video_id,
     write_dataset,
 )
@@ -97,6 +98,15 @@ def test_format_1_is_read_as_samples_that_are_videos(tmp_path: Path) -> None:
     del content["samples"]
     write_sealed_json(file, content)
     assert read_dataset(file) == dataset
+    update_format(file)
+    assert (read_dataset(file), read_sealed_json(file)["format"]) == (dataset, 2)
+
+
+def test_classes_in_one_half_only_are_named() -> None:
+    dataset = whole(("pick/a.avi", 0, {1: "test"}), ("b.avi", 1, {1: "train", 2: "train"}), ("c.avi", 1, {1: "test"}))
+    assert dataset.one_sided_notes(1) == ["classes in the test half only, so that no head learns them: pick"]
+    assert dataset.one_sided_notes(2) == ["classes in the training half only, so that they are not tested: Läufer"]
+    assert dataset.class_counts() == {"pick": 1, "Läufer": 2}
 
 
 def test_a_split_that_is_not_there_is_named_with_those_that_are() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from cache.common.errors import ScoreError
 from cache.scores import ScoreTable, read_scores, write_scores
+from tests.helpers.damage import each_flipped
 
 
 def a_table(**changes: Any) -> ScoreTable:
@@ -31,6 +32,23 @@ def test_a_table_is_read_back_as_it_was_written(tmp_path: Path) -> None:
         np.testing.assert_array_equal(getattr(read, name), getattr(table, name))
         assert getattr(read, name).dtype.kind == getattr(table, name).dtype.kind
     assert read.run == table.run
+
+
+@pytest.mark.parametrize("every", [29, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path: Path, every: int) -> None:
+    """An npz carries CRC-32 of each array; what is left are dates and attributes of the archive."""
+    table, path, refused = a_table(), tmp_path / "scores.npz", 0
+    write_scores(path, table)
+    for bit in each_flipped(path, every):
+        try:
+            read = read_scores(path)
+        except ScoreError as error:
+            refused += str(path) in str(error)
+            continue
+        assert read.run == table.run
+        for name in ("video_ids", "spans", "labels", "softmax", "classes"):
+            assert np.array_equal(getattr(read, name), getattr(table, name)), bit
+    assert refused > 100
 
 
 @pytest.mark.parametrize("run", [[], "run", None, {"fingerprint": 1}, {"fingerprint": {"identity": []}}])

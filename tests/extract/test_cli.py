@@ -1,6 +1,7 @@
 """`python -m extract` on small data sets: what it makes, what it continues, what it refuses, what it says."""
 
 import json
+import os
 import re
 import shutil
 import sqlite3
@@ -192,6 +193,20 @@ def test_a_relabelled_video_has_its_new_label_and_half_only(tmp_path):
     with cache_of(tmp_path, "folders") as cache:
         ids = [video.id for video in cache.dataset.videos]
         assert ids == list(cache.video_ids) == ["class0/v_g02_c01", *(f"class1/v_g0{n}_c01" for n in (0, 1, 3))]
+
+
+def test_an_id_does_not_depend_on_the_locale(tmp_path):
+    videos = make_videos(tmp_path / "videos")
+    (videos / "class0").rename(videos / "école")
+    assert extract(tmp_path, "--data", str(videos)).exit_code == 0
+    # Python's UTF-8 mode is off, as in a locale of Latin-1: names come as bytes that are no ASCII.
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "extract", "--work", str(tmp_path / "work"), "--dataset", "toy"]
+    found = subprocess.run(command, env=os.environ | locale, capture_output=True, text=True)
+    assert "nothing to do" in found.stdout, found.stdout + found.stderr
+    assert "new since" not in found.stdout
+    with cache_of(tmp_path) as cache:
+        assert [video.id for video in cache.dataset.videos][-1] == "école/v_g02_c01"
 
 
 def test_classes_and_what_is_passed_over_are_told_before_anything_is_decoded(tmp_path):

@@ -8,10 +8,12 @@ import pytest
 
 from cache.convert import prove_equal
 from cache.fingerprint import LEVELS
+from cache.remote.client import Location
 from cache.store import FeatureCache
 from cache.verify import verify
 from tests.helpers.breaking import break_each_call
-from tests.helpers.cache import filled_cache, num_frames_of, video_features
+from tests.helpers.cache import fill, filled_cache, make_dataset, make_fingerprint, num_frames_of, video_features
+from tests.helpers.objects import S3Server, use
 
 VIDEOS = 5
 
@@ -65,6 +67,28 @@ def repair(place: Path) -> Sequence[object]:
 
 def assert_repaired(place: Path) -> None:
     assert verify(place / "source") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [pytest.param(1, id="each")])
+def test_attach_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3_server: S3Server, every: int) -> None:
+    use(monkeypatch, s3_server.endpoint)
+    where = Location("bucket", "caches/attached")
+    dataset, fingerprint = make_dataset(VIDEOS), make_fingerprint()
+    created = {"dataset": dataset, "fingerprint": fingerprint, "settings": {}, "backend": "zarr", "location": where}
+    fill(FeatureCache.create(tmp_path / "first", **created))
+
+    def prepare(place: Path) -> Sequence[object]:
+        return ("attach", where, "--work", place / "work", "--dataset", "toy")
+
+    def finished(place: Path) -> None:
+        with FeatureCache.open(place / "work/cache/toy") as cache:
+            assert len(cache.video_ids) == VIDEOS
+            assert cache.features(cache.video_ids[0], "low").shape[1] == 128
+        assert list((place / "work/cache").glob(".tmp-*")) == []
+
+    fired = break_each_call(tmp_path, "cache", prepare, finished, every=every, modules=("numpy",))
+    print(f"attach: broken {fired} times")
 
 
 COMMANDS: dict[str, tuple[Callable[[Path], Sequence[object]], Callable[[Path], None], Callable[[Path], None]]] = {

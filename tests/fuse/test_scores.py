@@ -87,7 +87,7 @@ def test_levels_that_are_not_trained_are_named_with_the_command(tmp_path: Path) 
     workspace = Workspace(tmp_path)
     folder = workspace.run("tiny", 1, "high", "mean", 0)
     write_scores(folder / "scores.npz", hand_worked_tables()["high"])
-    with pytest.raises(ScoreError, match=r"no scores of level low, mid for tiny, split 1.*python -m train"):
+    with pytest.raises(ScoreError, match=r"no scores of level low, mid for tiny, split 1.*mrrn train"):
         read_levels(RunChoice(workspace=workspace, dataset="tiny"))
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from cache.common.errors import MrrnError
+from cache.common.files import read_json
 from cache.common.workspace import Workspace
 from cache.fingerprint import LEVELS
 from cache.scores import read_scores, write_scores
@@ -24,9 +25,10 @@ from fuse.report.sweeps import mean_over_splits, read_tables
 from fuse.report.timing import read_timing
 from fuse.scores import RunChoice
 from tests.fuse.test_predict import make_bundle, trained
+from tests.helpers.damage import each_flipped
 from tests.helpers.scores import HAND_WORKED, LABELS, make_table
 from train.checkpoint import read_checkpoint
-from train.config import read_config
+from train.config import note_unchecked, read_config
 
 __all__ = ["trained"]
 
@@ -124,10 +126,10 @@ CHANGES = [
 
 def rewrite(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Change the configuration of all heads, in both of their files, and the hashes with it."""
-    description = json.loads((bundle / "bundle.json").read_bytes())
+    description = read_json(bundle / "bundle.json")
     for level in LEVELS:
         folder = bundle / level
-        config = json.loads((folder / "config.json").read_bytes())
+        config = read_json(folder / "config.json")
         change(config)
         (folder / "config.json").write_text(json.dumps(config))
         content = (folder / "checkpoint.safetensors").read_bytes()
@@ -135,6 +137,7 @@ def rewrite(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
         header = json.loads(content[8 : 8 + length])
         words = json.loads(header["__metadata__"]["mrrn"])
         change(words["config"])
+        header["__metadata__"].pop("checksum", None)
         header["__metadata__"]["mrrn"] = json.dumps(words)
         text = json.dumps(header).encode()
         written = struct.pack("<Q", len(text)) + text + content[8 + length :]
@@ -166,12 +169,25 @@ def test_a_bundle_whose_heads_say_anything(bundle: Path, path: tuple[str, ...]) 
             each.write_bytes(content)
 
 
+def test_a_flipped_bit_in_a_description_is_refused_or_said(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = read_bundle(bundle)[1]
+    capsys.readouterr()
+    for bit in each_flipped(bundle / "bundle.json", 211):
+        note_unchecked.cache_clear()
+        try:
+            assert read_bundle(bundle)[1] == weights
+        except MrrnError as error:
+            assert str(bundle) in str(error)  # noqa: PT017
+        else:
+            assert "carry no checksums" in capsys.readouterr().err, bit
+
+
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("name", ["format", "fusion_weights", "sha256", "calibration"])
 def test_a_bundle_that_says_anything(bundle: Path, name: str, value: Any) -> None:
     if (value is True and name == "format") or (value is None and name == "calibration"):
         pytest.skip("is 1, or what bundles without it say")
-    description = json.loads((bundle / "bundle.json").read_bytes())
+    description = read_json(bundle / "bundle.json")
     (bundle / "bundle.json").write_text(json.dumps({**description, name: value}))
     with pytest.raises(MrrnError, match=r"bundle"):
         use(bundle)

@@ -1,6 +1,6 @@
 """Damaged copies of healthy videos: flipped bits, cuts, headers, holes, the wrong half; drawn from a seed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,17 @@ SOURCES = {
     "mov": "mpeg4",
 }
 """Six containers, three codecs."""
+
+
+def each_flipped(file: Path, every: int) -> Iterator[int]:
+    """Flip every `every`-th bit of a file, one at a time; the file is whole again afterwards."""
+    content = file.read_bytes()
+    for bit in range(0, 8 * len(content), every):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(damaged)
+        yield bit
+    file.write_bytes(content)
 
 
 def flip_bits(content: bytearray, random: Random) -> bytearray:

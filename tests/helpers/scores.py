@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cache.dataset import Dataset, Subset
+from cache.dataset import Dataset, Half, Subset
 from cache.fingerprint import LEVELS, Level
 from cache.scores import ScoreTable
 from fuse.results import Made, Results, evaluate
@@ -73,9 +73,15 @@ def make_scored_cache(
     subset: Subset | None = None,
     **identity: object,
 ) -> ScoredCache:
-    """A finished cache whose test videos are `labels`; those in `failed` have no features."""
+    """A finished cache whose test videos are `labels`, with a training video of each class.
+
+    Those in `failed` have no features.
+    """
     fingerprint, failed = make_fingerprint(**identity), dict(failed or {})
-    rows = [(f"{id}.avi", label, {1: "test"}) for id, label in labels.items()]
+    rows: list[tuple[str, int, dict[int, Half]]] = [
+        *((f"{id}.avi", label, {1: "test"}) for id, label in labels.items()),
+        *((f"learned/{label}.avi", label, {1: "train"}) for label in range(len(classes))),
+    ]
     dataset = Dataset.of_whole_videos(name, "folder", classes, rows)
     return ScoredCache(
         dataset=replace(dataset, subset=subset),

@@ -9,10 +9,12 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from cache.common.errors import WeightsError
+from cache.common.errors import TrainingError, WeightsError
+from cache.common.files import write_json_durably
 from tests.helpers.cache import make_fingerprint
+from tests.helpers.damage import each_flipped
 from train.checkpoint import Checkpoint, load_head, new_head, read_checkpoint, save_checkpoint
-from train.config import CHECKPOINT_FILE, RunConfig, write_config
+from train.config import CHECKPOINT_FILE, CONFIG_FILE, RunConfig, note_unchecked, write_config
 from train.recipes import RECIPES
 from train.trainer import Position
 
@@ -90,6 +92,53 @@ def test_a_checkpoint_whose_words_cannot_be_read_is_refused_by_name(tmp_path, br
     path.write_bytes(save({"x": torch.ones(1)}, {"format": "mrrn-checkpoint-1", "mrrn": json.dumps(told)}))
     with pytest.raises(WeightsError, match=rf"{path} is not a checkpoint written by this program"):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize("every", [397, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [CHECKPOINT_FILE, CONFIG_FILE])
+def test_a_flipped_bit_is_refused_or_changes_nothing_and_is_said(tmp_path, capsys, name, every):
+    tensors = head_tensors()
+    path = write_run(tmp_path, tensors) / name
+    silent = refused = 0
+    for bit in each_flipped(path, every if name == CHECKPOINT_FILE else every // 7 + 1):
+        note_unchecked.cache_clear()
+        try:
+            head, config = load_head(tmp_path)
+        except (WeightsError, TrainingError) as error:
+            refused += name in str(error)
+            continue
+        assert config == CONFIG, bit
+        assert all(torch.equal(each, tensors[f"head.{name}"]) for name, each in head.state_dict().items()), bit
+        silent += "carry no checksums" not in capsys.readouterr().err
+    assert refused > 20
+    assert silent == 0
+
+
+def test_runs_of_earlier_versions_carry_no_checksums_and_that_is_said_once(tmp_path, capsys):
+    note_unchecked.cache_clear()
+    tensors = head_tensors()
+    path = write_run(tmp_path, tensors) / CHECKPOINT_FILE
+    load_head(tmp_path)
+    assert capsys.readouterr().err == ""
+    told = json.dumps({"config": CONFIG.to_json(), "position": None})
+    path.write_bytes(save(tensors, {"format": "mrrn-checkpoint-1", "mrrn": told}))
+    write_json_durably(tmp_path / CONFIG_FILE, {"status": "finished", **CONFIG.to_json()})
+    for _ in range(2):
+        head, config = load_head(tmp_path)
+    assert config == CONFIG
+    assert torch.equal(head.linear.bias, tensors["head.linear.bias"])
+    assert capsys.readouterr().err.count("files of an earlier version, which carry no checksums") == 1
+
+
+@pytest.mark.parametrize("start", [b"PK", b"\x80\x02", b"\x80\x04"])
+def test_a_length_of_the_header_that_begins_like_a_pickle_is_none(tmp_path, start):
+    told = json.dumps({"config": CONFIG.to_json(), "position": None})
+    content = save({"x": torch.ones(1)}, {"format": "mrrn-checkpoint-1", "mrrn": told})
+    length = int.from_bytes(content[:8], "little")
+    padded = next(number for number in range(length, length + 70_000) if number.to_bytes(8, "little")[:2] == start)
+    path = tmp_path / CHECKPOINT_FILE
+    path.write_bytes(padded.to_bytes(8, "little") + content[8 : 8 + length].ljust(padded) + content[8 + length :])
+    assert read_checkpoint(path).config == CONFIG
 
 
 def test_a_cut_checkpoint_is_refused(tmp_path):

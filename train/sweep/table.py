@@ -24,7 +24,7 @@ from cache.aggregate import (
     search_weights,
     wilson,
 )
-from cache.common.files import write_bytes_durably, write_json_durably
+from cache.common.files import write_bytes_durably, write_sealed_json
 from cache.common.text import markdown_table
 from cache.common.workspace import Workspace
 from cache.fingerprint import LEVELS, Level
@@ -167,7 +167,7 @@ def write_table(plan: Plan, workspace: Workspace, folder: Path, command: str) ->
             for cell in table
         ],
     }
-    write_json_durably(folder / "results.json", results)
+    write_sealed_json(folder / "results.json", results)
     return markdown
 
 

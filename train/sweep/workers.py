@@ -49,6 +49,7 @@ class WorkerEvent:
 
 def train_all(configs: Sequence[RunConfig], settings: SweepSettings, jobs: int) -> list[str]:
     """Train the runs, `jobs` at once, with a line of progress. Returns which of them failed, and why."""
+    settings.log.parent.mkdir(parents=True, exist_ok=True)
     shares = dict.fromkeys(range(len(configs)), 0.0)
     failed = []
     with progress("sweep", len(configs), "runs") as line:
@@ -118,7 +119,6 @@ def _receive(connection: Connection, process: BaseProcess, log: Path) -> WorkerE
 def _worker(connection: Connection, settings: SweepSettings) -> None:
     """Body of a worker process: trains the runs it is sent, until the parent closes the connection or dies."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    settings.log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout = sys.stderr = settings.log.open("a", buffering=1)
     import torch
 
@@ -162,6 +162,6 @@ def _train(config: RunConfig, settings: SweepSettings, device: Any, connection: 
     try:
         split = open_split(settings.workspace, config.dataset, config.split)
         run(split, config, settings.workspace, device, show=show)
-    except MrrnError as error:
-        return WorkerEvent(ended=True, error=str(error))
+    except (MrrnError, OSError, MemoryError) as error:
+        return WorkerEvent(ended=True, error=str(error) or repr(error))
     return WorkerEvent(share=1.0, ended=True)

@@ -52,6 +52,8 @@ def short(kind: str) -> None:
         raise MemoryError
     if kind == "library":
         raise ImportError("libx.so: cannot open shared object file: Too many open files")
+    if kind == "segment":
+        raise ImportError("libtorch_cpu.so: failed to map segment from shared object")
     if kind == "thread":
         raise RuntimeError("can't start new thread")
     try:
@@ -81,7 +83,7 @@ def test_a_disk_that_refuses_is_an_expected_error_and_a_missing_file_a_bug() -> 
     assert isinstance(CliRunner().invoke(stage, ["disk", str(errno.ENOENT)]).exception, FileNotFoundError)
 
 
-@pytest.mark.parametrize("kind", ["memory", "library", "thread", "hidden"])
+@pytest.mark.parametrize("kind", ["memory", "library", "segment", "thread", "hidden"])
 def test_what_libraries_say_when_something_runs_out_is_an_expected_error(kind: str) -> None:
     result = CliRunner().invoke(stage, ["short", kind])
     assert result.exit_code == 1

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from click.testing import CliRunner
 from cache.cli import main
 from cache.common.errors import CacheError
 from cache.fingerprint import LEVELS
-from cache.ledger import Outcome
+from cache.ledger import FileState, Outcome
 from cache.remote.client import Location
 from cache.remote.lease import DriverLease
 from cache.repair import repair
@@ -52,6 +53,22 @@ def assert_complete(cache: FeatureCache, videos: int = 10) -> None:
 def sent(value: Any) -> Any:
     """As it arrives in another process."""
     return pickle.loads(pickle.dumps(value))  # noqa: S301 (what this process has just written)
+
+
+def test_a_video_whose_file_changed_is_pending_in_every_working_copy(tmp_path: Path) -> None:
+    file = FileState(size=5, modified_ns=7, hash="0" * 32)
+    with create(tmp_path / "one", 2) as one:
+        claim = one.ledger.claim("test", 2, 60.0)
+        assert claim is not None
+        ids = [video.id for video in claim.videos]
+        outcomes = [replace(outcome, file=file) for outcome in done(ids)]
+        one.commit(claim, make_shard(ids), outcomes, one.fingerprint.environment)
+        assert one.ledger.files() == dict.fromkeys(ids, file)
+        assert one.requeue(videos=ids[:1]) == 1
+    with FeatureCache.attach(tmp_path / "two", LOCATION) as two:
+        assert two.video_ids == (ids[1],)
+        assert two.ledger.files() == {ids[1]: file}
+        assert verify(two.path) == []
 
 
 @pytest.mark.parametrize("backend", ["zarr", "h5"])

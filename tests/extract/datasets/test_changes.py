@@ -56,7 +56,7 @@ def test_what_changed_is_extracted_again_and_nothing_else(tmp_path):
     assert "another time" not in extract(tmp_path, quick=False).output
     # Other bytes are, and so is a request by name.
     shutil.copy(second, first)
-    result = extract(tmp_path, "--again", "class1/v_g03_c01", "--again", "class0/v_g00_c01", quick=False)
+    result = extract(tmp_path, "--again", "class1/v_g03_c01.avi", "--again", "class0/v_g00_c01", quick=False)
     assert "1 videos are extracted again, because their files have changed: class0/v_g00_c01" in result.output
     assert "2 videos are extracted again, as asked for: class1/v_g03_c01, class0/v_g00_c01" in result.output
     assert "2 of 4 videos to extract" in result.output
