@@ -71,7 +71,7 @@ GROUPED: Final = 2
 
 
 @dataclass(frozen=True)
-class Part:
+class Portion:
     """Some of the test videos, and how many of them the fused model gets right."""
 
     name: str
@@ -256,7 +256,7 @@ class Results:
         right = np.bincount(self.labels[self.correct["fused"]], minlength=len(self.classes))
         return [wilson(int(r), int(n)) if n else None for r, n in zip(right, totals, strict=True)]
 
-    def by_length(self) -> list[Part]:
+    def by_length(self) -> list[Portion]:
         """The test videos in LENGTHS parts by their cached frames, from short to long; empty if these are unknown."""
         frames = np.array([self.cache.frames.get(video, 0) for video in self.video_ids])
         order = np.argsort(frames, kind="stable")[(frames == 0).sum() :]
@@ -266,18 +266,20 @@ class Results:
         firsts = [part[0] for part in np.array_split(frames[order], LENGTHS) if len(part)]
         parts = [part for part in np.split(order, np.unique(np.searchsorted(frames[order], firsts))) if len(part)]
         return [
-            Part(f"{'–'.join(f'{each:,}' for each in ends)} frames", len(part), int(self.correct["fused"][part].sum()))
+            Portion(
+                f"{'–'.join(f'{each:,}' for each in ends)} frames", len(part), int(self.correct["fused"][part].sum())
+            )
             for part in parts
             for ends in [dict.fromkeys((frames[part[0]], frames[part[-1]]))]
         ]
 
-    def by_group(self) -> list[Part]:
+    def by_group(self) -> list[Portion]:
         """Recordings with GROUPED test videos or more, the worst first; empty if there are none."""
         right: dict[str, list[bool]] = {}
         group = {sample.id: sample.group_name for sample in self.cache.dataset.samples}
         for video, correct_ in zip(self.video_ids, self.correct["fused"].tolist(), strict=True):
             right.setdefault(group[video], []).append(correct_)
-        parts = [Part(name, len(each), sum(each)) for name, each in right.items() if len(each) >= GROUPED]
+        parts = [Portion(name, len(each), sum(each)) for name, each in right.items() if len(each) >= GROUPED]
         return sorted(parts, key=lambda part: (part.accuracy, -part.videos, part.name))
 
     def confusion(self) -> NDArray[np.int64]:
