@@ -36,7 +36,7 @@ from train.config import (
     read_config,
     variant_of,
 )
-from train.recipes import POOLS, RECIPES, with_overrides
+from train.recipes import POOLS, RECIPES, RETIRED, with_overrides
 from train.split import open_split
 
 METRICS_BYTES: Final = 1 << 26
@@ -132,7 +132,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the runs.")
     @click.option(
         "--recipe",
-        type=click.Choice(sorted(RECIPES)),
+        type=click.Choice(sorted([*RECIPES, *RETIRED])),
         metavar="NAME",
         help="Recipe that they were trained by. [default: the usual one for the dataset]",
     )
@@ -261,8 +261,10 @@ def read_curve(folder: Path) -> tuple[Epoch, ...]:
         return tuple(msgspec.json.decode(line, type=Epoch) for line in lines)
     except FileNotFoundError:
         return ()
-    except (OSError, ValueError, RecursionError) as error:
-        raise ScoreError(f"{path} cannot be read: {error}; train that level again with --fresh") from error
+    except (ValueError, RecursionError) as error:
+        raise ScoreError(
+            f"{path} is not a log written by this program: {error}; train that level again with --fresh"
+        ) from error
 
 
 def read_baseline(choice: RunChoice) -> dict[Level, ScoreTable] | None:
