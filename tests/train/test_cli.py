@@ -1,6 +1,7 @@
 """`python -m train` from the outside: what it writes, what it does not do twice, and what it refuses."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -117,7 +118,7 @@ def test_own_videos_are_read_evenly_and_a_run_keeps_the_clips_it_was_begun_with(
     )
     path = run_folder(tmp_path) / "config.json"
     before = json.loads(path.read_text())
-    del before["recipe"]["clips"]["keep"]  # as recipes were recorded that knew the first clips alone
+    del before["recipe"]["clips"]["keep"], before["seal"]  # as versions wrote it that knew the first clips alone
     path.write_text(json.dumps(before))
     assert "done already" in train(tmp_path, "--level", "low").output
     result = train(tmp_path, "--level", "mid")
@@ -235,6 +236,21 @@ def test_a_run_that_another_process_trains_is_left_alone(tmp_path):
         result = train(tmp_path, "--level", "low")
     assert result.exit_code == 1
     assert "another process" in result.output
+
+
+def test_what_a_killed_process_left_in_a_run_goes_and_a_pipe_for_a_lock_is_not_waited_for(tmp_path):
+    from train.run import _locked
+
+    (tmp_path / ".tmp-1-config.json").touch()
+    os.mkfifo(tmp_path / "run.lock")
+    with _locked(tmp_path), pytest.raises(TrainingError, match="another process"), _locked(tmp_path):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["run.lock"]
+    (tmp_path / "run.lock").unlink()
+    (tmp_path / "run.lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match=r"run\.lock"), _locked(tmp_path):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_device_that_is_not_there_is_refused(tmp_path):
