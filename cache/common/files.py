@@ -257,7 +257,7 @@ def read_plain(path: Path) -> bytes:
     with os.fdopen(open_plain(path), "rb") as file:
         if (size := os.fstat(file.fileno()).st_size) > PLAIN_BYTES:
             raise OSError(errno.EFBIG, f"it has {size:,} bytes; expected at most {PLAIN_BYTES:,}", str(path))
-        return file.read(PLAIN_BYTES)
+        return file.read(size)  # memory for as much as is asked for is taken at once
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
@@ -272,7 +272,7 @@ def read_bounded(path: Path, limit: int) -> bytes:
         size = os.fstat(descriptor).st_size
         if size > limit:
             raise ValueError(f"it has {size:,} bytes; expected at most {limit:,}")
-        return file.read(limit)
+        return file.read(size)
 
 
 def read_json(path: Path) -> Any:
