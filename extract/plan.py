@@ -216,7 +216,6 @@ def open_cache(extraction: Extraction, settings: ExtractSettings, made_with: Fin
             if not (path / "cache.json").exists():
                 raise
     cache = FeatureCache.open_for_extraction(path, made_with, options.allow_drift)
-    extraction.workspace.remember_dataset(extraction.dataset.name)
     if cache.ledger.leases():
         click.echo(
             f"another extractor is at work on {path} (`mrrn cache leases {path}` says which); the videos are "

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from cache.common.console import FINISHED_WITH_FAILURES, choose_dataset
+from cache.common.device import check_device
 from cache.common.errors import CacheError
 from cache.common.interrupts import Interrupted
 from cache.common.text import some, visible
@@ -15,6 +16,7 @@ from cache.fingerprint import JSON
 from cache.ledger import Status
 from cache.store import FeatureCache
 from extract import plan
+from extract.network.weights import IMAGENET, check_weights
 from extract.plan import Extraction
 from extract.settings import OneTimeOptions, RequestedSettings, check_given
 
@@ -28,8 +30,13 @@ def run(workspace: Workspace, dataset: str | None, given: Mapping[str, JSON], op
     `given`: the settings that were asked for, by the names of `RequestedSettings`.
     """
     name = choose_dataset(workspace, dataset)
+    # Before torch is imported, so that what is missing is told at once. Ray's workers have other devices.
+    if options.engine == "local":
+        check_device(given.get("device", "auto"))
+    check_weights(given.get("weights", IMAGENET))
     extraction = prepare(workspace, name, given, options)
     if extraction is not None:
+        check_weights(extraction.settings.weights)
         if options.engine == "ray":
             from extract.cluster.driver import extract
         else:
@@ -38,6 +45,7 @@ def run(workspace: Workspace, dataset: str | None, given: Mapping[str, JSON], op
             extract(extraction)
         except Interrupted as interrupted:
             raise Interrupted(interrupted.number, _done(workspace.cache(name))) from None
+        workspace.remember_dataset(name)
     with FeatureCache.open(workspace.cache(name)) as cache:
         click.echo(summary(cache))
         lines, empty_spans = plan.check_spans(cache)

@@ -13,10 +13,12 @@ import click
 
 from cache.aggregate import PAPER_WEIGHTS
 from cache.common.console import FINISHED_WITH_FAILURES, StageGroup, clips_option, device_option
+from cache.common.device import check_device
 from cache.common.errors import DecodeError, MrrnError
 from cache.common.files import write_bytes_durably
 from cache.store import FeatureCache
 from extract.datasets.paths import require_folder, scan_folder
+from extract.network.weights import IMAGENET, check_weights
 from fuse.scores import (
     RunChoice,
     read_baseline,
@@ -168,7 +170,10 @@ def predict(
     """
     if shape in ("csv", "vtt") and not as_timeline:
         raise click.UsageError(f"--format {shape} is for --timeline")
-    files = _find_files(videos)  # before torch is imported, so that a wrong path is told at once
+    # Before torch is imported, so that what is wrong is told at once.
+    files = _find_files(videos)
+    check_device(device)
+    check_weights(weights or IMAGENET)
     if shape == "vtt" and len(files) > 1:
         raise click.UsageError(f"--format vtt writes one file of subtitles; {len(files)} videos were given")
     from extract.network.engine import open_engine
@@ -244,7 +249,20 @@ def _find_files(given: Iterable[Path]) -> list[Path]:
             found.append(path)
         else:
             raise MrrnError(f"there is no file or folder {path}; give videos with VIDEO= or as arguments")
+    if all(map(_is_text, found)):
+        raise DecodeError(f"no video could be predicted: {found[0]}: it holds text, or nothing, and is no video")
     return list(dict.fromkeys(found))
+
+
+def _is_text(path: Path) -> bool:
+    """Whether the file begins as no video does: with nothing, or with UTF-8 without control characters."""
+    try:
+        with path.open("rb") as file:
+            begin = file.read(4096)
+        text = begin.decode("utf-8", errors="strict" if len(begin) < 4096 else "ignore")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return len(text.encode()) > len(begin) - 4 and all(each.isprintable() or each.isspace() for each in text)
 
 
 def _answer(predictions: "Iterator[Prediction]", heads: "Heads", files: list[Path], as_json: bool) -> None:

@@ -50,7 +50,8 @@ class _Stopped(_ExpectedError):
     def __init__(self, interrupted: Interrupted) -> None:
         how = "Ctrl-C" if interrupted.number == signal.SIGINT else signal.Signals(interrupted.number).name
         done = interrupted.done or "what was finished is kept"
-        super().__init__(f"stopped by {how}: {done}. To go on, give the same command:\n  {shlex.join(sys.orig_argv)}")
+        same = sys.orig_argv if "-m" in sys.orig_argv[:2] else [Path(sys.argv[0]).name, *sys.argv[1:]]
+        super().__init__(f"stopped by {how}: {done}. To go on, give the same command:\n  {shlex.join(same)}")
         self.exit_code = 128 + interrupted.number  # type: ignore[misc]
 
     def show(self, file: Any = None) -> None:
