@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cache.aggregate import PAPER_WEIGHTS
-from cache.common.console import FINISHED_WITH_FAILURES, StageGroup, clips_option, device_option
+from cache.common.console import FINISHED_WITH_FAILURES, StageGroup, clips_option, device_option, progress
 from cache.common.device import check_device
 from cache.common.errors import DecodeError, MrrnError
 from cache.common.files import write_bytes_durably
@@ -273,10 +273,12 @@ def _answer(predictions: "Iterator[Prediction]", heads: "Heads", files: list[Pat
     notes, done = weights_caveats(heads.identity), []
     if not as_json:
         click.echo("".join(f"! {note}\n" for note in notes), nl=False)
-    for prediction in predictions:
-        done.append(prediction)
-        if not as_json:
-            click.echo(to_text(prediction, heads.classes))
+    with progress("predict", len(files), "videos") as bar:
+        for prediction in predictions:
+            done.append(prediction)
+            bar.update(len(done))
+            if not as_json:
+                click.echo(to_text(prediction, heads.classes))
     if as_json:
         order = {str(path): index for index, path in enumerate(files)}
         done.sort(key=lambda prediction: order[prediction.video])
