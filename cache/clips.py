@@ -25,6 +25,9 @@ CLIPS_HELP: Final = (
 )
 """Help of the option `--clips`."""
 
+TOLERANCE_SECONDS: Final = 1e-6
+"""Times are stored rounded; this keeps k/fps from falling just before the frame it belongs to."""
+
 NOTED_SHARE: Final = 0.01
 """Share of frames in no clip above which outputs say so."""
 
@@ -129,17 +132,21 @@ class ClipRule:
         if self.fps is None:
             return np.arange(len(pts_seconds))
         elapsed_F = np.asarray(pts_seconds, dtype=np.float64) - pts_seconds[0]
-        # Times are stored rounded; a microsecond keeps k/fps from falling just before the frame it belongs to.
-        tolerance = 1e-6
-        count = int(np.floor((elapsed_F[-1] + tolerance) * self.fps)) + 1
+        count = int(np.floor((elapsed_F[-1] + TOLERANCE_SECONDS) * self.fps)) + 1
         times = np.arange(count) / self.fps
-        return np.searchsorted(elapsed_F, times + tolerance, side="right") - 1
+        return np.searchsorted(elapsed_F, times + TOLERANCE_SECONDS, side="right") - 1
 
     def frames(self, pts_seconds: NDArray[np.float64]) -> NDArray[np.int64]:
         """Frame indices of every clip, `[clips, length]`; clips of a short video loop it from its beginning."""
         shown = self.resample(pts_seconds)
         starts = np.asarray(self.starts(len(shown)), dtype=np.int64)
         return shown[(starts[:, None] + np.arange(self.length)) % len(shown)]
+
+    def first_frames(self) -> int | None:
+        """Frames from a video's beginning that its clips can lie in; None if that depends on the video."""
+        if self.keep != "first" or self.fps is not None:
+            return None
+        return (self.max_clips - 1) * self.stride + self.length
 
     def count(self, num_frames: int, *, native_fps: float | None = None) -> int:
         """Clips of a video of `num_frames` frames at the constant rate `native_fps` (needed when `fps` is set)."""

@@ -46,7 +46,7 @@ def copy_all(source: FeatureCache, made: FeatureCache) -> None:
     if others := [lease for lease in made.ledger.leases() if lease.num_videos]:
         raise CacheError(
             f"{', '.join(host_and_pid(lease.owner) for lease in others)} is at work on {made.path}: wait for it, or "
-            f"look at `python -m cache leases {made.path}`; then run the same command again"
+            f"look at `mrrn cache leases {made.path}`; then run the same command again"
         )
     prove_equal(source, made, wanted)
 

@@ -208,8 +208,8 @@ With this folder on a web server, at https://HOST/PATH:
 
 or, step by step,
 
-    python -m cache attach https://HOST/PATH
-    python -m train --dataset {name}
+    mrrn cache attach https://HOST/PATH
+    mrrn train --dataset {name}
 
 Nothing is extracted and no video is needed. Each byte is checked against `index.json`, whose SHA-256 is shown when it
 is first attached; compare it with the one above if you have it from somebody you trust. To serve the folder from this

@@ -34,9 +34,9 @@ class VideoFeatures:
 
     outcome: Outcome
     features: Mapping[Level, NDArray[np.float16]]
-    """[V, F, C] of each level; empty for a failed video."""
+    """[V, F, C] of each level, for the frames that were asked for: all of them, usually. Empty for a failed video."""
     pts_seconds: NDArray[np.float64]
-    """[F]: seconds from the first frame to each frame."""
+    """[F]: seconds from the first frame to each of these."""
 
 
 def extract_features(
@@ -88,6 +88,35 @@ def features_of_frames(
     yield from _finished(videos, settings, engine.columns)
 
 
+def stream_features(
+    stream: Iterable[FrameBlock | VideoEnd], settings: ExtractSettings, engine: Engine
+) -> Iterator[VideoFeatures | Outcome]:
+    """One video's features, piece by piece as it is decoded, in constant memory; then its outcome.
+
+    The frames are those of `features_of_frames`, to the bit. A video that fails may have given pieces before.
+    """
+    packer, video, meter, ended = Packer(engine), VideoRows(), Meter(), None
+    for item in stream:
+        if isinstance(item, VideoEnd):
+            ended = item.outcome
+            packer.flush()
+        else:
+            _pack(item, video, settings, engine, packer, meter)
+        while video.features and not video.refused:
+            count = len(video.features[0]) // len(settings.views)
+            pts_F = np.concatenate(video.pts_seconds)
+            piece = VideoRows(outcome=Outcome(video_id="", status="done"), pts_seconds=[pts_F[:count]])
+            piece.features.append(video.features.pop(0))
+            video.pts_seconds = [pts_F[count:]]
+            made = _result(piece, settings, engine.columns)
+            if made.outcome.status == "failed":
+                video.refused = made.outcome.reason
+            else:
+                yield made
+    assert ended is not None
+    yield replace(ended, status="failed", reason=video.refused) if video.refused else ended
+
+
 def _pack(
     block: FrameBlock, video: VideoRows, settings: ExtractSettings, engine: Engine, packer: Packer, meter: Meter
 ) -> None:
@@ -127,8 +156,11 @@ def _result(video: VideoRows, settings: ExtractSettings, columns: Mapping[Level,
     assert outcome is not None
     if video.refused or outcome.status == "failed":
         return failed(outcome, video.refused or outcome.reason)
-    rows, views = np.concatenate(video.features), len(settings.views)
-    assert len(rows) == outcome.num_frames * views, f"{outcome.video_id}: frames were lost on the way to the network"
+    views, frames = len(settings.views), sum(map(len, video.pts_seconds))
+    if not frames:
+        return failed(outcome, "none of the frames asked for are there")
+    rows = np.concatenate(video.features)
+    assert len(rows) == frames * views, f"{outcome.video_id}: frames were lost on the way to the network"
     features_VFC = rows.reshape(-1, views, rows.shape[1]).transpose(1, 0, 2)
     if problem := _not_finite(features_VFC, settings, columns):
         return failed(outcome, problem)

@@ -222,7 +222,7 @@ def open_cache(extraction: Extraction, settings: ExtractSettings, made_with: Fin
     extraction.workspace.remember_dataset(extraction.dataset.name)
     if cache.ledger.leases():
         click.echo(
-            f"another extractor is at work on {path} (`python -m cache leases {path}` says which); the videos are "
+            f"another extractor is at work on {path} (`mrrn cache leases {path}` says which); the videos are "
             "shared, none is extracted twice"
         )
     return cache

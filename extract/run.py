@@ -20,7 +20,7 @@ from extract.plan import Extraction
 from extract.settings import OneTimeOptions, RequestedSettings, check_given
 
 LISTED = 20
-"""Videos listed of each status, and spans; `python -m cache info` has all videos."""
+"""Videos listed of each status, and spans; `mrrn cache info` has all videos."""
 
 
 def run(workspace: Workspace, dataset: str | None, given: Mapping[str, JSON], options: OneTimeOptions) -> int:
@@ -109,7 +109,7 @@ def _listed(cache: FeatureCache, status: Status, count: int) -> list[str]:
         f"  {status} {visible(outcome.video_id)}: {visible(outcome.reason)}"
         for outcome in islice(cache.ledger.outcomes(status), LISTED)
     ]
-    return lines + ([f"  and {count - LISTED} more: `python -m cache info --json` lists all"] if count > LISTED else [])
+    return lines + ([f"  and {count - LISTED} more: `mrrn cache info --json` lists all"] if count > LISTED else [])
 
 
 def _check_nothing_to_extract(cache: FeatureCache, given: Mapping[str, JSON], options: OneTimeOptions) -> None:
@@ -126,5 +126,5 @@ def _check_format(cache: FeatureCache, options: OneTimeOptions) -> None:
     if options.backend not in (None, cache.backend):
         raise CacheError(
             f"the cache {cache.path} has format {cache.backend}, and {options.backend} was asked for: leave FORMAT= "
-            "(--format) out to go on, or make a copy in the other format with `python -m cache convert`"
+            "(--format) out to go on, or make a copy in the other format with `mrrn cache convert`"
         )

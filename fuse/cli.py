@@ -1,6 +1,7 @@
-"""`python -m fuse`: stage three, scores to predictions, tables, figures and a page to read."""
+"""`mrrn fuse`: stage three, scores to predictions, tables, figures and a page to read."""
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -27,16 +28,21 @@ from fuse.scores import (
 )
 
 if TYPE_CHECKING:
+    from extract.network.engine import Engine
+    from extract.settings import ExtractSettings
     from fuse.predict import Heads, Prediction
     from fuse.results import Results
+    from fuse.timeline import Event, Shape
 
-Choose = Callable[[], RunChoice]
+Choose = Callable[..., RunChoice]
+"""Of `run_options`: makes the choice, from the text of `--clips` if there is one."""
 
 
 @click.group(cls=StageGroup, invoke_without_command=True)
 @run_options
+@clips_option
 @click.pass_context
-def main(context: click.Context, choose: Choose) -> None:
+def main(context: click.Context, choose: Choose, clips: str | None) -> None:
     """Fuse the three levels' scores into one prediction for each video, and report its accuracy.
 
     Clip scores are averaged over each video; the levels are added by equation 10 (0.7 high + 0.2 mid + 0.1 low), and
@@ -45,11 +51,11 @@ def main(context: click.Context, choose: Choose) -> None:
 
     \b
     Examples:
-      python -m fuse                        the dataset extracted last, split 1
-      python -m fuse --dataset ucf101 --split 2 --pool max
+      mrrn fuse                        the dataset extracted last, split 1
+      mrrn fuse --dataset ucf101 --split 2 --pool max
     """
     if context.invoked_subcommand is None:
-        _fuse(choose())
+        _fuse(choose(clips))
 
 
 def _fuse(choice: RunChoice) -> None:
@@ -91,15 +97,16 @@ def _say_certainty(choice: RunChoice, results: "Results") -> None:
     if results.calibration is None:
         seconds = sum(epoch.seconds for folder in choice.folders().values() for epoch in read_curve(folder))
         price = f" in about {0.8 * seconds:,.0f} s" if seconds else ""
-        command = shlex.join(["python", "-m", "train", *choice.options(), "--holdout"])
+        command = shlex.join(["mrrn", "train", *choice.options(), "--holdout"])
         click.echo(f"  `make fuse` with CALIBRATE=1 trains such runs{price}, or:\n  {command}")
 
 
 @main.command()
 @run_options
+@clips_option
 @device_option
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs per cell of Tables 1 and 2.")
-def reproduce(choose: Choose, device: str, seeds: int) -> None:
+def reproduce(choose: Choose, clips: str | None, device: str, seeds: int) -> None:
     """Make all of the paper's tables and figures for an extracted dataset, in one report.
 
     Trains what is missing (the three levels, the runs that fusion weights are searched on, the grids of Tables 1 and
@@ -108,7 +115,7 @@ def reproduce(choose: Choose, device: str, seeds: int) -> None:
     """
     from fuse.reproduce import run_all
 
-    choice = choose()
+    choice = choose(clips)
     run_all(choice, device=device, seeds=seeds)
     _fuse(choice)
 
@@ -121,7 +128,19 @@ def reproduce(choose: Choose, device: str, seeds: int) -> None:
 @device_option
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Videos decoded at the same time.")
 @clips_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, with the probabilities of all classes.")
+@click.option(
+    "--timeline", "as_timeline", is_flag=True, help="What each window of a video shows, and from when to when."
+)
+@click.option(
+    "--format",
+    "shape",
+    type=click.Choice(["text", "json", "csv", "vtt"]),
+    default="text",
+    show_default=True,
+    help="json: with the probabilities of all classes, a line for each window of a timeline. csv, vtt (subtitles): "
+    "timelines alone.",
+)
+@click.option("--json", "shape", flag_value="json", help="The same as --format json.")
 def predict(
     choose: Choose,
     videos: tuple[Path, ...],
@@ -130,20 +149,28 @@ def predict(
     device: str,
     jobs: int,
     clips: str | None,
-    as_json: bool,
+    as_timeline: bool,
+    shape: "Shape",
 ) -> None:
     """Name the five most probable classes of new videos (files, or folders of them).
 
     New videos are treated as the dataset's were: the same decoding, transform, backbone and clips, then the three
-    heads and their fusion. Exit code 3: some files could not be read; the others are predicted.
+    heads and their fusion. --clips takes the heads trained with that rule, else the usual ones. Exit code 3: some files
+    could not be read; the others are predicted.
 
     \b
     Examples:
-      python -m fuse predict clip.mp4
-      python -m fuse predict --dataset ucf101 --json holiday/ > holiday.json
-      python -m fuse predict --bundle ucf101-heads --weights resnet34.pth clip.mp4
+      mrrn predict clip.mp4
+      mrrn predict --dataset ucf101 --json holiday/ > holiday.json
+      mrrn predict --bundle ucf101-heads --weights resnet34.pth clip.mp4
+      mrrn predict --timeline film.mp4
+      mrrn predict --timeline --format vtt film.mp4 > film.vtt
     """
+    if shape in ("csv", "vtt") and not as_timeline:
+        raise click.UsageError(f"--format {shape} is for --timeline")
     files = _find_files(videos)  # before torch is imported, so that a wrong path is told at once
+    if shape == "vtt" and len(files) > 1:
+        raise click.UsageError(f"--format vtt writes one file of subtitles; {len(files)} videos were given")
     from extract.network.engine import open_engine
     from fuse.predict import backbone_weights, settings_for
     from fuse.predict import predict as run
@@ -151,7 +178,10 @@ def predict(
     heads, spec = _heads(choose, bundle, weights, clips)
     settings = settings_for(heads, weights=spec, device=device, jobs=jobs)
     engine = open_engine(settings, backbone_weights(heads, settings))
-    _answer(run(files, heads, settings, engine), heads, files, as_json)
+    if as_timeline:
+        _show_timelines(heads, settings, engine, files, shape)
+    else:
+        _answer(run(files, heads, settings, engine), heads, files, shape == "json")
 
 
 @main.command()
@@ -168,7 +198,7 @@ def export(choose: Choose, bundle: Path | None, weights: str | None, out: Path) 
 
     \b
     Example:
-      python -m fuse export --dataset ucf101 --out ucf101.onnx
+      mrrn export --dataset ucf101 --out ucf101.onnx
     """
     from fuse.export import to_onnx
     from fuse.predict import backbone_weights, settings_for
@@ -188,7 +218,7 @@ def _heads(choose: Choose, bundle: Path | None, weights: str | None, clips: str 
     if bundle:
         heads, recorded = load_heads(*read_bundle(bundle), clips), None
     else:
-        choice = choose()
+        choice = choose(clips).of_new_videos()
         heldout = read_heldout(choice)
         calibration = calibrate(heldout.levels, heldout.labels, PAPER_WEIGHTS) if heldout else None
         heads = load_heads(choice.folders(), calibration=calibration, clips=clips)
@@ -244,6 +274,40 @@ def _answer(predictions: "Iterator[Prediction]", heads: "Heads", files: list[Pat
         sys.exit(FINISHED_WITH_FAILURES)
 
 
+def _show_timelines(
+    heads: "Heads", settings: "ExtractSettings", engine: "Engine", files: list[Path], shape: "Shape"
+) -> None:
+    """Print the timeline of each video as it is computed, and set the exit code."""
+    from extract.decode import DecodePool
+    from extract.pipeline import decode_settings
+    from fuse.results import weights_caveats
+    from fuse.timeline import TimelineEnd, Writer, timeline
+
+    plain = False if "NO_COLOR" in os.environ else None
+    writer = Writer(shape, heads.classes, style=lambda text, colour: click.style(text, fg="black", bg=colour))
+    notes, failed = weights_caveats(heads.identity), []
+    for note in notes if shape == "csv" else ():
+        click.echo(f"! {note}", err=True)
+
+    def noting_failures(events: "Iterator[Event]") -> "Iterator[Event]":
+        for event in events:
+            if isinstance(event, TimelineEnd) and event.outcome.status == "failed":
+                failed.append(event.outcome)
+            yield event
+
+    for line in writer.head(notes):
+        click.echo(line, color=plain)
+    with DecodePool(decode_settings(settings)) as pool:
+        for path in files:
+            for line in writer.lines(str(path), noting_failures(timeline(path, heads, settings, engine, pool))):
+                click.echo(line, color=plain)
+    if failed and len(failed) == len(files):
+        raise DecodeError(f"no video could be read to its end: {failed[0].video_id}: {failed[0].reason}")
+    if failed:
+        click.echo(f"{len(failed)} of {len(files)} videos could not be read to their end", err=True)
+        sys.exit(FINISHED_WITH_FAILURES)
+
+
 @main.command()
 @run_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write. [default: WORK/bundles/DATASET-splitN]")
@@ -251,13 +315,13 @@ def _answer(predictions: "Iterator[Prediction]", heads: "Heads", files: list[Pat
 def bundle(choose: Choose, out: Path | None, clips: str | None) -> None:
     """Copy the three trained heads into one folder to hand to somebody else: safetensors, JSON and a model card.
 
-    The recipient predicts with `python -m fuse predict --bundle FOLDER`, without the cache or the videos.
+    The recipient predicts with `mrrn predict --bundle FOLDER`, without the cache or the videos.
     """
     from fuse.bundle import write_bundle
     from fuse.predict import load_heads
     from fuse.results import caveats, evaluate, made_now, summarise
 
-    choice = choose()
+    choice = choose(clips).of_new_videos()
     cache = read_scored_cache(choice.workspace, choice.dataset)
     results = evaluate(read_levels(choice), cache, choice.split, read_heldout(choice), baseline=read_baseline(choice))
     heads = load_heads(choice.folders(), clips=clips)  # raises unless the bundle can be used

@@ -1,7 +1,7 @@
 """New videos to classes: decode, compute features, run the three heads, fuse; the answers as text and as JSON.
 
-A new video takes the same path through the same code as one of a dataset: `extract.pipeline.extract_features`, the clip
-rule of the runs, `train.score.score_clips`, `cache.aggregate`. Shapes: N clips, F frames, C channels, K classes.
+A new video takes the same path through the same code as one of a dataset: `extract.pipeline.features_of_frames`, the
+clip rule of the runs, `train.score.score_clips`, `cache.aggregate`. Shapes: N clips, F frames, C channels, K classes.
 """
 
 import time
@@ -18,9 +18,12 @@ from cache.clips import ClipRule
 from cache.common.errors import MrrnError, WeightsError
 from cache.common.text import visible
 from cache.fingerprint import CENTER_VIEW, Level
+from cache.ledger import Outcome
+from extract.decode import DecodePool, VideoEnd, VideoRequest
+from extract.meter import Meter
 from extract.network.engine import Engine
 from extract.network.weights import Weights, is_file_spec, load_weights
-from extract.pipeline import VideoFeatures, decode_settings, extract_features
+from extract.pipeline import VideoFeatures, decode_settings, failed, features_of_frames
 from extract.settings import ExtractSettings, settings_of
 from fuse.calibration import Calibration, scaled
 from fuse.metrics import ranked
@@ -38,6 +41,9 @@ MOST_CLIP_FRAMES: Final = 100_000
 
 MOST_FPS: Final = 1000
 """Frames a second up to which a clip rule is believed."""
+
+MOST_FRAMES: Final = 1 << 24
+"""Frames at a clip rule's rate up to which a video is predicted: at 30 a second, six days."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +72,11 @@ class Prediction:
     reason: str
     """Why there are no probabilities, or why the video is suspect; empty for a sound video."""
     frames: int
+    """Frames of the video, as far as it was decoded."""
+    frames_read: int
+    """Frames that went through the network."""
+    clips_note: str
+    """What has to be said where clips leave frames out; empty if they do not."""
     clips: int
     levels: Mapping[Level, NDArray[np.float64]]
     """`[K]` for each level; empty for a video that failed."""
@@ -181,21 +192,93 @@ def backbone_weights(heads: Heads, settings: ExtractSettings) -> Weights:
     return weights
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Reading:
+    """Which of a video's frames its clips read."""
+
+    outcome: Outcome
+    """Of the whole video."""
+    clips_NT: NDArray[np.int64]
+    frames_R: NDArray[np.int64]
+    """The frames that are in some clip, ascending."""
+
+
 def predict(videos: Iterable[Path], heads: Heads, settings: ExtractSettings, engine: Engine) -> Iterator[Prediction]:
-    """The prediction for each video, in the order in which they are finished; a bad file costs only itself."""
+    """The prediction for each video, in the order in which they are finished; a bad file costs only itself.
+
+    Only frames that are in a clip go through the network. Where clips depend on the video's length, it is decoded once
+    more before, to count its frames; otherwise decoding ends with the last clip.
+    """
     started = time.monotonic()
-    for video in extract_features(((str(path), path) for path in videos), settings, engine=engine):
-        yield _predict_features(video, heads, time.monotonic() - started)
-        started = time.monotonic()
+    readings: dict[str, _Reading] = {}
+    unread: list[Outcome] = []
+    decoding = decode_settings(settings)
+    with DecodePool(decoding) as counter, DecodePool(decoding) as decoder:
+        requests = _requests(videos, heads.clips, counter, readings, unread)
+        for video in features_of_frames(decoder.decode(requests), settings, engine, Meter()):
+            reading = readings.pop(video.outcome.video_id, None)
+            yield _predict_features(video, reading, heads, time.monotonic() - started)
+            started = time.monotonic()
+    for outcome in unread:
+        yield _predict_features(failed(outcome, outcome.reason), None, heads, 0.0)
 
 
-def _predict_features(video: VideoFeatures, heads: Heads, features_seconds: float) -> Prediction:
-    """The prediction from one video's features (view 0), which took `features_seconds`."""
+def _requests(
+    videos: Iterable[Path],
+    rule: ClipRule,
+    counter: DecodePool,
+    readings: dict[str, _Reading],
+    unread: list[Outcome],
+) -> Iterator[VideoRequest]:
+    """What to decode of each video. Adds to `readings` what was counted, and to `unread` videos that failed."""
+    if (first := rule.first_frames()) is not None or (rule.keep == "all" and rule.fps is None):
+        spans = None if first is None else ((0, first),)
+        yield from (VideoRequest(str(path), path, spans) for path in videos)
+        return
+    # Frames are counted, and their times read, without conversion to RGB: little beside the network.
+    for item in counter.decode(VideoRequest(str(path), path, ()) for path in videos):
+        assert isinstance(item, VideoEnd), "no frames were asked for"
+        outcome, pts_F = item.outcome, item.pts_seconds_F
+        if outcome.status != "failed" and rule.fps and pts_F[-1] * rule.fps > MOST_FRAMES:
+            outcome = replace(
+                outcome, status="failed", reason=f"more than {MOST_FRAMES:,} frames at {rule.fps:g} a second"
+            )
+        if outcome.status == "failed":
+            unread.append(outcome)
+            continue
+        clips_NT = rule.frames(pts_F)
+        frames_R = np.unique(clips_NT)
+        readings[outcome.video_id] = _Reading(outcome=outcome, clips_NT=clips_NT, frames_R=frames_R)
+        yield VideoRequest(outcome.video_id, Path(outcome.video_id), _runs(frames_R))
+
+
+def _runs(indices_R: NDArray[np.int64]) -> tuple[tuple[int, int], ...]:
+    """Ascending indices as half-open spans."""
+    parts = np.split(indices_R, np.flatnonzero(np.diff(indices_R) > 1) + 1)
+    return tuple((int(part[0]), int(part[-1]) + 1) for part in parts)
+
+
+def _predict_features(
+    video: VideoFeatures, reading: _Reading | None, heads: Heads, features_seconds: float
+) -> Prediction:
+    """The prediction from one video's features (view 0), which took `features_seconds`.
+
+    Without a `reading` they are those of the frames from its beginning.
+    """
     started, outcome = time.monotonic(), video.outcome
+    read, frames, reason = len(video.pts_seconds), outcome.num_frames, outcome.reason
+    if video.features and reading and read < len(reading.frames_R):
+        video = failed(outcome, "the file changed while it was read")
+        outcome, frames, reason = video.outcome, 0, video.outcome.reason
+    elif video.features and reading:
+        frames, reason = reading.outcome.num_frames, reading.outcome.reason
     levels: dict[Level, NDArray[np.float64]] = {}
     clips, fused, calibrated, refused = 0, None, None, None
     if video.features:
-        clips_NT = heads.clips.frames(video.pts_seconds)
+        if reading is None:
+            clips_NT = heads.clips.frames(video.pts_seconds)
+        else:
+            clips_NT = np.searchsorted(reading.frames_R, reading.clips_NT)
         for level, head in heads.heads.items():
             softmax_NK = score_clips(head, video.features[level][0].astype(np.float32), clips_NT)
             levels[level] = clips_to_videos([outcome.video_id] * len(softmax_NK), softmax_NK)[1][0]
@@ -205,17 +288,33 @@ def _predict_features(video: VideoFeatures, heads: Heads, features_seconds: floa
             refused = bool(calibrated.max() < found.threshold)
     return Prediction(
         video=outcome.video_id,
-        reason=outcome.reason,
-        frames=outcome.num_frames,
+        reason=reason,
+        frames=frames,
+        frames_read=read if levels else 0,
+        clips_note=_clips_note(heads.clips, outcome, frames, clips_NT) if levels else "",
         clips=clips,
         levels=levels,
         fused=fused,
         calibrated=calibrated,
         none_of_these=refused,
         features_seconds=features_seconds,
-        decode_seconds=outcome.seconds,
+        decode_seconds=outcome.seconds + (reading.outcome.seconds if reading else 0.0),
         heads_seconds=time.monotonic() - started if levels else 0.0,
     )
+
+
+def _clips_note(rule: ClipRule, outcome: Outcome, frames: int, clips_NT: NDArray[np.int64]) -> str:
+    """What has to be said of the frames of a video that are in no clip; may be empty.
+
+    Of `frames` decoded frames; where decoding ended with the last clip, of those that the header declares.
+    """
+    read = len(np.unique(clips_NT))
+    if frames != rule.first_frames():
+        return rule.note(frames - read, frames, "the video's")
+    if outcome.declared_frames is None:
+        return f"clips: only the first {frames} frames were looked at ({rule.words}; --clips keep=all reads all)"
+    note = rule.note(max(outcome.declared_frames - read, 0), outcome.declared_frames, "the video's")
+    return note and f"{note}, by its header"
 
 
 def to_text(prediction: Prediction, classes: Sequence[str]) -> str:
@@ -229,11 +328,11 @@ def to_text(prediction: Prediction, classes: Sequence[str]) -> str:
         f"  {shown.ljust(width)}  {100 * share:5.1f} %  {'█' * round(_BAR * share)}".rstrip() for shown, share in top
     ]
     lines.append(
-        f"  {prediction.frames} frames, {prediction.clips} clips; features {prediction.features_seconds:.2f} s "
+        f"  {prediction.frames} frames, {prediction.frames_read} read, {prediction.clips} clips; "
+        f"features {prediction.features_seconds:.2f} s "
         f"(decoding {prediction.decode_seconds:.2f} s beside the network), heads {prediction.heads_seconds:.2f} s"
     )
-    if prediction.reason:
-        lines.append(f"  note: {visible(prediction.reason)}")
+    lines += [f"  note: {visible(note)}" for note in (prediction.clips_note, prediction.reason) if note]
     if prediction.none_of_these:
         lines.insert(0, f"  none of these (most like {top[0][0]}, {100 * top[0][1]:.0f} %)")
     return "\n".join([name, *lines])

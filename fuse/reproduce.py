@@ -50,7 +50,8 @@ def steps_of(choice: RunChoice, *, device: str, seeds: int) -> Iterator[Step]:
     run = ("-m", "train", *common, *choice.options())
     grid = ("--dataset", choice.dataset, "--split", str(choice.split), "--seeds", str(seeds))
     recipe = ("--grid", f"recipe={choice.recipe}") if choice.recipe else ()
-    sweep = ("-m", "train", "sweep", *common, *grid, *recipe)
+    clips = ("--grid", f"clips={choice.clips.replace(',', '+')}") if choice.clips else ()
+    sweep = ("-m", "train", "sweep", *common, *grid, *recipe, *clips)
     yield Step("the three levels (Table 3, Figures 3 to 5)", run)
     if not choice.watch:  # else the runs themselves have held-out scores
         yield Step("fusion weights on held-out training videos", (*run, "--holdout"))

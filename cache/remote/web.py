@@ -121,7 +121,7 @@ def fetch_index(location: WebAddress) -> bytes:
     out = io.BytesIO()
     if not fetch(f"{location}/{NAME}", out, MAX_BYTES, exact=False):
         raise CacheError(
-            f"there is no published cache at {location}: it has no {NAME}, as `python -m cache publish` makes it"
+            f"there is no published cache at {location}: it has no {NAME}, as `mrrn cache publish` makes it"
         )
     return out.getvalue()
 

@@ -141,6 +141,13 @@ def test_a_rule_survives_its_text(rule: ClipRule, fps: float) -> None:
     assert ClipRule(max_clips=rule.max_clips).changed(str(rule)) == rule
 
 
+@given(rules, st.integers(1, 500))
+def test_what_lies_behind_the_first_clips_does_not_count(rule: ClipRule, num_frames: int) -> None:
+    rule, pts = replace(rule, keep="first"), frame_times(num_frames, 25)
+    assert ClipRule().first_frames() == 182
+    np.testing.assert_array_equal(rule.frames(pts[: rule.first_frames()]), rule.frames(pts))
+
+
 @given(rules, st.integers(1, 300), st.floats(5, 120))
 def test_clips_are_consecutive_frames_that_loop(rule: ClipRule, num_frames: int, fps: float) -> None:
     frames = rule.frames(frame_times(num_frames, fps))

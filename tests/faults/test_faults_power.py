@@ -4,13 +4,16 @@ import ast
 import json
 import random
 import shutil
+import zlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from zipfile import BadZipFile, ZipFile
 
 import pytest
 
 from cache.common.errors import MrrnError
+from cache.fingerprint import LEVELS
 from cache.shards import BACKENDS
 from cache.store import FeatureCache
 from cache.verify import verify
@@ -20,6 +23,8 @@ from tests.helpers.replay import ROOT, Change, Disk, read_trace
 VIDEOS, VIDEOS_A_COMMIT = 12, 3
 CACHE = PurePosixPath("work/cache/toy")
 """Below what is watched; the folders above it are made with it."""
+FEATURES, BUNDLE = PurePosixPath("features"), PurePosixPath("bundle")
+"""An export of the cache, and a folder that is replaced as a whole."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ def trace(request: pytest.FixtureRequest, traces: dict[str, Trace]) -> Trace:
 
 
 def record(folder: Path, backend: str) -> Trace:
-    """A cache is made; an extraction is killed between a shard's rename and its sync; another one finishes."""
+    """A cache is made; an extraction is killed between a shard's rename and its sync; another one finishes; export."""
     control = Control(folder)
     root = folder / "below"
     root.mkdir()
@@ -63,6 +68,9 @@ def record(folder: Path, backend: str) -> Trace:
         assert server.run("create_acknowledged", cache=cache, trace=trace, backend=backend, videos=VIDEOS) == 0
         assert server.run("extract_and_die", cache=cache, videos=VIDEOS_A_COMMIT) == 9
         assert server.run("extract_acknowledged", cache=cache, trace=trace, videos=VIDEOS_A_COMMIT) == 0
+        if backend == "h5":  # what is handed out does not depend on the format
+            places = {"cache": cache, "features": root / FEATURES, "folder": root / BUNDLE}
+            assert server.run("hand_out_acknowledged", **places, trace=trace) == 0
     return Trace(PurePosixPath(root), read_trace(trace))
 
 
@@ -76,7 +84,7 @@ def what_breaks(
             promised.note(change) if change.kind == "A" else disk.apply(change)
         done_until = moment
         disk.crash(target, chance)
-        broken[promised.broken(target / CACHE)] += 1
+        broken[promised.broken(target)] += 1
         shutil.rmtree(target)
         if first and set(broken) != {""}:
             break
@@ -88,18 +96,35 @@ class Promises:
     """What was acknowledged before the crash."""
 
     def __init__(self) -> None:
-        self.created = False
+        self.created = self.exported = self.replaced = False
         self.videos: set[str] = set()
         self.failed: set[str] = set()
 
     def note(self, change: Change) -> None:
         what = json.loads(str(change.path))
         self.created |= "created" in what
+        self.exported |= "exported" in what
+        self.replaced |= "replaced" in what
         self.videos |= set(what.get("videos", []))
         self.failed |= set(what.get("failed", []))
 
-    def broken(self, cache: Path) -> str:
-        """In words, what of it does not hold in the cache that was found; empty where all does."""
+    def broken(self, root: Path) -> str:
+        """In words, what of it does not hold below the folder that was found; empty where all does."""
+        return self._broken_copy(root) or self._broken_cache(root / CACHE)
+
+    def _broken_copy(self, root: Path) -> str:
+        """The same of what was handed out: it is complete as soon as it has its name."""
+        features, bundle = root / FEATURES, root / BUNDLE
+        if self.exported > features.exists() or self.replaced > bundle.exists():
+            return "what was handed out is gone"
+        try:
+            if features.exists() and not all(_is_whole(features / f"{level}.npz") for level in LEVELS):
+                return "the export is not whole"
+            return "the bundle is not whole" if bundle.exists() and (bundle / "heads").read_bytes() != b"new" else ""
+        except FileNotFoundError:
+            return "a file that was handed out is gone"
+
+    def _broken_cache(self, cache: Path) -> str:
         if not cache.exists():
             return "the cache is gone" if self.created else ""
         readme = cache / "README.txt"
@@ -115,6 +140,15 @@ class Promises:
         except MrrnError as error:
             return type(error).__name__
         return "verify finds damage" if verify(cache) else ""
+
+
+def _is_whole(archive: Path) -> bool:
+    """Whether a zip file's checksums fit."""
+    try:
+        with ZipFile(archive) as opened:
+            return opened.testzip() is None
+    except (BadZipFile, zlib.error):
+        return False
 
 
 @pytest.mark.parametrize(

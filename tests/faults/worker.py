@@ -15,6 +15,8 @@ import zarr  # noqa: F401
 
 from cache import storage
 from cache.common.errors import CacheError, LeaseLostError
+from cache.common.files import replace_folder, write_bytes_durably
+from cache.export import export
 from cache.ledger import Outcome
 from cache.processes import this_process
 from cache.shards import writer as writing
@@ -120,6 +122,19 @@ def extract_acknowledged(cache: str, trace: str, videos: int) -> int:
             outcomes = [*done(ids), Outcome(video_id=broken, status="failed", reason="not a video")]
             opened.commit(claim, make_shard(ids), outcomes, opened.fingerprint.environment)
             acknowledge(Path(trace), {"videos": ids, "failed": [broken]})
+    return 0
+
+
+def hand_out_acknowledged(cache: str, features: str, folder: str, trace: str) -> int:
+    """Export the cache to `features`, and replace `folder` as a bundle does; note in the trace when each was done."""
+    note_sites(Path(trace))
+    with FeatureCache.open(Path(cache)) as opened:
+        export(opened, Path(features), "npz", "level")
+    acknowledge(Path(trace), {"exported": True})
+    temporary = Path(folder).with_name(".tmp-new")
+    write_bytes_durably(temporary / "heads", b"new")
+    replace_folder(Path(folder), temporary)
+    acknowledge(Path(trace), {"replaced": True})
     return 0
 
 

@@ -115,13 +115,48 @@ def test_a_test_video_is_predicted_as_it_was_scored(trained: Workspace) -> None:
         np.testing.assert_allclose(fused, scored[video], atol=2e-6)
 
 
+@pytest.mark.parametrize(
+    ("rule", "read", "note"),
+    [
+        ("length=2,stride=4,max=2,keep=even", 4, "clips: 60 % of the video's frames are in no clip"),
+        ("length=2,stride=4,max=1,keep=first", 2, "clips: 80 % of the video's frames are in no clip"),
+        ("length=4,stride=2,keep=all", 10, ""),
+        ("length=4,stride=1,max=2,keep=even,fps=10", 4, "clips: 60 % of the video's frames are in no clip"),
+    ],
+)
+def test_only_what_clips_read_goes_through_the_network_to_the_same_result(trained, rule, read, note) -> None:
+    from fuse.predict import load_heads
+    from train.score import score_clips
+
+    path = test_videos_of_it(trained)[0]
+    (answer,) = json.loads(predict(trained, "--json", "--clips", rule, path).stdout)["predictions"]
+    assert (answer["frames_read"], answer["clips_note"][: len(note)]) == (read, note)
+    heads = load_heads({level: trained.run("tiny", 1, level, "mean", 0) for level in LEVELS}, clips=rule)
+    with FeatureCache.open(trained.cache("tiny")) as cache:
+        video = str(path.relative_to(trained.root.parent / "videos").with_suffix(""))
+        clips_NT = heads.clips.frames(cache.pts_seconds(video))
+        for level, head in heads.heads.items():
+            softmax_NK = score_clips(head, cache.features(video, level, 0).astype(np.float32), clips_NT)
+            np.testing.assert_allclose(answer["levels"][level], softmax_NK.mean(axis=0), atol=2e-6)
+
+
+def test_a_timeline_of_a_file_and_of_one_that_is_no_video(trained: Workspace, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"this is no video")
+    result = predict(trained, "--timeline", "--clips", "length=4,stride=2", test_videos_of_it(trained)[0], bad)
+    assert result.exit_code == 3, result.output
+    assert "  10 frames, 4 windows" in result.output
+    assert "not read to its end: " in result.output
+    assert predict(trained, "--format", "vtt", bad).exit_code == 2
+
+
 def test_it_names_classes_with_probabilities_and_times(trained: Workspace) -> None:
     result = predict(trained, test_videos_of_it(trained)[0])
     assert result.exit_code == 0, result.output
     assert "! weights: random:3 (random, never trained)" in result.output
     assert "Class0" in result.output
     assert "Class1" in result.output
-    assert f"{FRAMES} frames, 1 clips; features" in result.output
+    assert f"{FRAMES} frames, {FRAMES} read, 1 clips; features" in result.output
 
 
 def test_a_bad_file_alone_is_an_error(trained: Workspace, tmp_path: Path) -> None:
@@ -204,7 +239,7 @@ def test_held_out_runs_calibrate_what_predict_says_and_the_bundle_takes_it_along
     shutil.copytree(trained.root, workspace.root)
     plain = make_bundle(workspace, tmp_path / "plain")
     assert "probabilities: not calibrated" in " ".join(plain.output.split())
-    assert "python -m train --dataset tiny --split 1 --pool mean --seed 0 --holdout" in plain.output
+    assert "mrrn train --dataset tiny --split 1 --pool mean --seed 0 --holdout" in plain.output
     before = json.loads(predict(workspace, "--json", video).stdout)
     assert before["calibration"] is before["predictions"][0]["none_of_these"] is None
     labels = {f"held/{number}": number % 2 for number in range(12)}
@@ -242,9 +277,7 @@ def test_a_bundle_that_was_changed_is_refused(trained: Workspace, tmp_path: Path
     assert result.exit_code == 1
     assert "is not the file that the bundle was made with" in result.output
     (folder / "bundle.json").unlink()
-    assert (
-        "a bundle is a folder written by `python -m fuse bundle`" in predict(trained, "--bundle", folder, video).output
-    )
+    assert "a bundle is a folder written by `mrrn bundle`" in predict(trained, "--bundle", folder, video).output
 
 
 def test_a_bundle_does_not_overwrite_what_is_none(trained: Workspace, tmp_path: Path) -> None:
