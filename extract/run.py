@@ -8,6 +8,7 @@ import click
 
 from cache.common.console import FINISHED_WITH_FAILURES, choose_dataset
 from cache.common.errors import CacheError
+from cache.common.interrupts import Interrupted
 from cache.common.text import some, visible
 from cache.common.workspace import Workspace
 from cache.fingerprint import JSON
@@ -37,13 +38,25 @@ def run(workspace: Workspace, dataset: str | None, given: Mapping[str, JSON], op
             from extract.cluster.driver import extract
         else:
             from extract.local import extract
-        extract(extraction)
+        try:
+            extract(extraction)
+        except Interrupted as interrupted:
+            raise Interrupted(interrupted.number, _done(workspace.cache(name))) from None
     with FeatureCache.open(workspace.cache(name)) as cache:
         click.echo(summary(cache))
         lines, empty_spans = plan.check_spans(cache)
         more = [f"  and {len(lines) - LISTED} more spans"] if len(lines) > LISTED else []
         click.echo("".join(f"{line}\n" for line in [*lines[:LISTED], *more]), nl=False)
         return FINISHED_WITH_FAILURES if empty_spans or cache.ledger.counts()["failed"] else 0
+
+
+def _done(path: Path) -> str:
+    if not (path / "cache.json").exists():
+        return "nothing was extracted yet"
+    with FeatureCache.open(path) as cache:
+        counts = cache.ledger.counts()
+    total = sum(counts.values())
+    return f"{total - counts['pending']:,} of {total:,} videos are done and kept"
 
 
 def prepare(workspace: Workspace, name: str, given: Mapping[str, JSON], options: OneTimeOptions) -> Extraction | None:

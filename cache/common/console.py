@@ -3,10 +3,13 @@
 import errno
 import io
 import os
+import shlex
+import signal
+import stat
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +18,7 @@ import click
 from cache.clips import CLIPS_FORM, CLIPS_HELP, ClipRule
 from cache.common.errors import MrrnError
 from cache.common.files import out_of_memory
+from cache.common.interrupts import Interrupted, interruptible
 from cache.common.text import visible
 from cache.common.workspace import Workspace
 
@@ -24,7 +28,7 @@ FINISHED_WITH_FAILURES = 3
 _SYSTEM_REFUSES = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE),
     *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EBUSY),
-    *(errno.ENAMETOOLONG, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP),
+    *(errno.ENAMETOOLONG, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENXIO),
 )
 """Errors of the machine, its disks and what lies on them. Others, and a file that is missing, are bugs."""
 
@@ -41,8 +45,24 @@ class _ExpectedError(click.ClickException):
         click.echo(f"error: {text}", err=True, file=file)
 
 
+class _Stopped(_ExpectedError):
+    """The end by Ctrl-C: says what is done and what goes on."""
+
+    def __init__(self, interrupted: Interrupted) -> None:
+        how = "Ctrl-C" if interrupted.number == signal.SIGINT else signal.Signals(interrupted.number).name
+        done = interrupted.done or "what was finished is kept"
+        super().__init__(f"stopped by {how}: {done}. To go on, give the same command:\n  {shlex.join(sys.orig_argv)}")
+        self.exit_code = 128 + interrupted.number  # type: ignore[misc]
+
+    def show(self, file: Any = None) -> None:
+        click.echo("\n".join(map(visible, self.message.split("\n"))), err=True, file=file)
+
+
 class StageGroup(click.Group):
-    """A click group that shows expected errors as a message with exit code 1; bugs keep their traceback."""
+    """A click group that shows expected errors as a message with exit code 1; bugs keep their traceback.
+
+    Ctrl-C and SIGTERM stop it with exit code 130 and 143.
+    """
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """As click's; what the encoding of the output cannot hold is replaced, not an error after all the work."""
@@ -51,13 +71,16 @@ class StageGroup(click.Group):
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
-        return super().main(*args, **kwargs)
+        with interruptible():
+            return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except MrrnError as error:
             raise _ExpectedError(str(error)) from error
+        except Interrupted as error:
+            raise _Stopped(error) from None
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
@@ -94,13 +117,22 @@ def _refusal(error: BaseException) -> str | None:
     return None
 
 
+def _workspace(_context: click.Context, _parameter: click.Parameter, value: str) -> Workspace:
+    """Returns the workspace in the folder `value`, which need not be there yet."""
+    path = Path(value)
+    with suppress(OSError):
+        if not stat.S_ISDIR(path.stat().st_mode):
+            raise _ExpectedError(f"{path} is not a folder; --work (WORK=) is where caches, runs and reports are kept")
+    return Workspace(path)
+
+
 work_option = click.option(
     "--work",
     "workspace",
     default="work",
     show_default=True,
     metavar="FOLDER",
-    callback=lambda _ctx, _param, value: Workspace(Path(value)),
+    callback=_workspace,
     help="Where caches, runs and reports are kept.",
 )
 

@@ -6,19 +6,21 @@ does.
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from cache.common.console import progress
 from cache.common.errors import MrrnError
+from cache.common.interrupts import Interrupted, interruptible
 from cache.common.workspace import Workspace
 from train.config import RunConfig
 
@@ -50,15 +52,21 @@ class WorkerEvent:
 def train_all(configs: Sequence[RunConfig], settings: SweepSettings, jobs: int) -> list[str]:
     """Train the runs, `jobs` at once, with a line of progress. Returns which of them failed, and why."""
     settings.log.parent.mkdir(parents=True, exist_ok=True)
+    _open_log(settings.log).close()  # what is refused here would end each worker
     shares = dict.fromkeys(range(len(configs)), 0.0)
     failed = []
-    with progress("sweep", len(configs), "runs") as line:
-        for number, event in run_in_workers(configs, settings, jobs):
-            shares[number] = 1.0 if event.ended else event.share
-            folder = configs[number].folder(settings.workspace)
-            if event.error:
-                failed.append(f"{folder}: {event.error}")
-            line.update(sum(shares.values()), f"{folder.name}: {event.text or 'done'}")
+    try:
+        with progress("sweep", len(configs), "runs") as line:
+            for number, event in run_in_workers(configs, settings, jobs):
+                shares[number] = 1.0 if event.ended else event.share
+                folder = configs[number].folder(settings.workspace)
+                if event.error:
+                    failed.append(f"{folder}: {event.error}")
+                line.update(sum(shares.values()), f"{folder.name}: {event.text or 'done'}")
+    except Interrupted as interrupted:
+        done = sum(share == 1.0 for share in shares.values())
+        text = f"{done} of {len(configs)} runs are done, and those under way are saved"
+        raise Interrupted(interrupted.number, text) from None
     return failed
 
 
@@ -75,7 +83,8 @@ def run_in_workers(
             return
         number, config = waiting.popleft()
         busy[connection] = process, number
-        connection.send(config)
+        with suppress(BrokenPipeError, ConnectionResetError):  # it has died; `_receive` says so
+            connection.send(config)
 
     try:
         for _ in range(min(jobs, len(configs))):
@@ -95,13 +104,18 @@ def run_in_workers(
     finally:
         for process, _ in busy.values():
             process.terminate()
+        for process, _ in busy.values():
+            process.join()  # it saves its run first
 
 
 def _start(settings: SweepSettings) -> tuple[Connection, BaseProcess]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_worker, args=(theirs, settings), daemon=True)
+    # A worker ignores Ctrl-C, which is for this process; this one stops it with SIGTERM.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     process.start()
+    signal.signal(signal.SIGINT, before)
     theirs.close()
     return ours, process
 
@@ -109,7 +123,7 @@ def _start(settings: SweepSettings) -> tuple[Connection, BaseProcess]:
 def _receive(connection: Connection, process: BaseProcess, log: Path) -> WorkerEvent:
     try:
         return connection.recv()
-    except EOFError:
+    except (EOFError, ConnectionResetError):  # the latter if it had not read all that it was sent
         process.join()
         code = process.exitcode or 0
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
@@ -119,7 +133,7 @@ def _receive(connection: Connection, process: BaseProcess, log: Path) -> WorkerE
 def _worker(connection: Connection, settings: SweepSettings) -> None:
     """Body of a worker process: trains the runs it is sent, until the parent closes the connection or dies."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    sys.stdout = sys.stderr = settings.log.open("a", buffering=1)
+    sys.stdout = sys.stderr = _open_log(settings.log)
     import torch
 
     from train.distributed import choose_device
@@ -131,7 +145,18 @@ def _worker(connection: Connection, settings: SweepSettings) -> None:
             config: RunConfig = connection.recv()
         except EOFError:
             return
-        connection.send(_train(config, settings, device, connection))
+        try:
+            with interruptible():
+                event = _train(config, settings, device, connection)
+        except Interrupted:
+            return
+        connection.send(event)
+
+
+def _open_log(log: Path) -> TextIO:
+    """Opens `log` to append. What others put there is neither followed (a link) nor waited for (a pipe)."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    return os.fdopen(os.open(log, flags, 0o666), "a", buffering=1)
 
 
 def _end_with_parent() -> None:
