@@ -14,6 +14,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+import mrrn
 from mrrn.cli import COMMANDS
 from mrrn.cli import main as front_door
 from tests.helpers.golden import check_golden
@@ -266,3 +267,14 @@ def test_what_is_wrong_is_told_before_torch_is_imported(command, told, tmp_path,
     result = CliRunner().invoke(importlib.import_module(f"{stage}.cli").main, options)
     assert result.exit_code == 1, result.output
     assert told in result.output
+
+
+def test_the_python_door_is_light():
+    """`import mrrn` and opening a cache import no torch; every name that it promises is there."""
+    code = "import sys, mrrn; mrrn.open_cache; print(mrrn.__version__, len(dir(mrrn)), *sys.modules)"
+    version, _, *loaded = run(code).split()
+    assert version[0].isdigit()
+    assert set(loaded) & set(HEAVY) == set()
+    with pytest.raises(AttributeError, match="it has ClipDataset"):
+        _ = mrrn.open_cash
+    assert all(getattr(mrrn, name) for name in dir(mrrn))
