@@ -3,7 +3,7 @@ PYTHON3 ?= python3.11
 WORK ?= work
 
 # The variables of the three stages; each may be given on the command line or in the environment.
-override VARIABLES := DATASET DATA SUBSET WEIGHTS LEVEL POOL SPLIT SEED RECIPE VIEWS FORMAT DEVICE JOBS ENGINE WORKERS WATCH CALIBRATE FRESH TABLE VIDEO CACHE AGAIN WORK BACKBONE
+override VARIABLES := DATASET DATA SUBSET WEIGHTS LEVEL POOL SPLIT SEED RECIPE CLIPS VIEWS FORMAT DEVICE JOBS ENGINE WORKERS WATCH CALIBRATE FRESH TABLE VIDEO CACHE AGAIN WORK BACKBONE
 
 # What is given is text. Make would expand it: `$(shell ...)` in a file's name would run, `$HOME` become OME.
 override define newline
@@ -24,9 +24,10 @@ override EXTRACT = $(call option,--data,DATA) $(if $(filter-out 0 no false,$(SUB
 	$(call option,--views,VIEWS) $(call option,--format,FORMAT) $(call option,--cache,CACHE) $(call option,--jobs,JOBS) \
 	$(call option,--engine,ENGINE) $(call option,--workers,WORKERS) $(call option,--again,AGAIN)
 override TRAIN = $(call option,--pool,POOL) $(call option,--split,SPLIT) $(call option,--seed,SEED) $(call option,--recipe,RECIPE) \
-	$(if $(filter-out 0 no false,$(WATCH)),--watch) $(if $(filter-out 0 no false,$(FRESH)),--fresh)
+	$(call option,--clips,CLIPS) $(if $(filter-out 0 no false,$(WATCH)),--watch) $(if $(filter-out 0 no false,$(FRESH)),--fresh)
 override FUSE = --work $(call quoted,$(WORK)) $(call option,--dataset,DATASET) $(call option,--pool,POOL) $(call option,--split,SPLIT) \
-	$(call option,--seed,SEED) $(call option,--recipe,RECIPE) $(if $(filter-out 0 no false,$(WATCH)),--watch)
+	$(call option,--seed,SEED) $(call option,--recipe,RECIPE) $(call option,--clips,CLIPS) \
+	$(if $(filter-out 0 no false,$(WATCH)),--watch)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo data extract cached train fuse reproduce sweep predict test test-all gpu-check lint format clean clean-venv
@@ -53,10 +54,10 @@ extract: $(READY) ## stage one: videos -> cached features                DATASET
 cached: $(READY)
 	@$(PY) -m extract $(COMMON) $(EXTRACT) || test $$? -eq 3
 
-train: cached ## stage two: cached features -> heads and scores      DATASET= LEVEL=low|mid|high|all POOL= RECIPE= SPLIT= SEED= WATCH=1 FRESH=1
+train: cached ## stage two: cached features -> heads and scores      DATASET= LEVEL=low|mid|high|all POOL= RECIPE= CLIPS= SPLIT= SEED= WATCH=1 FRESH=1
 	$(PY) -m train $(COMMON) $(call option,--level,LEVEL) $(TRAIN)
 
-fuse: ## stage three: scores -> predictions, tables, report  DATASET= POOL= RECIPE= SPLIT= SEED= CALIBRATE=1
+fuse: ## stage three: scores -> predictions, tables, report  DATASET= POOL= RECIPE= CLIPS= SPLIT= SEED= CALIBRATE=1
 	@$(MAKE) --no-print-directory train LEVEL=all
 	$(if $(filter-out 0 no false,$(WATCH)),,$(if $(filter-out 0 no false,$(CALIBRATE)),$(PY) -m train $(COMMON) $(TRAIN) --holdout))
 	$(PY) -m fuse $(FUSE)

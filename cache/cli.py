@@ -1,4 +1,4 @@
-"""`python -m cache`: inspect and maintain a cache."""
+"""`mrrn cache`: inspect and maintain a cache."""
 
 import json
 from collections.abc import Callable
@@ -23,10 +23,10 @@ def main() -> None:
     Each command takes the cache's FOLDER, or finds it by --work and --dataset.
 
     \b
-      python -m cache info
-      python -m cache info work/cache/ucf101 --json
-      python -m cache verify --dataset hmdb51
-      python -m cache convert work/cache/ucf101 ucf101-zarr --to zarr
+      mrrn cache info
+      mrrn cache info work/cache/ucf101 --json
+      mrrn cache verify --dataset hmdb51
+      mrrn cache convert work/cache/ucf101 ucf101-zarr --to zarr
     """
 
 
@@ -76,7 +76,7 @@ def verify_command(path: Path) -> None:
     damage = [finding for finding in findings if not finding.harmless]
     if damage:
         raise DamageError(
-            f"{len(damage)} things in {path} are not as they were written. `python -m cache repair {path}` moves "
+            f"{len(damage)} things in {path} are not as they were written. `mrrn cache repair {path}` moves "
             "damaged shards to quarantine/ and queues their videos again"
         )
     click.echo(f"{path}: everything is as it was written")

@@ -38,7 +38,7 @@ def convert(source: FeatureCache, target: Path, backend: Backend) -> int:
         if others := [lease for lease in made.ledger.leases() if lease.num_videos]:
             raise CacheError(
                 f"{', '.join(host_and_pid(lease.owner) for lease in others)} is at work on {target}: wait for it, or "
-                f"look at `python -m cache leases {target}`; then run the same command again"
+                f"look at `mrrn cache leases {target}`; then run the same command again"
             )
         prove_equal(source, made, wanted)
         made.put_files({video: file for video, file in source.ledger.files().items() if file and video in wanted})

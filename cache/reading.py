@@ -66,7 +66,7 @@ class OpenShard:
         if there != place.video_id or index.offsets[i + 1] - index.offsets[i] != place.num_frames:
             raise DamageError(
                 f"video {place.video_id!r}: the ledger says that it is number {i} of shard {self.reader.path} with "
-                f"{place.num_frames} frames; that is {there!r}. `python -m cache verify` lists all damage"
+                f"{place.num_frames} frames; that is {there!r}. `mrrn cache verify` lists all damage"
             )
 
 
@@ -108,7 +108,7 @@ class ShardPool:
         if reader.index.content != row.content:
             raise DamageError(
                 f"shard {reader.path} is not the one that the ledger lists: it was replaced. "
-                "`python -m cache verify` lists all damage, `python -m cache repair` queues it again"
+                "`mrrn cache verify` lists all damage, `mrrn cache repair` queues it again"
             )
         if reader.widths != self.widths:
             raise DamageError(f"shard {reader.path} has levels {reader.widths}, its cache {self.widths}")

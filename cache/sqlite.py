@@ -46,7 +46,7 @@ class Database:
             plain = False
         if not plain:
             raise DamageError(
-                f"{path} is missing or not a file; `python -m cache repair {path.parent}` makes it anew from the shards"
+                f"{path} is missing or not a file; `mrrn cache repair {path.parent}` makes it anew from the shards"
             )
         self.path, self._schema, self._earlier, self._owner = path, schema, earlier, owner
         self._inherited: sqlite3.Connection | None = None
@@ -106,7 +106,7 @@ class Database:
                 if self._owner and self._connection.execute("PRAGMA application_id").fetchone()[0] != self._owner:
                     raise CacheError(
                         f"{self.path} is the ledger of another cache: cache.json beside it has another id. Put this "
-                        "cache's own ledger back; or move that one away, and `python -m cache repair "
+                        "cache's own ledger back; or move that one away, and `mrrn cache repair "
                         f"{self.path.parent}` makes a new one from the shards"
                     )
             yield self._connection
@@ -122,7 +122,7 @@ class Database:
                 if not (stat.S_ISREG(beside.lstat().st_mode) and allowed):
                     raise DamageError(
                         f"{beside} never belongs to a ledger of ours; "
-                        f"`python -m cache repair {self.path.parent}` makes the ledger anew from the shards"
+                        f"`mrrn cache repair {self.path.parent}` makes the ledger anew from the shards"
                     )
 
     def _connect(self) -> sqlite3.Connection:

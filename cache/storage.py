@@ -44,8 +44,8 @@ If there is a remote.json, this is a working copy of a cache in an object store,
 Each shard holds several videos: video_id [N], offsets [N + 1] (video i has frames offsets[i] to offsets[i + 1]),
 pts_seconds [F], low, mid, high [views, F, channels] float16, checksum [N, levels, views] (xxh3_64).
 
-  python -m cache info FOLDER      what is in it
-  python -m cache verify FOLDER    whether every byte is as it was written
+  mrrn cache info FOLDER      what is in it
+  mrrn cache verify FOLDER    whether every byte is as it was written
 
 Do not add, rename or change files here. If the ledger does not list a shard, the next extraction adopts it if it is
 complete and its videos are still to be extracted, and moves it to quarantine/ if not (always, in a working copy: the

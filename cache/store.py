@@ -177,7 +177,7 @@ class FeatureCache:
         if place is None:
             raise CacheError(
                 f"the cache {self.path} has no features of video {video_id!r}: it is not extracted yet, failed, or is "
-                "not in the dataset. `python -m cache info` lists what became of the videos"
+                "not in the dataset. `mrrn cache info` lists what became of the videos"
             )
         return place
 

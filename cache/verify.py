@@ -152,5 +152,5 @@ def _strays(cache: FeatureCache, names: set[str]) -> Iterator[Finding]:
     for name in sorted(name for name in names if not cache.storage.is_transfer(name)):
         what = "left over from an interrupted extraction; the next one clears it up"
         if token_of(name) is None:
-            what = "not in the ledger, so nothing reads it; `python -m cache repair` adopts it or sets it aside"
+            what = "not in the ledger, so nothing reads it; `mrrn cache repair` adopts it or sets it aside"
         yield Finding(what=f"{cache.path / 'shards' / name}: {what}", harmless=True)

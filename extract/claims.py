@@ -69,7 +69,7 @@ class ClaimQueue:
                 return None
             if not told:
                 self._say(
-                    f"{pending} videos are with other extractors (`python -m cache leases {self._cache.path}` lists "
+                    f"{pending} videos are with other extractors (`mrrn cache leases {self._cache.path}` lists "
                     "them); waiting, to take over what they leave"
                 )
                 told = True

@@ -1,4 +1,4 @@
-"""`python -m extract`: videos to cached features, once; the same command continues."""
+"""`mrrn extract`: videos to cached features, once; the same command continues."""
 
 from collections.abc import Callable
 from dataclasses import Field, fields
@@ -48,10 +48,10 @@ def main(context: click.Context, workspace: Workspace, dataset: str | None, **op
     there. Several extractors may work on one cache at a time. Ends with exit code 3 if videos failed; they are listed.
 
     \b
-    python -m extract                                          the demo, or what was extracted last
-    python -m extract --dataset ucf101 --data ~/UCF101         official layout: UCF-101/, ucfTrainTestlist/
-    python -m extract --dataset mine --data videos/            folders of classes: videos/CLASS/clip.mp4
-    python -m extract --dataset mine --data list.csv           a manifest: video,label,split1
+    mrrn extract                                          the demo, or what was extracted last
+    mrrn extract --dataset ucf101 --data ~/UCF101         official layout: UCF-101/, ucfTrainTestlist/
+    mrrn extract --dataset mine --data videos/            folders of classes: videos/CLASS/clip.mp4
+    mrrn extract --dataset mine --data list.csv           a manifest: video,label,split1
     """
     if context.invoked_subcommand is None:
         from extract.run import run
@@ -107,8 +107,8 @@ def probe_command(paths: tuple[Path, ...], seconds: float, device: str, jobs: in
     decoded by all workers, for each second of processor time, and in a whole extraction with this device.
 
     \b
-    python -m extract probe data/ucf101
-    python -m extract probe clip.mp4 --device cpu --seconds 10
+    mrrn probe data/ucf101
+    mrrn probe clip.mp4 --device cpu --seconds 10
     """
     from cache.common.device import find_device
     from extract.probe import measured

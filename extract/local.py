@@ -20,6 +20,7 @@ import click
 
 from cache.common.console import StageGroup, progress
 from cache.common.errors import MrrnError
+from cache.common.interrupts import Interrupted, held_back
 from cache.fingerprint import Fingerprint
 from cache.processes import end_with
 from cache.store import FeatureCache
@@ -64,15 +65,21 @@ def extract_pending(
     engine: Engine,
     meter: Meter,
 ) -> None:
-    """Extract the pending videos of `cache` on one device; waits for what other extractors have."""
+    """Extract the pending videos of `cache` on one device; waits for what other extractors have.
+
+    After Ctrl-C the videos that are finished are committed first.
+    """
     with ClaimQueue(cache, paths, made_with, device=settings.device, say=click.echo) as claims:
         features_of = partial(extract_features, settings=settings, engine=engine, meter=meter)
         rows = device_defaults(settings.device).shard_rows
         while claim := claims.wait_for_claim():
             tasks = claims.tasks(claim)
-            for shard in shards_of(tasks, features_of, shard_rows=rows, strict=settings.strict, meter=meter):
-                claims.commit(shard)
-            claims.drain()
+            try:
+                with held_back():
+                    for shard in shards_of(tasks, features_of, shard_rows=rows, strict=settings.strict, meter=meter):
+                        claims.commit(shard)
+            finally:
+                claims.drain()
 
 
 def _decide(extraction: Extraction, device: str) -> tuple[ExtractSettings, Weights, Fingerprint]:
@@ -100,7 +107,9 @@ def _extract_in_processes(
     with ExitStack() as stack:
         command = [sys.executable, "-m", "extract.local", str(os.getpid())]
         processes = [
-            stack.enter_context(subprocess.Popen(command, env=environment, stdin=subprocess.PIPE)) for _ in devices
+            # Out of the terminal's group: Ctrl-C is for this process, which stops them.
+            stack.enter_context(subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, process_group=0))
+            for _ in devices
         ]
         for process in processes:
             stack.callback(process.terminate)
@@ -137,7 +146,10 @@ def main(parent: int) -> None:
     drift = extraction.options.allow_drift
     with FeatureCache.open_for_extraction(extraction.cache_path, made_with, drift) as cache:
         engine = open_engine(settings, weights)
-        extract_pending(cache, extraction.video_paths, settings, made_with, engine, Meter())
+        try:
+            extract_pending(cache, extraction.video_paths, settings, made_with, engine, Meter())
+        except Interrupted as interrupted:
+            sys.exit(128 + interrupted.number)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
+from cache.common.interrupts import let_through
 from cache.ledger import Outcome
 
 STAGES: Final = ("decode", "transfer", "forward", "write")
@@ -43,10 +44,10 @@ class Meter:
             self.seconds[stage] += time.perf_counter() - started
 
     def waiting(self, stage: str, items: Iterable[Item]) -> Iterator[Item]:
-        """The same items; the time until each one comes is added to `stage`."""
+        """The same items; the time until each one comes is added to `stage`. Ctrl-C may stop this waiting."""
         iterator = iter(items)
         while True:
-            with self.during(stage):
+            with self.during(stage), let_through():
                 item = next(iterator, None)
             if item is None:
                 return

@@ -225,7 +225,7 @@ def open_cache(extraction: Extraction, settings: ExtractSettings, made_with: Fin
     extraction.workspace.remember_dataset(extraction.dataset.name)
     if cache.ledger.leases():
         click.echo(
-            f"another extractor is at work on {path} (`python -m cache leases {path}` says which); the videos are "
+            f"another extractor is at work on {path} (`mrrn cache leases {path}` says which); the videos are "
             "shared, none is extracted twice"
         )
     return cache
@@ -240,7 +240,10 @@ def announce(
     subset = " (a subset)" if dataset.subset else ""
     limits = [f"at most {settings.max_frames} frames"] if settings.max_frames else []
     limits += [f"at most {settings.fps:g} frames a second"] if settings.fps else []
-    click.echo(f"{dataset.name}: {pending} of {len(dataset.videos)} videos{subset} to extract, from {extraction.root}")
+    done = len(dataset.videos) - pending
+    before = f"; {done:,} are done" if done else ""
+    number = f"{pending:,} of {len(dataset.videos):,}"
+    click.echo(f"{dataset.name}: {number} videos{subset} to extract, from {extraction.root}{before}")
     listed = [f"{name} {count:,}" for name, count in sorted(dataset.class_counts().items())]
     click.echo(f"  {len(listed)} classes: {some(listed, LISTED_CLASSES)}")
     click.echo(f"  {settings.backbone} with {weights.text} ({which}), levels {', '.join(settings.levels)}")

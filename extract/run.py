@@ -8,6 +8,7 @@ import click
 
 from cache.common.console import FINISHED_WITH_FAILURES, choose_dataset
 from cache.common.errors import CacheError
+from cache.common.interrupts import Interrupted
 from cache.common.text import some, visible
 from cache.common.workspace import Workspace
 from cache.fingerprint import JSON
@@ -18,7 +19,7 @@ from extract.plan import Extraction
 from extract.settings import OneTimeOptions, RequestedSettings, check_given
 
 LISTED = 20
-"""Videos listed of each status, and spans; `python -m cache info` has all videos."""
+"""Videos listed of each status, and spans; `mrrn cache info` has all videos."""
 
 
 def run(workspace: Workspace, dataset: str | None, given: Mapping[str, JSON], options: OneTimeOptions) -> int:
@@ -33,13 +34,25 @@ def run(workspace: Workspace, dataset: str | None, given: Mapping[str, JSON], op
             from extract.cluster.driver import extract
         else:
             from extract.local import extract
-        extract(extraction)
+        try:
+            extract(extraction)
+        except Interrupted as interrupted:
+            raise Interrupted(interrupted.number, _done(workspace.cache(name))) from None
     with FeatureCache.open(workspace.cache(name)) as cache:
         click.echo(summary(cache))
         lines, empty_spans = plan.check_spans(cache)
         more = [f"  and {len(lines) - LISTED} more spans"] if len(lines) > LISTED else []
         click.echo("".join(f"{line}\n" for line in [*lines[:LISTED], *more]), nl=False)
         return FINISHED_WITH_FAILURES if empty_spans or cache.ledger.counts()["failed"] else 0
+
+
+def _done(path: Path) -> str:
+    if not (path / "cache.json").exists():
+        return "nothing was extracted yet"
+    with FeatureCache.open(path) as cache:
+        counts = cache.ledger.counts()
+    total = sum(counts.values())
+    return f"{total - counts['pending']:,} of {total:,} videos are done and kept"
 
 
 def prepare(workspace: Workspace, name: str, given: Mapping[str, JSON], options: OneTimeOptions) -> Extraction | None:
@@ -100,12 +113,12 @@ def _listed(cache: FeatureCache, status: Status, count: int) -> list[str]:
         f"  {status} {visible(outcome.video_id)}: {visible(outcome.reason)}"
         for outcome in islice(cache.ledger.outcomes(status), LISTED)
     ]
-    return lines + ([f"  and {count - LISTED} more: `python -m cache info --json` lists all"] if count > LISTED else [])
+    return lines + ([f"  and {count - LISTED} more: `mrrn cache info --json` lists all"] if count > LISTED else [])
 
 
 def _check_format(cache: FeatureCache, options: OneTimeOptions) -> None:
     if options.backend not in (None, cache.backend):
         raise CacheError(
             f"the cache {cache.path} has format {cache.backend}, and {options.backend} was asked for: leave FORMAT= "
-            "(--format) out to go on, or make a copy in the other format with `python -m cache convert`"
+            "(--format) out to go on, or make a copy in the other format with `mrrn cache convert`"
         )

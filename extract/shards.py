@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from cache.common.interrupts import Interrupted
 from cache.ledger import Claim, FileState, Outcome
 from cache.shards.protocol import ShardData
 from extract.datasets.changes import file_state, hashed
@@ -49,6 +50,11 @@ class ShardCutter:
             if self._open_rows >= self._shard_rows or self._next is None:
                 full, self._open, self._open_rows = self._open, [], 0
                 yield full
+
+    def unfinished(self) -> list[VideoFeatures]:
+        """The videos that came and are in no shard yet."""
+        came = [self._waiting[video.id] for video in self.claim.videos if video.id in self._waiting]
+        return [*self._open, *came]
 
 
 def shard_data(videos: Sequence[VideoFeatures]) -> ShardData | None:
@@ -105,7 +111,8 @@ def shards_of(
 ) -> Iterator[FinishedShard]:
     """The shards of `tasks`, in the order in which they are complete; `extract` draws from the tasks as it has room.
 
-    The same task gives the same shards, whatever runs beside it. `strict`: suspect videos count as failed.
+    The same task gives the same shards, whatever runs beside it. `strict`: suspect videos count as failed. After
+    Ctrl-C the finished videos of each claim come as a shard, before `Interrupted` is raised.
     """
     cutters: dict[str, ShardCutter] = {}
     vanished: list[VideoFeatures] = []
@@ -132,12 +139,21 @@ def shards_of(
         video = replace(video, outcome=replace(video.outcome, file=files.pop(video_id, None)))
         cutter = cutters.pop(video_id)
         for shard in cutter.add(video):
-            its_paths = {each.outcome.video_id: paths.pop(each.outcome.video_id, None) for each in shard}
-            yield FinishedShard(cutter.claim, tuple(shard), cutter.complete, its_paths)
+            yield packed(cutter, shard)
 
-    for video in extract(videos()):
-        yield from finish(video)
-        while vanished:
-            yield from finish(vanished.pop())
+    def packed(cutter: ShardCutter, shard: Sequence[VideoFeatures]) -> FinishedShard:
+        its_paths = {each.outcome.video_id: paths.pop(each.outcome.video_id, None) for each in shard}
+        return FinishedShard(cutter.claim, tuple(shard), cutter.complete, its_paths)
+
+    try:
+        for video in extract(videos()):
+            yield from finish(video)
+            while vanished:
+                yield from finish(vanished.pop())
+    except Interrupted:
+        for cutter in dict.fromkeys(cutters.values()):
+            if shard := cutter.unfinished():
+                yield packed(cutter, shard)
+        raise
     while vanished:
         yield from finish(vanished.pop())

@@ -104,9 +104,7 @@ def read_bundle(
             if hashlib.sha256(read_bounded(folder / name, CHECKPOINT_BYTES)).hexdigest() != description["sha256"][name]:
                 raise WeightsError(f"{folder / name} is not the file that the bundle was made with; copy it again")
     except FileNotFoundError as error:
-        raise WeightsError(
-            f"{error.filename} is missing; a bundle is a folder written by `python -m fuse bundle`"
-        ) from None
+        raise WeightsError(f"{error.filename} is missing; a bundle is a folder written by `mrrn bundle`") from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise WeightsError(f"{folder} is not a bundle that can be read: {error!r}; get it again") from error
     return {level: folder / level for level in LEVELS}, weights, calibration, rule
@@ -161,7 +159,7 @@ Zheng, An, Ruan, "Multi-Level Recurrent Residual Networks for Action Recognition
 {notes}
 ## Use
 
-    python -m fuse predict --bundle THIS_FOLDER --weights BACKBONE_WEIGHTS VIDEO...
+    mrrn predict --bundle THIS_FOLDER --weights BACKBONE_WEIGHTS VIDEO...
 
 `--weights` is needed where the backbone's weights came from a file; the bundle holds the heads, not the backbone.
 

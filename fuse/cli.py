@@ -1,4 +1,4 @@
-"""`python -m fuse`: stage three, scores to predictions, tables, figures and a page to read."""
+"""`mrrn fuse`: stage three, scores to predictions, tables, figures and a page to read."""
 
 import json
 import os
@@ -34,13 +34,15 @@ if TYPE_CHECKING:
     from fuse.results import Results
     from fuse.timeline import Event, Shape
 
-Choose = Callable[[], RunChoice]
+Choose = Callable[..., RunChoice]
+"""Of `run_options`: makes the choice, from the text of `--clips` if there is one."""
 
 
 @click.group(cls=StageGroup, invoke_without_command=True)
 @run_options
+@clips_option
 @click.pass_context
-def main(context: click.Context, choose: Choose) -> None:
+def main(context: click.Context, choose: Choose, clips: str | None) -> None:
     """Fuse the three levels' scores into one prediction for each video, and report its accuracy.
 
     Clip scores are averaged over each video; the levels are added by equation 10 (0.7 high + 0.2 mid + 0.1 low), and
@@ -49,11 +51,11 @@ def main(context: click.Context, choose: Choose) -> None:
 
     \b
     Examples:
-      python -m fuse                        the dataset extracted last, split 1
-      python -m fuse --dataset ucf101 --split 2 --pool max
+      mrrn fuse                        the dataset extracted last, split 1
+      mrrn fuse --dataset ucf101 --split 2 --pool max
     """
     if context.invoked_subcommand is None:
-        _fuse(choose())
+        _fuse(choose(clips))
 
 
 def _fuse(choice: RunChoice) -> None:
@@ -95,15 +97,16 @@ def _say_certainty(choice: RunChoice, results: "Results") -> None:
     if results.calibration is None:
         seconds = sum(epoch.seconds for folder in choice.folders().values() for epoch in read_curve(folder))
         price = f" in about {0.8 * seconds:,.0f} s" if seconds else ""
-        command = shlex.join(["python", "-m", "train", *choice.options(), "--holdout"])
+        command = shlex.join(["mrrn", "train", *choice.options(), "--holdout"])
         click.echo(f"  `make fuse` with CALIBRATE=1 trains such runs{price}, or:\n  {command}")
 
 
 @main.command()
 @run_options
+@clips_option
 @device_option
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs per cell of Tables 1 and 2.")
-def reproduce(choose: Choose, device: str, seeds: int) -> None:
+def reproduce(choose: Choose, clips: str | None, device: str, seeds: int) -> None:
     """Make all of the paper's tables and figures for an extracted dataset, in one report.
 
     Trains what is missing (the three levels, the runs that fusion weights are searched on, the grids of Tables 1 and
@@ -112,7 +115,7 @@ def reproduce(choose: Choose, device: str, seeds: int) -> None:
     """
     from fuse.reproduce import run_all
 
-    choice = choose()
+    choice = choose(clips)
     run_all(choice, device=device, seeds=seeds)
     _fuse(choice)
 
@@ -152,15 +155,16 @@ def predict(
     """Name the five most probable classes of new videos (files, or folders of them).
 
     New videos are treated as the dataset's were: the same decoding, transform, backbone and clips, then the three
-    heads and their fusion. Exit code 3: some files could not be read; the others are predicted.
+    heads and their fusion. --clips takes the heads trained with that rule, else the usual ones. Exit code 3: some files
+    could not be read; the others are predicted.
 
     \b
     Examples:
-      python -m fuse predict clip.mp4
-      python -m fuse predict --dataset ucf101 --json holiday/ > holiday.json
-      python -m fuse predict --bundle ucf101-heads --weights resnet34.pth clip.mp4
-      python -m fuse predict --timeline film.mp4
-      python -m fuse predict --timeline --format vtt film.mp4 > film.vtt
+      mrrn predict clip.mp4
+      mrrn predict --dataset ucf101 --json holiday/ > holiday.json
+      mrrn predict --bundle ucf101-heads --weights resnet34.pth clip.mp4
+      mrrn predict --timeline film.mp4
+      mrrn predict --timeline --format vtt film.mp4 > film.vtt
     """
     if shape in ("csv", "vtt") and not as_timeline:
         raise click.UsageError(f"--format {shape} is for --timeline")
@@ -194,7 +198,7 @@ def export(choose: Choose, bundle: Path | None, weights: str | None, out: Path) 
 
     \b
     Example:
-      python -m fuse export --dataset ucf101 --out ucf101.onnx
+      mrrn export --dataset ucf101 --out ucf101.onnx
     """
     from fuse.export import to_onnx
     from fuse.predict import backbone_weights, settings_for
@@ -214,7 +218,7 @@ def _heads(choose: Choose, bundle: Path | None, weights: str | None, clips: str 
     if bundle:
         heads, recorded = load_heads(*read_bundle(bundle), clips), None
     else:
-        choice = choose()
+        choice = choose(clips).of_new_videos()
         heldout = read_heldout(choice)
         calibration = calibrate(heldout.levels, heldout.labels, PAPER_WEIGHTS) if heldout else None
         heads = load_heads(choice.folders(), calibration=calibration, clips=clips)
@@ -311,13 +315,13 @@ def _show_timelines(
 def bundle(choose: Choose, out: Path | None, clips: str | None) -> None:
     """Copy the three trained heads into one folder to hand to somebody else: safetensors, JSON and a model card.
 
-    The recipient predicts with `python -m fuse predict --bundle FOLDER`, without the cache or the videos.
+    The recipient predicts with `mrrn predict --bundle FOLDER`, without the cache or the videos.
     """
     from fuse.bundle import write_bundle
     from fuse.predict import load_heads
     from fuse.results import caveats, evaluate, made_now, summarise
 
-    choice = choose()
+    choice = choose(clips).of_new_videos()
     cache = read_scored_cache(choice.workspace, choice.dataset)
     results = evaluate(read_levels(choice), cache, choice.split, read_heldout(choice), baseline=read_baseline(choice))
     heads = load_heads(choice.folders(), clips=clips)  # raises unless the bundle can be used

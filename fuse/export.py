@@ -87,7 +87,7 @@ def to_onnx(heads: Heads, settings: "ExtractSettings", weights: Weights) -> byte
         except torch.onnx.errors.OnnxExporterError as error:
             raise MrrnError(
                 f"{weights.backbone} cannot be written as ONNX: {str(error).splitlines()[0]}. "
-                "`python -m train export` writes the heads alone"
+                "`mrrn train export` writes the heads alone"
             ) from error
     assert program is not None
     model = program.model_proto

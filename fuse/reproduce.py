@@ -12,6 +12,7 @@ from typing import Final
 import click
 
 from cache.common.errors import TrainingError
+from cache.common.interrupts import Interrupted
 from fuse.report.timing import FILE
 from fuse.scores import RunChoice
 
@@ -35,12 +36,22 @@ def run_all(choice: RunChoice, *, device: str, seeds: int) -> None:
     for number, step in enumerate(steps, 1):
         click.echo(f"\n[{number}/{len(steps)}] {step.title}\n  {shlex.join(('python', *step.command))}")
         started = time.monotonic()
-        code = subprocess.run([sys.executable, *step.command], cwd=step.folder, check=False).returncode
+        code = _run(step)
         if code:
             raise TrainingError(
                 f"{step.title} ended with exit code {code}, see above; the same command continues there"
             )
         click.echo(f"  {time.monotonic() - started:.0f} s")
+
+
+def _run(step: Step) -> int:
+    """Run the command; returns its exit code. Ctrl-C is passed on to it, and it may save first."""
+    with subprocess.Popen([sys.executable, *step.command], cwd=step.folder) as process:
+        try:
+            return process.wait()
+        except Interrupted as interrupted:
+            process.send_signal(interrupted.number)
+            raise
 
 
 def steps_of(choice: RunChoice, *, device: str, seeds: int) -> Iterator[Step]:
@@ -50,7 +61,8 @@ def steps_of(choice: RunChoice, *, device: str, seeds: int) -> Iterator[Step]:
     run = ("-m", "train", *common, *choice.options())
     grid = ("--dataset", choice.dataset, "--split", str(choice.split), "--seeds", str(seeds))
     recipe = ("--grid", f"recipe={choice.recipe}") if choice.recipe else ()
-    sweep = ("-m", "train", "sweep", *common, *grid, *recipe)
+    clips = ("--grid", f"clips={choice.clips.replace(',', '+')}") if choice.clips else ()
+    sweep = ("-m", "train", "sweep", *common, *grid, *recipe, *clips)
     yield Step("the three levels (Table 3, Figures 3 to 5)", run)
     if not choice.watch:  # else the runs themselves have held-out scores
         yield Step("fusion weights on held-out training videos", (*run, "--holdout"))

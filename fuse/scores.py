@@ -7,7 +7,7 @@ scores are compared with one another (`check_same`) and with the cache they were
 import functools
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,8 +34,10 @@ from train.config import (
     WATCHED,
     baseline_of,
     read_config,
+    variant_of,
 )
-from train.recipes import POOLS, RECIPES
+from train.recipes import POOLS, RECIPES, with_overrides
+from train.split import open_split
 
 METRICS_BYTES: Final = 1 << 26
 """Bytes of a run's metrics at most; an epoch takes some 300."""
@@ -57,12 +59,22 @@ class RunChoice:
     """None for the dataset's usual recipe."""
     watch: bool = False
     """Whether the runs are those that watch held-out videos."""
+    clips: str | None = None
+    """Parts of the clip rule that they were trained with, as for `--clips`; None for the recipe's own rule."""
 
     def folder(self, level: Level, *, holdout: bool = False) -> Path:
         """Folder of a level's run, or of the run with its held-out scores, which a run that watches has itself.
 
         Raises `TrainingError` if the usual run has to be read for it and cannot be.
         """
+        if self.clips is not None:
+            opened = open_split(self.workspace, self.dataset, self.split)
+            usual_recipe, _ = opened.usual_recipe()
+            recipe = with_overrides(opened.recipes[self.recipe] if self.recipe else usual_recipe, clips=self.clips)
+            held = holdout and not self.watch
+            return self._folder(
+                level, variant_of(recipe, usual_recipe, holdout=held, watch=self.watch, recipes=opened.recipes)
+            )
         word = WATCHED if self.watch else HOLDOUT if holdout else ""
         usual = self._folder(level, word)
         if self.recipe is None:
@@ -76,23 +88,34 @@ class RunChoice:
         """Folders of all three levels' runs."""
         return {level: self.folder(level) for level in LEVELS}
 
+    def of_new_videos(self) -> "RunChoice":
+        """The runs that new videos are predicted by: those of this clip rule if they were trained, else the usual."""
+        if self.clips is None or all((folder / SCORES_FILE).exists() for folder in self.folders().values()):
+            return self
+        return replace(self, clips=None)
+
     def options(self) -> list[str]:
-        """The same choice as options of `python -m train`."""
+        """The same choice as options of `mrrn train`."""
         options = ["--dataset", self.dataset, "--split", str(self.split), "--pool", self.pool, "--seed", str(self.seed)]
         options += ["--recipe", self.recipe] if self.recipe else []
+        options += ["--clips", self.clips] if self.clips is not None else []
         return [*options, "--watch"] if self.watch else options
 
     def __str__(self) -> str:
         recipe = f", recipe {self.recipe}" if self.recipe else ""
         watch = ", watching held-out videos" if self.watch else ""
-        return f"{self.dataset}, split {self.split}, {self.pool} pooling, seed {self.seed}{recipe}{watch}"
+        clips = "" if self.clips is None else f", clips {self.clips}"
+        return f"{self.dataset}, split {self.split}, {self.pool} pooling, seed {self.seed}{recipe}{clips}{watch}"
 
     def _folder(self, level: Level, variant: str) -> Path:
         return self.workspace.run(self.dataset, self.split, level, self.pool, self.seed, variant)
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options that choose runs; it gets them as `choose`, a function that makes the RunChoice."""
+    """Give a command the options that choose runs; it gets them as `choose`, which makes the RunChoice.
+
+    `choose` takes the text of `--clips`, which some commands have beside these.
+    """
 
     @work_option
     @dataset_option
@@ -113,7 +136,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="NAME",
         help="Recipe that they were trained by. [default: the usual one for the dataset]",
     )
-    @click.option("--watch", is_flag=True, help="The runs of `python -m train --watch`.")
+    @click.option("--watch", is_flag=True, help="The runs of `mrrn train --watch`.")
     @functools.wraps(command)
     def with_choice(
         *,
@@ -126,10 +149,16 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         watch: bool,
         **rest: Any,
     ) -> Any:
-        def choose() -> RunChoice:
-            name = choose_dataset(workspace, dataset)
+        def choose(clips: str | None = None) -> RunChoice:
             return RunChoice(
-                workspace=workspace, dataset=name, split=split, pool=pool, seed=seed, recipe=recipe, watch=watch
+                workspace=workspace,
+                dataset=choose_dataset(workspace, dataset),
+                split=split,
+                pool=pool,
+                seed=seed,
+                recipe=recipe,
+                watch=watch,
+                clips=clips,
             )
 
         return command(choose=choose, **rest)
@@ -185,7 +214,7 @@ def read_levels(choice: RunChoice) -> dict[Level, ScoreTable]:
         which = missing[0] if len(missing) == 1 else "all"
         raise ScoreError(
             f"no scores of level {', '.join(missing)} for {choice}; train with "
-            f"`python -m train {shlex.join(choice.options())} --level {which}` (looked for {paths[missing[0]]})"
+            f"`mrrn train {shlex.join(choice.options())} --level {which}` (looked for {paths[missing[0]]})"
         )
     return {level: read_scores(path) for level, path in paths.items()}
 
@@ -251,7 +280,7 @@ class Heldout:
 def read_heldout(choice: RunChoice) -> Heldout | None:
     """The held-out videos' scores; None if no such runs were trained.
 
-    The runs are those of `python -m train --holdout`, or the watching runs themselves. Raises `ScoreError` unless they
+    The runs are those of `mrrn train --holdout`, or the watching runs themselves. Raises `ScoreError` unless they
     are of the same cache as the runs on the test videos, and score none of these.
     """
     paths = {level: choice.folder(level, holdout=True) / HELDOUT_SCORES_FILE for level in LEVELS}
@@ -265,7 +294,7 @@ def read_heldout(choice: RunChoice) -> Heldout | None:
     if problems or shared:
         raise ScoreError(
             f"the held-out scores in {paths['high'].parent.parent} are not of the training videos of this cache "
-            f"({'; '.join([*problems, *sorted(shared)[:1]])}); train them again (`python -m train --holdout`)"
+            f"({'; '.join([*problems, *sorted(shared)[:1]])}); train them again (`mrrn train --holdout`)"
         )
     ids, _, labels = tables["high"].videos()
     return Heldout(levels={level: align(*table.videos()[:2], ids) for level, table in tables.items()}, labels=labels)

@@ -1,6 +1,7 @@
 """What holds the folders apart: which may import which, what importing costs, what the command lines say."""
 
 import ast
+import importlib
 import importlib.util
 import json
 import subprocess
@@ -8,18 +9,22 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
+from mrrn.cli import COMMANDS
+from mrrn.cli import main as front_door
 from tests.helpers.golden import check_golden
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("cache", "extract", "train", "fuse")
+FOLDERS = ("cache", "extract", "train", "fuse", "mrrn")
 
 MAY_IMPORT = {
     "cache": {"cache"},
     "extract": {"extract", "cache"},
     "train": {"train", "cache"},
     "fuse": {"fuse", "cache", "extract", "train"},
+    "mrrn": set(FOLDERS),
 }
 """Imports go one way."""
 
@@ -46,18 +51,23 @@ from click.testing import CliRunner
 
 def paths(command, path=()):
     yield path
-    for name, child in sorted(getattr(command, "commands", {}).items()):
+    # The front door's commands are those of the stages.
+    for name, child in sorted(getattr(command, "commands", {}).items() if command.name != "mrrn" else ()):
         yield from paths(child, (*path, name))
 
-folder, heavy = sys.argv[1], sys.argv[2:]
+folder, name, heavy = sys.argv[1], sys.argv[2], sys.argv[3:]
 main = importlib.import_module(f"{folder}.cli").main
 texts = {}
 for path in paths(main):
-    result = CliRunner().invoke(main, [*path, "--help"], prog_name=f"python -m {folder}", terminal_width=100)
+    result = CliRunner().invoke(main, [*path, "--help"], prog_name=name, terminal_width=100)
     assert result.exit_code == 0, result.output
-    texts[" ".join((f"python -m {folder}", *path))] = result.output
+    texts[" ".join((name, *path))] = result.output
 print(json.dumps({"texts": texts, "loaded": sorted(set(heavy) & set(sys.modules))}))
 """
+
+
+def command_of(folder: str) -> str:
+    return "mrrn" if folder == "mrrn" else f"python -m {folder}"
 
 
 def sources(folder: str) -> list[Path]:
@@ -167,7 +177,7 @@ def test_cache_needs_no_torch_at_import():
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_help_is_light_and_as_last_looked_at(folder):
     """After a change that is meant: `UPDATE_GOLDEN=1 pytest tests/test_architecture.py`, and look at the diff."""
-    shown = json.loads(run(SHOW_HELP, folder, *HEAVY))
+    shown = json.loads(run(SHOW_HELP, folder, command_of(folder), *HEAVY))
     assert shown["loaded"] == []
     text = "\n".join(f"$ {command} --help\n{output}" for command, output in shown["texts"].items())
     check_golden(f"help/{folder}.txt", text)
@@ -177,7 +187,26 @@ def test_help_is_light_and_as_last_looked_at(folder):
 def test_each_folder_is_a_command(folder):
     done = python("-m", folder, "--help")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith(f"Usage: python -m {folder} ")
+    assert done.stdout.startswith(f"Usage: {command_of(folder)} ")
+
+
+def test_the_front_door_costs_nothing():
+    """Help, version and the answer to a misspelt command import no stage; each command is one of its stage."""
+    for arguments in (["--help"], ["--version"], ["extrat"]):
+        code = "import sys; from mrrn.cli import main; main(sys.argv[1:], standalone_mode=False)"
+        done = python("-X", "importtime", "-c", code, *arguments)
+        loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+        assert "click" in loaded
+        assert loaded & {*HEAVY, "rich", "cache.cli", "extract.cli", "train.cli", "fuse.cli"} == set()
+    answer = python("-m", "mrrn", "extrat")
+    assert answer.returncode == 2
+    assert "Did you mean" in answer.stderr
+    assert "'extract'" in answer.stderr
+    context = click.Context(front_door)
+    for name, (module, _, _) in COMMANDS.items():
+        command = front_door.get_command(context, name)
+        stage = importlib.import_module(module).main
+        assert command is stage or command in stage.commands.values()
 
 
 def test_no_name_shadows_another():

@@ -15,6 +15,8 @@ from pathlib import Path
 import click
 import pytest
 
+from mrrn.cli import main as front_door
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")))
 README_LINES = 100
@@ -45,7 +47,7 @@ OUTSIDE_OPTIONS = {
 MARKED = re.compile(r"(\d[\d,]*(?:\.\d+)?)<!--([a-z0-9._]+)-->")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE = re.compile(r"^```[\s\S]*?^```|^(?: {4}.*\n?)+|`[^`\n]+`", re.MULTILINE)
-COMMAND = re.compile(r"\bpython -m ([a-z0-9_.]+)([^\n`)>&]*)")
+COMMAND = re.compile(r"(\bpython -m|(?:^ *|&& |\bbin/)mrrn) ([a-z0-9_.]+)([^\n`)>&]*)", re.MULTILINE)
 PATH = re.compile(r"(?:cache|extract|train|fuse|tests|docs|benchmarks|deploy)/(?:[\w.-]+/)*[\w.-]*\.(?:py|md|c|yaml)")
 
 
@@ -246,8 +248,8 @@ def options_of_script(name: str) -> set[str] | None:
 
 
 def wrong_python(text: str) -> Iterator[str]:
-    """Packages, commands and options after `python -m` that are not there."""
-    for name, rest in COMMAND.findall(text):
+    """Packages, commands and options after `python -m` or `mrrn` that are not there."""
+    for way, name, rest in COMMAND.findall(text):
         words = shlex.split(rest.replace("'", ""))
         asked = [word.partition("=")[0] for word in words if word.startswith("--") and len(word) > 2]
         if name.startswith("benchmarks."):
@@ -256,15 +258,18 @@ def wrong_python(text: str) -> Iterator[str]:
                 yield f"python -m {name}"
                 continue
             yield from (f"python -m {name} {option}" for option in asked if option not in known)
-        elif name in STAGES:
-            main: click.Group = importlib.import_module(f"{name}.cli").main
+        elif name in STAGES or way.endswith("mrrn"):
+            main = front_door.get_command(click.Context(front_door), name)
+            if main is None:
+                yield f"mrrn {name}"
+                continue
             commands: list[click.Command] = [main]
-            if words and re.fullmatch(r"[a-z|]+", words[0]):
+            if isinstance(main, click.Group) and words and re.fullmatch(r"[a-z|]+", words[0]):
                 named = words[0].split("|")
-                yield from (f"python -m {name} {command}" for command in named if command not in main.commands)
+                yield from (f"mrrn {name} {command}" for command in named if command not in main.commands)
                 commands += [main.commands[command] for command in named if command in main.commands]
             known = set().union(*map(options_of, commands))
-            yield from (f"python -m {name} {option}" for option in asked if option not in known)
+            yield from (f"mrrn {name} {option}" for option in asked if option not in known)
 
 
 def test_python_commands_exist():
@@ -277,13 +282,17 @@ def test_python_commands_exist():
 def test_the_check_of_commands_finds_what_is_missing():
     text = """
         python -m cache info|mend
+        mrrn cache info --colours && mrrn extrat
         python -m train sweep --table 2 --colours 5
-        .venv/bin/python -m fuse predict --bundle a b.mp4 && python -m benchmarks.sru --device cpu --speed 3
+        .venv/bin/mrrn predict --bundle a --colours b.mp4 && python -m benchmarks.sru --device cpu --speed 3
         python -m benchmarks.gone
     """
     assert list(wrong_python(text)) == [
-        "python -m cache mend",
-        "python -m train --colours",
+        "mrrn cache mend",
+        "mrrn cache --colours",
+        "mrrn extrat",
+        "mrrn train --colours",
+        "mrrn predict --colours",
         "python -m benchmarks.sru --speed",
         "python -m benchmarks.gone",
     ]
@@ -291,7 +300,7 @@ def test_the_check_of_commands_finds_what_is_missing():
 
 def every_option() -> set[str]:
     """Options of all commands and of the benchmarks."""
-    known = set(OUTSIDE_OPTIONS)
+    known = OUTSIDE_OPTIONS | options_of(front_door)
     for stage in STAGES:
         main: click.Group = importlib.import_module(f"{stage}.cli").main
         for command in (main, *main.commands.values()):

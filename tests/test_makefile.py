@@ -37,11 +37,11 @@ OPTIONS = {
         "CACHE",
         "WORK",
     ),
-    "train": ("DATASET", "LEVEL", "POOL", "SPLIT", "SEED", "RECIPE", "DEVICE", "WORK"),
-    "fuse": ("DATASET", "POOL", "SPLIT", "SEED", "RECIPE", "WORK"),
+    "train": ("DATASET", "LEVEL", "POOL", "SPLIT", "SEED", "RECIPE", "CLIPS", "DEVICE", "WORK"),
+    "fuse": ("DATASET", "POOL", "SPLIT", "SEED", "RECIPE", "CLIPS", "WORK"),
     "sweep": ("TABLE",),
     "data": ("DATASET", "DATA"),
-    "predict": ("VIDEO", "DATASET", "DEVICE", "WORK"),
+    "predict": ("VIDEO", "DATASET", "CLIPS", "DEVICE", "WORK"),
 }
 """Variables that a target gives to its command."""
 

@@ -1,4 +1,4 @@
-"""`python -m train`: stage two, cached features to heads and scores."""
+"""`mrrn train`: stage two, cached features to heads and scores."""
 
 import os
 import shlex
@@ -35,7 +35,7 @@ from train.sweep.workers import SweepSettings, train_all
 recipe_option = click.option(
     "--recipe",
     type=click.Choice(sorted(RECIPES)),
-    help="How to train; `python -m train recipes` lists them. [default: paper for large splits, small for others]",
+    help="How to train; `mrrn recipes` lists them. [default: paper for large splits, small for others]",
 )
 
 
@@ -118,9 +118,9 @@ def main(
 
     \b
     Examples:
-      python -m train                              all levels of the dataset extracted last
-      python -m train --dataset ucf101 --level mid --pool max
-      python -m train --cell lstm --hidden 512     a variant beside the usual run
+      mrrn train                              all levels of the dataset extracted last
+      mrrn train --dataset ucf101 --level mid --pool max
+      mrrn train --cell lstm --hidden 512     a variant beside the usual run
       torchrun --nproc-per-node 4 -m train         each batch shared by four GPUs
     """
     if int(os.environ.get("RANK", "0")) > 0:
@@ -173,7 +173,7 @@ def export(run: Path, to: Path | None) -> None:
 
     \b
     Example:
-      python -m train export work/runs/ucf101/split1/high-mean-seed0
+      mrrn train export work/runs/ucf101/split1/high-mean-seed0
     """
     from train.checkpoint import load_head
     from train.export import to_onnx
@@ -232,9 +232,9 @@ def sweep(
 
     \b
     Examples:
-      python -m train sweep --table 2 --seeds 5
-      python -m train sweep --grid cell=sru,lstm,gru,mean --grid pool=mean,max
-      python -m train sweep --grid lr=1e-4,1e-3 --holdout         choose by held-out training videos
+      mrrn sweep --table 2 --seeds 5
+      mrrn sweep --grid cell=sru,lstm,gru,mean --grid pool=mean,max
+      mrrn sweep --grid lr=1e-4,1e-3 --holdout         choose by held-out training videos
     """
     if not table and not axes:
         raise click.UsageError(
@@ -280,7 +280,7 @@ def _sweep_command(dataset: str) -> str:
     given = [("--dataset", dataset), ("--table", values["table"]), ("--seeds", values["seeds"])]
     given += [("--grid", axis) for axis in values["axes"]] + [("--split", number) for number in values["splits"]]
     options = [str(part) for option, value in given if value for part in (option, value)]
-    return shlex.join(["python", "-m", "train", "sweep", *options, *["--holdout"] * values["holdout"]])
+    return shlex.join(["mrrn", "sweep", *options, *["--holdout"] * values["holdout"]])
 
 
 def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, device: str, fresh: bool) -> None:

@@ -297,5 +297,5 @@ def check_finite(features_VFC: Tensor, offsets: NDArray[np.int64], ids: Sequence
             video = next(index for index, stop in enumerate(offsets[1:]) if frame < stop)
             raise TrainingError(
                 f"video {ids[video]!r} has NaN or Inf among its {level} features (frame {frame - offsets[video]}): "
-                "extract it again (`python -m cache verify` and `repair` check all videos)"
+                "extract it again (`mrrn cache verify` and `repair` check all videos)"
             )

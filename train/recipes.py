@@ -84,7 +84,7 @@ def _knob(kind: Any, **described: Any) -> dict[str, Knob]:
 class Recipe:
     """How a head is built and trained. The defaults are the paper's (section 4.2).
 
-    Each field is described once, by its `Knob`: the options of `python -m train`, the axes of a sweep, the names of run
+    Each field is described once, by its `Knob`: the options of `mrrn train`, the axes of a sweep, the names of run
     folders and the checks are made from it. Raises `TrainingError` for a value that its field cannot hold.
     """
 

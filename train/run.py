@@ -7,11 +7,13 @@ A run that watches held-out videos measures them after each epoch; nothing is st
 import fcntl
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
+import click
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
@@ -19,6 +21,7 @@ from cache.aggregate import correct, fraction, log_loss
 from cache.common.console import Progress, progress
 from cache.common.errors import TrainingError
 from cache.common.files import JSON_BYTES, discard, read_bounded, remove, write_bytes_durably
+from cache.common.interrupts import Interrupted, held_back
 from cache.common.workspace import Workspace
 from cache.dataset import Sample
 from cache.scores import ScoreTable, write_scores
@@ -139,20 +142,34 @@ def _train(
         expected, _ = trainer.state()
         check_tensors(found.tensors, expected, path)
         trainer.restore(found.tensors, found.position)
+        if group.leads:
+            click.echo(f"{config.level}-{config.pool} goes on at {_place(trainer)}")
     # No process writes a checkpoint before all have read the last one.
     group.wait()
     saved = time.monotonic()
-    with _logged(trainer, config, folder, show, watched) as write:
+    with held_back() as signalled, _logged(trainer, config, folder, show, watched) as write:
         for tick in trainer.run(tick_seconds):
             write(tick)
-            if group.as_leader_says(time.monotonic() - saved >= checkpoint_seconds, device):
+            stopping = group.as_leader_says(signalled() != 0, device)
+            if stopping or group.as_leader_says(time.monotonic() - saved >= checkpoint_seconds, device):
                 tensors, position = trainer.state()
                 if group.leads:
                     save_checkpoint(path, Checkpoint(tensors=tensors, config=config, position=position))
                 saved = time.monotonic()
+            if stopping:
+                raise Interrupted(
+                    signalled() or signal.SIGINT, f"{config.level}-{config.pool} is saved at {_place(trainer)}"
+                )
     if group.leads:
         _save_finished(path, trainer.head, config)
     return trainer.head
+
+
+def _place(trainer: Trainer) -> str:
+    if trainer.epoch == trainer.epochs:
+        return "its end"
+    step = f", after {trainer.step:,} of its {trainer.steps_per_epoch:,} steps" if trainer.step else ""
+    return f"epoch {trainer.epoch + 1} of {trainer.epochs}{step}"
 
 
 def _save_finished(path: Path, head: Head, config: RunConfig) -> None:

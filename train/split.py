@@ -176,5 +176,5 @@ def _nobody(dataset: Dataset, number: int, half: Half) -> TrainingError:
     listed = len(dataset.half(number, half))
     return TrainingError(
         f"split {number} of dataset {dataset.name!r} has no {half} videos with features ({listed} are listed): check "
-        "the split files and `python -m cache info`, or choose another split with SPLIT="
+        "the split files and `mrrn cache info`, or choose another split with SPLIT="
     )

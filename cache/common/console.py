@@ -3,6 +3,8 @@
 import errno
 import io
 import os
+import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ import click
 from cache.clips import CLIPS_FORM, CLIPS_HELP, ClipRule
 from cache.common.errors import MrrnError
 from cache.common.files import out_of_memory
+from cache.common.interrupts import Interrupted, interruptible
 from cache.common.text import visible
 from cache.common.workspace import Workspace
 
@@ -41,8 +44,24 @@ class _ExpectedError(click.ClickException):
         click.echo(f"error: {text}", err=True, file=file)
 
 
+class _Stopped(_ExpectedError):
+    """The end by Ctrl-C: says what is done and what goes on."""
+
+    def __init__(self, interrupted: Interrupted) -> None:
+        how = "Ctrl-C" if interrupted.number == signal.SIGINT else signal.Signals(interrupted.number).name
+        done = interrupted.done or "what was finished is kept"
+        super().__init__(f"stopped by {how}: {done}. To go on, give the same command:\n  {shlex.join(sys.orig_argv)}")
+        self.exit_code = 128 + interrupted.number  # type: ignore[misc]
+
+    def show(self, file: Any = None) -> None:
+        click.echo("\n".join(map(visible, self.message.split("\n"))), err=True, file=file)
+
+
 class StageGroup(click.Group):
-    """A click group that shows expected errors as a message with exit code 1; bugs keep their traceback."""
+    """A click group that shows expected errors as a message with exit code 1; bugs keep their traceback.
+
+    Ctrl-C and SIGTERM stop it with exit code 130 and 143.
+    """
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """As click's; what the encoding of the output cannot hold is replaced, not an error after all the work."""
@@ -51,13 +70,16 @@ class StageGroup(click.Group):
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
-        return super().main(*args, **kwargs)
+        with interruptible():
+            return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except MrrnError as error:
             raise _ExpectedError(str(error)) from error
+        except Interrupted as error:
+            raise _Stopped(error) from None
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:

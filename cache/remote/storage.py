@@ -219,7 +219,7 @@ class ObjectStorage(Storage):
             if problem:
                 yield Finding(what=f"the copy of shard {row.name} here: {problem}", shard=row, copy_only=True)
         for name in self._orphans():
-            what = "no record refers to it; `python -m cache repair` adopts it if it is whole, with --prune deletes it"
+            what = "no record refers to it; `mrrn cache repair` adopts it if it is whole, with --prune deletes it"
             yield Finding(what=f"{self.address}/{name}: {what}", harmless=True)
 
     def is_transfer(self, name: str) -> bool:

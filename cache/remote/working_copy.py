@@ -71,7 +71,7 @@ class LocalCopy:
             if (written.digest, written.num_bytes) != (row.digest, row.num_bytes):
                 raise DamageError(
                     f"shard {row.name}: {self._objects.location}/{object_of(row)} does not have the bytes that were "
-                    "written. `python -m cache verify` lists all damage, `python -m cache repair` queues it again"
+                    "written. `mrrn cache verify` lists all damage, `mrrn cache repair` queues it again"
                 )
             yield temporary
         finally:

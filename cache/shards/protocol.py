@@ -176,7 +176,7 @@ def check_span(reader: ShardReader, i: int, level: Level, view: int, span_FC: ND
     if checksum(span_FC) != int(index.checksums[i, index.levels.index(level), view]):
         raise DamageError(
             f"video {index.video_ids[i]!r}: level {level}, view {view} in {reader.path} is not what was written "
-            "(checksum differs). `python -m cache verify` lists all damage, `python -m cache repair` queues it again"
+            "(checksum differs). `mrrn cache verify` lists all damage, `mrrn cache repair` queues it again"
         )
 
 

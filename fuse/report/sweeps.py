@@ -1,6 +1,6 @@
 """Figures that several runs make up: the paper's Tables 1 and 2 from sweeps, and the mean over a dataset's splits.
 
-Sweeps are those of `python -m train sweep --table 1` (or 2); splits count once their report is written.
+Sweeps are those of `mrrn sweep --table 1` (or 2); splits count once their report is written.
 """
 
 import statistics

@@ -1,13 +1,20 @@
 """Finished videos into shards: nothing depends on which video was finished first."""
 
+import signal
+from pathlib import Path
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cache.common.interrupts import Interrupted
 from cache.fingerprint import CHANNELS
 from cache.ledger import Claim, ClaimedVideo, Outcome
+from extract import shards
+from extract.meter import Meter
 from extract.pipeline import VideoFeatures, failed
-from extract.shards import ShardCutter, shard_data
+from extract.shards import ExtractTask, ShardCutter, shard_data
 
 
 def finished(video_id: str, frames: int) -> VideoFeatures:
@@ -58,3 +65,21 @@ def test_a_shard_holds_the_videos_with_features_side_by_side():
     assert data.offsets.tolist() == [0, 2, 5]
     assert data.features["low"][0, :, 0].tolist() == [2, 2, 3, 3, 3]
     assert shard_data([finished("b", 0)]) is None
+
+
+def test_ctrl_c_gives_the_finished_videos_of_each_claim_first():
+    claims = [Claim("me", token, tuple(ClaimedVideo(f"{token}{i}", "") for i in range(4))) for token in (1, 2)]
+    tasks = [ExtractTask(claim, tuple(Path(video.id) for video in claim.videos)) for claim in claims]
+
+    def extract(videos):
+        for video_id, _ in videos:
+            if video_id == "22":
+                raise Interrupted(signal.SIGINT)
+            if video_id != "11":
+                yield finished(video_id, 1)
+
+    given_out = []
+    with pytest.raises(Interrupted):
+        given_out.extend(shards.shards_of(tasks, extract, shard_rows=99, strict=False, meter=Meter()))
+    ids = [(shard.claim.token, [video.outcome.video_id for video in shard.videos], shard.last) for shard in given_out]
+    assert ids == [(1, ["10", "12", "13"], False), (2, ["20", "21"], False)]

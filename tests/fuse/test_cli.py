@@ -108,7 +108,7 @@ def test_without_runs_it_says_how_to_train(tmp_path: Path) -> None:
     trainable_cache(tmp_path)
     result = fuse(workspace, "--pool", "max", "--seed", "3")
     assert result.exit_code == 1
-    assert "python -m train --dataset tiny --split 1 --pool max --seed 3 --level all" in result.output
+    assert "mrrn train --dataset tiny --split 1 --pool max --seed 3 --level all" in result.output
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x04\x95pickle"])

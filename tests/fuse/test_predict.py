@@ -239,7 +239,7 @@ def test_held_out_runs_calibrate_what_predict_says_and_the_bundle_takes_it_along
     shutil.copytree(trained.root, workspace.root)
     plain = make_bundle(workspace, tmp_path / "plain")
     assert "probabilities: not calibrated" in " ".join(plain.output.split())
-    assert "python -m train --dataset tiny --split 1 --pool mean --seed 0 --holdout" in plain.output
+    assert "mrrn train --dataset tiny --split 1 --pool mean --seed 0 --holdout" in plain.output
     before = json.loads(predict(workspace, "--json", video).stdout)
     assert before["calibration"] is before["predictions"][0]["none_of_these"] is None
     labels = {f"held/{number}": number % 2 for number in range(12)}
@@ -277,9 +277,7 @@ def test_a_bundle_that_was_changed_is_refused(trained: Workspace, tmp_path: Path
     assert result.exit_code == 1
     assert "is not the file that the bundle was made with" in result.output
     (folder / "bundle.json").unlink()
-    assert (
-        "a bundle is a folder written by `python -m fuse bundle`" in predict(trained, "--bundle", folder, video).output
-    )
+    assert "a bundle is a folder written by `mrrn bundle`" in predict(trained, "--bundle", folder, video).output
 
 
 def test_a_bundle_does_not_overwrite_what_is_none(trained: Workspace, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from fuse.scores import RunChoice
 def test_reproducing_runs_the_stages_in_order_and_stops_where_one_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    choice = RunChoice(workspace=Workspace(tmp_path), dataset="hmdb51", recipe="paper")
+    choice = RunChoice(workspace=Workspace(tmp_path), dataset="hmdb51", recipe="paper", clips="keep=even,max=9")
     steps = list(reproduce.steps_of(choice, device="cpu", seeds=2))
     assert [step.title.split(":")[0] for step in steps] == [
         "the three levels (Table 3, Figures 3 to 5)",
@@ -24,6 +24,7 @@ def test_reproducing_runs_the_stages_in_order_and_stops_where_one_fails(
     ]
     assert "--recipe" in steps[0].command
     assert "recipe=paper" in steps[2].command
+    assert "clips=keep=even+max=9" in steps[2].command
     failing = [
         reproduce.Step("first", ("-c", "print('did the first')")),
         reproduce.Step("second", ("-c", "raise SystemExit(3)")),

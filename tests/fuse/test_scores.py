@@ -1,6 +1,8 @@
 """Which runs and weights are taken; what must not be fused is refused, and the error lists it."""
 
 import json
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +89,7 @@ def test_levels_that_are_not_trained_are_named_with_the_command(tmp_path: Path) 
     workspace = Workspace(tmp_path)
     folder = workspace.run("tiny", 1, "high", "mean", 0)
     write_scores(folder / "scores.npz", hand_worked_tables()["high"])
-    with pytest.raises(ScoreError, match=r"no scores of level low, mid for tiny, split 1.*python -m train"):
+    with pytest.raises(ScoreError, match=r"no scores of level low, mid for tiny, split 1.*mrrn train"):
         read_levels(RunChoice(workspace=workspace, dataset="tiny"))
 
 
@@ -233,6 +235,27 @@ def test_another_recipes_runs_are_found_by_its_name(tmp_path: Path) -> None:
         write_config(config.folder(choice.workspace), config, "finished")
         assert choice.folder("low", holdout=holdout) == config.folder(choice.workspace)
     assert choice.folder("low").name == "low-mean-seed0"
+
+
+def test_runs_of_other_clips_are_found_where_training_puts_them(tmp_path: Path) -> None:
+    usual = RunChoice(workspace=Workspace(tmp_path), dataset="tiny")
+    choice = replace(usual, clips="max=3,keep=first")
+    assert choice.options()[-2:] == ["--clips", "max=3,keep=first"]
+    trainable_cache(tmp_path)
+    opened = open_split(choice.workspace, "tiny", 1)
+    small = opened.usual_recipe()[0]
+    for recipe in (small, opened.recipes["paper"]):
+        of_recipe = replace(choice, recipe=recipe.name)
+        cut = replace(recipe, clips=recipe.clips.changed(str(choice.clips)))
+        assert of_recipe.of_new_videos().clips is None
+        for level, holdout in product(LEVELS, (True, False)):
+            config = opened.config(level=level, pool="mean", seed=0, recipe=cut, usual=small, holdout=holdout)
+            folder = config.folder(choice.workspace)
+            assert of_recipe.folder(level, holdout=holdout) == folder
+            write_scores(folder / config.scores_file, hand_worked_tables()[level])
+        assert of_recipe.of_new_videos() == of_recipe
+    assert choice.folder("low").name == "low-mean-seed0-clips30-8-3-first"
+    assert replace(choice, clips=str(small.clips)).folder("low") == usual.folder("low")
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,23 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from cache.common.interrupts import Interrupted, interruptible
+from cache.common.workspace import Workspace
 from cache.scores import read_scores
 from tests.helpers.train import trainable_cache
 from train.checkpoint import read_checkpoint
+from train.config import RunConfig
+from train.recipes import RECIPES
+from train.run import run
+from train.split import open_split
 
 TRAIN = """
 import sys
@@ -55,6 +64,34 @@ def kill_after_rows(process: subprocess.Popen, work: Path, rows: int) -> None:
 def finish(process: subprocess.Popen) -> None:
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors.decode()
+
+
+def test_ctrl_c_loses_no_step_and_the_run_says_where_it_goes_on(tmp_path, capsys):
+    workspace = Workspace(tmp_path)
+    trainable_cache(tmp_path)
+    split, recipe = open_split(workspace, "tiny", 1), RECIPES["small"]
+    recipe = replace(recipe, hidden=8, epochs=4, min_steps=0, batch=7)
+    whole, torn = (
+        split.config(level="low", pool="mean", seed=0, recipe=recipe, usual=usual, holdout=False)
+        for usual in (recipe, RECIPES["small"])
+    )
+
+    class Line:
+        def update(self, done: float, text: str = "") -> None:
+            if done == 10:
+                signal.raise_signal(signal.SIGINT)
+
+    def train(config: RunConfig, line: Line | None = None) -> None:
+        show = {} if line is None else {"show": lambda *_, **__: nullcontext(line)}
+        run(split, config, workspace, torch.device("cpu"), tick_seconds=0, checkpoint_seconds=1e9, **show)
+
+    with interruptible(), pytest.raises(Interrupted, match="low-mean is saved at epoch 3 of 4, after 2 of its 4 steps"):
+        train(torn, Line())
+    train(torn)
+    assert "low-mean goes on at epoch 3 of 4, after 2 of its 4 steps" in capsys.readouterr().out
+    train(whole)
+    left, right = (read_checkpoint(each.folder(workspace) / "checkpoint.safetensors").tensors for each in (whole, torn))
+    assert all(left[name].numpy().tobytes() == right[name].numpy().tobytes() for name in left)
 
 
 @pytest.mark.slow

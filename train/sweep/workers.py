@@ -6,6 +6,7 @@ does.
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections import deque
@@ -19,6 +20,7 @@ from typing import Any
 
 from cache.common.console import progress
 from cache.common.errors import MrrnError
+from cache.common.interrupts import Interrupted, interruptible
 from cache.common.workspace import Workspace
 from train.config import RunConfig
 
@@ -52,13 +54,18 @@ def train_all(configs: Sequence[RunConfig], settings: SweepSettings, jobs: int) 
     settings.log.parent.mkdir(parents=True, exist_ok=True)
     shares = dict.fromkeys(range(len(configs)), 0.0)
     failed = []
-    with progress("sweep", len(configs), "runs") as line:
-        for number, event in run_in_workers(configs, settings, jobs):
-            shares[number] = 1.0 if event.ended else event.share
-            folder = configs[number].folder(settings.workspace)
-            if event.error:
-                failed.append(f"{folder}: {event.error}")
-            line.update(sum(shares.values()), f"{folder.name}: {event.text or 'done'}")
+    try:
+        with progress("sweep", len(configs), "runs") as line:
+            for number, event in run_in_workers(configs, settings, jobs):
+                shares[number] = 1.0 if event.ended else event.share
+                folder = configs[number].folder(settings.workspace)
+                if event.error:
+                    failed.append(f"{folder}: {event.error}")
+                line.update(sum(shares.values()), f"{folder.name}: {event.text or 'done'}")
+    except Interrupted as interrupted:
+        done = sum(share == 1.0 for share in shares.values())
+        text = f"{done} of {len(configs)} runs are done, and those under way are saved"
+        raise Interrupted(interrupted.number, text) from None
     return failed
 
 
@@ -95,13 +102,18 @@ def run_in_workers(
     finally:
         for process, _ in busy.values():
             process.terminate()
+        for process, _ in busy.values():
+            process.join()  # it saves its run first
 
 
 def _start(settings: SweepSettings) -> tuple[Connection, BaseProcess]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_worker, args=(theirs, settings), daemon=True)
+    # A worker ignores Ctrl-C, which is for this process; this one stops it with SIGTERM.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     process.start()
+    signal.signal(signal.SIGINT, before)
     theirs.close()
     return ours, process
 
@@ -131,7 +143,12 @@ def _worker(connection: Connection, settings: SweepSettings) -> None:
             config: RunConfig = connection.recv()
         except EOFError:
             return
-        connection.send(_train(config, settings, device, connection))
+        try:
+            with interruptible():
+                event = _train(config, settings, device, connection)
+        except Interrupted:
+            return
+        connection.send(event)
 
 
 def _end_with_parent() -> None:

@@ -125,7 +125,7 @@ def test_a_sweep_trains_once_and_writes_its_table(tmp_path):
     table = (folder / "table.md").read_text()
     assert "| pool mean |" in table
     assert "random:0" in table
-    assert "python -m train sweep --dataset tiny --seeds 1 --grid hidden=8 --grid level=low" in table
+    assert "mrrn sweep --dataset tiny --seeds 1 --grid hidden=8 --grid level=low" in table
     assert page.read_text().endswith(table)
     values = json.loads((folder / "results.json").read_text())
     assert [cell["setting"] for cell in values["cells"]] == ["pool mean", "pool max"]

@@ -1,0 +1,1 @@
+"""MRRN: features of videos, computed once; heads trained from them."""
