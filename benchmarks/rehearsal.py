@@ -24,6 +24,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import import_module
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +39,10 @@ from cache.store import FeatureCache
 from extract.datasets import hmdb51, ucf101
 from extract.datasets.demo import encode
 from extract.meter import Meter
-from extract.network.engine import FeaturesBC
+from extract.network.engine import Engine, FeaturesBC
+from extract.network.preprocess import PAPER
 from extract.network.weights import Weights
+from extract.settings import ExtractSettings
 from train.recipes import RECIPES, Recipe
 
 if TYPE_CHECKING:
@@ -64,12 +67,15 @@ class StandInEngine:
     """In place of the backbone: features are a fixed random projection of the shrunk frame."""
 
     depth = 0
+    preprocess = PAPER
 
     def __init__(self, batch_rows: int) -> None:
         import torch  # not above: `fuse` does without, and its memory is measured
 
         self.batch_rows = batch_rows
-        channels = sum(CHANNELS[level] for level in LEVELS)
+        ends = accumulate(CHANNELS[level] for level in LEVELS)
+        self.columns = {level: slice(end - CHANNELS[level], end) for level, end in zip(LEVELS, ends, strict=True)}
+        channels = sum(CHANNELS.values())
         matrix = np.random.default_rng(0).standard_normal((SHRUNK * SHRUNK * 3, channels), np.float32)
         self._matrix = torch.from_numpy(matrix / SHRUNK)
         self._batch = torch.zeros((batch_rows, SHRUNK, SHRUNK, 3), dtype=torch.uint8)
@@ -125,7 +131,11 @@ def run_replaced(stage: str, arguments: Sequence[str], figures: Path) -> None:
         return Weights(text="stand-in of benchmarks/rehearsal.py", backbone=backbone, tensors={}, sha256="stand-in")
 
     extract.local.load_weights = stand_in
-    extract.local.open_engine = lambda settings, _weights: StandInEngine(settings.batch_frames)
+
+    def open_stand_in(settings: ExtractSettings, _weights: Weights) -> Engine:
+        return StandInEngine(settings.batch_frames)
+
+    extract.local.open_engine = open_stand_in
     extract.local.Meter = lambda: meter  # type: ignore[assignment, misc]
     # Before the command lines are imported, which offer the recipes that there are.
     RECIPES[RECIPE.name] = RECIPE

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cache.aggregate import clips_to_videos
 from cache.common.errors import ScoreError
-from cache.common.files import read_bounded, write_bytes_durably
+from cache.common.files import raise_if_unreadable, read_bounded, write_bytes_durably
 
 SCORES_BYTES = 1 << 30
 """Bytes of a file of scores at most; UCF-101's 3,783 test videos of 20 clips have 31 million."""
@@ -105,8 +105,14 @@ def read_scores(path: Path) -> ScoreTable:
     except FileNotFoundError:
         raise ScoreError(f"{path} is missing; train that level first (`make train`)") from None
     except OSError as error:
+        raise_if_unreadable(error, path)
         raise ScoreError(f"{path} cannot be read: {error.strerror}") from error
-    # Whatever numpy and zipfile raise at a file that is none of ours: from MemoryError to tokenize.TokenError.
+    except MemoryError:
+        raise ScoreError(
+            f"{path} needs more memory than there is: free some (or raise `ulimit -v`) and run the same command again; "
+            "if there is enough, it is damaged, train that level again"
+        ) from None
+    # Whatever numpy and zipfile raise at a file that is none of ours, up to tokenize.TokenError.
     except Exception as error:
         raise ScoreError(
             f"{path} is not a score table written by this program: {error}; train that level again"

@@ -22,7 +22,6 @@ from cache.common.files import (
     plain_files,
     read_bounded,
     read_json_and_seal,
-    read_plain,
     remove,
     replace_folder,
     sealed_json,
@@ -49,7 +48,11 @@ def write_bundle(out: Path, folders: Mapping[Level, Path], summary: Mapping[str,
     """
     out = Path(os.path.realpath(out))  # a link to a folder stays one
     _check_replaceable(out)
-    files = {f"{level}/{name}": read_plain(folder / name) for level, folder in folders.items() for name in _FILES}
+    files = {
+        f"{level}/{name}": read_bounded(folder / name, CHECKPOINT_BYTES)
+        for level, folder in folders.items()
+        for name in _FILES
+    }
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     kept = ("notes", "dataset", "split", "pool", "videos", "accuracy", "interval95", "macro", "paper", "fusion_weights")
     also = ("calibration", "weights", "subset", "classes", "fingerprint", "runs", "made")

@@ -9,6 +9,11 @@ from typing import Any
 
 import pytest
 import torch  # noqa: F401 (before decord, which else puts libnvblas of the CUDA packages in the place of torch's own BLAS)
+from hypothesis import settings
+
+# A busy machine makes any test slow now and then.
+settings.register_profile("busy", deadline=None)
+settings.load_profile("busy")
 
 SHARED = Path(os.environ.get("MRRN_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 

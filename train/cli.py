@@ -24,17 +24,28 @@ from cache.common.files import write_bytes_durably
 from cache.common.workspace import Workspace
 from cache.fingerprint import LEVELS, Level
 from cache.scores import read_scores
-from train.config import RunConfig, baseline_of, state_of, with_recorded_clips
-from train.recipes import KNOBS, LINEAR, POOLS, RECIPES, Pool, with_overrides
+from train.config import RunConfig, baseline_of, state_of, with_recorded_recipe
+from train.recipes import KNOBS, LINEAR, POOLS, RECIPES, RETIRED, Pool, with_overrides
 from train.split import Split, open_split
 from train.sweep.grid import AXES, TABLES, parse_axis
 from train.sweep.plan import Plan, make_plan
 from train.sweep.table import write_table
 from train.sweep.workers import SweepSettings, train_all
 
+
+class RecipeName(click.Choice[str]):
+    """The name of a recipe. One that there is no more is refused with its successor's name."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Returns the name."""
+        if value in RETIRED:
+            self.fail(f"there is no recipe {value!r} any more; {RETIRED[value]!r} takes its place", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 recipe_option = click.option(
     "--recipe",
-    type=click.Choice(sorted(RECIPES)),
+    type=RecipeName(sorted(RECIPES)),
     help="How to train; `mrrn recipes` lists them. [default: paper for large splits, small for others]",
 )
 
@@ -139,7 +150,9 @@ def main(
         for each in levels
     ]
     if not fresh and overrides["clips"] is None:
-        configs = [with_recorded_clips(config, workspace) for config in configs]
+        configs = [with_recorded_recipe(config, workspace) for config in configs]
+    if configs[0].recipe.to_json() | {"summary": "", "clips": ""} != chosen.to_json() | {"summary": "", "clips": ""}:
+        click.echo(f"recipe {configs[0].recipe.name} as it was when these runs were begun; --fresh takes today's")
     click.echo(f"clips: {configs[0].clips.words}")
     if chosen.cell != "linear":
         # Each level's baseline first, so that the line about its head can say whether it was beaten.
@@ -262,7 +275,7 @@ def _train_missing(
     """Train the runs that are not finished, of a grid of the `chosen` axes. Returns which failed, and why."""
     configs = plan.configs()
     if "clips" not in chosen:
-        configs = [with_recorded_clips(config, workspace) for config in configs]
+        configs = [with_recorded_recipe(config, workspace) for config in configs]
     missing = [config for config in configs if state_of(config.folder(workspace), config) != "finished"]
     click.echo(f"{len(configs)} runs, {len(configs) - len(missing)} of them done already")
     if not missing:

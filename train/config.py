@@ -17,7 +17,7 @@ from cache.common.files import read_json_and_seal, write_sealed_json
 from cache.common.text import visible
 from cache.common.workspace import Workspace
 from cache.fingerprint import LEVELS, Level, widths_of
-from train.recipes import KNOBS, LINEAR, RECIPES, Pool, Recipe
+from train.recipes import KNOBS, LINEAR, RECIPES, RETIRED, Pool, Recipe
 
 Status = Literal["training", "finished"]
 
@@ -234,14 +234,16 @@ def read_config(folder: Path) -> tuple[RunConfig, Status] | None:
         ) from error
 
 
-def with_recorded_clips(config: RunConfig, workspace: Workspace) -> RunConfig:
-    """Returns `config` with the clip rule that its folder, or that of the same run on another level, has already.
+def with_recorded_recipe(config: RunConfig, workspace: Workspace) -> RunConfig:
+    """Returns `config` with the recipe that its folder, or that of the same run on another level, has already.
 
-    What is usual may have changed since those runs were begun; the levels of one run are cut alike.
+    What a recipe's name stands for, and what is usual, may have changed since those runs were begun; the levels of one
+    run are trained alike. The folder's name says in what both differ from the usual.
     """
     for level in (config.level, *LEVELS):
-        if found := read_config(replace(config, level=level).folder(workspace)):
-            return replace(config, recipe=replace(config.recipe, clips=found[0].clips))
+        found = read_config(replace(config, level=level).folder(workspace))
+        if found and config.recipe.name in (name := found[0].recipe.name, RETIRED.get(name)):
+            return replace(config, recipe=found[0].recipe)
     return config
 
 

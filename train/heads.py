@@ -115,10 +115,22 @@ class Head(nn.Module):
         width = int(self.cell.width)  # type: ignore[arg-type]
         self.linear = nn.Linear(width, classes)
         self.attention = nn.Linear(width, 1) if pool == "attention" else None
+        self.input_dropout, self.shortcut = recipe.input_dropout, None
+        if recipe.shortcut and recipe.cell not in AVERAGING:
+            self.shortcut = nn.Linear(channels, classes, bias=False)
+            nn.init.zeros_(self.shortcut.weight)
 
     def forward(self, x_TBC: Tensor) -> Tensor:
         """Returns the logits `[B, K]` of the clips `x_TBC`, float."""
-        h_TBD = self.cell(self.standardise(x_TBC) if self.standardised else x_TBC)
+        if self.standardised:
+            x_TBC = self.standardise(x_TBC)
+        if self.training and self.input_dropout:
+            x_TBC = x_TBC * nn.functional.dropout(torch.ones_like(x_TBC[:1]), self.input_dropout)
+        logits_BK = self._pooled(self.cell(x_TBC))
+        return logits_BK if self.shortcut is None else logits_BK + self.shortcut(x_TBC.mean(dim=0))
+
+    def _pooled(self, h_TBD: Tensor) -> Tensor:
+        """The logits of the cell's outputs, one of each clip."""
         logits_TBK: Tensor = self.linear(h_TBD)
         if self.attention is not None:
             share_TB1 = torch.softmax(self.attention(h_TBD), dim=0)

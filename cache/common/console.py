@@ -5,10 +5,11 @@ import io
 import os
 import shlex
 import signal
+import stat
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +28,7 @@ FINISHED_WITH_FAILURES = 3
 _SYSTEM_REFUSES = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE),
     *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EBUSY),
-    *(errno.ENAMETOOLONG, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP),
+    *(errno.ENAMETOOLONG, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENXIO),
 )
 """Errors of the machine, its disks and what lies on them. Others, and a file that is missing, are bugs."""
 
@@ -116,13 +117,22 @@ def _refusal(error: BaseException) -> str | None:
     return None
 
 
+def _workspace(_context: click.Context, _parameter: click.Parameter, value: str) -> Workspace:
+    """Returns the workspace in the folder `value`, which need not be there yet."""
+    path = Path(value)
+    with suppress(OSError):
+        if not stat.S_ISDIR(path.stat().st_mode):
+            raise _ExpectedError(f"{path} is not a folder; --work (WORK=) is where caches, runs and reports are kept")
+    return Workspace(path)
+
+
 work_option = click.option(
     "--work",
     "workspace",
     default="work",
     show_default=True,
     metavar="FOLDER",
-    callback=lambda _ctx, _param, value: Workspace(Path(value)),
+    callback=_workspace,
     help="Where caches, runs and reports are kept.",
 )
 

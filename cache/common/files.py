@@ -25,12 +25,20 @@ from cache.common.errors import DamageError, UnreadableError
 JSON_BYTES = 64 << 20
 """Bytes of a JSON file at most; a report on 13,320 videos has less than one."""
 
+PLAIN_BYTES = 1 << 30
+"""Bytes of a cache's descriptions at most; the data set of a million videos has a fifth."""
+
 ADDED_LATER = {"added_later": True}
 """Metadata of a dataclass field that files of earlier versions do not have."""
 
 _T = TypeVar("_T")
-_SOMETHING_ELSE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.ENODEV}
-"""Errors by which the system says that there is nothing, or a link, a folder or a device in place of a file."""
+_SOMETHING_ELSE = {
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.ENODEV),
+    errno.EFBIG,  # of reading: `read_plain`
+}
+"""Errors by which it is known that a file's place has nothing, or a link, a folder, a device, or far too much."""
+_NO_MEMORY = ("start new thread", "can't allocate memory", "out of memory")
+"""Words of a RuntimeError that stands for a lack of memory: Python's for a thread, torch's for host and device."""
 _HERE, _EXCHANGE = -100, 2
 """AT_FDCWD and RENAME_EXCHANGE of renameat2(2)."""
 _SEAL = re.compile(rb',\n  "seal": "(?P<digest>[0-9a-f]{32})"\n\}\n\Z')
@@ -215,7 +223,9 @@ def _check_keys(value: Any, made: Any, path: str) -> None:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that there is no memory left, for data or for a thread's stack."""
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "start new thread" in str(error))
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+    )
 
 
 def raise_if_unreadable(error: Exception, path: Path) -> None:
@@ -243,9 +253,11 @@ def plain_files(path: Path) -> list[Path]:
 
 
 def read_plain(path: Path) -> bytes:
-    """Returns the content of a plain file. Raises `OSError` if it is something else."""
+    """Returns the content of a plain file of at most PLAIN_BYTES. Raises `OSError` if it is something else."""
     with os.fdopen(open_plain(path), "rb") as file:
-        return file.read()
+        if (size := os.fstat(file.fileno()).st_size) > PLAIN_BYTES:
+            raise OSError(errno.EFBIG, f"it has {size:,} bytes; expected at most {PLAIN_BYTES:,}", str(path))
+        return file.read(PLAIN_BYTES)
 
 
 def read_bounded(path: Path, limit: int) -> bytes:

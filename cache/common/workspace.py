@@ -1,11 +1,15 @@
 """The layout of `work/`: names of folders, and the dataset extracted last."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.common.files import write_bytes_durably
+from cache.common.errors import DatasetError
+from cache.common.files import read_bounded, write_bytes_durably
 from cache.dataset import check_dataset_name
 from cache.fingerprint import Level
+
+_NAME_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -36,13 +40,23 @@ class Workspace:
         return self.root / "sweeps" / check_dataset_name(dataset) / name
 
     def last_dataset(self) -> str | None:
-        """Name of the dataset extracted last; None if nothing was extracted."""
+        """Name of the dataset extracted last; None if nothing was extracted.
+
+        Raises `DatasetError` if the file that says so holds something else.
+        """
+        path = self.root / "last-dataset"
         try:
-            return check_dataset_name((self.root / "last-dataset").read_text().strip())
+            return check_dataset_name(read_bounded(path, _NAME_BYTES).decode().strip())
         except FileNotFoundError:
             return None
+        except (ValueError, DatasetError) as error:
+            raise DatasetError(
+                f"{path} does not name a dataset: {error}; remove that file, or give --dataset (DATASET=)"
+            ) from None
 
     def remember_dataset(self, name: str) -> None:
         """Make `name` the default dataset of later stages."""
-        if self.last_dataset() != name:
-            write_bytes_durably(self.root / "last-dataset", f"{check_dataset_name(name)}\n".encode())
+        with suppress(DatasetError):
+            if self.last_dataset() == name:
+                return
+        write_bytes_durably(self.root / "last-dataset", f"{check_dataset_name(name)}\n".encode())

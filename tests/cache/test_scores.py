@@ -1,5 +1,6 @@
 """Score tables: written, read back, and refused where they cannot be a softmax over clips."""
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cache.common.errors import ScoreError
+from cache.common.errors import MrrnError, ScoreError
 from cache.scores import ScoreTable, read_scores, write_scores
 from tests.helpers.damage import each_flipped
 
@@ -49,6 +50,18 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path: Path, every: int)
         for name in ("video_ids", "spans", "labels", "softmax", "classes"):
             assert np.array_equal(getattr(read, name), getattr(table, name)), bit
     assert refused > 100
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
+def test_what_cannot_be_read_now_is_not_taken_for_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refusing(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("cache.scores.read_bounded", refusing)
+    with pytest.raises(MrrnError, match=r"scores\.npz .*run the same command again"):
+        read_scores(tmp_path / "scores.npz")
 
 
 @pytest.mark.parametrize("run", [[], "run", None, {"fingerprint": 1}, {"fingerprint": {"identity": []}}])

@@ -39,6 +39,15 @@ def test_links_in_place_of_a_caches_own_files_are_not_followed(
     assert not watch.touched()
 
 
+@pytest.mark.parametrize("name", ["cache.json", "dataset.json"])
+def test_a_terabyte_in_place_of_a_caches_description_is_not_read(tmp_path: Path, name: str) -> None:
+    path = filled_cache(tmp_path / "c", 4).path
+    with (path / name).open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(MrrnError, match=f"{name} .*1,099,511,627,776 bytes; expected at most"):
+        _ = FeatureCache.open(path).dataset
+
+
 @pytest.mark.parametrize("backend", ["h5", "zarr"])
 def test_a_link_or_pipe_in_place_of_a_shard_is_not_followed(
     tmp_path: Path, outside: Path, watch: Watch, backend: str

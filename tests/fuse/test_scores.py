@@ -218,7 +218,7 @@ def test_watching_runs_bring_their_curves_and_held_out_scores(tmp_path: Path) ->
     assert any(note.startswith("watched: the heads were trained without a fifth") for note in caveats(results))
     assert summarise(results, [], MADE)["curves"]["low"][1]["heldout_accuracy"] == 0.5
     (folder / "metrics.jsonl").write_text('{"epoch": 0, "lo')
-    with pytest.raises(ScoreError, match=r"metrics\.jsonl cannot be read"):
+    with pytest.raises(ScoreError, match=r"metrics\.jsonl is not a log"):
         read_curve(folder)
 
 

@@ -1,6 +1,7 @@
 """`python -m train` from the outside: what it writes, what it does not do twice, and what it refuses."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,14 +22,14 @@ from train.cli import main
 from train.recipes import RECIPES, with_overrides
 from train.split import open_split
 
-FAST = ["--hidden", "8", "--layers", "1", "--epochs", "2"]
+FAST = ["--hidden", "8", "--layers", "2", "--epochs", "2"]
 
 
 def train(work: Path, *options: str, fast: bool = True) -> Result:
     return CliRunner().invoke(main, ["--work", str(work), *(FAST if fast else []), *options])
 
 
-def run_folder(work: Path, level: str = "low", pool: str = "mean", variant: str = "-h8-l1-e2") -> Path:
+def run_folder(work: Path, level: str = "low", pool: str = "mean", variant: str = "-h8-l2-e2") -> Path:
     return work / "runs" / "tiny" / "split1" / f"{level}-{pool}-seed0{variant}"
 
 
@@ -54,7 +55,7 @@ def test_all_levels_are_trained_and_scored(trained):
         test_videos = [video.id for video in grouped_dataset().half(1, "test")]
         assert sorted(set(scores.video_ids.tolist())) == test_videos
         expected = {"dataset": "tiny", "split": 1, "level": level, "pool": "mean", "seed": 0, "recipe": "small"}
-        expected |= {"weights": "random:0", "variant": "h8-l1-e2", "holdout": False, "watch": False}
+        expected |= {"weights": "random:0", "variant": "h8-l2-e2", "holdout": False, "watch": False}
         expected["clips"] = {"length": 30, "stride": 8, "max_clips": 20, "keep": "even", "fps": None}
         assert scores.run.items() >= expected.items()
         assert scores.run.keys() == expected.keys() | {"fingerprint", "cache_digest", "frames", "unread_frames"}
@@ -65,7 +66,7 @@ def test_the_configuration_beside_the_run_tells_everything(trained):
     config = json.loads((run_folder(trained[0]) / "config.json").read_text())
     assert config["status"] == "finished"
     assert (config["dataset"], config["split"], config["level"], config["seed"]) == ("tiny", 1, "low", 0)
-    assert (config["cell"], config["hidden"], config["layers"]) == ("sru", 8, 1)
+    assert (config["cell"], config["hidden"], config["layers"]) == ("sru", 8, 2)
     assert config["recipe"]["name"] == "small"
     assert config["clips"]["length"] == 30
     assert config["classes"] == ["Class0", "Class1", "Class2"]
@@ -98,8 +99,8 @@ def test_other_settings_live_beside_each_other(trained):
     work, _ = trained
     assert train(work, "--level", "low", "--pool", "max", "--cell", "gru").exit_code == 0
     assert train(work, "--level", "low", "--lr", "0.01").exit_code == 0
-    assert run_folder(work, pool="max", variant="-gru-h8-l1-e2").is_dir()
-    assert run_folder(work, variant="-h8-l1-e2-lr0.01").is_dir()
+    assert run_folder(work, pool="max", variant="-gru-h8-l2-e2").is_dir()
+    assert run_folder(work, variant="-h8-l2-e2-lr0.01").is_dir()
 
 
 def test_own_videos_are_read_evenly_and_a_run_keeps_the_clips_it_was_begun_with(tmp_path):
@@ -111,7 +112,7 @@ def test_own_videos_are_read_evenly_and_a_run_keeps_the_clips_it_was_begun_with(
     )
     path = run_folder(tmp_path) / "config.json"
     before = json.loads(path.read_text())
-    del before["recipe"]["clips"]["keep"]  # as recipes were recorded that knew the first clips alone
+    del before["recipe"]["clips"]["keep"], before["seal"]  # as versions wrote it that knew the first clips alone
     path.write_text(json.dumps(before))
     assert "done already" in train(tmp_path, "--level", "low").output
     result = train(tmp_path, "--level", "mid")
@@ -125,7 +126,7 @@ def test_other_clips_are_a_variant_and_what_they_leave_out_is_said(tmp_path):
     trainable_cache(tmp_path, frames=lambda index: 100)
     result = train(tmp_path, "--level", "low", "--clips", "max=1,keep=first")
     assert "! clips: 70 % of the test videos' frames are in no clip (30 frames at the" in result.output
-    assert run_folder(tmp_path, variant="-h8-l1-e2-clips30-8-1-first").is_dir()
+    assert run_folder(tmp_path, variant="-h8-l2-e2-clips30-8-1-first").is_dir()
     refused = train(tmp_path, "--clips", "keep=last")
     assert refused.exit_code == 2
     assert "keep is 'last'; it must be one of first, even, all" in refused.output
@@ -152,7 +153,7 @@ def test_heldout_runs_score_held_out_groups_and_never_the_test_half(tmp_path):
     trainable_cache(tmp_path)
     result = train(tmp_path, "--level", "low", "--holdout")
     assert result.exit_code == 0, result.output
-    folder = run_folder(tmp_path, variant="-h8-l1-e2-holdout")
+    folder = run_folder(tmp_path, variant="-h8-l2-e2-holdout")
     assert not (folder / "scores.npz").exists()
     scores = read_scores(folder / "heldout-scores.npz")
     training = {video.id for video in grouped_dataset().half(1, "train")}
@@ -169,7 +170,7 @@ def test_watching_measures_held_out_videos_and_trains_as_if_they_were_held_out(t
     assert "watched after each epoch, not learned from: 6 training videos" in watched.output
     assert watched.output.count(f"tensorboard --logdir {run_folder(tmp_path).parent}") == 1
     assert train(tmp_path, "--level", "low", "--holdout").exit_code == 0
-    folder, held_out = (run_folder(tmp_path, variant=f"-h8-l1-e2-{word}") for word in ("watch", "holdout"))
+    folder, held_out = (run_folder(tmp_path, variant=f"-h8-l2-e2-{word}") for word in ("watch", "holdout"))
     assert learned(folder) == learned(held_out)
     left, right = (read_scores(each / "heldout-scores.npz") for each in (folder, held_out))
     np.testing.assert_array_equal(left.softmax, right.softmax)
@@ -231,6 +232,21 @@ def test_a_run_that_another_process_trains_is_left_alone(tmp_path):
     assert "another process" in result.output
 
 
+def test_what_a_killed_process_left_in_a_run_goes_and_a_pipe_for_a_lock_is_not_waited_for(tmp_path):
+    from train.run import _locked
+
+    (tmp_path / ".tmp-1-config.json").touch()
+    os.mkfifo(tmp_path / "run.lock")
+    with _locked(tmp_path), pytest.raises(TrainingError, match="another process"), _locked(tmp_path):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["run.lock"]
+    (tmp_path / "run.lock").unlink()
+    (tmp_path / "run.lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match=r"run\.lock"), _locked(tmp_path):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_a_device_that_is_not_there_is_refused(tmp_path):
     import torch
 
@@ -257,8 +273,8 @@ def test_poisoned_test_videos_leave_training_the_same_to_the_bit(tmp_path):
     for name, dataset, features in (("clean", clean, separable), ("poisoned", poisoned, poison)):
         work = tmp_path / name
         trainable_cache(work, dataset, features=features)
-        assert train(work, "--inputs", "standardised").exit_code == 0
-        folders = {level: run_folder(work, level, variant="-standardised-h8-l1-e2") for level in ("low", "mid", "high")}
+        assert train(work).exit_code == 0
+        folders = {level: run_folder(work, level, variant="-h8-l2-e2") for level in ("low", "mid", "high")}
         results.append({level: learned(folder) for level, folder in folders.items()})
     assert results[0] == results[1]
 
@@ -320,3 +336,26 @@ def test_recipes_are_listed_with_what_they_change():
     result = CliRunner().invoke(main, ["recipes"])
     assert result.exit_code == 0
     assert "paper-24fps" in result.output
+
+
+def test_a_run_begun_when_its_recipe_was_another_goes_on_as_it_was_begun(tmp_path):
+    trainable_cache(tmp_path)
+    assert train(tmp_path, "--level", "low").exit_code == 0
+    folder = run_folder(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["recipe"] |= {"name": "light-dropout", "inputs": "raw", "batch": 7}
+    del config["recipe"]["shortcut"], config["recipe"]["input_dropout"]
+    (folder / "config.json").write_text(json.dumps({**config, "status": "training"}))
+    (folder / "checkpoint.safetensors").unlink()
+    result = train(tmp_path, "--level", "low")
+    assert result.exit_code == 0, result.output
+    assert "recipe light-dropout as it was when these runs were begun; --fresh takes today's" in result.output
+    recipe = json.loads((folder / "config.json").read_text())["recipe"]
+    assert (recipe["inputs"], recipe["batch"], recipe["shortcut"]) == ("raw", 7, 0)
+    assert "--fresh takes" not in train(tmp_path, "--level", "low", "--fresh").output
+
+
+def test_a_recipe_that_there_is_no_more_names_its_successor(tmp_path):
+    result = train(tmp_path, "--recipe", "light-dropout")
+    assert result.exit_code == 2
+    assert "'small' takes its place" in result.output

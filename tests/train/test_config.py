@@ -83,7 +83,7 @@ def test_other_words_about_a_recipe_do_not_make_another_run(tmp_path):
 def test_a_run_of_other_settings_is_refused_by_name(tmp_path):
     write_config(tmp_path, CONFIG, "training")
     other = replace(CONFIG, recipe=replace(CONFIG.recipe, batch=14))
-    with pytest.raises(TrainingError, match=r"recipe.batch is 14, was 28.*--fresh"):
+    with pytest.raises(TrainingError, match=r"recipe.batch is 14, was 32.*--fresh"):
         state_of(tmp_path, other)
 
 

@@ -28,7 +28,7 @@ from train.checkpoint import load_head, read_checkpoint
 from train.clips import Bank, ClipBank, StreamedBank, load_bank
 from train.distributed import choose_device
 from train.heads import Head
-from train.recipes import CELLS, POOLS, PRECISIONS, RECIPES, Pool, Recipe
+from train.recipes import AVERAGING, CELLS, POOLS, PRECISIONS, RECIPES, Pool, Recipe
 from train.run import run
 from train.score import score_bank
 from train.split import open_split
@@ -37,7 +37,7 @@ from train.trainer import Trainer
 
 RECIPE = replace(RECIPES["small"], hidden=12, layers=2, epochs=3, min_steps=0, batch=8)
 RULE = ClipRule(stride=4)
-HEADS = [(cell, pool) for cell in CELLS for pool in POOLS if cell != "mean" or pool == "mean"]
+HEADS = [(cell, pool) for cell in CELLS for pool in POOLS if cell not in AVERAGING or pool == "mean"]
 CHANGES = {
     "mixup": {"mixup": 0.4},
     "noise": {"feature_noise": 0.3},

@@ -90,6 +90,25 @@ def test_a_head_of_standardised_inputs_takes_raw_features():
     torch.testing.assert_close(head(x_TBC), raw(((x_TBC - mean_C) / deviation_C).float()))
 
 
+def test_a_shortcut_adds_the_logits_of_the_mean_input_and_starts_at_nothing():
+    head, x_TBC = make_head(shortcut=1).eval(), torch.randn(7, 3, 6)
+    before_BK = head(x_TBC)
+    torch.testing.assert_close(before_BK, step_logits(head, x_TBC).mean(dim=0))
+    torch.nn.init.normal_(head.shortcut.weight)
+    torch.testing.assert_close(head(x_TBC), before_BK + x_TBC.mean(dim=0) @ head.shortcut.weight.t())
+
+
+def test_input_dropout_zeroes_the_same_channels_at_all_steps_in_training_only():
+    head, x_TBC = make_head(input_dropout=0.5, variational_dropout=0.0), torch.ones(7, 3, 6)
+    seen = []
+    head.cell.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    head.train()(x_TBC)
+    assert set(seen[0].unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(seen[0], seen[0][:1].expand_as(seen[0]))
+    head.eval()(x_TBC)
+    assert torch.equal(seen[1], x_TBC)
+
+
 def test_a_channel_that_was_constant_in_training_says_nothing():
     head, x_TBC = make_head(inputs="standardised").eval(), torch.randn(7, 3, 6)
     # Exactly constant, zero throughout, and constant but for the last bit of a float16.

@@ -36,12 +36,12 @@ from train.split import open_split
 torch.set_num_threads(1)
 workspace = Workspace(Path(sys.argv[1]))
 split = open_split(workspace, "tiny", 1)
-recipe = replace(RECIPES["small"], inputs="standardised", hidden=16, epochs=30, min_steps=0, batch=7)
+recipe = replace(RECIPES["small"], hidden=16, epochs=30, min_steps=0, batch=7)
 config = split.config(level="mid", pool="max", seed=3, recipe=recipe, usual=recipe, holdout=False, watch=True)
 run(split, config, workspace, torch.device("cpu"), tick_seconds=0, checkpoint_seconds=0)
 """
 
-FOLDER = Path("runs/tiny/split1/mid-max-seed3-standardised-h16-e30-b7-watch")
+FOLDER = Path("runs/tiny/split1/mid-max-seed3-h16-e30-b7-watch")
 
 
 def start(work: Path) -> subprocess.Popen:

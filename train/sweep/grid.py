@@ -9,7 +9,7 @@ from typing import Any
 from cache.clips import ClipRule
 from cache.common.errors import TrainingError
 from cache.fingerprint import LEVELS, Level
-from train.recipes import AVERAGING, KNOBS, POOLS, RECIPES, Pool, Recipe, with_overrides
+from train.recipes import AVERAGING, KNOBS, POOLS, RECIPES, RETIRED, Pool, Recipe, with_overrides
 
 AXES: dict[str, Any] = {
     "level": LEVELS,
@@ -53,6 +53,8 @@ def parse_axis(text: str) -> tuple[str, tuple[Any, ...]]:
         raise TrainingError(f"grid {text!r} is not AXIS=VALUE,VALUE with an axis of {', '.join(AXES)}")
     kind = AXES[name]
     given = values.split(",")
+    if name == "recipe" and (old := next((value for value in given if value in RETIRED), None)):
+        raise TrainingError(f"grid {text!r}: there is no recipe {old!r} any more; {RETIRED[old]!r} takes its place")
     if isinstance(kind, tuple):
         wrong = [value for value in given if value not in kind]
         if wrong:

@@ -24,7 +24,7 @@ from cache.aggregate import (
     search_weights,
     wilson,
 )
-from cache.common.files import write_bytes_durably, write_sealed_json
+from cache.common.files import discard_leftovers, write_bytes_durably, write_sealed_json
 from cache.common.text import markdown_table
 from cache.common.workspace import Workspace
 from cache.fingerprint import LEVELS, Level
@@ -147,6 +147,7 @@ def write_table(plan: Plan, workspace: Workspace, folder: Path, command: str) ->
         notes.append("the dataset is a subset of the published one")
     table = make_table(plan, workspace)
     markdown = to_markdown(table, notes, losses=plan.holdout)
+    discard_leftovers(folder)
     write_bytes_durably(folder / "table.md", markdown.encode())
     results = {
         "splits": list(plan.splits),

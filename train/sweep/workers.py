@@ -11,12 +11,12 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from cache.common.console import progress
 from cache.common.errors import MrrnError
@@ -52,6 +52,7 @@ class WorkerEvent:
 def train_all(configs: Sequence[RunConfig], settings: SweepSettings, jobs: int) -> list[str]:
     """Train the runs, `jobs` at once, with a line of progress. Returns which of them failed, and why."""
     settings.log.parent.mkdir(parents=True, exist_ok=True)
+    _open_log(settings.log).close()  # what is refused here would end each worker
     shares = dict.fromkeys(range(len(configs)), 0.0)
     failed = []
     try:
@@ -82,7 +83,8 @@ def run_in_workers(
             return
         number, config = waiting.popleft()
         busy[connection] = process, number
-        connection.send(config)
+        with suppress(BrokenPipeError, ConnectionResetError):  # it has died; `_receive` says so
+            connection.send(config)
 
     try:
         for _ in range(min(jobs, len(configs))):
@@ -121,7 +123,7 @@ def _start(settings: SweepSettings) -> tuple[Connection, BaseProcess]:
 def _receive(connection: Connection, process: BaseProcess, log: Path) -> WorkerEvent:
     try:
         return connection.recv()
-    except EOFError:
+    except (EOFError, ConnectionResetError):  # the latter if it had not read all that it was sent
         process.join()
         code = process.exitcode or 0
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
@@ -131,7 +133,7 @@ def _receive(connection: Connection, process: BaseProcess, log: Path) -> WorkerE
 def _worker(connection: Connection, settings: SweepSettings) -> None:
     """Body of a worker process: trains the runs it is sent, until the parent closes the connection or dies."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    sys.stdout = sys.stderr = settings.log.open("a", buffering=1)
+    sys.stdout = sys.stderr = _open_log(settings.log)
     import torch
 
     from train.distributed import choose_device
@@ -149,6 +151,12 @@ def _worker(connection: Connection, settings: SweepSettings) -> None:
         except Interrupted:
             return
         connection.send(event)
+
+
+def _open_log(log: Path) -> TextIO:
+    """Opens `log` to append. What others put there is neither followed (a link) nor waited for (a pipe)."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    return os.fdopen(os.open(log, flags, 0o666), "a", buffering=1)
 
 
 def _end_with_parent() -> None:

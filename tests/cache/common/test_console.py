@@ -56,6 +56,10 @@ def short(kind: str) -> None:
         raise ImportError("libtorch_cpu.so: failed to map segment from shared object")
     if kind == "thread":
         raise RuntimeError("can't start new thread")
+    if kind == "host":
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 40000000000 bytes.")
+    if kind == "device":
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     try:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     except OSError:
@@ -83,11 +87,18 @@ def test_a_disk_that_refuses_is_an_expected_error_and_a_missing_file_a_bug() -> 
     assert isinstance(CliRunner().invoke(stage, ["disk", str(errno.ENOENT)]).exception, FileNotFoundError)
 
 
-@pytest.mark.parametrize("kind", ["memory", "library", "segment", "thread", "hidden"])
+@pytest.mark.parametrize("kind", ["memory", "library", "segment", "thread", "host", "device", "hidden"])
 def test_what_libraries_say_when_something_runs_out_is_an_expected_error(kind: str) -> None:
     result = CliRunner().invoke(stage, ["short", kind])
     assert result.exit_code == 1
     assert result.stderr.startswith("error: the system refuses: ")
+
+
+def test_a_workspace_that_is_a_file_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = CliRunner().invoke(stage, ["show", "--work", str(tmp_path / "file"), "--dataset", "x"])
+    assert result.exit_code == 1
+    assert f"error: {tmp_path / 'file'} is not a folder; --work (WORK=)" in result.stderr
 
 
 @pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.ENOTDIR, errno.EMFILE, errno.EFBIG, errno.ENOTEMPTY])

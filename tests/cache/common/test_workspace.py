@@ -1,5 +1,7 @@
 """Names of folders below work/, and which dataset was extracted last."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,3 +36,24 @@ def test_the_last_dataset_is_remembered(tmp_path: Path) -> None:
     work.remember_dataset("demo")
     assert work.last_dataset() == "demo"
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["last-dataset"]
+
+
+PUT: dict[str, Callable[[Path], object]] = {
+    "a pipe": os.mkfifo,
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+    "a folder": lambda path: path.mkdir(),
+    "no name": lambda path: path.write_text("../elsewhere"),
+    "no text": lambda path: path.write_bytes(b"\xff"),
+    "too much": lambda path: path.write_bytes(b"a" * 5000),
+}
+
+
+@pytest.mark.parametrize("what", PUT)
+def test_another_file_in_the_place_of_the_last_datasets_name(tmp_path: Path, what: str) -> None:
+    PUT[what](tmp_path / "last-dataset")
+    work = Workspace(tmp_path)
+    with pytest.raises(DatasetError, match=r"last-dataset does not name a dataset: .*; remove that file, or give"):
+        work.last_dataset()
+    if what != "a folder":
+        work.remember_dataset("demo")
+        assert work.last_dataset() == "demo"

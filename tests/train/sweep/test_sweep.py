@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,10 +10,12 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from cache.common.files import remove
 from cache.common.workspace import Workspace
 from cache.scores import ScoreTable, write_scores
 from tests.helpers.train import grouped_dataset, trainable_cache
@@ -21,6 +24,7 @@ from train.split import open_split
 from train.sweep.grid import grid_points
 from train.sweep.plan import Plan
 from train.sweep.table import make_table, to_markdown
+from train.sweep.workers import SweepSettings, _receive, train_all
 
 SMALL = RECIPES["small"]
 
@@ -194,3 +198,21 @@ def test_a_grid_that_makes_no_sense_is_refused(tmp_path, options):
     result = outcome(command)
     assert result.returncode in (1, 2)
     assert "Traceback" not in result.stderr
+
+
+def test_the_workers_log_is_neither_a_link_nor_a_pipe(tmp_path):
+    settings = SweepSettings(workspace=Workspace(tmp_path), device="cpu", threads=1, log=tmp_path / "workers.log")
+    for put in (os.mkfifo, lambda path: path.symlink_to(tmp_path / "elsewhere"), Path.mkdir):
+        put(settings.log)
+        with pytest.raises(OSError, match=r"workers\.log"):
+            train_all([], settings, 1)
+        remove(settings.log)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_that_dies_before_it_has_read_its_run_is_told_of(tmp_path):
+    ours, theirs = multiprocessing.Pipe()
+    ours.send("a run")
+    theirs.close()
+    dead = SimpleNamespace(join=lambda: None, exitcode=-9)
+    assert "ended with signal 9" in _receive(ours, dead, tmp_path / "workers.log").error
