@@ -60,7 +60,7 @@ def main(context: click.Context, choose: Choose, clips: str | None) -> None:
 
 def _fuse(choice: RunChoice) -> None:
     from fuse.report.html import Extras, publish
-    from fuse.report.samples import choose_samples, sample_frames
+    from fuse.report.samples import choose_mistakes, choose_samples, sample_frames
     from fuse.report.sweeps import mean_over_splits, read_tables
     from fuse.report.tables import table_3, to_text
     from fuse.report.timing import FILE, read_timing
@@ -70,10 +70,12 @@ def _fuse(choice: RunChoice) -> None:
     cache = read_scored_cache(workspace, choice.dataset)
     curves = {level: read_curve(folder) for level, folder in choice.folders().items()}
     results = evaluate(tables, cache, choice.split, read_heldout(choice), curves, read_baseline(choice))
-    notes, samples = caveats(results), choose_samples(results)
+    notes, mistakes, samples = caveats(results), choose_mistakes(results), choose_samples(results)
+    shown = [each.video for each in (*samples, *mistakes)]
     extras = Extras(
+        mistakes=mistakes,
         samples=samples,
-        frames=sample_frames(workspace, choice.dataset, [sample.video for sample in samples]),
+        frames=sample_frames(workspace, choice.dataset, shown),
         timing=read_timing(workspace.root / "benchmarks" / FILE),
         sweeps=read_tables(workspace, choice.dataset, notes, choice.split, results.runs["high"].get("cache_digest")),
     )
@@ -132,6 +134,12 @@ def reproduce(choose: Choose, clips: str | None, device: str, seeds: int) -> Non
     "--timeline", "as_timeline", is_flag=True, help="What each window of a video shows, and from when to when."
 )
 @click.option(
+    "--follow",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="With --timeline: read on while the file grows, or from a pipe (-), until nothing has come for SECONDS.",
+)
+@click.option(
     "--format",
     "shape",
     type=click.Choice(["text", "json", "csv", "vtt"]),
@@ -150,6 +158,7 @@ def predict(
     jobs: int,
     clips: str | None,
     as_timeline: bool,
+    follow: float | None,
     shape: "Shape",
 ) -> None:
     """Name the five most probable classes of new videos (files, or folders of them).
@@ -168,7 +177,10 @@ def predict(
     """
     if shape in ("csv", "vtt") and not as_timeline:
         raise click.UsageError(f"--format {shape} is for --timeline")
-    files = _find_files(videos)  # before torch is imported, so that a wrong path is told at once
+    if follow is not None and not (as_timeline and len(videos) == 1):
+        raise click.UsageError("--follow is for --timeline and one video")
+    # Before torch is imported, so that a wrong path is told at once.
+    files = _find_files(videos) if follow is None else [_growing(videos[0])]
     if shape == "vtt" and len(files) > 1:
         raise click.UsageError(f"--format vtt writes one file of subtitles; {len(files)} videos were given")
     from extract.network.engine import open_engine
@@ -179,7 +191,7 @@ def predict(
     settings = settings_for(heads, weights=spec, device=device, jobs=jobs)
     engine = open_engine(settings, backbone_weights(heads, settings))
     if as_timeline:
-        _show_timelines(heads, settings, engine, files, shape)
+        _show_timelines(heads, settings, engine, files, shape, follow)
     else:
         _answer(run(files, heads, settings, engine), heads, files, shape == "json")
 
@@ -247,6 +259,14 @@ def _find_files(given: Iterable[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
+def _growing(path: Path) -> Path:
+    """The file or pipe to follow, by a name that other processes can open. Raises `MrrnError` if there is none."""
+    path = Path("/dev/fd/0") if str(path) == "-" else path
+    if not path.exists() or path.is_dir():
+        raise MrrnError(f"there is no file or pipe {path} to follow; give one, or - for what is piped in")
+    return Path(os.path.realpath(path.parent), path.name)  # not /proc/self
+
+
 def _answer(predictions: "Iterator[Prediction]", heads: "Heads", files: list[Path], as_json: bool) -> None:
     """Print predictions as they come (JSON: all at the end, in the order asked for) and set the exit code."""
     from fuse.predict import to_json, to_text
@@ -275,14 +295,21 @@ def _answer(predictions: "Iterator[Prediction]", heads: "Heads", files: list[Pat
 
 
 def _show_timelines(
-    heads: "Heads", settings: "ExtractSettings", engine: "Engine", files: list[Path], shape: "Shape"
+    heads: "Heads",
+    settings: "ExtractSettings",
+    engine: "Engine",
+    files: list[Path],
+    shape: "Shape",
+    follow_seconds: float | None,
 ) -> None:
     """Print the timeline of each video as it is computed, and set the exit code."""
-    from extract.decode import DecodePool
+    from extract.decode import DEFAULT_DECODER, DecodePool
     from extract.pipeline import decode_settings
     from fuse.results import weights_caveats
     from fuse.timeline import TimelineEnd, Writer, timeline
 
+    if follow_seconds is not None and settings.decoder != DEFAULT_DECODER:
+        raise MrrnError(f"--follow decodes by {DEFAULT_DECODER}; these heads' features were made by {settings.decoder}")
     plain = False if "NO_COLOR" in os.environ else None
     writer = Writer(shape, heads.classes, style=lambda text, colour: click.style(text, fg="black", bg=colour))
     notes, failed = weights_caveats(heads.identity), []
@@ -299,7 +326,9 @@ def _show_timelines(
         click.echo(line, color=plain)
     with DecodePool(decode_settings(settings)) as pool:
         for path in files:
-            for line in writer.lines(str(path), noting_failures(timeline(path, heads, settings, engine, pool))):
+            events = timeline(path, heads, settings, engine, pool, follow_seconds)
+            name = "-" if path.match("/proc/*/fd/*") else str(path)
+            for line in writer.lines(name, noting_failures(events)):
                 click.echo(line, color=plain)
     if failed and len(failed) == len(files):
         raise DecodeError(f"no video could be read to its end: {failed[0].video_id}: {failed[0].reason}")

@@ -174,8 +174,18 @@ class _Windows:
             )
 
 
-def timeline(path: Path, heads: Heads, settings: ExtractSettings, engine: Engine, pool: DecodePool) -> Iterator[Event]:
-    """The windows of one video as they are computed, each segment when it ends, and the video's end."""
+def timeline(
+    path: Path,
+    heads: Heads,
+    settings: ExtractSettings,
+    engine: Engine,
+    pool: DecodePool,
+    follow_seconds: float | None = None,
+) -> Iterator[Event]:
+    """The windows of one video as they are computed, each segment when it ends, and the video's end.
+
+    `follow_seconds`: as in `VideoRequest`.
+    """
     windows, resampler = _Windows(heads), _Resampler(heads.clips)
     segment: Segment | None = None
     outcome, seconds, first = None, 0.0, None
@@ -187,7 +197,7 @@ def timeline(path: Path, heads: Heads, settings: ExtractSettings, engine: Engine
 
     def pieces() -> Iterator[Window]:
         nonlocal outcome, seconds, first, waiting
-        stream = pool.decode([VideoRequest(str(path), path)])
+        stream = pool.decode([VideoRequest(str(path), path, follow_seconds=follow_seconds)])
         for item in stream_features(stream, settings, engine):
             if isinstance(item, Outcome):
                 outcome = item

@@ -64,6 +64,14 @@ def container_of(head: bytes) -> str | None:
     return "mpegvideo" if _SEQUENCE.match(head) else None
 
 
+def known_container(head: bytes) -> str:
+    """The same. Raises DecodeError if it is unknown."""
+    container = container_of(head)
+    if container is None:
+        raise DecodeError(f"not a known video container (begins with {head[:12]!r})")
+    return container
+
+
 def _has_boxes(head: bytes) -> bool:
     """Whether a box of MP4 is among the first ones, which may have any name. Zeros before them are passed over."""
     position = 0
@@ -115,7 +123,4 @@ def _check(descriptor: int, max_bytes: int) -> str:
         head = os.pread(descriptor, HEAD_BYTES, 0)
     except OSError as error:
         raise DecodeError(f"cannot be read: {error.strerror}") from error
-    container = container_of(head)
-    if container is None:
-        raise DecodeError(f"not a known video container (begins with {head[:12]!r})")
-    return container
+    return known_container(head)

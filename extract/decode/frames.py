@@ -6,7 +6,7 @@ Shapes: F frames of a block, H rows, W columns; pictures are 8-bit RGB.
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -18,6 +18,7 @@ from cache.common.errors import DecodeError
 from extract.decode.backends.protocol import Header, OpenDecoder, OpenVideo, VideoSource
 from extract.decode.completeness import missing_bytes
 from extract.decode.containers import open_regular
+from extract.decode.follow import FollowedFile
 from extract.decode.timeline import Sampling, Timeline
 from extract.decode.types import BLOCK_BYTES, BLOCK_FRAMES, Limits, Spans
 
@@ -57,16 +58,28 @@ class DecodeCounts:
 
 
 @contextmanager
-def opened(path: Path, open_decoder: OpenDecoder, limits: Limits, threads: int = 1) -> Iterator[OpenVideo]:
-    """The opened video at `path`. Raises DecodeError, with the reason, if it is refused."""
-    descriptor, container = open_regular(path, limits.file_bytes)
-    try:
+def opened(
+    path: Path, open_decoder: OpenDecoder, limits: Limits, threads: int = 1, followed: FollowedFile | None = None
+) -> Iterator[OpenVideo]:
+    """The opened video at `path`, or the one that is `followed`, which is closed at the end.
+
+    Raises DecodeError, with the reason, if it is refused.
+    """
+    with ExitStack() as stack:
+        if followed is None:
+            descriptor, container = open_regular(path, limits.file_bytes)
+            stack.callback(os.close, descriptor)
+            name, cut_short = f"/proc/self/fd/{descriptor}", missing_bytes(descriptor, container)
+        else:
+            stack.enter_context(closing(followed))
+            name, container, cut_short = "", followed.container(), ""
         source = VideoSource(
-            name=f"/proc/self/fd/{descriptor}",
+            name=name,
             container=container,
             max_pixels=limits.pixels,
             threads=threads,
-            cut_short=missing_bytes(descriptor, container),
+            cut_short=cut_short,
+            stream=followed,
         )
         try:
             video = open_decoder(source)
@@ -74,8 +87,6 @@ def opened(path: Path, open_decoder: OpenDecoder, limits: Limits, threads: int =
             raise DecodeError("; ".join(filter(None, (str(error), source.cut_short)))) from error
         with closing(video):
             yield video
-    finally:
-        os.close(descriptor)
 
 
 class FrameReader:

@@ -131,7 +131,8 @@ class WorkerProcess:
         self.current = CurrentVideo(video, self._given, started=now, progress=now)
         if self._full_since is not None:
             self._full_since = now
-        self._channel.send({"video": self._given, "path": str(video.path), "spans": video.spans}, wait=False)
+        message = {"path": str(video.path), "spans": video.spans, "follow_seconds": video.follow_seconds}
+        self._channel.send({"video": self._given, **message}, wait=False)
 
     def heard(self, message: Begun | Alive | Filled | Times | Ended) -> None:
         """Progress with its video."""

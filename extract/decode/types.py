@@ -137,6 +137,9 @@ class VideoRequest:
     given, `VideoEnd.pts_seconds_F` holds the times of all frames up to there.
     """
 
+    follow_seconds: float | None = None
+    """Wait at the end of a file that still grows, or for a pipe, until nothing has come for as long; None: do not."""
+
     def __post_init__(self) -> None:
         stops = [0, *(stop for _, stop in self.spans or ())]
         if any(not before <= start < stop for before, (start, stop) in zip(stops, self.spans or (), strict=False)):

@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ from cache.common.errors import DecodeError
 from cache.processes import end_with
 from extract.decode.backends import MissingDecoderError, load_decoder
 from extract.decode.backends.protocol import OpenDecoder
+from extract.decode.follow import FollowedFile
 from extract.decode.frames import FrameReader, Verdict, judge, opened
 from extract.decode.timeline import Sampling
 from extract.decode.types import MEBIBYTE, Limits, Spans
@@ -36,6 +37,8 @@ TIMES_AT_ONCE: Final = 4096
 
 LOG_BYTES: Final = 16 * MEBIBYTE
 """The largest file a worker can write: its log of errors. It writes no other."""
+
+CAN_BE_FOLLOWED: Final = "what can be followed are MPEG-TS, Matroska, and MP4 in fragments or with its index in front"
 
 _FFMPEG_MESSAGE: Final = re.compile(rb"^\[[^\]\n]* @ 0x[0-9a-f]+\]", re.MULTILINE)
 
@@ -90,9 +93,9 @@ class Worker:
                 self._free.append(message["free"])
             else:
                 self._video = message["video"]
-                self._decode(Path(message["path"]), message["spans"])
+                self._decode(Path(message["path"]), message["spans"], message["follow_seconds"])
 
-    def _decode(self, path: Path, spans: Spans | None) -> None:
+    def _decode(self, path: Path, spans: Spans | None, follow_seconds: float | None) -> None:
         self._channel.send(Begun(video=self._video))
         _limit("RLIMIT_CPU", int(time.process_time()) + self._limits.processor_seconds)
         self._log.count_new()
@@ -100,12 +103,14 @@ class Worker:
         self._seen = Seen()
         out_of_memory = False
         try:
-            verdict = self._deliver(path, spans)
+            verdict = self._deliver(path, spans, follow_seconds)
         except DecodeError as error:
             verdict = Verdict(status="failed", reason=str(error))
         except MemoryError:
             out_of_memory = True
             verdict = Verdict(status="failed", reason=f"needs more than {self._limits.memory_bytes} bytes of memory")
+        if verdict.status == "failed" and follow_seconds is not None:
+            verdict = replace(verdict, reason=f"{verdict.reason}; {CAN_BE_FOLLOWED}")
         self._channel.send(
             Ended(
                 video=self._video,
@@ -121,10 +126,12 @@ class Worker:
         if out_of_memory:
             sys.exit()
 
-    def _deliver(self, path: Path, spans: Spans | None) -> Verdict:
+    def _deliver(self, path: Path, spans: Spans | None, follow_seconds: float | None) -> Verdict:
         """Decode and send the blocks."""
-        seen = self._seen
-        with opened(path, self._decoder, self._limits, self._threads) as video:
+        seen, followed = self._seen, None
+        if follow_seconds is not None:
+            followed = FollowedFile(path, follow_seconds, self._limits.file_bytes, self._report_alive)
+        with opened(path, self._decoder, self._limits, self._threads, followed) as video:
             seen.declared = video.header.declared_frames
             reader = FrameReader(video, self._sampling, self._limits, spans)
             for block in reader.blocks(self._next_slot, self._report_alive):

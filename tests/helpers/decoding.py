@@ -23,6 +23,7 @@ class Decoded:
     pts_seconds: NDArray[np.float64]
     counts: DecodeCounts
     declared: int | None
+    doubt: str
 
 
 def decode_here(
@@ -44,8 +45,8 @@ def decode_here(
             assert len(block.frames_FHW3) <= block_frames
             frames.extend(block.frames_FHW3.copy())
             times.extend(block.pts_seconds_F)
-        declared = video.header.declared_frames
-    return Decoded(np.array(frames, np.uint8), np.array(times), reader.counts, declared)
+        declared, doubt = video.header.declared_frames, video.doubt
+    return Decoded(np.array(frames, np.uint8), np.array(times), reader.counts, declared, doubt)
 
 
 @dataclass

@@ -40,6 +40,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     return work, train(work)
 
 
+def test_several_devices_are_answered_with_torchrun(tmp_path):
+    result = train(tmp_path, "--device", "cuda:0,cuda:3")
+    assert result.exit_code == 1
+    assert "`CUDA_VISIBLE_DEVICES=0,3 torchrun --nproc-per-node 2 -m train --device cuda`" in result.output
+
+
 def test_all_levels_are_trained_and_scored(trained):
     work, result = trained
     assert result.exit_code == 0, result.output

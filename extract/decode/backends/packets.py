@@ -53,9 +53,10 @@ class LostPackets:
         if self._leading is None:
             self._leading = number
 
-    def doubt(self) -> str:
-        """What was broken, at the end of the video; empty if nothing was."""
-        self._settle(self._sent)
+    def doubt(self, *, ended: bool) -> str:
+        """What was broken; empty if nothing was. Before the video has `ended` the decoder still holds some packets."""
+        if ended:
+            self._settle(self._sent)
         texts = {"marked as damaged": self._damaged, "without a frame": self._lost * self._traceable}
         return "; ".join(f"{count} packet{'s' if count != 1 else ''} {text}" for text, count in texts.items() if count)
 

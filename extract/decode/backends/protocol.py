@@ -11,6 +11,13 @@ FrameHW3 = NDArray[np.uint8]
 """One picture, RGB, `[H, W, 3]`."""
 
 
+class ByteStream(Protocol):
+    """Bytes that are read once."""
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes; none at the end."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class VideoSource:
     """A video file that has been opened and recognised, and the limits of a decoder."""
@@ -25,6 +32,8 @@ class VideoSource:
     """Threads that decode this one video."""
     cut_short: str
     """What shows that the file's end is missing (`extract.decode.completeness`); empty if nothing does."""
+    stream: ByteStream | None = None
+    """Read instead of `name`, if the file still grows; only PyAV can."""
 
 
 @dataclass(frozen=True, kw_only=True)

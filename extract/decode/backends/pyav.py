@@ -68,11 +68,12 @@ class _PyavVideo:
         self._size_change = ""
         self._lost = LostPackets(context.name)
         context.copy_opaque = True
+        self._ended = False
         self.errors = 0
 
     @property
     def doubt(self) -> str:
-        return "; ".join(filter(None, (self._lost.doubt(), self._size_change)))
+        return "; ".join(filter(None, (self._lost.doubt(ended=self._ended), self._size_change)))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -89,6 +90,7 @@ class _PyavVideo:
     def advance(self) -> bool:
         self._frame = next(self._frames, None)
         if self._frame is None:
+            self._ended = True
             return False
         size = (self._frame.width, self._frame.height)
         if self._size is None:
@@ -156,7 +158,7 @@ def _open_container(source: VideoSource) -> InputContainer:
     """Open as the container of the first bytes. Raises DecodeError if FFmpeg does not find it to be that."""
     try:
         return av.open(
-            source.name,
+            source.stream or source.name,
             mode="r",
             options={"format_whitelist": FFMPEG_NAMES[source.container], "protocol_whitelist": "file"},
             metadata_errors="ignore",

@@ -133,6 +133,12 @@ class TestContract:
         np.testing.assert_array_equal(slower.frames_FHW3, whole.frames_FHW3[::5])
         assert slower.counts.decoded == 40
 
+    def test_packets_that_the_decoder_still_holds_are_not_lost(self, decoder: str, tmp_path: Path) -> None:
+        video = encode(tmp_path / "reordered.mp4", 30, options={"bf": "3", "preset": "medium"})
+        whole = decode_here(video, decoder)
+        first = decode_here(video, decoder, sampling=Sampling(max_frames=7))
+        assert (whole.doubt, first.doubt) == ("", "")
+
     def test_a_file_of_sound_is_refused(self, decoder: str, tmp_path: Path) -> None:
         with pytest.raises(DecodeError, match=r"no video stream \(found: audio\)"):
             decode_here(encode_sound(tmp_path / "sound.mp4"), decoder)
