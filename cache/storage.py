@@ -95,9 +95,11 @@ class Storage(Protocol):
     ledger: Ledger
     """What became of each video, as of the last `catch_up`."""
     address: str | None = None
-    """`s3://bucket/prefix` of the object store that has the cache; None if `folder` is the cache itself."""
+    """`s3://bucket/prefix` or `https://host/path` of the store with the cache; None if `folder` is the cache itself."""
     place: str
     """Where the cache is kept and in which format, as text for the user."""
+    read_only: bool = False
+    """Whether others publish the cache, and nothing can be added to it here."""
     shards_are_copies: bool = False
     """Whether a shard in `folder` without a row in the ledger is a stale copy. Otherwise it may be adopted."""
 

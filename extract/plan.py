@@ -13,6 +13,7 @@ from cache.common.text import some, visible
 from cache.common.workspace import Workspace
 from cache.dataset import ADDRESS, Dataset, Sample
 from cache.fingerprint import Fingerprint
+from cache.remote.client import Location
 from cache.store import FeatureCache
 from extract.datasets import load_dataset
 from extract.datasets.changes import Change, find_changes
@@ -207,6 +208,8 @@ def open_cache(extraction: Extraction, settings: ExtractSettings, made_with: Fin
     FingerprintError if the cache was made with something else than `made_with`.
     """
     path, options = extraction.cache_path, extraction.options
+    # A published cache is attached, or refused, before anything is extracted.
+    store = options.location if isinstance(options.location, Location) else None
     if not path.exists():
         try:
             FeatureCache.create(
@@ -214,8 +217,8 @@ def open_cache(extraction: Extraction, settings: ExtractSettings, made_with: Fin
                 dataset=extraction.dataset,
                 fingerprint=made_with,
                 settings=extraction.settings.record(settings),
-                backend=options.backend or ("zarr" if options.location else "h5"),
-                location=options.location,
+                backend=options.backend or ("zarr" if store else "h5"),
+                location=store,
             ).close()
         except CacheError:
             # If another extractor made it in the meantime, that one will do.

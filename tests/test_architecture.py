@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
+import mrrn
 from mrrn.cli import COMMANDS
 from mrrn.cli import main as front_door
 from tests.helpers.golden import check_golden
@@ -237,3 +238,14 @@ def test_the_map_has_a_phrase_for_every_file():
         part = text.split(f"\n{folder}/ ", 1)[1].split("```", 1)[0]
         for name in {file.name for file in sources(folder)} - {"__init__.py", "__main__.py"}:
             assert name in part, f"docs/architecture.md does not name {name} of {folder}/"
+
+
+def test_the_python_door_is_light():
+    """`import mrrn` and opening a cache import no torch; every name that it promises is there."""
+    code = "import sys, mrrn; mrrn.open_cache; print(mrrn.__version__, len(dir(mrrn)), *sys.modules)"
+    version, _, *loaded = run(code).split()
+    assert version[0].isdigit()
+    assert set(loaded) & set(HEAVY) == set()
+    with pytest.raises(AttributeError, match="it has ClipDataset"):
+        _ = mrrn.open_cash
+    assert all(getattr(mrrn, name) for name in dir(mrrn))

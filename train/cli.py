@@ -20,6 +20,7 @@ from cache.common.console import (
     device_option,
     work_option,
 )
+from cache.common.errors import TrainingError
 from cache.common.files import write_bytes_durably
 from cache.common.workspace import Workspace
 from cache.fingerprint import LEVELS, Level
@@ -140,6 +141,13 @@ def main(
         context.with_resource(redirect_stdout(nowhere))
     if context.invoked_subcommand is not None:
         return
+    if "," in device:
+        numbers = ",".join(name.removeprefix("cuda:") for name in device.split(","))
+        raise TrainingError(
+            f"device {device!r}: one process trains on one device. On several GPUs, each batch is shared by as many "
+            f"processes: `CUDA_VISIBLE_DEVICES={numbers} torchrun --nproc-per-node {len(device.split(','))} -m train "
+            "--device cuda`, with the same other options (docs/training.md)"
+        )
     opened = open_split(workspace, choose_dataset(workspace, dataset), split)
     usual, why = opened.usual_recipe()
     chosen = with_overrides(opened.recipes[recipe] if recipe else usual, **overrides)
