@@ -151,6 +151,10 @@ class Storage(Protocol):
     def requeue(self, statuses: Sequence[Status] = (), videos: Sequence[str] = ()) -> int:
         """Make all videos of these statuses, and `videos`, pending again. Returns how many there were."""
 
+    def accept(self, videos: Sequence[str]) -> int:
+        """Make suspect `videos` done. Returns how many: none in an object store, whose records stay as they are."""
+        return 0
+
     def remember(self, settings: Mapping[str, JSON]) -> None:
         """Make `settings` those that later commands continue with. The cache.json in an object store never changes."""
         return
@@ -248,6 +252,10 @@ class LocalStorage(Storage):
     def requeue(self, statuses: Sequence[Status] = (), videos: Sequence[str] = ()) -> int:
         with self.ledger.transaction() as connection:
             return self.ledger.requeue(connection, statuses, videos)
+
+    def accept(self, videos: Sequence[str]) -> int:
+        with self.ledger.transaction() as connection:
+            return self.ledger.accept(connection, videos)
 
     def replace_dataset(self, dataset: Dataset) -> None:
         with self.ledger.transaction() as connection:

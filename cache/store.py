@@ -330,6 +330,10 @@ class FeatureCache:
         self.__dict__.pop("_places", None)
         return count
 
+    def accept(self, videos: Sequence[str]) -> int:
+        """Make suspect `videos` done, with their reasons as notes. Returns how many: none in an object store."""
+        return self.storage.accept(videos)
+
     def put_files(self, files: Mapping[str, FileState]) -> None:
         """Record the files of extracted videos as this machine has them now."""
         with self.ledger.transaction() as connection:

@@ -18,7 +18,7 @@ from cache.store import FeatureCache
 from extract.datasets import load_dataset
 from extract.datasets.changes import Change, find_changes
 from extract.datasets.remote import address_of
-from extract.decode import DecodePool, DecodeSettings, VideoEnd
+from extract.decode import DecodePool, DecodeSettings, VideoEnd, is_complete
 from extract.network.weights import Weights
 from extract.settings import ExtractSettings, OneTimeOptions, RequestedSettings
 
@@ -141,7 +141,7 @@ def update_dataset(cache: FeatureCache, found: Dataset, root: Path) -> None:
 
 
 def _compare_files(cache: FeatureCache, paths: Mapping[str, Path]) -> None:
-    """Make videos pending whose files are not those that were extracted; says so."""
+    """Make videos pending whose files are not those that were extracted, and done whose doubt is none now; says so."""
     found = find_changes(cache.ledger.files(), paths)
     if found["changed"]:
         cache.requeue(videos=list(found["changed"]))
@@ -155,6 +155,12 @@ def _compare_files(cache: FeatureCache, paths: Mapping[str, Path]) -> None:
     for change, text in texts.items():
         if ids := sorted(found[change]):
             click.echo(text.format(f"{len(ids):,}", some(ids, LISTED)))
+    doubted = [outcome.video_id for outcome in cache.ledger.outcomes("suspect") if outcome.is_header_doubt]
+    if count := cache.accept([each for each in doubted if each in paths and is_complete(paths[each])]):
+        click.echo(
+            f"{count:,} suspect videos are done now: only the counts in their headers differ, and the files "
+            "are complete (--again ID extracts one anew)"
+        )
     if remote := sum(address_of(path) is not None for path in paths.values()):
         click.echo(f"{remote:,} remote videos are not checked for changes: --again ID extracts one of them anew")
 

@@ -350,7 +350,7 @@ def test_a_run_begun_when_its_recipe_was_another_goes_on_as_it_was_begun(tmp_pat
     folder = run_folder(tmp_path)
     config = json.loads((folder / "config.json").read_text())
     config["recipe"] |= {"name": "light-dropout", "inputs": "raw", "batch": 7}
-    del config["recipe"]["shortcut"], config["recipe"]["input_dropout"]
+    del config["recipe"]["shortcut"], config["recipe"]["input_dropout"], config["seal"]
     (folder / "config.json").write_text(json.dumps({**config, "status": "training"}))
     (folder / "checkpoint.safetensors").unlink()
     result = train(tmp_path, "--level", "low")
