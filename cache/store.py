@@ -19,9 +19,11 @@ from cache.description import Description, read_description
 from cache.fingerprint import JSON, Fingerprint, Level, check_fingerprint
 from cache.ledger import Claim, FileState, Ledger, Outcome, Place, Status, new_cache_id
 from cache.reading import FeatureBank, ShardPool, load_bank
-from cache.remote.attachment import COPY_BYTES, attach, find_cache, publish
+from cache.remote.address import WebAddress
+from cache.remote.attachment import COPY_BYTES, attach, find_cache, make_cache
 from cache.remote.client import Location, Objects
 from cache.remote.storage import open_storage
+from cache.remote.web import parse_location
 from cache.shards import Backend
 from cache.shards.protocol import ShardData
 from cache.shards.writer import ShardWriter
@@ -71,11 +73,11 @@ class FeatureCache:
             cache_id=new_cache_id(),
             converted_from=converted_from,
         )
-        publish(path, dataset, description, location)
+        make_cache(path, dataset, description, location)
         return cls.open(path)
 
     @classmethod
-    def attach(cls, path: Path, location: Location, copy_bytes: int = COPY_BYTES) -> "FeatureCache":
+    def attach(cls, path: Path, location: Location | WebAddress, copy_bytes: int = COPY_BYTES) -> "FeatureCache":
         """Make `path` a working copy of the cache at `location`, unless it is one already, and open it.
 
         `copy_bytes` limits the bytes of all shards in it. Raises `CacheError` if there is no cache at `location`.
@@ -84,20 +86,23 @@ class FeatureCache:
         return cls.open(path)
 
     @classmethod
-    def find(cls, path: Path, location: Location | None) -> "FeatureCache | None":
+    def find(cls, path: Path, location: Location | WebAddress | None) -> "FeatureCache | None":
         """Open the cache at `path`, or attach `path` to the one at `location`; None if there is neither.
 
         Raises `CacheError` if the cache at `path` is not the one at `location`.
         """
         if not (path / "cache.json").exists():
-            return cls.attach(path, location) if location is not None and find_cache(Objects(location)) else None
+            if location is None or (isinstance(location, Location) and not find_cache(Objects(location))):
+                return None
+            return cls.attach(path, location)
         cache = cls.open(path)
         if location is not None and cache.storage.address != str(location):
             raise CacheError(
                 f"the cache {path} is in {cache.storage.address or 'this folder alone'}, and {location} was asked for: "
                 "leave CACHE= (--cache) out to go on with it, or choose another folder (WORK= or --work)"
             )
-        return cache
+        # What was published since is taken only on request.
+        return cls.attach(path, location) if isinstance(location, WebAddress) else cache
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "FeatureCache":
@@ -112,6 +117,8 @@ class FeatureCache:
         Raises `FingerprintError`, naming the fields, unless `fingerprint` agrees with the cache's.
         """
         cache = cls.open(path)
+        if cache.read_only:
+            raise CacheError(f"{path} is a working copy of {cache.storage.address}, a published cache: it is read only")
         check_fingerprint(cache.fingerprint, fingerprint, allow_drift=allow_drift, where=f"the cache {path}")
         try:
             cache.storage.acquire()
@@ -279,6 +286,11 @@ class FeatureCache:
     # -- write --------------------------------------------------------------------------------------------------------
 
     @property
+    def read_only(self) -> bool:
+        """Whether it is a working copy of a published cache."""
+        return self.storage.read_only
+
+    @property
     def place(self) -> str:
         """Where the cache is kept and in which format, as text for the user."""
         return self.storage.place
@@ -317,6 +329,10 @@ class FeatureCache:
         count = self.storage.requeue(statuses, videos)
         self.__dict__.pop("_places", None)
         return count
+
+    def accept(self, videos: Sequence[str]) -> int:
+        """Make suspect `videos` done, with their reasons as notes. Returns how many: none in an object store."""
+        return self.storage.accept(videos)
 
     def put_files(self, files: Mapping[str, FileState]) -> None:
         """Record the files of extracted videos as this machine has them now."""
@@ -368,4 +384,4 @@ def _reopened(path: Path, address: str | None) -> FeatureCache:
         return FeatureCache.open(path)
     folder = tempfile.mkdtemp(prefix="mrrn-cache-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return FeatureCache.attach(Path(folder) / path.name, Location.parse(address))
+    return FeatureCache.attach(Path(folder) / path.name, parse_location(address))

@@ -20,6 +20,7 @@ from cache.common.console import (
     device_option,
     work_option,
 )
+from cache.common.device import check_device
 from cache.common.errors import TrainingError
 from cache.common.files import write_bytes_durably
 from cache.common.workspace import Workspace
@@ -288,6 +289,7 @@ def _train_missing(
     click.echo(f"{len(configs)} runs, {len(configs) - len(missing)} of them done already")
     if not missing:
         return []
+    check_device(device)
     jobs = min(jobs or plan.default_jobs(device), len(missing))
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
     log = workspace.root / "sweeps" / "workers.log"
@@ -305,6 +307,7 @@ def _sweep_command(dataset: str) -> str:
 
 
 def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, device: str, fresh: bool) -> None:
+    check_device(device)  # before torch is imported
     from train.distributed import choose_device, join
     from train.run import run
 
