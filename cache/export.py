@@ -32,7 +32,7 @@ def export(cache: FeatureCache, target: Path, container: Container, grouping: Gr
     if os.path.lexists(target) and _names(target) != {f"{name}.{container}" for name in wanted}:
         raise CacheError(f"{target} is there already; choose a new folder, so that nothing is mixed or overwritten")
     temporary = target.with_name(f".tmp-{target.name}")
-    with _held_folder(temporary):
+    with held_folder(temporary):
         files = _by_video(cache) if grouping == "video" else _by_level(cache)
         with progress("exporting", len(wanted), "files") as shown:
             for written, (name, arrays, texts) in enumerate(files, 1):
@@ -57,7 +57,7 @@ def _names(folder: Path) -> set[str]:
 
 
 @contextmanager
-def _held_folder(folder: Path) -> Iterator[None]:
+def held_folder(folder: Path) -> Iterator[None]:
     """Make the folder, empty, for this process alone; removed at the end unless it was renamed.
 
     Raises `CacheError` if another process has it.
@@ -74,7 +74,7 @@ def _held_folder(folder: Path) -> Iterator[None]:
             remove(entry)
         yield
     except BlockingIOError:
-        raise CacheError(f"another export writes {folder}: wait for it, or choose another folder") from None
+        raise CacheError(f"another process writes {folder}: wait for it, or choose another folder") from None
     finally:
         os.close(descriptor)
         discard(folder)

@@ -34,6 +34,9 @@ LEASE_SECONDS: Final = 120.0
 SHARD_NAME: Final = re.compile(r"\d{6,}-(?P<digest>[0-9a-f]{16})\.(h5|zarr)")
 """Number, first half of the hash over its bytes, format."""
 
+HEADER_NOTE: Final = re.compile(r"decoded \d+ frames, \d+ declared")
+"""Reason that names a header's count alone. It is a note; earlier versions made such a video suspect."""
+
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 """Checked where a value comes from outside, by `from_json`."""
 
@@ -72,6 +75,11 @@ class Outcome:
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
             raise ValueError(f"status of video {self.video_id!r} is {self.status!r}; expected one of {STATUSES}")
+
+    @property
+    def is_header_doubt(self) -> bool:
+        """Whether it is suspect for nothing but the count in its header."""
+        return self.status == "suspect" and not self.decoder_errors and bool(HEADER_NOTE.fullmatch(self.reason))
 
 
 class ClaimedVideo(NamedTuple):
@@ -378,6 +386,11 @@ class Ledger(Database):
         anew = f"UPDATE videos SET {_ANEW} WHERE path != '' AND status != 'pending' AND"
         count = connection.execute(f"{anew} status IN ({marks})", tuple(statuses)).rowcount
         return count + sum(connection.execute(f"{anew} id = ?", (video_id,)).rowcount for video_id in videos)
+
+    def accept(self, connection: sqlite3.Connection, videos: Sequence[str]) -> int:
+        """Make those of `videos` done that are suspect; their reasons stay as notes. Returns how many there were."""
+        done = "UPDATE videos SET status = 'done' WHERE id = ? AND status = 'suspect'"
+        return sum(connection.execute(done, (video_id,)).rowcount for video_id in videos)
 
     def forget_shard(self, connection: sqlite3.Connection, number: int) -> int:
         """Remove a shard's row and make its videos pending again. Returns how many there were."""

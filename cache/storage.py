@@ -95,9 +95,11 @@ class Storage(Protocol):
     ledger: Ledger
     """What became of each video, as of the last `catch_up`."""
     address: str | None = None
-    """`s3://bucket/prefix` of the object store that has the cache; None if `folder` is the cache itself."""
+    """`s3://bucket/prefix` or `https://host/path` of the store with the cache; None if `folder` is the cache itself."""
     place: str
     """Where the cache is kept and in which format, as text for the user."""
+    read_only: bool = False
+    """Whether others publish the cache, and nothing can be added to it here."""
     shards_are_copies: bool = False
     """Whether a shard in `folder` without a row in the ledger is a stale copy. Otherwise it may be adopted."""
 
@@ -148,6 +150,10 @@ class Storage(Protocol):
 
     def requeue(self, statuses: Sequence[Status] = (), videos: Sequence[str] = ()) -> int:
         """Make all videos of these statuses, and `videos`, pending again. Returns how many there were."""
+
+    def accept(self, videos: Sequence[str]) -> int:
+        """Make suspect `videos` done. Returns how many: none in an object store, whose records stay as they are."""
+        return 0
 
     def remember(self, settings: Mapping[str, JSON]) -> None:
         """Make `settings` those that later commands continue with. The cache.json in an object store never changes."""
@@ -246,6 +252,10 @@ class LocalStorage(Storage):
     def requeue(self, statuses: Sequence[Status] = (), videos: Sequence[str] = ()) -> int:
         with self.ledger.transaction() as connection:
             return self.ledger.requeue(connection, statuses, videos)
+
+    def accept(self, videos: Sequence[str]) -> int:
+        with self.ledger.transaction() as connection:
+            return self.ledger.accept(connection, videos)
 
     def replace_dataset(self, dataset: Dataset) -> None:
         with self.ledger.transaction() as connection:

@@ -1,6 +1,7 @@
 """FeatureCache: one dataset's features on disk. The only way in which other packages touch them."""
 
 import atexit
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,14 +14,16 @@ from numpy.typing import NDArray
 
 from cache.commit import StagedShard, commit_staged, recover, stage
 from cache.common.errors import CacheError
-from cache.dataset import Dataset, Sample, read_dataset
+from cache.dataset import Dataset, Half, Sample, read_dataset
 from cache.description import Description, read_description
 from cache.fingerprint import JSON, Fingerprint, Level, check_fingerprint
 from cache.ledger import Claim, FileState, Ledger, Outcome, Place, Status, new_cache_id
 from cache.reading import FeatureBank, ShardPool, load_bank
-from cache.remote.attachment import COPY_BYTES, attach, find_cache, publish
+from cache.remote.address import WebAddress
+from cache.remote.attachment import COPY_BYTES, attach, find_cache, make_cache
 from cache.remote.client import Location, Objects
 from cache.remote.storage import open_storage
+from cache.remote.web import parse_location
 from cache.shards import Backend
 from cache.shards.protocol import ShardData
 from cache.shards.writer import ShardWriter
@@ -70,11 +73,11 @@ class FeatureCache:
             cache_id=new_cache_id(),
             converted_from=converted_from,
         )
-        publish(path, dataset, description, location)
+        make_cache(path, dataset, description, location)
         return cls.open(path)
 
     @classmethod
-    def attach(cls, path: Path, location: Location, copy_bytes: int = COPY_BYTES) -> "FeatureCache":
+    def attach(cls, path: Path, location: Location | WebAddress, copy_bytes: int = COPY_BYTES) -> "FeatureCache":
         """Make `path` a working copy of the cache at `location`, unless it is one already, and open it.
 
         `copy_bytes` limits the bytes of all shards in it. Raises `CacheError` if there is no cache at `location`.
@@ -83,24 +86,28 @@ class FeatureCache:
         return cls.open(path)
 
     @classmethod
-    def find(cls, path: Path, location: Location | None) -> "FeatureCache | None":
+    def find(cls, path: Path, location: Location | WebAddress | None) -> "FeatureCache | None":
         """Open the cache at `path`, or attach `path` to the one at `location`; None if there is neither.
 
         Raises `CacheError` if the cache at `path` is not the one at `location`.
         """
         if not (path / "cache.json").exists():
-            return cls.attach(path, location) if location is not None and find_cache(Objects(location)) else None
+            if location is None or (isinstance(location, Location) and not find_cache(Objects(location))):
+                return None
+            return cls.attach(path, location)
         cache = cls.open(path)
         if location is not None and cache.storage.address != str(location):
             raise CacheError(
                 f"the cache {path} is in {cache.storage.address or 'this folder alone'}, and {location} was asked for: "
                 "leave CACHE= (--cache) out to go on with it, or choose another folder (WORK= or --work)"
             )
-        return cache
+        # What was published since is taken only on request.
+        return cls.attach(path, location) if isinstance(location, WebAddress) else cache
 
     @classmethod
-    def open(cls, path: Path) -> "FeatureCache":
+    def open(cls, path: str | os.PathLike[str]) -> "FeatureCache":
         """Open a cache to read. Raises `CacheError` if there is none, or one of another format."""
+        path = Path(path)
         return cls(open_storage(path, read_description(path)))
 
     @classmethod
@@ -110,6 +117,8 @@ class FeatureCache:
         Raises `FingerprintError`, naming the fields, unless `fingerprint` agrees with the cache's.
         """
         cache = cls.open(path)
+        if cache.read_only:
+            raise CacheError(f"{path} is a working copy of {cache.storage.address}, a published cache: it is read only")
         check_fingerprint(cache.fingerprint, fingerprint, allow_drift=allow_drift, where=f"the cache {path}")
         try:
             cache.storage.acquire()
@@ -122,6 +131,16 @@ class FeatureCache:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_reopened, (self.path, self.storage.address))
+
+    def __repr__(self) -> str:
+        levels = ", ".join(f"{level} {width}" for level, width in self.widths.items())
+        identity, num_bytes = self.fingerprint.identity, sum(row.num_bytes for row in self.ledger.shards())
+        return (
+            f"FeatureCache({str(self.path)!r}: {len(self.video_ids):,} of {len(self.dataset.videos):,} videos of "
+            f"{self.dataset.name}, {len(self.dataset.classes):,} classes; levels {levels}; views "
+            f"{', '.join(self.views)}; {identity.get('backbone')}, weights {identity.get('weights')}; "
+            f"{num_bytes / 1e6:,.1f} MB {self.backend})"
+        )
 
     def __enter__(self) -> "FeatureCache":
         return self
@@ -197,11 +216,31 @@ class FeatureCache:
     ) -> NDArray[np.float16]:
         """Frames `[start, stop)` of a video (all by default), `[F, C]`. Raises `DamageError` if they were damaged."""
         place = self._place(video_id)
-        self._check_request(level, (view,))
+        self.check_request(level, (view,))
         stop = place.num_frames if stop is None else stop
         if not 0 <= start <= stop <= place.num_frames:
             raise CacheError(f"video {video_id!r} has {place.num_frames} cached frames; [{start}, {stop}) is outside")
         return self.pool.shard(place.shard).features(place, level, view, start, stop)
+
+    def means(
+        self, level: Level, half: Half, *, split: int = 1, view: int = 0
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], tuple[str, ...]]:
+        """The mean feature of each sample of one half, `[N, C]`, the index of its class, `[N]`, and its id.
+
+        Over all cached frames of the sample. Samples without features (failed videos) or without a class are not among
+        them. Raises `CacheError` if videos are still pending.
+        """
+        self.require_finished()
+        self.check_request(level, (view,))
+        rows, labels, ids = [np.empty((0, self.widths[level]), dtype=np.float32)], [], []
+        for sample in self.dataset.half(split, half):
+            frames = self.frames_of(sample)
+            if frames and sample.label is not None:
+                span_FC = self.features(sample.video, level, view, frames.start, frames.stop)
+                rows.append(span_FC.mean(axis=0, dtype=np.float32, keepdims=True))
+                labels.append(sample.label)
+                ids.append(sample.id)
+        return np.concatenate(rows), np.asarray(labels, dtype=np.int64), tuple(ids)
 
     def pts_seconds(self, video_id: str) -> NDArray[np.float64]:
         """Time of each cached frame of a video in seconds, `[F]`."""
@@ -231,10 +270,11 @@ class FeatureCache:
         `views` are numbers of views; None takes all. Raises `CacheError` naming a video without features.
         """
         views = range(len(self.views)) if views is None else views
-        self._check_request(level, views)
+        self.check_request(level, views)
         return load_bank(self.pool, level, [self._place(video_id) for video_id in video_ids], device, views)
 
-    def _check_request(self, level: Level, views: Sequence[int]) -> None:
+    def check_request(self, level: Level, views: Sequence[int]) -> None:
+        """Raises `CacheError` unless the cache has this level and the views of these numbers."""
         if level not in self.levels:
             raise CacheError(f"the cache {self.path} has levels {', '.join(self.levels)}; got {level!r}")
         for view in views:
@@ -244,6 +284,11 @@ class FeatureCache:
                 )
 
     # -- write --------------------------------------------------------------------------------------------------------
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it is a working copy of a published cache."""
+        return self.storage.read_only
 
     @property
     def place(self) -> str:
@@ -284,6 +329,10 @@ class FeatureCache:
         count = self.storage.requeue(statuses, videos)
         self.__dict__.pop("_places", None)
         return count
+
+    def accept(self, videos: Sequence[str]) -> int:
+        """Make suspect `videos` done, with their reasons as notes. Returns how many: none in an object store."""
+        return self.storage.accept(videos)
 
     def put_files(self, files: Mapping[str, FileState]) -> None:
         """Record the files of extracted videos as this machine has them now."""
@@ -335,4 +384,4 @@ def _reopened(path: Path, address: str | None) -> FeatureCache:
         return FeatureCache.open(path)
     folder = tempfile.mkdtemp(prefix="mrrn-cache-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return FeatureCache.attach(Path(folder) / path.name, Location.parse(address))
+    return FeatureCache.attach(Path(folder) / path.name, parse_location(address))

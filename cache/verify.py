@@ -141,6 +141,8 @@ def _disagreement(
             return f"the ledger's place of {place.video_id!r} belongs to another of its videos"
         outcome = outcomes[place.video_id]
         noted = replace(notes.outcomes[place.position], seconds=outcome.seconds)
+        if noted.is_header_doubt and outcome.status == "done":
+            noted = replace(noted, status="done")  # accepted since: see `Ledger.accept`
         if noted != outcome or index.offsets[place.position + 1] - index.offsets[place.position] != outcome.num_frames:
             return f"the ledger's row of {place.video_id!r} does not agree with the shard's notes"
     return None

@@ -2,11 +2,13 @@
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
+from cache.common.console import RECENT_SECONDS
 from cache.common.interrupts import let_through
 from cache.ledger import Outcome
 
@@ -27,6 +29,8 @@ class Meter:
     """Videos with an outcome."""
     failed: int = 0
     started: float = field(default_factory=time.perf_counter)
+    recent: deque[tuple[float, int]] = field(default_factory=lambda: deque([(time.perf_counter(), 0)]))
+    """Times and frames then, of the last half minute."""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
     def finish(self, outcome: Outcome) -> None:
@@ -59,9 +63,13 @@ class Meter:
         return ", ".join(f"{name} {100 * spent / total:.0f} %" for name, spent in self.seconds.items()) if total else ""
 
     def text(self) -> str:
-        """Rate, shares and failures, for a progress line."""
-        rate = self.frames / max(time.perf_counter() - self.started, 1e-9)
-        parts = [f"{rate:.0f} frames/s", *([f"{self.failed} failed"] if self.failed else []), self.shares()]
+        """Failures, the rate of the last half minute, and shares, for a progress line."""
+        self.recent.append((time.perf_counter(), self.frames))
+        while len(self.recent) > 2 and self.recent[1][0] < self.recent[-1][0] - RECENT_SECONDS:
+            self.recent.popleft()
+        (then, before), (now, frames) = self.recent[0], self.recent[-1]
+        rate = (frames - before) / max(now - then, 1e-9)
+        parts = [*([f"{self.failed} failed"] if self.failed else []), f"{rate:.0f} frames/s", self.shares()]
         return ", ".join(part for part in parts if part)
 
 

@@ -13,11 +13,12 @@ from cache.common.text import some, visible
 from cache.common.workspace import Workspace
 from cache.dataset import ADDRESS, Dataset, Sample
 from cache.fingerprint import Fingerprint
+from cache.remote.client import Location
 from cache.store import FeatureCache
 from extract.datasets import load_dataset
 from extract.datasets.changes import Change, find_changes
 from extract.datasets.remote import address_of
-from extract.decode import DecodePool, DecodeSettings, VideoEnd
+from extract.decode import DecodePool, DecodeSettings, VideoEnd, is_complete
 from extract.network.weights import Weights
 from extract.settings import ExtractSettings, OneTimeOptions, RequestedSettings
 
@@ -140,7 +141,7 @@ def update_dataset(cache: FeatureCache, found: Dataset, root: Path) -> None:
 
 
 def _compare_files(cache: FeatureCache, paths: Mapping[str, Path]) -> None:
-    """Make videos pending whose files are not those that were extracted; says so."""
+    """Make videos pending whose files are not those that were extracted, and done whose doubt is none now; says so."""
     found = find_changes(cache.ledger.files(), paths)
     if found["changed"]:
         cache.requeue(videos=list(found["changed"]))
@@ -154,6 +155,12 @@ def _compare_files(cache: FeatureCache, paths: Mapping[str, Path]) -> None:
     for change, text in texts.items():
         if ids := sorted(found[change]):
             click.echo(text.format(f"{len(ids):,}", some(ids, LISTED)))
+    doubted = [outcome.video_id for outcome in cache.ledger.outcomes("suspect") if outcome.is_header_doubt]
+    if count := cache.accept([each for each in doubted if each in paths and is_complete(paths[each])]):
+        click.echo(
+            f"{count:,} suspect videos are done now: only the counts in their headers differ, and the files "
+            "are complete (--again ID extracts one anew)"
+        )
     if remote := sum(address_of(path) is not None for path in paths.values()):
         click.echo(f"{remote:,} remote videos are not checked for changes: --again ID extracts one of them anew")
 
@@ -201,6 +208,8 @@ def open_cache(extraction: Extraction, settings: ExtractSettings, made_with: Fin
     FingerprintError if the cache was made with something else than `made_with`.
     """
     path, options = extraction.cache_path, extraction.options
+    # A published cache is attached, or refused, before anything is extracted.
+    store = options.location if isinstance(options.location, Location) else None
     if not path.exists():
         try:
             FeatureCache.create(
@@ -208,15 +217,14 @@ def open_cache(extraction: Extraction, settings: ExtractSettings, made_with: Fin
                 dataset=extraction.dataset,
                 fingerprint=made_with,
                 settings=extraction.settings.record(settings),
-                backend=options.backend or ("zarr" if options.location else "h5"),
-                location=options.location,
+                backend=options.backend or ("zarr" if store else "h5"),
+                location=store,
             ).close()
         except CacheError:
             # If another extractor made it in the meantime, that one will do.
             if not (path / "cache.json").exists():
                 raise
     cache = FeatureCache.open_for_extraction(path, made_with, options.allow_drift)
-    extraction.workspace.remember_dataset(extraction.dataset.name)
     if cache.ledger.leases():
         click.echo(
             f"another extractor is at work on {path} (`mrrn cache leases {path}` says which); the videos are "

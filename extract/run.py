@@ -7,14 +7,18 @@ from pathlib import Path
 import click
 
 from cache.common.console import FINISHED_WITH_FAILURES, choose_dataset
+from cache.common.device import check_device
 from cache.common.errors import CacheError
 from cache.common.interrupts import Interrupted
 from cache.common.text import some, visible
 from cache.common.workspace import Workspace
 from cache.fingerprint import JSON
 from cache.ledger import Status
+from cache.remote.address import WebAddress
+from cache.remote.attachment import dataset_name
 from cache.store import FeatureCache
 from extract import plan
+from extract.network.weights import IMAGENET, check_weights
 from extract.plan import Extraction
 from extract.settings import OneTimeOptions, RequestedSettings, check_given
 
@@ -27,9 +31,16 @@ def run(workspace: Workspace, dataset: str | None, given: Mapping[str, JSON], op
 
     `given`: the settings that were asked for, by the names of `RequestedSettings`.
     """
+    if dataset is None and isinstance(options.location, WebAddress):
+        dataset = dataset_name(options.location)
     name = choose_dataset(workspace, dataset)
+    # Before torch is imported, so that what is missing is told at once. Ray's workers have other devices.
+    if options.engine == "local":
+        check_device(given.get("device", "auto"))
+    check_weights(given.get("weights", IMAGENET))
     extraction = prepare(workspace, name, given, options)
     if extraction is not None:
+        check_weights(extraction.settings.weights)
         if options.engine == "ray":
             from extract.cluster.driver import extract
         else:
@@ -38,6 +49,7 @@ def run(workspace: Workspace, dataset: str | None, given: Mapping[str, JSON], op
             extract(extraction)
         except Interrupted as interrupted:
             raise Interrupted(interrupted.number, _done(workspace.cache(name))) from None
+        workspace.remember_dataset(name)
     with FeatureCache.open(workspace.cache(name)) as cache:
         click.echo(summary(cache))
         lines, empty_spans = plan.check_spans(cache)
@@ -66,6 +78,11 @@ def prepare(workspace: Workspace, name: str, given: Mapping[str, JSON], options:
     with cache:
         settings = RequestedSettings.joined(name, given, cache.settings)
         check_given(settings, given, cache.fingerprint, allow_drift=options.allow_drift, where=f"the cache {path}")
+        if cache.read_only:
+            _check_nothing_to_extract(cache, given, options)
+            workspace.remember_dataset(name)
+            click.echo(f"nothing to do: {path} is a working copy of {cache.storage.address}, which is read only")
+            return None
         _check_format(cache, options)
         if options.retry_failed:
             click.echo(f"{cache.requeue(['failed'])} failed videos will be tried once more")
@@ -114,6 +131,16 @@ def _listed(cache: FeatureCache, status: Status, count: int) -> list[str]:
         for outcome in islice(cache.ledger.outcomes(status), LISTED)
     ]
     return lines + ([f"  and {count - LISTED} more: `mrrn cache info --json` lists all"] if count > LISTED else [])
+
+
+def _check_nothing_to_extract(cache: FeatureCache, given: Mapping[str, JSON], options: OneTimeOptions) -> None:
+    asked = {"--data": given.get("data"), "--subset": given.get("subset"), "--again": options.again}
+    asked |= {"--retry-failed": options.retry_failed, "--engine": options.engine != "local"}
+    if option := next((name for name, value in asked.items() if value), None):
+        raise CacheError(
+            f"the cache {cache.path} is a published one ({cache.storage.address}), which is read only, and {option} "
+            "was given: leave it out to use the cache, or extract into another folder (WORK= or --work) without CACHE="
+        )
 
 
 def _check_format(cache: FeatureCache, options: OneTimeOptions) -> None:

@@ -30,7 +30,9 @@ from cache.fingerprint import (
     Level,
     check_fingerprint,
 )
+from cache.remote.address import WebAddress
 from cache.remote.client import Location
+from cache.remote.web import parse_location
 from cache.shards import BACKENDS, Backend
 from extract.decode import DECODER_NAMES, DEFAULT_DECODER, Limits, decoder_version, parse_limits
 from extract.network.architecture import PACKAGED, check_backbone, choose_depths, is_timm
@@ -286,12 +288,13 @@ class OneTimeOptions:
     backend: Backend | None = setting(
         None, flag="--format", type=click.Choice(BACKENDS), help="Of a new cache's shards. [default: h5]"
     )
-    location: Location | None = setting(
+    location: Location | WebAddress | None = setting(
         None,
         flag="--cache",
-        metavar="s3://BUCKET/PREFIX",
-        parse=Location.parse,
-        help="Keep the cache in an object store; below --work is a working copy, which remembers it (docs/scale.md).",
+        metavar="ADDRESS",
+        parse=parse_location,
+        help="s3://BUCKET/PREFIX keeps the cache in an object store (docs/scale.md), https://HOST/PATH uses a "
+        "published one, read only (docs/sharing.md); below --work is a working copy, which remembers it.",
     )
     engine: Literal["local", "ray"] = setting(
         "local",

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 import click
 
 from cache.aggregate import PAPER_WEIGHTS
-from cache.common.console import FINISHED_WITH_FAILURES, StageGroup, clips_option, device_option
+from cache.common.console import FINISHED_WITH_FAILURES, StageGroup, clips_option, device_option, progress
+from cache.common.device import check_device
 from cache.common.errors import DecodeError, MrrnError
 from cache.common.files import write_bytes_durably
 from cache.store import FeatureCache
 from extract.datasets.paths import require_folder, scan_folder
+from extract.network.weights import IMAGENET, check_weights
 from fuse.scores import (
     RunChoice,
     read_baseline,
@@ -60,7 +62,7 @@ def main(context: click.Context, choose: Choose, clips: str | None) -> None:
 
 def _fuse(choice: RunChoice) -> None:
     from fuse.report.html import Extras, publish
-    from fuse.report.samples import choose_samples, sample_frames
+    from fuse.report.samples import choose_mistakes, choose_samples, sample_frames
     from fuse.report.sweeps import mean_over_splits, read_tables
     from fuse.report.tables import table_3, to_text
     from fuse.report.timing import FILE, read_timing
@@ -70,10 +72,12 @@ def _fuse(choice: RunChoice) -> None:
     cache = read_scored_cache(workspace, choice.dataset)
     curves = {level: read_curve(folder) for level, folder in choice.folders().items()}
     results = evaluate(tables, cache, choice.split, read_heldout(choice), curves, read_baseline(choice))
-    notes, samples = caveats(results), choose_samples(results)
+    notes, mistakes, samples = caveats(results), choose_mistakes(results), choose_samples(results)
+    shown = [each.video for each in (*samples, *mistakes)]
     extras = Extras(
+        mistakes=mistakes,
         samples=samples,
-        frames=sample_frames(workspace, choice.dataset, [sample.video for sample in samples]),
+        frames=sample_frames(workspace, choice.dataset, shown),
         timing=read_timing(workspace.root / "benchmarks" / FILE),
         sweeps=read_tables(workspace, choice.dataset, notes, choice.split, results.runs["high"].get("cache_digest")),
     )
@@ -177,8 +181,10 @@ def predict(
         raise click.UsageError(f"--format {shape} is for --timeline")
     if follow is not None and not (as_timeline and len(videos) == 1):
         raise click.UsageError("--follow is for --timeline and one video")
-    # Before torch is imported, so that a wrong path is told at once.
+    # Before torch is imported, so that what is wrong is told at once.
     files = _find_files(videos) if follow is None else [_growing(videos[0])]
+    check_device(device)
+    check_weights(weights or IMAGENET)
     if shape == "vtt" and len(files) > 1:
         raise click.UsageError(f"--format vtt writes one file of subtitles; {len(files)} videos were given")
     from extract.network.engine import open_engine
@@ -254,7 +260,20 @@ def _find_files(given: Iterable[Path]) -> list[Path]:
             found.append(path)
         else:
             raise MrrnError(f"there is no file or folder {path}; give videos with VIDEO= or as arguments")
+    if all(map(_is_text, found)):
+        raise DecodeError(f"no video could be predicted: {found[0]}: it holds text, or nothing, and is no video")
     return list(dict.fromkeys(found))
+
+
+def _is_text(path: Path) -> bool:
+    """Whether the file begins as no video does: with nothing, or with UTF-8 without control characters."""
+    try:
+        with path.open("rb") as file:
+            begin = file.read(4096)
+        text = begin.decode("utf-8", errors="strict" if len(begin) < 4096 else "ignore")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return len(text.encode()) > len(begin) - 4 and all(each.isprintable() or each.isspace() for each in text)
 
 
 def _growing(path: Path) -> Path:
@@ -273,10 +292,12 @@ def _answer(predictions: "Iterator[Prediction]", heads: "Heads", files: list[Pat
     notes, done = weights_caveats(heads.identity), []
     if not as_json:
         click.echo("".join(f"! {note}\n" for note in notes), nl=False)
-    for prediction in predictions:
-        done.append(prediction)
-        if not as_json:
-            click.echo(to_text(prediction, heads.classes))
+    with progress("predict", len(files), "videos") as bar:
+        for prediction in predictions:
+            done.append(prediction)
+            bar.update(len(done))
+            if not as_json:
+                click.echo(to_text(prediction, heads.classes))
     if as_json:
         order = {str(path): index for index, path in enumerate(files)}
         done.sort(key=lambda prediction: order[prediction.video])

@@ -108,7 +108,7 @@ class Comparison:
     @property
     def text(self) -> str:
         """The difference in points, and the one thing that the interval and the test together allow to say of it."""
-        points, p_value = f"{_signed(self.difference)} points", f"McNemar's exact test, p = {self.test.p_value:.2g}"
+        points, p_value = f"{_signed(self.difference)} points", f"McNemar's exact test, {_p_value(self.test.p_value)}"
         match self.verdict:
             case "same":
                 return f"{points}, the very same videos right"
@@ -121,6 +121,10 @@ class Comparison:
             case _:
                 ends = f"95 % interval {_signed(self.interval.low)} to {_signed(self.interval.high)}"
                 return f"{points} ({ends}; {p_value}), which chance hardly explains"
+
+
+def _p_value(p_value: float) -> str:
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
 
 
 def _signed(fraction: float) -> str:

@@ -11,6 +11,13 @@ from cache.fingerprint import LEVELS, Level
 
 Inputs = Literal["simple features with a linear SVM", "RGB only", "several features"]
 
+BIBTEX: Final = """@article{mrrn,
+  title   = {Multi-Level Recurrent Residual Networks for Action Recognition},
+  author  = {Zheng and An and Ruan},
+  journal = {arXiv preprint arXiv:1711.08238},
+  year    = {2017}
+}"""
+
 SPLIT: Final = 1
 """The split that all of the paper's figures are of."""
 

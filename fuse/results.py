@@ -4,7 +4,7 @@ Computed once here, then rendered as tables, figures and a page by `fuse.report`
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Final, Literal
@@ -36,7 +36,7 @@ from cache.common.errors import ScoreError
 from cache.fingerprint import LEVELS, Level
 from cache.scores import ScoreTable
 from extract.network.weights import is_file_spec
-from extract.settings import IMAGENET
+from extract.settings import IMAGENET, RequestedSettings
 from fuse import metrics, paper
 from fuse.calibration import SCALED, Calibration, Refusals, Scaled, calibrate, refusals, reliability, scaled
 from fuse.scores import Epoch, Heldout, ScoredCache, check_against_cache, check_same
@@ -62,6 +62,31 @@ PAPER_RECIPE: Final = Recipe().name
 
 FORMAT: Final = 1
 """Format of results.json."""
+
+LENGTHS: Final = 5
+"""Parts of about as many videos in which the accuracy is given by length."""
+
+GROUPED: Final = 2
+"""Videos from which on a recording is a group whose accuracy is worth a line."""
+
+
+@dataclass(frozen=True)
+class Portion:
+    """Some of the test videos, and how many of them the fused model gets right."""
+
+    name: str
+    videos: int
+    right: int
+
+    @property
+    def accuracy(self) -> float:
+        """A fraction."""
+        return self.right / self.videos
+
+    @property
+    def interval(self) -> Interval:
+        """95 % interval of the accuracy, Wilson's."""
+        return wilson(self.right, self.videos)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +234,8 @@ class Results:
     def figures(self, model: Model) -> dict[str, float | None]:
         """A row of Table 3, as fractions: accuracy, low, high, linear, macro, top5, paper, difference."""
         accuracy, printed = self.accuracy(model), self.paper[model]
-        difference = None if printed is None else accuracy - printed
+        # A part of the videos is another test than the whole.
+        difference = None if printed is None or self.cache.dataset.subset else accuracy - printed
         found = {"accuracy": accuracy, **asdict(self.interval(model)), "linear": self.linear.get(model)}
         return {
             **found,
@@ -218,6 +244,43 @@ class Results:
             "paper": printed,
             "difference": difference,
         }
+
+    @property
+    def chance(self) -> float:
+        """Accuracy of naming a class at random, each as likely."""
+        return 1 / len(self.classes)
+
+    def class_intervals(self) -> list[Interval | None]:
+        """95 % interval of each class's fused accuracy; None for a class without test videos."""
+        totals = np.bincount(self.labels, minlength=len(self.classes))
+        right = np.bincount(self.labels[self.correct["fused"]], minlength=len(self.classes))
+        return [wilson(int(r), int(n)) if n else None for r, n in zip(right, totals, strict=True)]
+
+    def by_length(self) -> list[Portion]:
+        """The test videos in LENGTHS parts by their cached frames, from short to long; empty if these are unknown."""
+        frames = np.array([self.cache.frames.get(video, 0) for video in self.video_ids])
+        order = np.argsort(frames, kind="stable")[(frames == 0).sum() :]
+        if not len(order):
+            return []
+        # A boundary between equal lengths would put like videos into different parts.
+        firsts = [part[0] for part in np.array_split(frames[order], LENGTHS) if len(part)]
+        parts = [part for part in np.split(order, np.unique(np.searchsorted(frames[order], firsts))) if len(part)]
+        return [
+            Portion(
+                f"{'–'.join(f'{each:,}' for each in ends)} frames", len(part), int(self.correct["fused"][part].sum())
+            )
+            for part in parts
+            for ends in [dict.fromkeys((frames[part[0]], frames[part[-1]]))]
+        ]
+
+    def by_group(self) -> list[Portion]:
+        """Recordings with GROUPED test videos or more, the worst first; empty if there are none."""
+        right: dict[str, list[bool]] = {}
+        group = {sample.id: sample.group_name for sample in self.cache.dataset.samples}
+        for video, correct_ in zip(self.video_ids, self.correct["fused"].tolist(), strict=True):
+            right.setdefault(group[video], []).append(correct_)
+        parts = [Portion(name, len(each), sum(each)) for name, each in right.items() if len(each) >= GROUPED]
+        return sorted(parts, key=lambda part: (part.accuracy, -part.videos, part.name))
 
     def confusion(self) -> NDArray[np.int64]:
         """Counts of the fused model `[K, K + 1]`: row = true class, column = predicted, the last one = none."""
@@ -304,6 +367,7 @@ def caveats(results: Results) -> list[str]:
             "curves; heads trained on all of them may be better."
         )
     dataset, test_videos = results.cache.dataset, len(results.video_ids)
+    found += settings_caveats(results.cache.identity)
     if subset := dataset.subset:
         of_videos = f" of {subset.published_videos:,}" if subset.published_videos else ""
         of_classes = f" of {subset.published_classes}" if subset.published_classes else ""
@@ -316,9 +380,11 @@ def caveats(results: Results) -> list[str]:
         found.append(f"split {results.split}: the paper's figures beside ours are of split {paper.SPLIT}.")
     if note := results.clips_note:
         found.append(f"{note}.")
-    found += [f"{note}." for note in dataset.one_sided_notes(results.split)]
+    found += [f"classes: {note}." for note in dataset.one_sided_notes(results.split)]
     if results.missing:
-        found.append(f"{len(results.missing):,} of {test_videos:,} test videos have no features and count as wrong.")
+        found.append(
+            f"missing: {len(results.missing):,} of {test_videos:,} test videos have no features and count as wrong."
+        )
     beaten = [
         f"{model} ({100 * results.accuracy(model):.1f} against {100 * accuracy:.1f} %)"
         for model, accuracy in results.linear.items()
@@ -348,6 +414,33 @@ def weights_caveats(identity: Mapping[str, Any]) -> list[str]:
     if backbone != paper.BACKBONE:
         found.append(f"backbone: {backbone} (the paper used {paper.BACKBONE}).")
     return found
+
+
+def settings_caveats(identity: Mapping[str, Any]) -> list[str]:
+    """A sentence for each setting of the extraction that is not the default, and that the features depend on."""
+    changed = {
+        each.name: identity[each.name]
+        for each in fields(RequestedSettings)
+        if each.metadata["part"] == "identity"
+        and each.name not in ("backbone", "views_seed")
+        and (list(each.default) if isinstance(each.default, tuple) else each.default)
+        != identity.get(each.name, each.default)
+    }
+    said = {
+        "max_frames": "only the first {} frames of each video were used.",
+        "fps": "frames were taken at {} a second at most.",
+    }
+    return [
+        f"{name.replace('_', '-')}: " + said.get(name, "{} (not the default).").format(text_of(value))
+        for name, value in changed.items()
+    ]
+
+
+def text_of(value: Any) -> str:
+    """A setting's value, of mappings and lists each item."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {text_of(inner)}" for name, inner in value.items())
+    return ", ".join(map(text_of, value)) if isinstance(value, list | tuple) else str(value)
 
 
 @dataclass(frozen=True)
@@ -401,6 +494,9 @@ def summarise(results: Results, notes: Sequence[str], made: Made) -> dict[str, A
         "confusion": results.confusion().tolist(),
         "fingerprint": {"identity": dict(results.cache.identity), "environment": dict(results.cache.environment)},
         "runs": {level: dict(run) for level, run in results.runs.items()},
+        "cost": dict(results.cache.cost),
+        "by_length": [asdict(part) for part in results.by_length()],
+        "by_group": [asdict(part) for part in results.by_group()],
         "curves": {level: [asdict(epoch) for epoch in epochs] for level, epochs in results.curves.items()},
         "made": asdict(made),
     }

@@ -7,7 +7,7 @@ scores are compared with one another (`check_same`) and with the cache they were
 import functools
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -181,6 +181,12 @@ class ScoredCache:
     """Samples whose video's decoding is in doubt, with the reason; they have features and are used."""
     failed: Mapping[str, str]
     """Samples without features, with the reason."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What the extraction was asked for, as the cache remembers it."""
+    frames: Mapping[str, int] = field(default_factory=dict)
+    """Cached frames of each sample that has features."""
+    cost: Mapping[str, float] = field(default_factory=dict)
+    """`videos`, `frames`, `bytes` and `decode_seconds`, the time spent decoding, of the whole cache."""
 
 
 def read_scored_cache(workspace: Workspace, dataset: str) -> ScoredCache:
@@ -192,8 +198,10 @@ def read_scored_cache(workspace: Workspace, dataset: str) -> ScoredCache:
             for status in ("suspect", "failed")
         )
         samples = {sample.id: sample.video for sample in cache.dataset.samples}
-        have = tuple(sample.id for sample in cache.dataset.samples if cache.frames_of(sample))
+        frames = {sample.id: len(cache.frames_of(sample)) for sample in cache.dataset.samples}
+        have = tuple(each for each, count in frames.items() if count)
         lacking = samples.keys() - have
+        outcomes = [outcome for outcome in cache.ledger.outcomes() if outcome.num_frames]
         return ScoredCache(
             dataset=cache.dataset,
             identity=cache.fingerprint.identity,
@@ -202,6 +210,14 @@ def read_scored_cache(workspace: Workspace, dataset: str) -> ScoredCache:
             suspect={each: suspect[samples[each]] for each in have if samples[each] in suspect},
             failed={
                 each: failed.get(samples[each], "no frame of its video is in the span") for each in sorted(lacking)
+            },
+            settings=dict(cache.settings),
+            frames={each: frames[each] for each in have},
+            cost={
+                "videos": len(outcomes),
+                "frames": sum(outcome.num_frames for outcome in outcomes),
+                "bytes": sum(row.num_bytes for row in cache.ledger.shards()),
+                "decode_seconds": sum(outcome.seconds for outcome in outcomes),
             },
         )
 

@@ -1,6 +1,7 @@
 """What holds the folders apart: which may import which, what importing costs, what the command lines say."""
 
 import ast
+import builtins
 import importlib
 import importlib.util
 import json
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
+import mrrn
 from mrrn.cli import COMMANDS
 from mrrn.cli import main as front_door
 from tests.helpers.golden import check_golden
@@ -237,3 +240,41 @@ def test_the_map_has_a_phrase_for_every_file():
         part = text.split(f"\n{folder}/ ", 1)[1].split("```", 1)[0]
         for name in {file.name for file in sources(folder)} - {"__init__.py", "__main__.py"}:
             assert name in part, f"docs/architecture.md does not name {name} of {folder}/"
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (("extract", "--dataset", "ucf10"), "Did you mean ucf101? There are ucf101, hmdb51, demo"),
+        (("extract", "--dataset", "demo", "--weights", "imagnet1k_v1"), "did you mean imagenet1k_v1?"),
+        (("extract", "--device", "tpu"), "device 'tpu' is not known"),
+        (("train", "--dataset", "ucf10"), "nothing was extracted for dataset 'ucf10'"),
+        (("fuse", "predict", "notes.txt"), "is no video"),
+        (("fuse", "predict", "missing.mp4"), "there is no file"),
+    ],
+)
+def test_what_is_wrong_is_told_before_torch_is_imported(command, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("notes.txt").write_text("école\n" * 2000)
+    stage, *options = command
+    real = builtins.__import__
+
+    def checked(name, *rest):
+        assert name.partition(".")[0] != "torch", "torch is imported"
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", checked)
+    result = CliRunner().invoke(importlib.import_module(f"{stage}.cli").main, options)
+    assert result.exit_code == 1, result.output
+    assert told in result.output
+
+
+def test_the_python_door_is_light():
+    """`import mrrn` and opening a cache import no torch; every name that it promises is there."""
+    code = "import sys, mrrn; mrrn.open_cache; print(mrrn.__version__, len(dir(mrrn)), *sys.modules)"
+    version, _, *loaded = run(code).split()
+    assert version[0].isdigit()
+    assert set(loaded) & set(HEAVY) == set()
+    with pytest.raises(AttributeError, match="it has ClipDataset"):
+        _ = mrrn.open_cash
+    assert all(getattr(mrrn, name) for name in dir(mrrn))

@@ -111,6 +111,46 @@ def test_a_line_break_is_refused(folder: Path) -> None:
     assert not (folder / "P").exists()
 
 
+@pytest.mark.parametrize("fits", [True, False])
+def test_the_newest_python_that_fits_makes_the_environment(folder: Path, fits: bool) -> None:
+    """pyenv's shims exist and fail; `python3` may be too old. A `.venv` that is there keeps its Python."""
+    (folder / ".venv" / ".ready").unlink()
+    interpreter = (folder / ".venv" / "bin" / "python").rename(folder / "interpreter")
+    tools = folder / "tools"
+    tools.mkdir()
+    for name in ("uname", "sh", "mkdir", "cp", "touch"):
+        (tools / name).symlink_to(str(shutil.which(name)))
+    scripts = {
+        "python3.14": "exit 127",
+        "python3.13": "exit 1",
+        "python3.12": f"exit {int(not fits)}",
+        "python3": "exit 1",
+    }
+    for name, end in scripts.items():
+        venv = f'[ "$2" != venv ] || {{ mkdir -p .venv/bin; cp {interpreter} .venv/bin/python; echo {name} >> made; }}'
+        (tools / name).write_text(f"#!{shutil.which('sh')}\n{venv}\n{end}\n")
+        (tools / name).chmod(0o755)
+    command = [str(shutil.which("make")), "install"]
+    run = subprocess.run(command, cwd=folder, env={"PATH": str(tools)}, capture_output=True, text=True, check=False)
+    if fits:
+        assert run.returncode == 0, run.stderr
+        assert (folder / "made").read_text() == "python3.12\n"
+        assert calls(folder)[-1][-2:] == ["-e", "."]
+    else:
+        assert run.stderr.startswith("no Python 3.11 to 3.14 with its venv module")
+        assert not (folder / "made").exists()
+
+
+def test_what_the_values_need_is_installed(folder: Path) -> None:
+    make(folder, "extract", "BACKBONE=timm:resnet18", "CACHE=s3://bucket/a", "ALLOW_REMOTE=1")
+    installed = [call[-1] for call in calls(folder) if call[1:3] == ["pip", "install"]]
+    assert sorted(installed) == [".[s3]", ".[timm]"]
+    assert "--allow-remote" in calls(folder)[-1]
+    make(folder, "extract", "BACKBONE=timm:resnet18", "CACHE=s3://bucket/a")
+    assert "--allow-remote" not in calls(folder)[-1]
+    assert len([call for call in calls(folder) if call[1:3] == ["pip", "install"]]) == 2
+
+
 def test_blanks_separate_several_videos_unless_there_is_such_a_file(folder: Path) -> None:
     make(folder, "predict", "VIDEO=a.mp4 b c.mp4")
     (folder / "b c.mp4").touch()

@@ -20,6 +20,8 @@ from cache.common.console import (
     device_option,
     work_option,
 )
+from cache.common.device import check_device
+from cache.common.errors import TrainingError
 from cache.common.files import write_bytes_durably
 from cache.common.workspace import Workspace
 from cache.fingerprint import LEVELS, Level
@@ -140,6 +142,13 @@ def main(
         context.with_resource(redirect_stdout(nowhere))
     if context.invoked_subcommand is not None:
         return
+    if "," in device:
+        numbers = ",".join(name.removeprefix("cuda:") for name in device.split(","))
+        raise TrainingError(
+            f"device {device!r}: one process trains on one device. On several GPUs, each batch is shared by as many "
+            f"processes: `CUDA_VISIBLE_DEVICES={numbers} torchrun --nproc-per-node {len(device.split(','))} -m train "
+            "--device cuda`, with the same other options (docs/training.md)"
+        )
     opened = open_split(workspace, choose_dataset(workspace, dataset), split)
     usual, why = opened.usual_recipe()
     chosen = with_overrides(opened.recipes[recipe] if recipe else usual, **overrides)
@@ -280,6 +289,7 @@ def _train_missing(
     click.echo(f"{len(configs)} runs, {len(configs) - len(missing)} of them done already")
     if not missing:
         return []
+    check_device(device)
     jobs = min(jobs or plan.default_jobs(device), len(missing))
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
     log = workspace.root / "sweeps" / "workers.log"
@@ -297,6 +307,7 @@ def _sweep_command(dataset: str) -> str:
 
 
 def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, device: str, fresh: bool) -> None:
+    check_device(device)  # before torch is imported
     from train.distributed import choose_device, join
     from train.run import run
 

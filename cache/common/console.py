@@ -8,8 +8,10 @@ import signal
 import stat
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +23,9 @@ from cache.common.files import out_of_memory
 from cache.common.interrupts import Interrupted, interruptible
 from cache.common.text import visible
 from cache.common.workspace import Workspace
+
+RECENT_SECONDS = 30.0
+"""Rates shown are those of this time, and a log has a line of progress as often."""
 
 FINISHED_WITH_FAILURES = 3
 """Exit code of a run that reached its end with some failed videos, which are listed."""
@@ -51,7 +56,8 @@ class _Stopped(_ExpectedError):
     def __init__(self, interrupted: Interrupted) -> None:
         how = "Ctrl-C" if interrupted.number == signal.SIGINT else signal.Signals(interrupted.number).name
         done = interrupted.done or "what was finished is kept"
-        super().__init__(f"stopped by {how}: {done}. To go on, give the same command:\n  {shlex.join(sys.orig_argv)}")
+        same = sys.orig_argv if "-m" in sys.orig_argv[:2] else [Path(sys.argv[0]).name, *sys.argv[1:]]
+        super().__init__(f"stopped by {how}: {done}. To go on, give the same command:\n  {shlex.join(same)}")
         self.exit_code = 128 + interrupted.number  # type: ignore[misc]
 
     def show(self, file: Any = None) -> None:
@@ -178,50 +184,76 @@ class Progress(Protocol):
         """Show that `done` of the total is finished, and `text` beside it (rates, losses, failures)."""
 
 
+class _Rate:
+    """How fast and how long still, by the last half minute."""
+
+    def __init__(self, total: float, unit: str, initial: float) -> None:
+        self.total, self.unit = total, unit
+        self.seen = deque([(time.monotonic(), initial)])
+
+    def text(self, done: float) -> str:
+        """Count, rate and time left: what has to be legible, so it comes first."""
+        now = time.monotonic()
+        self.seen.append((now, done))
+        while len(self.seen) > 2 and self.seen[1][0] < now - RECENT_SECONDS:
+            self.seen.popleft()
+        (then, before), shown = self.seen[0], f"{_number(done)}/{_number(self.total)} {self.unit}"
+        if now <= then or done <= before:
+            return shown
+        rate = (done - before) / (now - then)
+        left = timedelta(seconds=round(max(self.total - done, 0) / rate))
+        return f"{shown}, {rate:.3g}/s, {left} left"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value == round(value) else f"{value:,.1f}"
+
+
 class _LineProgress:
     """For logs: at most one line in `every_seconds`."""
 
-    def __init__(self, title: str, total: float, unit: str, every_seconds: float = 30.0) -> None:
-        self.title, self.total, self.unit, self.every_seconds = title, total, unit, every_seconds
-        self.started = self.last_line = time.monotonic()
+    def __init__(self, title: str, rate: _Rate, every_seconds: float = RECENT_SECONDS) -> None:
+        self.title, self.rate, self.every_seconds = title, rate, every_seconds
+        self.last_line = time.monotonic()
 
     def update(self, done: float, text: str = "") -> None:
         now = time.monotonic()
-        if now - self.last_line < self.every_seconds:
-            return
-        self.last_line = now
-        rate = done / (now - self.started) if now > self.started else 0.0
-        left = f"{(self.total - done) / rate:.0f} s left" if rate > 0 else "time left unknown"
-        shown = f"{self.title}: {done:g}/{self.total:g} {self.unit}, {rate:.3g}/s, {left}"
-        click.echo(f"{shown}, {text}" if text else shown)
+        if now - self.last_line >= self.every_seconds:
+            self.last_line = now
+            click.echo(f"{self.title}: {self.rate.text(done)}" + (f", {text}" if text else ""), err=True)
 
 
 class _BarProgress:
-    def __init__(self, bar: Any, task: Any) -> None:
-        self.bar, self.task = bar, task
+    def __init__(self, bar: Any, task: Any, rate: _Rate) -> None:
+        self.bar, self.task, self.rate = bar, task, rate
 
     def update(self, done: float, text: str = "") -> None:
-        self.bar.update(self.task, completed=done, text=text)
+        shown = self.rate.text(done)
+        self.bar.update(self.task, completed=done, text=f"{shown}, {text}" if text else shown)
 
 
 @contextmanager
 def progress(title: str, total: float, unit: str, *, initial: float = 0.0) -> Iterator[Progress]:
-    """Show a bar with time left on a terminal, else a line twice a minute. `initial` was done before the start."""
-    if not sys.stderr.isatty():
-        yield _LineProgress(title, total, unit)
+    """Show a bar with time left on a terminal, else a line twice a minute, on stderr. `initial` was done before."""
+    rate = _Rate(total, unit, initial)
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        yield _LineProgress(title, rate)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
+    from rich.table import Column
 
+    console = Console(stderr=True)
     with Bar(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}", markup=False),
-        console=Console(stderr=True),
+        BarColumn(bar_width=None, table_column=Column(width=max(4, min(30, (console.width - 60) // 2)))),
+        # One column, so that a narrow terminal cuts its end and not its count.
+        TextColumn("{task.description} {task.fields[text]}", markup=False, table_column=Column(no_wrap=True)),
+        console=console,
+        # Else what is printed would leave the file that stdout goes to.
+        redirect_stdout=sys.stdout.isatty(),
     ) as bar:
-        task = bar.add_task(title, total=total, completed=int(initial), text="")
-        yield _BarProgress(bar, task)
+        task = bar.add_task(
+            title, total=total, completed=int(initial), text=f"{_number(initial)}/{_number(total)} {unit}"
+        )
+        yield _BarProgress(bar, task, rate)

@@ -13,22 +13,50 @@ def find_device(asked: str) -> str:
 
     Raises `MrrnError` if this machine does not have it.
     """
+    _check_name(asked)
     import torch  # here, because the rest of this package works without it
 
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if asked == "cpu":
-        return asked
-    known = re.fullmatch("cuda(:([0-9]+))?", asked)
-    if known is None:
-        raise MrrnError(f"device {asked!r} is not known; choose auto, cpu, cuda or cuda:INDEX (DEVICE=, --device)")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if int(known[2] or 0) >= count:
-        raise MrrnError(
-            f"device {asked!r} was asked for, but this machine has {count or 'no'} CUDA devices that PyTorch can use; "
-            "choose another with DEVICE= (--device), for example cpu"
-        )
+    if asked.startswith("cuda"):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(asked[5:] or 0) >= count:
+            raise _missing(asked, count)
     return asked
+
+
+def check_device(asked: str) -> None:
+    """A first look at one device or several ("cuda:0,cuda:1"), without torch, which has the last word.
+
+    Raises `MrrnError` if a name is not known, or if a GPU was asked for and nothing of its driver is here.
+    """
+    for name in map(str.strip, asked.split(",")):
+        _check_name(name)
+        if name.startswith("cuda") and not _driver_here():
+            raise _missing(name, 0)
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch("auto|cpu|cuda(:[0-9]+)?", name):
+        raise MrrnError(f"device {name!r} is not known; choose auto, cpu, cuda or cuda:INDEX (DEVICE=, --device)")
+
+
+def _missing(asked: str, count: int) -> MrrnError:
+    return MrrnError(
+        f"device {asked!r} was asked for, but this machine has {count or 'no'} CUDA devices that PyTorch can use; "
+        "choose another with DEVICE= (--device), for example cpu"
+    )
+
+
+def _driver_here() -> bool:
+    """Whether a GPU may be here: NVIDIA's or AMD's device files, or NVIDIA's library. True where that says nothing."""
+    if platform.system() != "Linux" or any(path.exists() for path in map(Path, ("/dev/dxg", "/dev/kfd"))):
+        return True
+    try:
+        found = [*Path("/dev").glob("nvidia*"), *Path("/dev").glob("nvhost*"), *Path("/dev").glob("nvgpu*")]
+        return bool(found) or ctypes.CDLL("libcuda.so.1") is not None
+    except OSError:
+        return False
 
 
 _CONTAINER = Path("/sys/fs/cgroup")

@@ -37,8 +37,8 @@ _SOMETHING_ELSE = {
     errno.EFBIG,  # of reading: `read_plain`
 }
 """Errors by which it is known that a file's place has nothing, or a link, a folder, a device, or far too much."""
-_NO_MEMORY = ("start new thread", "can't allocate memory", "out of memory")
-"""Words of a RuntimeError that stands for a lack of memory: Python's for a thread, torch's for host and device."""
+_NO_MEMORY = ("start new thread", "can't allocate", "out of memory", "unable to allocate", "memory allocation failed")
+"""Words of errors that stand for a lack of memory: Python's for a thread, torch's for host and device, HDF5's."""
 _HERE, _EXCHANGE = -100, 2
 """AT_FDCWD and RENAME_EXCHANGE of renameat2(2)."""
 _SEAL = re.compile(rb',\n  "seal": "(?P<digest>[0-9a-f]{32})"\n\}\n\Z')
@@ -224,7 +224,8 @@ def _check_keys(value: Any, made: Any, path: str) -> None:
 def out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that there is no memory left, for data or for a thread's stack."""
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+        isinstance(error, RuntimeError | OSError | KeyError | ValueError)
+        and any(text in str(error) for text in _NO_MEMORY)
     )
 
 
@@ -257,7 +258,7 @@ def read_plain(path: Path) -> bytes:
     with os.fdopen(open_plain(path), "rb") as file:
         if (size := os.fstat(file.fileno()).st_size) > PLAIN_BYTES:
             raise OSError(errno.EFBIG, f"it has {size:,} bytes; expected at most {PLAIN_BYTES:,}", str(path))
-        return file.read(PLAIN_BYTES)
+        return file.read(size)  # memory for as much as is asked for is taken at once
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
@@ -272,7 +273,7 @@ def read_bounded(path: Path, limit: int) -> bytes:
         size = os.fstat(descriptor).st_size
         if size > limit:
             raise ValueError(f"it has {size:,} bytes; expected at most {limit:,}")
-        return file.read(limit)
+        return file.read(size)
 
 
 def read_json(path: Path) -> Any:

@@ -1,11 +1,14 @@
 """The layout of `work/`: names of folders, and the dataset extracted last."""
 
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from cache.common.errors import DatasetError
 from cache.common.files import read_bounded, write_bytes_durably
+from cache.common.text import some
 from cache.dataset import check_dataset_name
 from cache.fingerprint import Level
 
@@ -38,6 +41,14 @@ class Workspace:
     def sweep(self, dataset: str, name: str) -> Path:
         """Folder of one sweep's table; its runs are in the folder of all runs."""
         return self.root / "sweeps" / check_dataset_name(dataset) / name
+
+    def near_datasets(self, name: str, others: Iterable[str] = ()) -> str:
+        """The extracted datasets and the `others` there are, the one nearest to `name` first; empty if none."""
+        extracted = sorted(path.parent.name for path in self.root.glob("cache/*/cache.json"))
+        known = [*dict.fromkeys([*others, *extracted])]
+        near = get_close_matches(name, known, n=1)
+        asked = f"Did you mean {near[0]}? " if near else ""
+        return f"{asked}There are {some(known, 20)}" if known else ""
 
     def last_dataset(self) -> str | None:
         """Name of the dataset extracted last; None if nothing was extracted.

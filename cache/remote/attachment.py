@@ -5,24 +5,33 @@ A cache in a store exists once its cache.json does. remote.json in a working cop
 
 import os
 import secrets
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
+import click
+import msgspec
 import xxhash
 
-from cache.common.errors import CacheError, DatasetError
+from cache.common.errors import CacheError, DamageError, DatasetError
 from cache.common.files import (
+    ADDED_LATER,
+    discard,
     from_json,
     raise_if_unreadable,
+    read_bounded,
     read_sealed_json,
     sealed_json,
     unsealed_json,
+    write_bytes_durably,
     write_sealed_json,
 )
 from cache.dataset import Dataset, dataset_bytes, dataset_of
 from cache.description import Description, description_json, description_of
+from cache.remote.address import WebAddress
 from cache.remote.client import Location, Objects
+from cache.remote.index import MAX_BYTES, Index, check_successor, index_of, sha256_of
+from cache.remote.web import WebObjects, fetch_index, parse_location
 from cache.storage import create_folder
 
 FILE: Final = "remote.json"
@@ -39,14 +48,35 @@ class Attachment:
     """The content of remote.json."""
 
     location: str
-    """s3://bucket/prefix."""
+    """s3://bucket/prefix, or https://host/path of a published cache."""
     driver: str
     """Tells this working copy from others of the same cache."""
     copy_bytes: int
     """Limit on the bytes of all shards in the working copy."""
+    index: Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{64})?\Z")] = field(default="", metadata=ADDED_LATER)
+    """SHA-256 of a published cache's index, a copy of which is in the working copy."""
 
     def __post_init__(self) -> None:
-        Location.parse(self.location)
+        parse_location(self.location)
+
+    def objects(self, folder: Path) -> Objects:
+        """Those of the cache that `folder` is a working copy of."""
+        location = parse_location(self.location)
+        if isinstance(location, WebAddress):
+            return WebObjects(location, self.pinned(folder))
+        return Objects(location)
+
+    def pinned(self, folder: Path) -> Index:
+        """The index of a published cache as it was when it was last attached."""
+        file = folder / _index_name(self.index)
+        try:
+            content = read_bounded(file, MAX_BYTES)
+        except (OSError, ValueError) as error:
+            raise_if_unreadable(error, file)
+            raise CacheError(f"{file} cannot be read: {error}; remove {folder} and attach it again") from error
+        if sha256_of(content) != self.index:
+            raise DamageError(f"{file} is not as it was written; remove {folder} and attach the cache again")
+        return index_of(content, str(file))
 
     @classmethod
     def read(cls, folder: Path) -> "Attachment | None":
@@ -60,7 +90,7 @@ class Attachment:
             raise CacheError(f"{folder / FILE} does not say where the cache's store is: {error!r}") from error
 
 
-def publish(folder: Path, dataset: Dataset, description: Description, location: Location | None) -> None:
+def make_cache(folder: Path, dataset: Dataset, description: Description, location: Location | None) -> None:
     """Make an empty cache in `folder`, or at `location` with `folder` as its working copy.
 
     A cache in a store exists once its cache.json does. Raises `CacheError` if there is a cache already.
@@ -68,19 +98,26 @@ def publish(folder: Path, dataset: Dataset, description: Description, location: 
     if location is None:
         create_folder(folder, dataset, description)
         return
-    objects = Objects(location)
+    make_in_store(Objects(location), dataset, description)
+    attach(folder, location)
+
+
+def make_in_store(objects: Objects, dataset: Dataset, description: Description) -> None:
+    """Make an empty cache in the store. Raises `CacheError` if there is one already."""
     name = write_dataset_object(objects, dataset)
     # The nonce tells apart two machines that make the same cache at the same time: one of them succeeds.
     value = {**description_json(description), "dataset": name, "nonce": secrets.token_hex(16)}
     if not objects.create("cache.json", sealed_json(value)):
-        raise CacheError(f"{location} holds a cache already; open it, or choose another prefix")
-    attach(folder, location)
+        raise CacheError(f"{objects.location} holds a cache already; open it, or choose another prefix")
 
 
-def attach(folder: Path, location: Location, copy_bytes: int = COPY_BYTES) -> None:
+def attach(folder: Path, location: Location | WebAddress, copy_bytes: int = COPY_BYTES) -> None:
     """Make `folder` a working copy of the cache at `location`; it must not exist, or be one already."""
-    description, dataset = required(Objects(location))
     there = Attachment.read(folder)
+    if isinstance(location, WebAddress):
+        _attach_published(folder, location, copy_bytes, there)
+        return
+    description, dataset = required(Objects(location))
     if there is not None and there.location == str(location):
         if there.copy_bytes != copy_bytes:
             write_sealed_json(folder / FILE, {"format": 1, **asdict(replace(there, copy_bytes=copy_bytes))})
@@ -90,9 +127,44 @@ def attach(folder: Path, location: Location, copy_bytes: int = COPY_BYTES) -> No
     create_folder(folder, dataset, description, lambda made: write_sealed_json(made / FILE, content))
 
 
-def dataset_name(location: Location) -> str:
+def _attach_published(folder: Path, location: WebAddress, copy_bytes: int, there: Attachment | None) -> None:
+    """Trusts the index that the server has at first; later ones only if they add to it."""
+    content = fetch_index(location)
+    index, digest = index_of(content, f"{location}/index.json"), sha256_of(content)
+    attachment = Attachment(location=str(location), driver=secrets.token_hex(8), copy_bytes=copy_bytes, index=digest)
+    made = {"format": 1, **asdict(attachment)}
+    if there is None or there.location != str(location):
+        description, dataset = required(WebObjects(location, index))
+
+        def complete(made_folder: Path) -> None:
+            write_bytes_durably(made_folder / _index_name(digest), content)
+            write_sealed_json(made_folder / FILE, made)
+
+        create_folder(folder, dataset, description, complete)
+        click.echo(f"{location} has the index sha256 {digest}; from now on it is held to that")
+        return
+    if there.index != digest:
+        added = check_successor(there.pinned(folder), index, str(location))
+        click.echo(f"{location} has more than before ({added}): its index is sha256 {digest} now, was {there.index}")
+        write_bytes_durably(folder / _index_name(digest), content)
+    if (there.index, there.copy_bytes) != (digest, copy_bytes):
+        write_sealed_json(folder / FILE, made | {"driver": there.driver})
+    for file in folder.glob("index-*.json"):
+        if file.name != _index_name(digest):
+            discard(file)
+
+
+def _index_name(digest: str) -> str:
+    return f"index-{digest[:16]}.json"
+
+
+def dataset_name(location: Location | WebAddress) -> str:
     """Name of the dataset of the cache at `location`. Raises `CacheError` if there is no cache."""
-    return required(Objects(location))[1].name
+    if isinstance(location, WebAddress):
+        objects: Objects = WebObjects(location, index_of(fetch_index(location), f"{location}/index.json"))
+    else:
+        objects = Objects(location)
+    return required(objects)[1].name
 
 
 def find_cache(objects: Objects) -> tuple[Description, str] | None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cache.common.errors import CacheError, DamageError
+from cache.remote.address import WebAddress
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore as Store
@@ -89,7 +90,8 @@ class Objects:
 
     def __init__(self, location: Location, policy: RetryPolicy = RetryPolicy()) -> None:
         """Raises `CacheError` if obstore is not installed or the AWS_* variables cannot be used."""
-        self.location, self._policy, self._process = location, policy, os.getpid()
+        self.location: Location | WebAddress = location
+        self._policy, self._process = policy, os.getpid()
         self.requests: Counter[str] = Counter()
         """Attempts so far by kind: put, get, list (a page of 1,000 names), delete."""
         self._small, self._bulk = (open_store(location, seconds) for seconds in (SMALL_SECONDS, BULK_SECONDS))

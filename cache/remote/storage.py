@@ -16,16 +16,17 @@ from sqlite3 import Connection
 from typing import Any
 
 from cache.commit import adopt
-from cache.common.errors import CacheError, UnsafePathError
+from cache.common.errors import CacheError, DamageError, UnsafePathError
 from cache.common.files import discard, write_bytes_durably
 from cache.dataset import Dataset, dataset_bytes, read_dataset
 from cache.description import Description, description_json
 from cache.ledger import HeldLease, Ledger, ShardRow, Status
 from cache.quarantine import quarantine
 from cache.remote.attachment import Attachment, find_cache, read_dataset_object, required, write_dataset_object
-from cache.remote.client import Location, Objects
+from cache.remote.client import Objects
 from cache.remote.lease import DriverLease
 from cache.remote.log import MAX_FILES, Kind, Record, RecordLog, check_file_names, is_hash, object_of, shard_object
+from cache.remote.web import WebObjects
 from cache.remote.working_copy import TRANSFER, LocalCopy
 from cache.shards import SUFFIXES
 from cache.storage import Finding, LocalStorage, StagedShard, Storage, bytes_problem, ids_and_paths
@@ -37,7 +38,9 @@ _WINDOW = 256
 def open_storage(folder: Path, description: Description) -> Storage:
     """The storage of the cache in `folder`: an object store if `folder` is a working copy, else the folder itself."""
     attachment = Attachment.read(folder)
-    return LocalStorage(folder, description) if attachment is None else ObjectStorage(folder, description, attachment)
+    if attachment is None:
+        return LocalStorage(folder, description)
+    return ObjectStorage(folder, description, attachment, attachment.objects(folder))
 
 
 class ObjectStorage(Storage):
@@ -45,13 +48,14 @@ class ObjectStorage(Storage):
 
     shards_are_copies = True
 
-    def __init__(self, folder: Path, description: Description, attachment: Attachment) -> None:
+    def __init__(self, folder: Path, description: Description, attachment: Attachment, objects: Objects) -> None:
         """`folder` is the working copy."""
         self.folder, self.description = folder, description
         self.ledger = Ledger(folder / "ledger.sqlite", description.cache_id)
         self._driver, self._fingerprint = attachment.driver, description.fingerprint.digest
         self._suffix = SUFFIXES[description.backend]
-        self.objects = Objects(Location.parse(attachment.location))
+        self.objects = objects
+        self.read_only = isinstance(objects, WebObjects)
         self.address = str(self.objects.location)
         self.place = f"{self.address} ({description.backend}); a working copy of it is {folder}"
         self.log = RecordLog(self.objects)
@@ -120,7 +124,10 @@ class ObjectStorage(Storage):
     # -- writing ------------------------------------------------------------------------------------------------------
 
     def acquire(self) -> None:
-        """Take the driver's lease."""
+        """Take the driver's lease. A published cache has none: only the copies here can be mended."""
+        if self.read_only:
+            self.copy.clear()
+            return
         found = find_cache(self.objects)
         if found is None or description_json(found[0]) != description_json(self.description):
             raise CacheError(
@@ -131,8 +138,13 @@ class ObjectStorage(Storage):
         self.copy.clear()
 
     def transaction(self) -> AbstractContextManager[Connection]:
-        self.lease.hold()
+        self._hold()
         return self.ledger.transaction()
+
+    def _hold(self) -> None:
+        if self.read_only:
+            raise CacheError(f"{self.address} is a published cache, which is read only; nothing was changed")
+        self.lease.hold()
 
     def upload(self, staged: Path, digest: str, *, keep: bool) -> Mapping[str, int]:
         """Put the shard's files below shards/<hash>. Returns their sizes by their names."""
@@ -164,7 +176,7 @@ class ObjectStorage(Storage):
         return self.ledger.counts()["pending"] - pending
 
     def replace_dataset(self, dataset: Dataset) -> None:
-        self.lease.hold()
+        self._hold()
         self._change("dataset", dataset=write_dataset_object(self.objects, dataset))
 
     def _change(self, kind: Kind, **fields: Any) -> None:
@@ -288,5 +300,7 @@ class ObjectStorage(Storage):
         if os.path.lexists(copy) and bytes_problem(copy, row) is None:
             self.upload(copy, row.digest, keep=True)
             return [f"wrote {row.name} to the store again, from the copy here"]
+        if self.read_only:
+            raise DamageError(f"{finding.what}. Only whoever publishes {self.address} can mend that")
         self._change("forget", forgotten=(row.number,))
         return [*quarantine(self.folder, copy), f"queued the {len(finding.videos)} videos of {row.name} again"]

@@ -4,7 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cache.common.errors import DatasetError
+from cache.common.workspace import Workspace
 from cache.dataset import Dataset, check_dataset_name
+
+PUBLISHED = ("ucf101", "hmdb51", "demo")
+"""Datasets that need no location to be understood."""
 
 SOURCES = ("ucf101", "hmdb51", "manifest", "folder", "demo")
 
@@ -35,7 +39,7 @@ def load_dataset(
     from extract.datasets.paths import find_videos, require_folder
     from extract.datasets.published import match_files
 
-    match rules or _rules_for(name, where):
+    match rules or _rules_for(name, where, Workspace(work)):
         case "demo":
             return demo.load(name, data, work)
         case "ucf101" | "hmdb51" as published:
@@ -51,12 +55,12 @@ def load_dataset(
             raise DatasetError(f"there is no source {unknown!r}; choose one of {', '.join(SOURCES)}")
 
 
-def _rules_for(name: str, data: Path) -> str:
+def _rules_for(name: str, data: Path, workspace: Workspace) -> str:
     if data.is_dir():
         return "folder"
     if data.suffix.lower() == ".csv":
         return "manifest"
     raise DatasetError(
         f"dataset {name!r}: {data} is neither a folder of <class>/<video> nor a .csv file that lists videos; "
-        "say where it is with DATA= (--data)"
+        f"say where it is with DATA= (--data). {workspace.near_datasets(name, PUBLISHED)}"
     )

@@ -31,6 +31,10 @@ SYSTEM_FOLDERS = frozenset(
 """Folders in which systems keep thumbnails and deleted files; they are not looked into, like hidden ones."""
 
 
+LONGEST_FOLDER = 4096 - 256
+"""Bytes of a folder's path from which on Linux may refuse (PATH_MAX) the files in it, whose names have up to 255."""
+
+
 @dataclass(frozen=True)
 class FolderScan:
     """What is below a folder; paths are relative to it and '/'-separated."""
@@ -40,7 +44,7 @@ class FolderScan:
     passed_over: Mapping[str, int]
     """Number of other files by suffix, in lower case."""
     unread: tuple[str, ...]
-    """Hidden and system folders, which were not looked into."""
+    """Hidden and system folders, and those of too long a path, which were not looked into."""
     folders: tuple[str, ...]
     """Names of the folders directly in it that were looked into."""
 
@@ -109,6 +113,9 @@ def scan_folder(root: Path) -> FolderScan:
     videos: list[str] = []
     passed_over, unread, folders = Counter[str](), list[str](), [""]
     for inside in folders:  # grows on the way
+        if len(os.fsencode(root / inside)) > LONGEST_FOLDER:
+            unread.append(f"{inside[:40]}… (a path of more than {LONGEST_FOLDER:,} bytes)")
+            continue
         for entry in _entries(root / inside):
             path, is_folder = inside + entry.name, entry.is_dir(follow_symlinks=False)
             if entry.name.startswith(".") or (is_folder and entry.name.lower() in SYSTEM_FOLDERS):

@@ -11,6 +11,7 @@ imported here: each brings a native library, so only child processes load one.
 """
 
 from extract.decode.backends import DECODER_NAMES, DEFAULT_DECODER, MissingDecoderError, decoder_version
+from extract.decode.completeness import is_complete
 from extract.decode.containers import open_regular
 from extract.decode.pool import DecodePool
 from extract.decode.types import DecodeSettings, FrameBlock, Limits, VideoEnd, VideoRequest, parse_limits
@@ -26,6 +27,7 @@ __all__ = [
     "VideoEnd",
     "VideoRequest",
     "decoder_version",
+    "is_complete",
     "open_regular",
     "parse_limits",
 ]

@@ -6,10 +6,13 @@ count, no claims about frames or seconds. Nothing is decoded; at most `MOST_BOXE
 
 import os
 import struct
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Final
 
-from extract.decode.containers import HEAD_BYTES, transport_packets
+from cache.common.errors import DecodeError
+from extract.decode.containers import HEAD_BYTES, open_regular, transport_packets
 
 MOST_BOXES: Final = 1_000_000
 """Boxes of an MP4 file that are looked at."""
@@ -32,6 +35,16 @@ def missing_bytes(descriptor: int, container: str) -> str:
     """
     size = os.fstat(descriptor).st_size
     return next((f"cut short: {text}" for text in _CHECKS[container](descriptor, size)), "")
+
+
+def is_complete(path: Path) -> bool:
+    """Whether the file at `path` is a video of a known container that has all its bytes."""
+    try:
+        descriptor, container = open_regular(path, sys.maxsize)
+        with os.fdopen(descriptor, "rb"):
+            return not missing_bytes(descriptor, container)
+    except (DecodeError, OSError):
+        return False
 
 
 def _beyond(what: str, end: int, size: int, slack: int = 0) -> Iterator[str]:

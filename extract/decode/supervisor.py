@@ -87,11 +87,8 @@ class Supervisor:
         try:
             while self._running:
                 self._step()
-        except DecodeError as error:
+        except BaseException as error:  # noqa: BLE001 (the consumer's thread raises it)
             self._results.put(error)
-        except BaseException as error:
-            self._results.put(error)
-            raise
         finally:
             for worker in list(self._workers):
                 self._kill(worker)

@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import lru_cache
 from importlib.util import find_spec
 from itertools import zip_longest
@@ -63,6 +64,18 @@ class Weights:
 def is_file_spec(spec: str) -> bool:
     """Whether `spec` names a file, rather than a library's weights or random ones."""
     return not _NAMES.fullmatch(spec)
+
+
+def check_weights(spec: str) -> None:
+    """Raises `WeightsError` if `spec` is neither a name nor a file that exists; needs no torch."""
+    if is_file_spec(spec) and not Path(spec).is_file():
+        near = get_close_matches(Path(spec).name, [IMAGENET, "imagenet1k_v2", PRETRAINED, PACKAGE, "random:0"], n=1)
+        raise WeightsError(
+            f"weights {spec!r} are not a file"
+            + (f" (did you mean {near[0]}?)" if near else "")
+            + f"; give {IMAGENET}, random:SEED, or a .pth or .safetensors file with the key names of torchvision (of "
+            "timm, for its networks)"
+        )
 
 
 def weights_text(spec: str) -> str:
@@ -234,11 +247,7 @@ def _random(seed: int, expected: Mapping[str, tuple[int, ...]], backbone: str) -
 
 
 def _from_file(path: Path) -> "Mapping[str, Tensor]":
-    if not path.is_file():
-        raise WeightsError(
-            f"weights {str(path)!r} are not a file; give {IMAGENET}, random:SEED, or a .pth or .safetensors file "
-            "with the key names of torchvision (of timm, for its networks)"
-        )
+    check_weights(str(path))
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file

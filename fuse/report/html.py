@@ -7,36 +7,47 @@ content-security policy allows exactly the script and the style sheet in the fil
 import base64
 import hashlib
 import math
-import shlex
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from cache.aggregate import NO_PREDICTION, predicted
 from cache.common.files import discard_leftovers, write_bytes_durably, write_sealed_json
 from cache.common.text import shortened, visible
-from extract.settings import IMAGENET
 from fuse import metrics, paper
+from fuse.calibration import reliability
+from fuse.report.again import commands_of
 from fuse.report.figures import draw_confusion, draw_per_class
-from fuse.report.samples import Frames, ShownPrediction, data_uris, draw_samples
+from fuse.report.samples import PAIRS, Frames, ShownPrediction, draw_samples, pictures_of
+from fuse.report.story import how_good, percent, references, trust, where_it_fails
 from fuse.report.tables import NONE, Table, per_class_table, table_3, to_csv, to_markdown
 from fuse.report.timing import Timing, draw_timing
-from fuse.results import MODELS, PAPER_RECIPE, TITLES, Made, Model, Results, summarise
+from fuse.results import MODELS, TITLES, Made, Model, Results, summarise, text_of
 
 EXAMPLES: Final = 4
 """Videos named for a cell of the confusion matrix."""
 
-PAIRS: Final = 20
-"""Confusions listed, the most frequent first."""
-
 STEPS: Final = 10
 """Strengths of colour in the confusion matrix."""
+
+ORDERED: Final = 30
+"""Classes above which the matrix has those beside one another that are confused, and the list of pairs comes first."""
+
+FIRST: Final = 6
+"""Mistakes on the first screen."""
+
+GROUPS: Final = 12
+"""Recordings listed, the worst first."""
+
+_WORDS: Final = re.compile(r"(?<=[a-z])(?=[A-Z0-9])|(?<=[_/.-])")
 
 Examples = dict[tuple[int, int], list[str]]
 """(Row, column) of the confusion matrix -> its first EXAMPLES videos."""
@@ -46,6 +57,8 @@ Examples = dict[tuple[int, int], list[str]]
 class Extras:
     """What a report shows beside a split's results, as far as it was made."""
 
+    mistakes: Sequence[ShownPrediction] = ()
+    """The most confident first."""
     samples: Sequence[ShownPrediction] = ()
     frames: Frames = field(default_factory=dict)
     timing: Timing | None = None
@@ -93,38 +106,61 @@ def html(results: Results, notes: Sequence[str], made: Made, extras: Extras) -> 
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "percent": _percent,
+        "percent": percent,
         "points": _points,
         "count": "{:,}".format,
         "shorten": shortened,
-        "text": _text,
+        "text": text_of,
+        "breakable": _breakable,
+        "when": _when,
     }
-    examples = _examples(results)
+    pictures = {video: pictures_of(each) for video, each in extras.frames.items()}
+    examples = _examples(results, pictures)
     return environment.get_template("report.html").render(
         style=Markup(style),
         script=Markup(script),
         policy=policy,
+        published=paper.DATASETS.get(results.dataset),
         heading=f"{paper.DATASETS.get(results.dataset, results.dataset)}, split {results.split}",
-        notes=list(notes),
+        notes=[note.partition(": ") if ": " in note[:30] else ("", "", note) for note in notes],
         made=made,
         results=results,
         titles=_titles(results),
-        fused_against_high=results.against("high"),
+        references=references(results),
+        answers={
+            "How good?": how_good(results),
+            "Where does it fail?": where_it_fails(results),
+            "Can it be trusted?": trust(results),
+        },
+        compared={model: results.against(model) for model in results.models if model != "fused"},
         literature=[row for row in paper.TABLE_3 if row.accuracy(results.dataset) is not None],
-        shares={model: results.per_class(model).tolist() for model in MODELS},
+        classes=_classes(results),
         matrix=_matrix(results, examples),
         pairs=_pairs(results, examples),
+        mistakes=extras.mistakes,
+        first=_first(extras.mistakes),
+        wrong=int((~results.correct["fused"]).sum()),
         samples=extras.samples,
-        pictures=data_uris(extras.frames),
+        pictures=pictures,
+        curves=_curves(results),
+        reliability=_reliability(results),
+        lengths=results.by_length() if len(results.by_length()) > 1 else [],
+        groups=[part for part in results.by_group() if part.right < part.videos][:GROUPS],
+        cost=_cost(results),
         sweeps=list(extras.sweeps.values()),
         timing=extras.timing,
         problems={
-            "Test videos without features, counted as wrong": results.missing,
-            "Videos that could not be decoded": results.cache.failed,
-            "Videos whose decoding is in doubt, still used": results.cache.suspect,
+            title: reasons
+            for title, reasons in {
+                "Test videos without features, counted as wrong": results.missing,
+                "Videos that could not be decoded": results.cache.failed,
+                "Videos whose decoding is in doubt, still used": results.cache.suspect,
+            }.items()
+            if reasons
         },
         provenance=_provenance(results, made),
-        commands=_commands(results),
+        commands=commands_of(results),
+        bibtex=paper.BIBTEX,
     )
 
 
@@ -136,9 +172,15 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _percent(fraction: float | None, decimals: int = 1) -> str:
-    """A fraction as percent, without the sign."""
-    return NONE if fraction is None or fraction != fraction else f"{100 * fraction:.{decimals}f}"
+def _breakable(name: str) -> Markup:
+    """A name that breaks between its words: `ApplyEyeMakeup`, `brush_hair`."""
+    return Markup("<wbr>").join(map(escape, _WORDS.split(visible(name))))
+
+
+def _when(date: str) -> str:
+    """An ISO 8601 time as people write it: `26 November 2026, 18:02 UTC`."""
+    when = datetime.fromisoformat(date)
+    return f"{when.day} {when:%B %Y, %H:%M} UTC"
 
 
 def _points(fraction: float | None, decimals: int = 1) -> str:
@@ -156,36 +198,82 @@ def _titles(results: Results) -> dict[Model, tuple[str, str]]:
     return {model: (name, formula) for model, (name, _, formula) in parts.items()}
 
 
-def _examples(results: Results) -> Examples:
+def _first(mistakes: Sequence[ShownPrediction]) -> list[int]:
+    """Places of up to FIRST mistakes, each another confusion as far as there are, the most confident first."""
+    pairs = [(each.label, each.top[0][0]) for each in mistakes]
+    return sorted(sorted(range(len(pairs)), key=lambda place: pairs.index(pairs[place]) != place)[:FIRST])
+
+
+def _examples(results: Results, pictures: Collection[str]) -> Examples:
+    """The cells' first videos, those with pictures before the others."""
     found: Examples = {}
     columns = predicted(results.probabilities["fused"])
-    for video, row, column in zip(results.video_ids, results.labels.tolist(), columns.tolist(), strict=True):
+    videos = zip(results.video_ids, results.labels.tolist(), columns.tolist(), strict=True)
+    for video, row, column in sorted(videos, key=lambda each: each[0] not in pictures):
         names = found.setdefault((row, len(results.classes) if column == NO_PREDICTION else column), [])
         if len(names) < EXAMPLES:
             names.append(visible(video))
     return found
 
 
+def _classes(results: Results) -> list[dict[str, Any]]:
+    """The classes that have test videos, the worst first, then the others."""
+    shares = {model: results.per_class(model).tolist() for model in MODELS}
+    totals, rivals = results.confusion().sum(axis=1).tolist(), results.rivals()
+    rows = [
+        {
+            "name": name,
+            "videos": totals[index],
+            "interval": interval,
+            "rival": rivals[index],
+            **{model: share[index] for model, share in shares.items()},
+        }
+        for index, (name, interval) in enumerate(zip(results.classes, results.class_intervals(), strict=True))
+    ]
+    return sorted(rows, key=lambda row: (not row["videos"], row["fused"], -row["videos"]))
+
+
+def _order(results: Results) -> list[int]:
+    """Classes that are tested or chosen, as the matrix has them: above ORDERED like ones beside one another.
+
+    By the second eigenvector of the confusions' graph Laplacian, whose numbers are near for classes that are confused.
+    """
+    counts = results.confusion()
+    there = np.flatnonzero(counts.sum(axis=1) + counts[:, :-1].sum(axis=0))
+    if len(there) <= ORDERED:
+        return there.tolist()
+    wrong_KK = results.confused()[np.ix_(there, there)].astype(float)
+    weights_KK = wrong_KK + wrong_KK.T + 1e-3
+    _, vectors = np.linalg.eigh(np.diag(weights_KK.sum(axis=1)) - weights_KK)
+    return there[np.argsort(vectors[:, 1], kind="stable")].tolist()
+
+
 def _matrix(results: Results, examples: Examples) -> dict[str, Any]:
     """The cells of the confusion matrix that are not empty, and the data that the page's script reads."""
-    counts = results.confusion()
-    totals = counts.sum(axis=1)
+    counts, order = results.confusion(), _order(results)
+    totals, place = counts.sum(axis=1), {number: index for index, number in enumerate(order)}
     cells = [
         {
-            "row": row,
-            "column": column,
+            "row": place[row],
+            "column": place[column],
             "count": int(counts[row, column]),
             # Most confusions are a few percent of their row; the root makes them visible.
-            "strength": max(1, round(STEPS * math.sqrt(counts[row, column] / totals[row]))),
+            "opacity": max(1, round(STEPS * math.sqrt(counts[row, column] / totals[row]))) / STEPS,
         }
         for row, column in np.argwhere(counts[:, : len(results.classes)]).tolist()
     ]
+    wrong_KK = results.confused()
+    row, column = divmod(int(wrong_KK.argmax()), len(results.classes)) if wrong_KK.any() else (order[0], order[0])
     data = {
-        "names": list(map(visible, results.classes)),
-        "totals": totals.tolist(),
-        "cells": {f"{row},{column}": [int(counts[row, column]), videos] for (row, column), videos in examples.items()},
+        "names": [visible(results.classes[number]) for number in order],
+        "totals": totals[order].tolist(),
+        "cells": {
+            f"{place[row]},{place.get(column, len(order))}": [int(counts[row, column]), videos]
+            for (row, column), videos in examples.items()
+        },
+        "first": [place[row], place[column]],
     }
-    return {"cells": cells, "data": data}
+    return {"cells": cells, "data": data, "count": int(counts[row, column])}
 
 
 def _pairs(results: Results, examples: Examples) -> list[dict[str, Any]]:
@@ -204,6 +292,58 @@ def _pairs(results: Results, examples: Examples) -> list[dict[str, Any]]:
     ]
 
 
+def _curves(results: Results) -> list[dict[str, Any]]:
+    """For each level the points of its curves in a plot of 100 x 100 units: share of right clips and videos."""
+    found = []
+    for level, epochs in results.curves.items():
+        if len(epochs) > 1:
+            train, held = ([getattr(each, name) for each in epochs] for name in ("accuracy", "heldout_accuracy"))
+            points = {"train": _polyline(train), "held": _polyline(held)}
+            last = {"train": train[-1], "held": held[-1]}
+            found.append({"level": level, "epochs": len(epochs), "points": points, "last": last})
+    return found
+
+
+def _polyline(shares: Sequence[float | None]) -> str:
+    """A curve's points in a square of 100 units; y points down."""
+    step = 100 / (len(shares) - 1)
+    return " ".join(f"{step * x:.1f},{100 * (1 - y):.1f}" for x, y in enumerate(shares) if y is not None)
+
+
+def _reliability(results: Results) -> dict[str, Any]:
+    """Bins of the fused model's confidence, as it is and calibrated, with the calibration error of each."""
+    kinds = {"as they are": results.probabilities["fused"], "calibrated": results.calibrated("fused")}
+    return {name: reliability(each, results.labels) for name, each in kinds.items() if each is not None}
+
+
+def _cost(results: Results) -> dict[str, str]:
+    """What it took, as far as it was recorded."""
+    cost, environment = results.cache.cost, results.cache.environment
+    seconds = {level: sum(epoch.seconds for epoch in epochs) for level, epochs in results.curves.items()}
+    found = {}
+    if frames := cost.get("frames"):
+        found["Features"] = f"{cost['videos']:,} videos, {frames:,} frames, {cost['bytes'] / 1e6:,.1f} MB"
+        found["Computed on"] = f"{environment.get('device')}, {environment.get('precision')}"
+        if spent := cost["decode_seconds"]:
+            found["Decoding"] = (
+                f"{_duration(spent)} of all processes together, {frames / spent:,.0f} frames a second in each"
+            )
+    if sum(seconds.values()):
+        each = ", ".join(f"{level} {_duration(spent)}" for level, spent in seconds.items())
+        found["Training"] = f"{_duration(sum(seconds.values()))} ({each})"
+    return found
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
 def _provenance(results: Results, made: Made) -> list[dict[str, Any]]:
     """Groups of names and values that say what these figures were made with."""
     return [
@@ -211,7 +351,7 @@ def _provenance(results: Results, made: Made) -> list[dict[str, Any]]:
             "title": "This report",
             "values": {
                 "program": f"mrrn {made.version}",
-                "made": made.date,
+                "made": _when(made.date),
                 "fusion": "0.7 high + 0.2 mid + 0.1 low (equation 10); plain mean beside it",
                 "intervals": "95 %; of one accuracy Wilson's, of a difference the paired bootstrap over videos "
                 f"({metrics.RESAMPLES:,} resamples, seed {metrics.SEED})",
@@ -221,21 +361,3 @@ def _provenance(results: Results, made: Made) -> list[dict[str, Any]]:
         {"title": "Features (where they were computed)", "values": results.cache.environment},
         *({"title": f"Run, {level} level", "values": run} for level, run in results.runs.items()),
     ]
-
-
-def _commands(results: Results) -> list[str]:
-    """Shell commands that make the same figures; names are quoted, because they come from outside."""
-    run, dataset = results.runs["high"], shlex.quote(f"DATASET={results.dataset}")
-    subset = " SUBSET=1" if results.cache.dataset.subset else ""
-    options = f"SPLIT={results.split} POOL={results.pool} SEED={run.get('seed', 0)}"
-    recipe = shlex.quote(f"RECIPE={run.get('recipe', PAPER_RECIPE)}")
-    weights = "" if results.weights == IMAGENET else f" {shlex.quote(f'WEIGHTS={results.weights}')}"
-    watch = " WATCH=1" if run.get("watch") else ""
-    return [f"make extract {dataset}{subset}{weights}", f"make fuse {dataset} {options} {recipe}{watch}"]
-
-
-def _text(value: Any) -> str:
-    """A setting's value, of mappings and lists each item."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_text(inner)}" for name, inner in value.items())
-    return ", ".join(map(_text, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,4 +1,4 @@
-"""Sample predictions, right and wrong, with a few frames of each video: the paper's Figure 3.
+"""Predictions that are shown with a few frames of their video: the mistakes, and the paper's Figure 3.
 
 Shapes: F frames, H and W their height and width in pixels.
 """
@@ -6,6 +6,8 @@ Shapes: F frames, H and W their height and width in pixels.
 import base64
 import io
 import math
+import os
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +17,12 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
+from PIL import Image
 
 from cache.aggregate import NO_PREDICTION, predicted
 from cache.common.errors import MrrnError
 from cache.common.workspace import Workspace
+from cache.fingerprint import LEVELS, Level
 from cache.store import FeatureCache
 from extract.datasets import load_dataset
 from extract.decode import DecodePool, DecodeSettings, VideoEnd
@@ -29,22 +33,37 @@ from fuse.results import Results
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from PIL import Image
 
 EACH: Final = 4
 """Right predictions shown, and as many wrong ones."""
 
-FRAMES: Final = 3
-"""Frames shown of a video."""
+MISTAKES: Final = 48
+"""Most confident mistakes shown at most; to these come the PAIRED most confident ones of each of the PAIRS."""
 
-SAMPLED_FPS: Final = 4.0
+PAIRS: Final = 20
+"""Confusions listed, the most frequent first."""
+
+PAIRED: Final = 2
+
+FRAMES: Final = 8
+"""Frames shown of a video, in COLUMNS."""
+
+COLUMNS: Final = 4
+
+DECODE_SECONDS: Final = 120.0
+"""Time after which no further video is decoded for its frames; the most important ones come first."""
+
+WORKERS: Final = 4
+"""Videos decoded at once at most."""
+
+SAMPLED_FPS: Final = 8.0
 """Frames a second that are decoded to choose these from."""
 
-WIDTH: Final = 200
-"""Pixels of a frame's longer side in the page."""
+STRIP_HEIGHT: Final = 54
+"""Pixels of a frame's height in a strip, all frames beside one another."""
 
-KEPT_WIDTH: Final = 640
-"""Pixels of the longer side of the frames that are kept: as large as the figure shows one."""
+KEPT_WIDTH: Final = 208
+"""Pixels of the longer side of the frames that are kept, and shown as a sheet."""
 
 Frames = Mapping[str, NDArray[np.uint8]]
 """Video id -> a few of its frames `[F, H, W, 3]`; without videos that cannot be read."""
@@ -59,6 +78,8 @@ class ShownPrediction:
     label: int
     top: tuple[tuple[int, float], ...]
     """The most probable classes with their probabilities; the true one last if it is not among them."""
+    votes: Mapping[Level, tuple[int, float]]
+    """Each level's first choice and its probability."""
 
     @property
     def right(self) -> bool:
@@ -74,8 +95,7 @@ class ShownPrediction:
 
 def choose_samples(results: Results) -> list[ShownPrediction]:
     """Up to EACH right and EACH wrong predictions drawn at random, of different classes as far as there are."""
-    probabilities = results.probabilities["fused"]
-    scored = predicted(probabilities) != NO_PREDICTION
+    scored = predicted(results.probabilities["fused"]) != NO_PREDICTION
     order = np.random.default_rng(0).permutation(len(results.video_ids)).tolist()
     samples = []
     for wanted in (True, False):
@@ -83,54 +103,98 @@ def choose_samples(results: Results) -> list[ShownPrediction]:
         turns = []
         for index in (index for index in order if scored[index] and results.correct["fused"][index] == wanted):
             truth = int(results.labels[index])
-            turns.append((seen[truth], index, truth))
+            turns.append((seen[truth], index))
             seen[truth] += 1
         # First one video of each class, then a second one of each.
-        for _, index, truth in sorted(turns, key=lambda turn: turn[0])[:EACH]:
-            classes = ranked(probabilities[index])
-            if truth not in classes:
-                classes[-1] = truth
-            top = tuple((number, float(probabilities[index, number])) for number in classes)
-            samples.append(ShownPrediction(results.video_ids[index], truth, top))
+        samples += [_shown(results, index) for _, index in sorted(turns, key=lambda turn: turn[0])[:EACH]]
     return samples
+
+
+def choose_mistakes(results: Results) -> list[ShownPrediction]:
+    """Wrong predictions, the most confident first: MISTAKES of all, and PAIRED of each of the PAIRS."""
+    choice = predicted(results.probabilities["fused"])
+    order = np.argsort(-results.probabilities["fused"].max(axis=1), kind="stable")
+    wrong = [int(each) for each in order if not results.correct["fused"][each] and choice[each] != NO_PREDICTION]
+    often = Counter((int(results.labels[each]), int(choice[each])) for each in wrong)
+    listed, shown = dict(often.most_common(PAIRS)), []
+    seen: Counter[tuple[int, int]] = Counter()
+    for place, each in enumerate(wrong):
+        pair = (int(results.labels[each]), int(choice[each]))
+        if place < MISTAKES or (pair in listed and seen[pair] < PAIRED):
+            shown.append(_shown(results, each))
+        seen[pair] += 1
+    return shown
+
+
+def _shown(results: Results, index: int) -> ShownPrediction:
+    probabilities, truth = results.probabilities["fused"][index], int(results.labels[index])
+    classes = ranked(probabilities)
+    if truth not in classes:
+        classes[-1] = truth
+    votes = {level: results.probabilities[level][index] for level in LEVELS}
+    return ShownPrediction(
+        results.video_ids[index],
+        truth,
+        tuple((number, float(probabilities[number])) for number in classes),
+        {level: (int(each.argmax()), float(each.max())) for level, each in votes.items()},
+    )
 
 
 def sample_frames(workspace: Workspace, dataset: str, video_ids: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
     """FRAMES evenly spread frames of each video `[F, H, W, 3]`, if its file is still where extraction had it.
 
-    Videos that are gone or cannot be decoded are left out: results rest on the features, not on the files.
+    Of a video that was not extracted to its end only the part that was. Videos that are gone or cannot be decoded are
+    left out, and those that come after DECODE_SECONDS: results rest on the features, not on the files.
     """
     with FeatureCache.open(workspace.cache(dataset)) as cache:
         data, source = cache.settings.get("data"), cache.dataset.source
         path_of = {video.id: video.path for video in cache.dataset.videos}
-        wanted = {sample.id: sample for sample in cache.dataset.samples if sample.id in set(video_ids)}
+        known = {sample.id: sample for sample in cache.dataset.samples}
+        wanted = {each: known[each] for each in video_ids if each in known}
+        spans = {each: sample.span for each, sample in wanted.items()}
+        if cache.fingerprint.identity.get("max_frames"):
+            extracted = [sample for sample in wanted.values() if cache.frames_of(sample) and not sample.span]
+            spans |= {sample.id: (0.0, float(cache.pts_seconds(sample.video)[-1])) for sample in extracted}
     try:
         where = Path(data) if data else None
         _, root = load_dataset(dataset, where, subset=True, work=workspace.root, source=source)
     except MrrnError:
         return {}
-    found = {each: root / path_of[sample.video] for each, sample in wanted.items()}
-    paths = {each: path for each, path in found.items() if path.is_file()}
-    kept: dict[str, list[NDArray[np.uint8]]] = {}
-    with DecodePool(DecodeSettings(workers=1, fps=SAMPLED_FPS, blocks_ahead=2)) as pool:
-        # Decoded twice: where the frames are is known at a video's end, and a long video's frames fill the memory.
-        counts = {}
-        for item in pool.decode(paths.items()):
-            if isinstance(item, VideoEnd):
-                counts[item.outcome.video_id] = item.outcome.num_frames
-            else:
-                item.release()
-        places = {each: _places(count, wanted[each].span) for each, count in counts.items() if count}
-        for item in pool.decode((video, paths[video]) for video in places):
-            if isinstance(item, VideoEnd):
-                if item.outcome.num_frames != counts[item.outcome.video_id]:  # the file has changed meanwhile
-                    kept.pop(item.outcome.video_id, None)
-                continue
-            for place in places[item.video_id] - item.first_frame:
-                if 0 <= place < len(item.frames_FHW3):
-                    picture = _picture(item.frames_FHW3[place], KEPT_WIDTH)
-                    kept.setdefault(item.video_id, []).append(np.asarray(picture))
+    paths = {each: root / path_of[sample.video] for each, sample in wanted.items()}
+    paths = {each: path for each, path in paths.items() if path.is_file()}
+    kept: dict[str, NDArray[np.uint8]] = {}
+    started, workers = time.monotonic(), min(WORKERS, len(os.sched_getaffinity(0)))
+    with DecodePool(DecodeSettings(workers=workers, fps=SAMPLED_FPS, blocks_ahead=2)) as pool:
+        for first in range(0, len(paths), 2 * workers):
+            if time.monotonic() - started > DECODE_SECONDS:
+                break
+            kept |= _frames(pool, dict(list(paths.items())[first : first + 2 * workers]), spans)
+    return kept
+
+
+def _frames(
+    pool: DecodePool, paths: Mapping[str, Path], spans: Mapping[str, tuple[float, float] | None]
+) -> dict[str, NDArray[np.uint8]]:
+    """Decoded twice: where the frames are is known at a video's end, and a long video's frames fill the memory."""
+    counts = {}
+    for item in pool.decode(paths.items()):
+        if isinstance(item, VideoEnd):
+            counts[item.outcome.video_id] = item.outcome.num_frames
+        else:
             item.release()
+    places = {each: _places(count, spans[each]) for each, count in counts.items() if count}
+    kept: dict[str, list[NDArray[np.uint8]]] = {}
+    for item in pool.decode((video, paths[video]) for video in places):
+        if isinstance(item, VideoEnd):
+            if item.outcome.num_frames != counts[item.outcome.video_id]:  # the file has changed meanwhile
+                kept.pop(item.outcome.video_id, None)
+            continue
+        for place in places[item.video_id] - item.first_frame:
+            if 0 <= place < len(item.frames_FHW3):
+                picture = Image.fromarray(item.frames_FHW3[place])
+                picture.thumbnail((KEPT_WIDTH, KEPT_WIDTH))
+                kept.setdefault(item.video_id, []).append(np.asarray(picture))
+        item.release()
     return {video: np.stack(frames) for video, frames in kept.items()}
 
 
@@ -140,23 +204,32 @@ def _places(count: int, span: tuple[float, float] | None) -> NDArray[np.int64]:
     return np.linspace(first, stop, FRAMES + 2)[1:-1].round().astype(np.int64)
 
 
-def _picture(frame_HW3: NDArray[np.uint8], width: int) -> "Image.Image":
-    """The frame as a picture of its own, whose longer side has `width` pixels at most."""
-    from PIL import Image
+@dataclass(frozen=True)
+class Pictures:
+    """A video's frames as JPEG pictures that stand in the page itself, with their sizes in pixels."""
 
-    picture = Image.fromarray(frame_HW3)
-    picture.thumbnail((width, width))
-    return picture
-
-
-def data_uris(frames: Frames) -> dict[str, list[Markup]]:
-    """The frames as JPEG pictures that stand in the page itself."""
-    return {video: [_data_uri(frame) for frame in frames_FHW3] for video, frames_FHW3 in frames.items()}
+    strip: Markup
+    """All frames beside one another, small."""
+    strip_size: tuple[int, int]
+    sheet: Markup
+    """The frames in rows of COLUMNS."""
+    sheet_size: tuple[int, int]
 
 
-def _data_uri(frame_HW3: NDArray[np.uint8]) -> Markup:
+def pictures_of(frames_FHW3: NDArray[np.uint8]) -> Pictures:
+    """A strip and a sheet of a video's frames."""
+    height = frames_FHW3.shape[1]
+    strip = Image.fromarray(np.hstack(list(frames_FHW3)))
+    strip = strip.resize((max(1, round(strip.width * STRIP_HEIGHT / height)), STRIP_HEIGHT))
+    rows = [np.hstack(list(frames_FHW3[start : start + COLUMNS])) for start in range(0, len(frames_FHW3), COLUMNS)]
+    rows = [np.pad(row, ((0, 0), (0, rows[0].shape[1] - row.shape[1]), (0, 0))) for row in rows]
+    sheet = Image.fromarray(np.vstack(rows))
+    return Pictures(_data_uri(strip), strip.size, _data_uri(sheet), sheet.size)
+
+
+def _data_uri(picture: Image.Image) -> Markup:
     out = io.BytesIO()
-    _picture(frame_HW3, WIDTH).save(out, "JPEG", quality=80)
+    picture.save(out, "JPEG", quality=65, optimize=True)
     return Markup("data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode())
 
 

@@ -117,9 +117,10 @@ def table_3(results: Results, notes: Sequence[str], *, literature: bool = True) 
         for row in paper.TABLE_3
         if literature and row.accuracy(results.dataset) is not None
     ]
+    kind = "Table 3" if results.dataset in paper.DATASETS else "Accuracy"
     name, videos = paper.DATASETS.get(results.dataset, results.dataset), f"{len(results.video_ids):,} test videos"
     return Table(
-        title=f"Table 3: {name}, split {results.split}, {results.pool} pooling, {videos}",
+        title=f"{kind}: {name}, split {results.split}, {results.pool} pooling, {videos}",
         notes=tuple(notes),
         columns=(
             Column(title="model", name="model"),

@@ -1,5 +1,6 @@
 """Commands of the cache, killed and refused at each of their system calls: the same command continues."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -8,12 +9,15 @@ import pytest
 
 from cache.convert import prove_equal
 from cache.fingerprint import LEVELS
+from cache.remote.address import WebAddress
 from cache.remote.client import Location
+from cache.remote.index import index_of, sha256_of
 from cache.store import FeatureCache
 from cache.verify import verify
 from tests.helpers.breaking import break_each_call
 from tests.helpers.cache import fill, filled_cache, make_dataset, make_fingerprint, num_frames_of, video_features
 from tests.helpers.objects import S3Server, use
+from tests.helpers.web import web_server
 
 VIDEOS = 5
 
@@ -89,6 +93,40 @@ def test_attach_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3_se
 
     fired = break_each_call(tmp_path, "cache", prepare, finished, every=every, modules=("numpy",))
     print(f"attach: broken {fired} times")
+
+
+def publish(place: Path) -> Sequence[object]:
+    filled_cache(place / "source", VIDEOS, shard_videos=3)
+    return ("publish", place / "source", place / "site", "--source", "made up", "--license", "CC0-1.0")
+
+
+def served_whole_or_not(place: Path) -> None:
+    """What the index names is there, as it says: readers may come at any moment."""
+    if (place / "site/index.json").exists():
+        for name, entry in index_of((place / "site/index.json").read_bytes(), "index.json").objects.items():
+            assert sha256_of((place / "site" / name).read_bytes()) == entry.sha256
+
+
+def assert_published(place: Path) -> None:
+    served_whole_or_not(place)
+    with web_server(place / "site") as server:
+        copy = place / "copy"
+        with (
+            FeatureCache.attach(copy, WebAddress.parse(server.address)) as found,
+            FeatureCache.open(place / "source") as source,
+        ):
+            prove_equal(source, found, {outcome.video_id: outcome for outcome in source.ledger.outcomes()})
+        shutil.rmtree(copy)
+    assert {path.name for path in place.iterdir()} == {"source", "site"}
+    assert [path for path in (place / "site").rglob(".*") if path.is_file()] == []
+
+
+@pytest.mark.slow
+def test_publish_continues(tmp_path: Path) -> None:
+    fired = break_each_call(
+        tmp_path, "cache", publish, assert_published, broken=served_whole_or_not, every=1, modules=MODULES
+    )
+    print(f"publish: broken {fired} times")
 
 
 COMMANDS: dict[str, tuple[Callable[[Path], Sequence[object]], Callable[[Path], None], Callable[[Path], None]]] = {

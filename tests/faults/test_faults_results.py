@@ -25,8 +25,8 @@ MODULES: Final = (
     *("fuse.report.samples", "fuse.report.sweeps", "fuse.report.timing", "fuse.predict", "tests.faults.hasty"),
     *("torch._dynamo", "train.sru.backends", "train.linear", "click._textwrap", "numpy.ma"),
 )
-RUN: Final = "runs/tiny/split1/low-mean-seed0-h4-l1-e2-b8"
-SMALL: Final = ("--hidden", "4", "--layers", "1", "--epochs", "2", "--batch", "8")
+RUN: Final = "runs/tiny/split1/low-mean-seed0-h4-e2-b8"
+SMALL: Final = ("--hidden", "4", "--epochs", "2", "--batch", "8")
 GRID: Final = ("--grid", "level=low", "--grid", "epochs=1", "--grid", "hidden=4", "--seeds", "1", "--jobs", "1")
 LINEAR: Final = ("--recipe", "linear")
 OLDER: Final = ["the older one"]

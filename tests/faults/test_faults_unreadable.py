@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -95,7 +96,11 @@ def test_a_disk_that_refuses_in_the_middle_of_a_shard_is_not_damage(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread")], ids=["memory", "thread"])
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("can't start new thread"), OSError("can't open file (memory allocation failed)")],
+    ids=["memory", "thread", "hdf5"],
+)
 def test_a_lack_of_memory_is_not_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, error: Exception
 ) -> None:
@@ -144,7 +149,8 @@ def test_little_memory_ends_with_a_message(tmp_path: Path, backend: str, command
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     arguments = [sys.executable, "-c", LITTLE_MEMORY, str(mebibytes), command, str(path)]
     done = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=60)
-    assert done.returncode == 0 or (done.returncode == 1 and "error: " in done.stderr), done
+    # HDF5's own clean-up at the end may abort where its memory ran out; the message is there by then.
+    assert done.returncode == 0 or (done.returncode in (1, -signal.SIGABRT) and "error: " in done.stderr), done
     assert "not as they were written" not in done.stderr
     assert contents(path) == before
 

@@ -1,6 +1,8 @@
 """New videos: the same code as extraction and training, so the same numbers; bad files cost only themselves."""
 
+import doctest
 import json
+import re
 import shutil
 import tracemalloc
 from collections.abc import Sequence
@@ -9,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
+import mrrn
 from cache.aggregate import PAPER_WEIGHTS, clips_to_videos, fuse_levels
 from cache.common.workspace import Workspace
 from cache.dataset import Dataset
@@ -298,7 +302,7 @@ def test_the_report_shows_frames_of_the_videos_that_are_there(trained: Workspace
         ids = [video.id for video in cache.dataset.half(1, "test")]
     frames = sample_frames(trained, "tiny", [*ids, "unknown/video"])
     assert set(frames) == set(ids)
-    assert all(each.shape == (3, 48, 64, 3) for each in frames.values())
+    assert all(each.shape == (8, 48, 64, 3) for each in frames.values())
 
 
 def test_frames_of_a_long_video_do_not_fill_the_memory(tmp_path: Path) -> None:
@@ -316,8 +320,8 @@ def test_frames_of_a_long_video_do_not_fill_the_memory(tmp_path: Path) -> None:
     (frames_FHW3,) = sample_frames(workspace, "tiny", ["Class0/long"]).values()
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert [index_of(frame) for frame in frames_FHW3] == [10, 20, 30]
-    assert frames_FHW3.shape == (3, 360, 640, 3)
+    assert [index_of(frame) for frame in frames_FHW3] == [4, 9, 13, 18, 22, 27, 31, 36]
+    assert frames_FHW3.shape == (8, 117, 208, 3)
     assert peak < 64 << 20
 
 
@@ -325,5 +329,31 @@ def test_the_whole_report_of_real_runs(trained: Workspace) -> None:
     result = CliRunner().invoke(main, ["--work", str(trained.root)])
     assert result.exit_code == 0, result.output
     page = (trained.report("tiny", 1) / "report.html").read_text()
-    assert page.count('src="data:image/jpeg;base64,') == 6
+    assert page.count('src="data:image/jpeg;base64,') >= 2  # as many as there are videos, some twice
     assert (trained.report("tiny", 1) / "samples.png").exists()
+
+
+@pytest.mark.slow
+def test_the_page_about_python_is_true(
+    trained: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every line of docs/python.md, on the cache of this file."""
+    (tmp_path / "work" / "cache").mkdir(parents=True)
+    shutil.copytree(trained.cache("tiny"), tmp_path / "work" / "cache" / "tiny")
+    assert make_bundle(trained, tmp_path / "tiny-heads").exit_code == 0
+    shutil.copy(test_videos_of_it(trained)[0], tmp_path / "new.mp4")
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "python.md").read_text().replace("mine", "tiny")
+    blocks = "\n".join(re.findall(r"^```\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
+    example = doctest.DocTestParser().get_doctest(blocks, {}, "docs/python.md", None, None)
+    failed, attempted = doctest.DocTestRunner().run(example)
+    assert (failed, attempted) == (0, page.count(">>> ")), capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_clips_are_read_by_spawned_workers_as_by_none(trained: Workspace) -> None:
+    clips = mrrn.ClipDataset(mrrn.open_cache(str(trained.cache("tiny"))), "low", clips="length=8,stride=4")
+    loader = torch.utils.data.DataLoader(clips, batch_size=3, num_workers=2, multiprocessing_context="spawn")
+    found = torch.cat([features for features, _ in loader])
+    assert torch.equal(found, torch.stack([features for features, _ in clips]))  # type: ignore[arg-type]

@@ -40,6 +40,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     return work, train(work)
 
 
+def test_several_devices_are_answered_with_torchrun(tmp_path):
+    result = train(tmp_path, "--device", "cuda:0,cuda:3")
+    assert result.exit_code == 1
+    assert "`CUDA_VISIBLE_DEVICES=0,3 torchrun --nproc-per-node 2 -m train --device cuda`" in result.output
+
+
 def test_all_levels_are_trained_and_scored(trained):
     work, result = trained
     assert result.exit_code == 0, result.output
@@ -344,7 +350,7 @@ def test_a_run_begun_when_its_recipe_was_another_goes_on_as_it_was_begun(tmp_pat
     folder = run_folder(tmp_path)
     config = json.loads((folder / "config.json").read_text())
     config["recipe"] |= {"name": "light-dropout", "inputs": "raw", "batch": 7}
-    del config["recipe"]["shortcut"], config["recipe"]["input_dropout"]
+    del config["recipe"]["shortcut"], config["recipe"]["input_dropout"], config["seal"]
     (folder / "config.json").write_text(json.dumps({**config, "status": "training"}))
     (folder / "checkpoint.safetensors").unlink()
     result = train(tmp_path, "--level", "low")

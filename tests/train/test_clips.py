@@ -1,5 +1,6 @@
 """Clips: index lists over the frames of several videos; banks in memory, and streamed banks with the same batches."""
 
+import pickle
 from dataclasses import replace
 from itertools import pairwise
 
@@ -13,8 +14,10 @@ import train.clips
 from cache.clips import ClipRule
 from cache.common.errors import TrainingError
 from cache.dataset import Sample
+from cache.store import FeatureCache
 from tests.helpers.train import grouped_dataset, trainable_cache
 from tests.train.test_trainer import RECIPE, make_trainer, same, weights
+from train.clip_dataset import ClipDataset
 from train.clips import Bank, StreamedBank, channel_statistics, check_finite, cut, from_memory, load_bank
 
 CPU = torch.device("cpu")
@@ -48,6 +51,31 @@ def test_every_clip_stays_inside_its_video(counts, length, stride, max_clips):
     assert len(table) == sum(rule.count(count) for count in counts)
     assert (table.frames_NT >= offsets[table.sample_N][:, None]).all()
     assert (table.frames_NT < offsets[table.sample_N + 1][:, None]).all()
+
+
+def test_the_torch_data_set_has_the_clips_that_training_has(tmp_path):
+    cache = trainable_cache(tmp_path)
+    clips = ClipDataset(cache, "mid", "test", view=1, clips="keep=first")
+    clips = pickle.loads(pickle.dumps(clips))  # noqa: S301 (as a spawned worker gets it)
+    bank = load_bank(cache, "mid", cache.dataset.half(1, "test"), ClipRule(), CPU, views=[1])
+    all_B = torch.arange(len(bank))
+    x_TBC = bank.gather(all_B, torch.zeros_like(all_B))
+    found = [clips[index] for index in range(len(clips))]
+    assert torch.equal(torch.stack([features for features, _ in found], dim=1), x_TBC)
+    assert [label for _, label in found] == bank.label_N.tolist()
+
+
+def test_means_are_those_of_each_samples_frames(tmp_path):
+    cache = FeatureCache.open(str(trainable_cache(tmp_path).path))
+    means_NC, label_N, ids = cache.means("low", "train", view=1)
+    samples = cache.dataset.half(1, "train")
+    assert (means_NC.dtype, list(ids)) == (np.float32, [sample.id for sample in samples])
+    assert label_N.tolist() == [sample.label for sample in samples]
+    for mean_C, video in zip(means_NC, ids, strict=True):
+        np.testing.assert_allclose(mean_C, cache.features(video, "low", 1).astype(np.float64).mean(axis=0), atol=1e-5)
+    assert "24 of 24 videos of tiny, 3 classes; levels low 128, mid 256, high 512; views center, center_flip" in repr(
+        cache
+    )
 
 
 def test_gathered_clips_are_the_cached_features_of_their_view(tmp_path):

@@ -1,12 +1,15 @@
 "use strict";
 (() => {
+  const find = (selector) => document.querySelector(selector), all = (selector) => [...document.querySelectorAll(selector)];
+  for (const tool of all(".tool")) tool.hidden = false;
+
   // Sortable tables: the heading's button sorts by its column; again turns the order round. Rows without a value stay last.
   const value = (row, index, kind) => {
     const cell = row.cells[index];
     return kind === "number" ? Number(cell.dataset.value) : cell.textContent.trim();
   };
   const empty = (item) => item === -1 || item === "–";
-  for (const table of document.querySelectorAll("table.sortable")) {
+  for (const table of all("table.sortable")) {
     const body = table.tBodies[0];
     table.tHead.addEventListener("click", (event) => {
       const button = event.target.closest("button");
@@ -26,14 +29,56 @@
       body.append(...rows.map(([, row]) => row));
     });
   }
+  find("#search").addEventListener("input", (event) => {
+    const text = event.target.value.toLowerCase(), rows = all("table.classes tbody tr");
+    for (const row of rows) row.hidden = !row.cells[0].textContent.toLowerCase().includes(text);
+    const left = rows.filter((row) => !row.hidden).length;
+    find("#searched").textContent = text ? `${left} of ${rows.length}` : "";
+  });
+
+  // Mistakes: a class chosen, and the frames larger in a dialog, through which the arrow keys go.
+  const cards = all("#mistakes .card"), shown = () => cards.filter((card) => !card.hidden);
+  const pictures = new Map(all(".card img").map((image) => [image.closest(".card").dataset.video, image]));
+  find("#filter")?.addEventListener("change", (event) => {
+    for (const card of cards) card.hidden = event.target.value !== "" && card.dataset.true !== event.target.value;
+    find("#filtered").textContent = `${shown().length} shown`;
+  });
+  const dialog = find("#large");
+  let open = null;
+  const enlarge = (card) => {
+    open = card;
+    dialog.firstElementChild.replaceChildren(...[...card.children].map((part) => {
+      const copy = part.matches("button") ? part.firstElementChild : part;
+      return copy.cloneNode(true);
+    }));
+    if (!dialog.open) dialog.showModal();
+  };
+  const step = (by) => {
+    const among = cards.includes(open) ? shown() : all("#why .card");
+    enlarge(among[(among.indexOf(open) + by + among.length) % among.length]);
+  };
+  for (const card of all(".card")) card.querySelector(".sheet")?.addEventListener("click", () => enlarge(card));
+  for (const button of dialog.querySelectorAll("[data-step]")) {
+    button.addEventListener("click", () => step(Number(button.dataset.step)));
+  }
+  dialog.addEventListener("keydown", (event) => {
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (by) step(by);
+  });
+  for (const link of all("[data-open]")) {
+    link.addEventListener("click", (event) => {
+      event.preventDefault();
+      enlarge(cards[Number(link.dataset.open)]);
+    });
+  }
 
   // Confusion matrix: pointer, tap and arrow keys choose a cell; the panel beside it names classes, counts and videos.
-  const data = JSON.parse(document.getElementById("matrix-data").textContent);
-  const region = document.getElementById("matrix"), drawing = region.querySelector("svg");
-  const cursor = document.getElementById("matrix-cursor"), detail = document.getElementById("matrix-detail");
+  const data = JSON.parse(find("#matrix-data").textContent);
+  const region = find("#matrix"), drawing = region.querySelector("svg");
+  const cursor = find("#matrix-cursor"), detail = find("#matrix-detail");
   const size = Number(cursor.dataset.cell), classes = data.names.length;
   const [across, down, box] = cursor.children;
-  let row = 0, column = 0, chosen = false, pinned = false;
+  let [row, column] = [-1, -1], pinned = false;
 
   const element = (name, className, text) => {
     const made = document.createElement(name);
@@ -48,18 +93,24 @@
     const head = element("p", "big name", data.names[row]);
     head.append(row === column ? " recognised" : ` taken for ${data.names[column]}`);
     const list = document.createElement("ul");
-    for (const video of videos) list.append(element("li", "name file", video));
+    for (const video of videos) {
+      const item = element("li", "name file", video);
+      const picture = pictures.get(video)?.cloneNode();
+      if (picture) item.prepend(picture);
+      list.append(item);
+    }
     if (count > videos.length) list.append(element("li", "muted", `and ${count - videos.length} more`));
     detail.replaceChildren(head, element("p", "muted", `${count} of ${total} videos${share}`), list);
   };
   const choose = (newRow, newColumn) => {
-    if (chosen && newRow === row && newColumn === column) return;
-    [row, column, chosen] = [newRow, newColumn, true];
+    if (newRow === row && newColumn === column) return;
+    [row, column] = [newRow, newColumn];
     for (const rect of [across, box]) rect.setAttribute("y", row * size);
     for (const rect of [down, box]) rect.setAttribute("x", column * size);
     cursor.setAttribute("visibility", "visible");
     describe();
   };
+  choose(...data.first);
   const cellAt = (event) => {
     const point = new DOMPoint(event.clientX, event.clientY).matrixTransform(drawing.getScreenCTM().inverse());
     const at = [Math.floor(point.y / size), Math.floor(point.x / size)];
@@ -77,13 +128,13 @@
   });
   const steps = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
   region.addEventListener("keydown", (event) => {
-    const step = steps[event.key];
+    const by = steps[event.key];
     if (event.key === "Escape") pinned = false;
-    if (!step) return;
+    if (!by) return;
     event.preventDefault();
-    let [y, x] = chosen ? [row + step[0], column + step[1]] : [0, 0];
+    let [y, x] = [row + by[0], column + by[1]];
     const inside = () => y >= 0 && x >= 0 && y < classes && x < classes;
-    while (event.shiftKey && inside() && !data.cells[`${y},${x}`]) [y, x] = [y + step[0], x + step[1]];
+    while (event.shiftKey && inside() && !data.cells[`${y},${x}`]) [y, x] = [y + by[0], x + by[1]];
     if (!inside()) return;
     pinned = true;
     choose(y, x);

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from cache.common.device import find_device
+from cache.common import device
+from cache.common.device import check_device, find_device
 from cache.common.errors import MrrnError
 
 
@@ -28,3 +29,10 @@ def test_a_named_device_has_to_be_there(monkeypatch):
 def test_other_names_are_refused_with_what_is_possible(name):
     with pytest.raises(MrrnError, match="choose auto, cpu, cuda or cuda:INDEX"):
         find_device(name)
+
+
+def test_a_gpu_without_any_driver_is_missed_before_torch_is_imported(monkeypatch):
+    monkeypatch.setattr(device, "_driver_here", lambda: False)
+    check_device("cpu,auto")
+    with pytest.raises(MrrnError, match="'cuda:1' was asked for, but this machine has no CUDA devices"):
+        check_device("cpu,cuda:1")

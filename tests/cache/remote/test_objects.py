@@ -1,10 +1,12 @@
 """A cache in an object store behaves like any other: created, extended, read, continued, from any working copy."""
 
 import contextlib
+import json
 import os
 import pickle
 import shutil
-from dataclasses import replace
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,10 @@ from click.testing import CliRunner
 from cache.cli import main
 from cache.common.errors import CacheError
 from cache.fingerprint import LEVELS
+from cache.leases import break_leases
 from cache.ledger import FileState, Outcome
-from cache.remote.client import Location
-from cache.remote.lease import DriverLease
+from cache.remote.client import Location, Objects
+from cache.remote.lease import NAME, DriverLease, LeaseRecord
 from cache.repair import repair
 from cache.store import FeatureCache
 from cache.verify import verify
@@ -95,6 +98,48 @@ def test_a_second_driver_is_told_who_is_there(tmp_path: Path) -> None:
     with FeatureCache.open_for_extraction(tmp_path / "two", make_fingerprint()) as two:
         assert_complete(two)
     assert list((tmp_path / "one").glob("shards/.*")) == []
+
+
+def say(until: float) -> None:
+    """Make a process of another machine the driver, until then."""
+    objects = Objects(LOCATION)
+    theirs = LeaseRecord(driver="theirs", owner="elsewhere-" + "0" * 16 + "-77-5", until=until)
+    content = json.dumps(asdict(theirs)).encode()
+    found = objects.read(NAME, 4096)
+    assert objects.create(NAME, content) if found is None else objects.replace(NAME, content, found[1])
+
+
+@pytest.mark.parametrize("seconds", [-600.0, 3e8], ids=["ended", "ten years ahead"])
+def test_a_lease_that_a_set_clock_may_have_ended_is_watched_first(
+    monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    until = time.time() + seconds
+    say(until)
+    mine = DriverLease(Objects(LOCATION), "mine")
+    monkeypatch.setattr(time, "sleep", lambda _: say(until + 30))
+    with pytest.raises(CacheError, match="has one driver at a time"):
+        mine.hold()
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    mine.hold()
+    mine.release(for_all=True)
+    assert mine.held_by() is None
+
+
+def test_the_lease_of_a_driver_elsewhere_can_be_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with create(tmp_path / "one") as one:
+        one.storage.acquire()
+        with pytest.raises(CacheError, match="is alive and works on"):
+            break_leases(one)
+    until = time.time() + 100
+    say(until)
+    monkeypatch.setattr(time, "sleep", lambda _: say(until + 30))
+    with pytest.raises(CacheError, match="process 77 on elsewhere still works on"):
+        break_leases(one)
+    (line,) = break_leases(one, 0.0)
+    assert "process 77 on elsewhere, not of this machine: the right to extend the cache" in line
+    assert one.storage.leases() == []
+    one.storage.acquire()  # at once, although that lease had not ended
+    one.close()
 
 
 def test_a_driver_that_lost_the_cache_unawares_is_told_by_its_next_commit(

@@ -3,15 +3,19 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from cache.common.files import unsealed_json
-from cache.ledger import FileState
+from cache.ledger import FileState, Outcome
+from cache.processes import this_process
 from cache.verify import verify
-from extract import shards
+from extract import plan, shards
 from extract.datasets.changes import file_state, find_changes, hashed
+from tests.helpers.cache import make_cache, make_shard, num_frames_of
 from tests.helpers.extract import cache_of, extract, make_videos
+from tests.helpers.video import encode
 
 DONE = "4 videos: 4 done, 0 suspect (used, but look at them), 0 failed"
 
@@ -71,6 +75,33 @@ def test_what_changed_is_extracted_again_and_nothing_else(tmp_path):
     result = extract(tmp_path, "--again", "class1/v_g09_c01", quick=False)
     assert "error: --again: there is no video 'class1/v_g09_c01' in 'toy'; the nearest are class1/v_g0" in result.output
     assert result.exit_code == 1
+
+
+def test_a_doubt_about_a_header_alone_ends_where_the_file_is_complete(tmp_path, capsys):
+    """In one transaction, without decoding; `verify` accepts it, and what else was doubted stays so."""
+    count = "decoded 40 frames, 48 declared"
+    reasons = [count, count, f"2 decoder errors; {count}", "decoded 1.2 s of 3601.2 s declared", count]
+    complete = encode(tmp_path / "video.avi", 3).read_bytes()
+    with make_cache(tmp_path / "cache", 5) as cache:
+        claim = cache.ledger.claim(this_process(), 5, 60)
+        ids = [video.id for video in claim.videos]
+        outcomes = [
+            Outcome(video_id=each, status="suspect", reason=reason, num_frames=num_frames_of(each))
+            for each, reason in zip(ids, reasons, strict=True)
+        ]
+        cache.commit(claim, make_shard(ids), outcomes, cache.fingerprint.environment)
+        for index, path in enumerate(plan.paths_of(cache.dataset, tmp_path / "videos").values()):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if index != 4:
+                path.write_bytes(complete[:-100] if index == 1 else complete)
+        plan.update_dataset(cache, cache.dataset, tmp_path / "videos")
+        assert "1 suspect videos are done now" in capsys.readouterr().out
+        assert list(cache.ledger.outcomes("done")) == [replace(outcomes[0], status="done")]
+        assert list(cache.ledger.outcomes("suspect")) == outcomes[1:]
+        assert verify(cache.path) == []
+        with cache.ledger.transaction() as connection:
+            cache.ledger.accept(connection, ids)
+    assert len(verify(tmp_path / "cache")) == 1  # errors are no header's count
 
 
 @pytest.mark.slow

@@ -30,6 +30,21 @@ def test_what_decoding_opens_is_found_in_any_case_and_the_rest_is_counted(tmp_pa
     assert scan.folders == ("a", "b", "c")
 
 
+def test_a_folder_whose_path_is_too_long_costs_only_itself(tmp_path):
+    touch(tmp_path, ["a/x.avi", "b/y.avi"])
+    descriptor = os.open(tmp_path / "a", os.O_RDONLY)
+    for _ in range(17):
+        os.mkdir("d" * 250, dir_fd=descriptor)
+        inner = os.open("d" * 250, os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = inner
+    os.close(os.open("z.avi", os.O_CREAT | os.O_WRONLY, dir_fd=descriptor))
+    os.close(descriptor)
+    scan = scan_folder(tmp_path)
+    assert scan.videos == ("a/x.avi", "b/y.avi")
+    assert scan.unread == (f"a/{'d' * 38}… (a path of more than 3,840 bytes)",)
+
+
 def test_names_with_the_characters_of_hmdb51_are_kept(tmp_path):
     name = "a/#1 (HQ)_300+_Yards!!!_&_[x];~.avi"
     touch(tmp_path, [name])

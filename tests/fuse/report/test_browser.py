@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fuse.report.html import Extras, html
-from fuse.report.samples import choose_samples
+from fuse.report.samples import choose_mistakes, choose_samples
 from fuse.results import Results, caveats
 from tests.helpers.scores import MADE, made_up_results, results_of_a_subset
 
@@ -80,14 +81,23 @@ class Opened:
 
 
 def write(folder: Path, results: Results) -> Path:
-    path = folder / "report.html"
-    path.write_text(html(results, caveats(results), MADE, Extras(samples=choose_samples(results))), encoding="utf-8")
+    path, mistakes = folder / "report.html", choose_mistakes(results)
+    picture = np.random.default_rng(0).integers(0, 256, (8, 30, 40, 3), np.uint8)
+    frames = {each.video: picture for each in mistakes[:20]}
+    extras = Extras(mistakes=mistakes, samples=choose_samples(results), frames=frames)
+    path.write_text(html(results, caveats(results), MADE, extras), encoding="utf-8")
     return path
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("small"), results_of_a_subset())
+
+
+@pytest.fixture(scope="module")
+def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report with mistakes, with and without frames, and classes side by side that are confused."""
+    return write(tmp_path_factory.mktemp("wrong"), made_up_results([f"action {index}" for index in range(40)], 400))
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +133,7 @@ def test_headings_sort_by_mouse_and_by_keyboard(browser: Any, small: Path) -> No
         assert heading.locator("xpath=..").get_attribute("aria-sort") == "descending"
         report.page.get_by_role("button", name="Low", exact=True).press("Space")
         shares = report.page.eval_on_selector_all(
-            "table.classes tbody tr", "rows => rows.map(row => Number(row.cells[2].dataset.value))"
+            "table.classes tbody tr", "rows => rows.map(row => Number(row.cells[6].dataset.value))"
         )
         assert shares == sorted(shares, reverse=True)
         assert report.page.locator("th[aria-sort=descending]").count() == 1
@@ -159,13 +169,18 @@ def test_hostile_names_stay_text(browser: Any, hostile: Path) -> None:
         assert report.page.locator("main script, main img[onerror], main b, main i, main svg[onload]").count() == 0
         matrix = report.page.locator("#matrix")
         matrix.focus()
-        for _ in range(3):
-            report.page.keyboard.press("ArrowDown")
-        assert "<script>document.title='taken'</script> 0" in report.page.locator("#matrix-detail").inner_text()
-        assert report.page.locator("#matrix-detail script, #matrix-detail img").count() == 0
+        report.page.keyboard.press("ArrowDown")
+        assert " taken for " in report.page.locator("#matrix-detail").inner_text()
+        report.page.locator("#filter").select_option(index=1)
+        report.page.locator(".card:visible .sheet").first.click()
+        assert "document.title='taken'" in report.page.locator("#large").inner_text()
+        assert (
+            report.page.locator("#matrix-detail, #large").locator("script, b, img[onerror], svg[onload]").count() == 0
+        )
+        assert report.page.title() == "tiny, split 1 · MRRN"
 
 
-@pytest.mark.parametrize("name", ["small", "hostile", "large"])
+@pytest.mark.parametrize("name", ["small", "wrong", "hostile", "large"])
 def test_a_phone_shows_it_whole(browser: Any, name: str, request: pytest.FixtureRequest) -> None:
     path = request.getfixturevalue(name)
     with Opened(browser, path, viewport={"width": 360, "height": 740}, is_mobile=True, has_touch=True) as report:
@@ -179,16 +194,12 @@ def test_a_phone_shows_it_whole(browser: Any, name: str, request: pytest.Fixture
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(browser: Any, small: Path, scheme: str) -> None:
+def test_axe_finds_nothing(browser: Any, wrong: Path, scheme: str) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
-    with Opened(browser, small, color_scheme=scheme) as report:
+    with Opened(browser, wrong, color_scheme=scheme) as report:
+        report.page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
         violations = axe.Axe().run(report.page).response["violations"]
-        found = [
-            f"{violation['id']}: {node['html'][:120]}"
-            for violation in violations
-            if violation["impact"] in ("serious", "critical", "moderate")
-            for node in violation["nodes"]
-        ]
+        found = [f"{violation['id']}: {node['html'][:120]}" for violation in violations for node in violation["nodes"]]
         assert found == []
 
 
@@ -198,3 +209,53 @@ def test_a_hundred_classes_stay_small_and_quick(browser: Any, large: Path) -> No
         assert report.seconds < 2.0
         assert report.complaints == []
         assert report.page.locator("#matrix text").count() >= 202
+
+
+def test_mistakes_by_class_larger_and_by_keyboard(browser: Any, wrong: Path) -> None:
+    with Opened(browser, wrong) as report:
+        page = report.page
+        cards, dialog = page.locator("#mistakes .card"), page.locator("#large")
+        assert page.locator(".strips li").count() == 6
+        assert cards.count() > 10
+        page.locator(".strips a").first.press("Enter")
+        assert dialog.locator("img").count() == 1
+        first = dialog.inner_text()
+        page.keyboard.press("ArrowRight")
+        assert dialog.inner_text() != first
+        page.keyboard.press("ArrowLeft")
+        assert dialog.inner_text() == first
+        page.keyboard.press("Escape")
+        assert not dialog.is_visible()
+        name = cards.nth(3).get_attribute("data-true")
+        page.locator("#filter").select_option(name)
+        shown = page.locator("#mistakes .card:visible h3").all_inner_texts()
+        assert shown
+        assert set(shown) == {name}
+        page.locator("#search").fill("action 11")
+        assert page.locator("table.classes tbody tr:visible").count() == 1
+        assert report.complaints == []
+
+
+def test_the_largest_confusion_is_chosen_with_its_frames(browser: Any, wrong: Path) -> None:
+    with Opened(browser, wrong) as report:
+        detail = report.page.locator("#matrix-detail")
+        pair = report.page.locator("table.pairs tbody tr").first.locator("th, td").all_inner_texts()
+        assert f"{pair[0]} taken for {pair[1]}\n" in detail.inner_text()
+        assert f"{pair[2]} of 10 videos" in detail.inner_text()
+        assert detail.locator("img").count() >= 1
+
+
+def test_on_a_phone_name_number_and_bar_of_a_class_are_on_the_screen(browser: Any, wrong: Path) -> None:
+    with Opened(browser, wrong, viewport={"width": 360, "height": 740}, is_mobile=True) as report:
+        right = report.page.eval_on_selector_all(
+            "table.classes tbody tr", "rows => rows.map(row => row.cells[3].getBoundingClientRect().right)"
+        )
+        assert max(right) <= 360
+
+
+def test_it_can_be_read_without_its_script(browser: Any, wrong: Path) -> None:
+    with Opened(browser, wrong, java_script_enabled=False) as report:
+        text = report.page.locator("main").inner_text()
+        assert "Can it be trusted?" in text
+        assert "taken for" in report.page.locator("#matrix-detail").inner_text()
+        assert not report.page.locator("#search").is_visible()

@@ -52,6 +52,8 @@ def test_hostile_names_stay_text() -> None:
     tame = made_up_results([f"class {index}" for index in range(len(HOSTILE))], 64)
     wild = made_up_results(HOSTILE, 64, id_of=lambda index, name: f"<b onclick=x>{index}<script>'\"&{{{{7*7}}}}")
     expected, found = tags_of(page(tame)), tags_of(page(wild))
+    for tags in (found.tags, expected.tags):
+        tags.pop("wbr", None)  # where names may break
     assert found.tags == expected.tags
     assert found.attributes == expected.attributes
     assert not any(name.startswith("on") for name in found.attributes)
@@ -78,8 +80,9 @@ def test_the_policy_allows_exactly_what_stands_in_the_file() -> None:
 
 def test_what_has_to_be_known_first_stands_first() -> None:
     text = page(results_of_a_subset())
-    first = text.index("subset: 44 of 13,320 videos")
-    assert text.index("weights: random:0 (random, never trained)") < first < text.index("<main>")
+    first = text.index("<strong>subset</strong>: 44 of 13,320 videos")
+    weights = text.index("<strong>weights</strong>: random:0 (random, never trained)")
+    assert text.index("97.5") < weights < first < text.index('id="classes"')
     assert "1 of 40 test videos have no features and count as wrong." in text
 
 

@@ -1,0 +1,57 @@
+"""Shell commands that make a report's figures again, from everything that its cache and runs recorded."""
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any, Final
+
+from extract.settings import RequestedSettings, device_defaults
+from fuse.results import Results
+
+SETTLED: Final = ("device", "depths")
+"""Settings of which the first may be another one, and the second stands in `--levels`."""
+
+
+def commands_of(results: Results) -> list[str]:
+    """The commands of all three stages, each on one line; what is a default stands in none.
+
+    Names are quoted, because they come from outside. They work in `work/`; with `--work` anywhere else.
+    """
+    run = results.runs["high"]
+    options = ["--dataset", results.dataset, "--split", str(results.split), "--pool", results.pool]
+    options += ["--seed", str(run.get("seed", 0)), "--recipe", str(run.get("recipe"))]
+    options += ["--watch"] if run.get("watch") else []
+    commands = [
+        ["extract", "--dataset", results.dataset, *_settings(results)],
+        ["train", *options],
+        *([["train", *options, "--holdout"]] if results.searched_weights and not run.get("watch") else []),
+        ["fuse", *options],
+    ]
+    return [shlex.join(["mrrn", *command]) for command in commands]
+
+
+def _settings(results: Results) -> Iterator[str]:
+    """Options of the extraction; of a cache that remembers nothing those that its fingerprint tells."""
+    cache = results.cache
+    known: dict[str, Any] = {**cache.environment, **cache.identity, **cache.settings}
+    usual = {"batch_frames": device_defaults(str(cache.environment.get("device"))).batch_frames}
+    for each in fields(RequestedSettings):
+        value = known.get(each.name)
+        default = usual.get(each.name, list(each.default) if isinstance(each.default, tuple) else each.default)
+        if not each.metadata["option"] or each.name in SETTLED or value in (None, {}, default):
+            continue
+        if each.name == "data" and cache.dataset.source == "demo":
+            continue
+        flag = each.metadata["flag"] or f"--{each.name.replace('_', '-')}"
+        match value:
+            case bool():
+                yield flag
+            case dict():
+                for name, number in value.items():
+                    yield from (flag, f"{name}={number}")
+            case list() | tuple():
+                yield from (flag, ",".join(value))
+            case _:
+                yield from (flag, str(value))
+    if known.get("depths") and known.get("levels") == list(RequestedSettings.levels):
+        yield from ("--levels", ",".join(known["depths"]))

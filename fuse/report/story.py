@@ -1,0 +1,101 @@
+"""What the page says first, in words: how good the fused model is, where it fails, and whether to trust it."""
+
+from typing import Final
+
+from cache.aggregate import FEW_VIDEOS
+from fuse.results import TITLES, Model, Results
+
+WIDE: Final = 0.1
+"""Half width of an interval from which on it is called wide."""
+
+POOR: Final = 0.5
+"""Accuracy below which a class is named as one that fails."""
+
+
+def percent(fraction: float | None, decimals: int = 1) -> str:
+    """A fraction as percent, without the sign."""
+    return "–" if fraction is None or fraction != fraction else f"{100 * fraction:.{decimals}f}"
+
+
+def best_level(results: Results) -> Model:
+    """The single level with the best accuracy; of equal ones the deepest."""
+    levels: tuple[Model, ...] = ("high", "mid", "low")
+    return max(levels, key=results.accuracy)
+
+
+def references(results: Results) -> list[tuple[str, float]]:
+    """What the accuracy is compared with, and its own accuracy, a fraction each."""
+    best = best_level(results)
+    linear, printed = results.linear.get("fused"), results.figures("fused")["paper"]
+    if results.cache.dataset.subset:
+        printed = None
+    found = [("chance", results.chance), ("linear", linear), (f"{TITLES[best]} alone", results.accuracy(best))]
+    known = [(name, value) for name, value in [*found, ("the paper", printed)] if value is not None]
+    # In the order in which the labels beside their marks cross the fewest of the others' marks.
+    return sorted(known, key=lambda each: (each[1] < 0.5, abs(each[1] - 0.5)))
+
+
+def how_good(results: Results) -> str:
+    """The accuracy against chance, the linear baseline and the best single level."""
+    accuracy, best = results.accuracy("fused"), best_level(results)
+    times = accuracy / results.chance
+    against = f"Chance is {percent(results.chance)} %, so this is {times:.1f} times chance"
+    if accuracy <= results.chance:
+        against = f"Naming a class at random gives {percent(results.chance)} %: this is no better than chance"
+    linear = results.linear.get("fused")
+    if linear is not None:
+        word = "more than" if accuracy > linear else "no more than"
+        against += f", and {word} a logistic regression on the same features ({percent(linear)} %)"
+    compared = results.against(best)
+    if compared.verdict == "same":
+        level = f"fusing changes nothing against the {best} level alone"
+    elif compared.difference < 0:
+        level = f"the {best} level alone is better, {percent(results.accuracy(best))} %: fused {compared.text}"
+    else:
+        level = f"against the best single level, {best}, fusing brings {compared.text}"
+    return f"{against}; {level}."
+
+
+def where_it_fails(results: Results) -> str:
+    """The weakest classes and the most frequent confusion."""
+    shares, totals = results.per_class("fused"), results.confusion().sum(axis=1)
+    tested = [index for index in range(len(results.classes)) if totals[index]]
+    order = sorted(tested, key=lambda index: (shares[index], -totals[index]))
+    weak = [index for index in order if shares[index] < POOR]
+    wrong_KK = results.confused()
+    if not wrong_KK.any():
+        return "No test video was taken for another class."
+    row, column = divmod(int(wrong_KK.argmax()), len(results.classes))
+    pair = (
+        f"{results.classes[row]} is taken for {results.classes[column]} most often "
+        f"({wrong_KK[row, column]} of {totals[row]} videos)."
+    )
+    if not weak:
+        worst = f"{results.classes[order[0]]}, {percent(shares[order[0]], 0)} %"
+        return f"No class is below half; the weakest is {worst}. {pair}"
+    named = ", ".join(
+        f"{results.classes[index]} ({percent(shares[index], 0)} % of {totals[index]})" for index in weak[:3]
+    )
+    more = f" and {len(weak) - 3} more" if len(weak) > 3 else ""
+    return f"Less than half is recognised of {len(weak)} of {len(tested)} classes: {named}{more}. {pair}"
+
+
+def trust(results: Results) -> str:
+    """Whether the accuracy, and the probabilities, can be believed."""
+    videos, interval = len(results.video_ids), results.interval("fused")
+    half = (interval.high - interval.low) / 2
+    if results.weights.startswith("random:"):
+        text = "Not as a measure of the method: the backbone was never trained. The run shows that the pipeline works"
+    elif videos < FEW_VIDEOS:
+        text = f"Not yet: {videos} test videos are too few to tell skill from luck. Add test videos"
+    elif half > WIDE:
+        text = f"As a rough figure: with {videos} test videos the interval is wide, ± {percent(half, 0)} points"
+    else:
+        text = f"Yes, within ± {percent(half)} points, what {videos:,} test videos allow"
+    calibration = results.calibration
+    if calibration is None:
+        sure = "the probabilities are not calibrated, so read them as an order, not as chances"
+    else:
+        sure = "the probabilities are calibrated on held-out videos"
+    part = " Published figures are of all videos, and these are a part of them." if results.cache.dataset.subset else ""
+    return f"{text}; {sure}.{part}"
