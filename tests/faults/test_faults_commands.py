@@ -139,7 +139,7 @@ COMMANDS: dict[str, tuple[Callable[[Path], Sequence[object]], Callable[[Path], N
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(
     "every",
-    [pytest.param(67, id="some"), pytest.param(1, id="each", marks=pytest.mark.slow)],
+    [pytest.param(211, id="some"), pytest.param(1, id="each", marks=pytest.mark.slow)],
 )
 def test_the_same_command_continues(tmp_path: Path, command: str, every: int) -> None:
     prepare, finished, broken = COMMANDS[command]

@@ -100,7 +100,7 @@ def test_a_test_video_without_features_counts_as_wrong_and_is_reported() -> None
     assert results.missing == {"c/gone": "truncated file", "d/gone": "no video stream"}
     assert results.accuracy("fused") == 0.5
     assert results.confusion().tolist() == [[1, 0, 1], [0, 1, 1]]
-    assert "2 of 4 test videos have no features and count as wrong." in caveats(results)
+    assert "missing: 2 of 4 test videos have no features and count as wrong." in caveats(results)
 
 
 @pytest.mark.parametrize(
