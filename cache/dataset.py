@@ -223,6 +223,11 @@ class Dataset:
             samples=tuple(Sample(video=video.id, label=label, splits=splits) for video, label, splits in files),
         )
 
+    @property
+    def noun(self) -> str:
+        """What its samples are called to people: videos, where none of them is a span."""
+        return "samples" if any(sample.span for sample in self.samples) else "videos"
+
     def half(self, split: int, half: Half) -> tuple[Sample, ...]:
         """Returns the samples of one half of a split, in id order. Raises `DatasetError` if there is no such split."""
         if split not in self.split_numbers:

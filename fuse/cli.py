@@ -16,6 +16,7 @@ from cache.common.console import FINISHED_WITH_FAILURES, StageGroup, clips_optio
 from cache.common.device import check_device
 from cache.common.errors import DecodeError, MrrnError
 from cache.common.files import write_bytes_durably
+from cache.common.text import wrapped
 from cache.store import FeatureCache
 from extract.datasets.paths import require_folder, scan_folder
 from extract.network.weights import IMAGENET, check_weights
@@ -92,7 +93,7 @@ def _fuse(choice: RunChoice) -> None:
 
 
 def _echo(text: str) -> None:
-    click.echo(click.wrap_text(text, 80, subsequent_indent="  "))
+    click.echo(wrapped(text, "  "))
 
 
 def _say_certainty(choice: RunChoice, results: "Results") -> None:
@@ -291,7 +292,7 @@ def _answer(predictions: "Iterator[Prediction]", heads: "Heads", files: list[Pat
 
     notes, done = weights_caveats(heads.identity), []
     if not as_json:
-        click.echo("".join(f"! {note}\n" for note in notes), nl=False)
+        click.echo("".join(f"{wrapped(f'! {note}', '  ')}\n" for note in notes), nl=False)
     with progress("predict", len(files), "videos") as bar:
         for prediction in predictions:
             done.append(prediction)

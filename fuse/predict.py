@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cache.aggregate import PAPER_WEIGHTS, clips_to_videos, fuse_levels
 from cache.clips import ClipRule
 from cache.common.errors import MrrnError, WeightsError
-from cache.common.text import visible
+from cache.common.text import visible, wrapped
 from cache.fingerprint import CENTER_VIEW, Level
 from cache.ledger import Outcome
 from extract.decode import DecodePool, VideoEnd, VideoRequest
@@ -332,7 +332,9 @@ def to_text(prediction: Prediction, classes: Sequence[str]) -> str:
         f"features {prediction.features_seconds:.2f} s "
         f"(decoding {prediction.decode_seconds:.2f} s beside the network), heads {prediction.heads_seconds:.2f} s"
     )
-    lines += [f"  note: {visible(note)}" for note in (prediction.clips_note, prediction.reason) if note]
+    lines += [
+        wrapped(f"  note: {visible(note)}", "    ") for note in (prediction.clips_note, prediction.reason) if note
+    ]
     if prediction.none_of_these:
         lines.insert(0, f"  none of these (most like {top[0][0]}, {100 * top[0][1]:.0f} %)")
     return "\n".join([name, *lines])

@@ -150,7 +150,7 @@ class Results:
             rule = msgspec.convert(run["clips"], ClipRule)
         except (KeyError, msgspec.ValidationError) as error:
             raise ScoreError(f"the scores' clip rule cannot be read: {error}; train again") from error
-        return rule.note(run["unread_frames"], run["frames"], "the scored videos'")
+        return rule.note(run["unread_frames"], run["frames"], f"the scored {self.cache.dataset.noun}'")
 
     @property
     def weights(self) -> str:
@@ -374,7 +374,7 @@ def caveats(results: Results) -> list[str]:
         missing = f" {len(subset.missing):,} listed videos were not there." if subset.missing else ""
         found.append(
             f"subset: {len(dataset.videos):,}{of_videos} videos, {len(dataset.class_counts())}{of_classes} classes, "
-            f"{test_videos:,} test videos.{missing} Not comparable with results on the whole dataset."
+            f"{test_videos:,} test {dataset.noun}.{missing} Not comparable with results on the whole dataset."
         )
     if results.dataset in paper.DATASETS and results.split != paper.SPLIT:
         found.append(f"split {results.split}: the paper's figures beside ours are of split {paper.SPLIT}.")
@@ -383,7 +383,8 @@ def caveats(results: Results) -> list[str]:
     found += [f"classes: {note}." for note in dataset.one_sided_notes(results.split)]
     if results.missing:
         found.append(
-            f"missing: {len(results.missing):,} of {test_videos:,} test videos have no features and count as wrong."
+            f"missing: {len(results.missing):,} of {test_videos:,} test {dataset.noun} have no features and count as "
+            "wrong."
         )
     beaten = [
         f"{model} ({100 * results.accuracy(model):.1f} against {100 * accuracy:.1f} %)"
@@ -396,7 +397,7 @@ def caveats(results: Results) -> list[str]:
             "in seconds, does as well."
         )
     if test_videos < FEW_VIDEOS:
-        found.append(f"test videos: {test_videos}, {TOO_FEW}: accuracies and differences may be chance.")
+        found.append(f"test {dataset.noun}: {test_videos}, {TOO_FEW}: accuracies and differences may be chance.")
     return found
 
 

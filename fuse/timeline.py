@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from cache.aggregate import fuse_levels
 from cache.clips import TOLERANCE_SECONDS, ClipRule
-from cache.common.text import csv_cell, visible
+from cache.common.text import csv_cell, visible, wrapped
 from cache.fingerprint import Level
 from cache.ledger import Outcome
 from extract.decode import DecodePool, VideoRequest
@@ -323,7 +323,7 @@ class Writer:
             yield "WEBVTT\n"
             yield from (f"NOTE {_vtt(note)}\n" for note in notes)
         else:
-            yield from (f"! {note}" for note in notes)
+            yield from (wrapped(f"! {note}", "  ") for note in notes)
 
     def lines(self, video: str, events: Iterable[Event]) -> Iterator[str]:
         """The lines of one video."""

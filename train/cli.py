@@ -312,15 +312,16 @@ def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, devic
     from train.run import run
 
     group, where = join(choose_device(device))
+    noun = split.dataset.noun
     click.echo(
-        f"train {', '.join(map(_title, configs))} on {where}: {configs[0].videos['training']:,} videos "
+        f"train {', '.join(map(_title, configs))} on {where}: {configs[0].videos['training']:,} {noun} "
         f"of {split.dataset.name}, split {split.number}, seed {configs[0].seed}, backbone weights {configs[0].weights}"
     )
     for note in split.dataset.one_sided_notes(split.number):
         click.echo(note)
     if configs[0].watch:
         click.echo(
-            f"watched after each epoch, not learned from: {configs[0].videos['watched']:,} training videos, a fifth of "
+            f"watched after each epoch, not learned from: {configs[0].videos['watched']:,} training {noun}, a fifth of "
             "each class's groups; nothing is stopped or chosen by them"
         )
     click.echo(f"curves: tensorboard --logdir {shlex.quote(str(configs[0].folder(workspace).parent))}")
@@ -337,11 +338,11 @@ def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, devic
         right, total, macro = int(right_N.sum()), len(labels), macro_accuracy(right_N, labels, len(config.classes))
         half = "held-out" if config.holdout else "test"
         click.echo(
-            f"{_title(config)}: {right:,} of {total:,} {half} videos right ({accuracy_text(right, total)}; "
+            f"{_title(config)}: {right:,} of {total:,} {half} {noun} right ({accuracy_text(right, total)}; "
             f"macro {macro:.1%}{_against_baseline(config, right, workspace)}), "
             f"{config.folder(workspace) / config.scores_file}"
         )
-        left_out = config.clips.note(scores.run["unread_frames"], scores.run["frames"], f"the {half} videos'")
+        left_out = config.clips.note(scores.run["unread_frames"], scores.run["frames"], f"the {half} {noun}'")
     if left_out:
         click.echo(f"! {left_out}")
 

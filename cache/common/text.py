@@ -1,6 +1,7 @@
 """Names from outside (classes, files) as harmless text: for terminals, Markdown and spreadsheets."""
 
 import re
+import textwrap
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 
@@ -39,6 +40,11 @@ def shortened(name: str, length: int) -> str:
         return name
     head = (length - 1) // 2
     return f"{name[:head]}…{name[len(name) - (length - 1 - head) :]}"
+
+
+def wrapped(text: str, indent: str) -> str:
+    """`text` as lines of at most 80 columns, all but the first after `indent`; words are never cut."""
+    return textwrap.fill(text, 80, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def some(names: Sequence[str], shown: int = 3) -> str:

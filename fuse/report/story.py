@@ -83,15 +83,15 @@ def where_it_fails(results: Results) -> str:
 def trust(results: Results) -> str:
     """Whether the accuracy, and the probabilities, can be believed."""
     videos, interval = len(results.video_ids), results.interval("fused")
-    half = (interval.high - interval.low) / 2
+    half, noun = (interval.high - interval.low) / 2, results.cache.dataset.noun
     if results.weights.startswith("random:"):
         text = "Not as a measure of the method: the backbone was never trained. The run shows that the pipeline works"
     elif videos < FEW_VIDEOS:
-        text = f"Not yet: {videos} test videos are too few to tell skill from luck. Add test videos"
+        text = f"Not yet: {videos} test {noun} are too few to tell skill from luck. Add test {noun}"
     elif half > WIDE:
-        text = f"As a rough figure: with {videos} test videos the interval is wide, ± {percent(half, 0)} points"
+        text = f"As a rough figure: with {videos} test {noun} the interval is wide, ± {percent(half, 0)} points"
     else:
-        text = f"Yes, within ± {percent(half)} points, what {videos:,} test videos allow"
+        text = f"Yes, within ± {percent(half)} points, what {videos:,} test {noun} allow"
     calibration = results.calibration
     if calibration is None:
         sure = "the probabilities are not calibrated, so read them as an order, not as chances"

@@ -118,7 +118,10 @@ def table_3(results: Results, notes: Sequence[str], *, literature: bool = True) 
         if literature and row.accuracy(results.dataset) is not None
     ]
     kind = "Table 3" if results.dataset in paper.DATASETS else "Accuracy"
-    name, videos = paper.DATASETS.get(results.dataset, results.dataset), f"{len(results.video_ids):,} test videos"
+    name, videos = (
+        paper.DATASETS.get(results.dataset, results.dataset),
+        f"{len(results.video_ids):,} test {results.cache.dataset.noun}",
+    )
     return Table(
         title=f"{kind}: {name}, split {results.split}, {results.pool} pooling, {videos}",
         notes=tuple(notes),

@@ -77,6 +77,8 @@ def test_halves_of_a_split() -> None:
 
 
 def test_the_id_of_a_span_is_a_media_fragment() -> None:
+    assert with_spans().noun == "samples"
+    assert Dataset.of_whole_videos("d", "folder", ("a",), [("a/one.avi", 0, {1: "train"})]).noun == "videos"
     assert [sample.id for sample in with_spans().samples] == [
         "pick/film#t=0,2.5",
         "pick/film#t=2.5,20.000001",

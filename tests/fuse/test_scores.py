@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cache.clips import ClipRule
 from cache.common.errors import ScoreError, TrainingError
 from cache.common.workspace import Workspace
 from cache.fingerprint import LEVELS
 from cache.scores import write_scores
+from fuse.bundle import model_card
 from fuse.report.html import Extras, html
 from fuse.report.tables import table_3, to_text
 from fuse.results import caveats, evaluate, summarise
@@ -136,6 +138,25 @@ def test_caveats_say_random_and_stand_in_weights_in_words() -> None:
     assert "weights: random:7 (random, never trained)" in said(weights="random:7")
     assert "weights: mine.pth (not the paper's ImageNet weights)" in said(weights="mine.pth")
     assert "backbone: resnet18 (the paper used resnet34)" in said(weights="imagenet1k_v1", backbone="resnet18")
+
+
+def test_frames_in_no_clip_and_frames_not_extracted_are_said_in_every_output() -> None:
+    run = {"frames": 400, "unread_frames": 100, "fingerprint": make_fingerprint(max_frames=182).to_json()}
+    tables = {level: make_table(level, clips, LABELS, **run) for level, clips in HAND_WORKED.items()}
+    results = evaluate(tables, make_scored_cache(LABELS, max_frames=182), 1)
+    notes = caveats(results)
+    summary = summarise(results, notes, MADE)
+    assert summary["unread_share"] == 0.25
+    outputs = (
+        to_text(table_3(results, notes, literature=False)),
+        html(results, notes, MADE, Extras()),
+        json.dumps(summary),
+        model_card(summary, ClipRule().changed("keep=all")),
+    )
+    for output in outputs:
+        assert "25 % of the scored videos" in output
+        assert "only the first 182 frames of each video were used" in output
+    assert "all of a video; trained and measured with 30 frames" in outputs[-1]
 
 
 def test_probabilities_keep_the_order_of_the_datasets_videos() -> None:
