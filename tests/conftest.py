@@ -1,6 +1,7 @@
 """Fixtures that many tests use."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Generator, Iterator
@@ -14,6 +15,9 @@ from hypothesis import settings
 # A busy machine makes any test slow now and then.
 settings.register_profile("busy", deadline=None)
 settings.load_profile("busy")
+
+# Processes that a shell starts in the background ignore Ctrl-C, and so would the commands that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(os.environ.get("MRRN_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 

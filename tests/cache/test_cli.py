@@ -297,7 +297,7 @@ def test_export_follows_no_link_and_two_do_not_mix(tmp_path: Path) -> None:
     (tmp_path / ".tmp-two").mkdir()
     held = os.open(tmp_path / ".tmp-two", os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)
-    assert "another export writes" in run("export", cache.path, tmp_path / "two").stderr
+    assert "another process writes" in run("export", cache.path, tmp_path / "two").stderr
     os.close(held)
     assert run("export", cache.path, tmp_path / "two").exit_code == 0
 

@@ -75,6 +75,7 @@ def test_killed_and_continued(uninterrupted, tmp_path):
     assert_complete(tmp_path, uninterrupted)
 
 
+@pytest.mark.slow
 def test_two_at_once_and_one_killed(uninterrupted, tmp_path):
     data = ("--data", str(uninterrupted / "videos"))
     other = start(tmp_path, *data, *QUICK)

@@ -136,10 +136,10 @@ COMMANDS: dict[str, tuple[Callable[[Path], Sequence[object]], Callable[[Path], N
 }
 
 
-@pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(
-    "every",
-    [pytest.param(67, id="some"), pytest.param(1, id="each", marks=pytest.mark.slow)],
+    ("command", "every"),
+    [pytest.param(command, 211, id=f"some-{command}") for command in ("export", "repair")]
+    + [pytest.param(command, 1, id=f"each-{command}", marks=pytest.mark.slow) for command in COMMANDS],
 )
 def test_the_same_command_continues(tmp_path: Path, command: str, every: int) -> None:
     prepare, finished, broken = COMMANDS[command]

@@ -173,10 +173,14 @@ def site_of(change: Change) -> str:
 
 
 def sites_in_code() -> set[str]:
-    """Each line of cache/ that asks for a sync, but for repair, which neither makes caches nor adds to them."""
+    """Each line of cache/ that asks for a sync.
+
+    Not those of repair, which neither makes caches nor adds to them, nor of a published folder: that is a copy, whose
+    index is compared with every byte, and the same command writes again what is missing.
+    """
     found = {OF_SQLITES_LOG}
     for file in (ROOT / "cache").rglob("*.py"):
-        if file.name in ("repair.py", "quarantine.py"):
+        if file.name in ("repair.py", "quarantine.py") or file.match("remote/folder.py"):
             continue
         for function in ast.walk(ast.parse(file.read_text())):
             if isinstance(function, ast.FunctionDef) and function.name != "fsync_folder":

@@ -63,7 +63,7 @@ def check_damaged_files(folder: Path, count: int, decoder: str, kills: int, seed
     assert children() == []
 
 
-@pytest.mark.parametrize("kills", [0, 5])
+@pytest.mark.parametrize("kills", [0, pytest.param(5, marks=pytest.mark.slow)])
 def test_damaged_files_each_have_an_outcome(tmp_path: Path, kills: int) -> None:
     for seed in seeds(1):
         with replayable(seed):

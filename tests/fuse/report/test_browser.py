@@ -193,7 +193,7 @@ def test_a_phone_shows_it_whole(browser: Any, name: str, request: pytest.Fixture
         assert "recognised" in report.page.locator("#matrix-detail").inner_text()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_axe_finds_nothing(browser: Any, wrong: Path, scheme: str) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
     with Opened(browser, wrong, color_scheme=scheme) as report:
