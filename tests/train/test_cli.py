@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cache.aggregate import correct, fraction, log_loss
+from cache.clips import ClipRule
 from cache.common.errors import TrainingError
 from cache.common.workspace import Workspace
 from cache.dataset import Sample, group_of
@@ -283,6 +284,27 @@ def test_poisoned_test_videos_leave_training_the_same_to_the_bit(tmp_path):
         folders = {level: run_folder(work, level, variant="-h8-l2-e2") for level in ("low", "mid", "high")}
         results.append({level: learned(folder) for level, folder in folders.items()})
     assert results[0] == results[1]
+
+
+@pytest.mark.slow
+def test_frames_that_the_papers_clips_do_not_read_need_not_be_extracted(tmp_path):
+    """Extraction with --max-frames 182 and without: the same scores to the bit."""
+    limit = ClipRule().first_frames()
+
+    def beginning(sample: Sample, level, frames: int, generator: np.random.Generator):
+        return separable(sample, level, 240, generator)[:, :frames]
+
+    found = []
+    for name, longest in (("whole", 240), ("limited", limit)):
+        trainable_cache(
+            tmp_path / name, features=beginning, frames=lambda index, to=longest: min(150 + 12 * (index % 8), to)
+        )
+        result = train(tmp_path / name, "--level", "low", "--clips", "keep=first")
+        assert result.exit_code == 0
+        scores = [read_scores(path) for path in sorted((tmp_path / name).rglob("scores.npz"))]
+        found.append([(each.softmax.tobytes(), each.spans.tobytes()) for each in scores])
+    assert len(found[0]) == 2  # the head's and its baseline's
+    assert found[0] == found[1]
 
 
 def test_training_draws_from_the_first_views_where_the_recipe_says_how_many(tmp_path):
