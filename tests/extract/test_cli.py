@@ -157,6 +157,7 @@ def test_the_folder_given_last_is_the_one_that_later_commands_follow(tmp_path):
         assert verify(cache.path) == []
 
 
+@pytest.mark.slow
 def test_a_video_that_vanished_before_it_was_extracted_is_neither_pending_nor_failed(tmp_path):
     videos = make_videos(tmp_path / "videos")
     extract(tmp_path, "--data", str(videos))

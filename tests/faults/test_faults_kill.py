@@ -49,7 +49,7 @@ def kill_at_random(server: Server, folder: Path, backend: str, kills: int, secon
     return interrupted
 
 
-@pytest.mark.parametrize(("backend", "kills"), [("h5", 75), ("zarr", 25)])
+@pytest.mark.parametrize(("backend", "kills"), [("h5", 40), ("zarr", 25)])
 def test_random_kills_lose_nothing(tmp_path: Path, backend: str, kills: int) -> None:
     with serving() as server:
         assert kill_at_random(server, tmp_path, backend, kills, seconds=0.06, seed=kills) == kills

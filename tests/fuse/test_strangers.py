@@ -198,6 +198,7 @@ def test_a_bundle_that_says_anything(bundle: Path, name: str, value: Any) -> Non
             use(bundle)
 
 
+@pytest.mark.slow
 def test_scores_that_claim_to_be_large_or_are_of_another_type(tmp_path: Path) -> None:
     path = tmp_path / "scores.npz"
     write_scores(path, make_table("low", HAND_WORKED["low"], LABELS))

@@ -214,6 +214,7 @@ class TestSurvival:
             assert ended is not None
             assert (ended.status, ended.reason) == ("failed", "took longer than 1 s")
 
+    @pytest.mark.slow
     def test_a_message_that_no_worker_sends_costs_the_one_video(self, video: Path, tmp_path: Path) -> None:
         good = [f"good{number}" for number in range(len(LETTERS))]
         order = [name for pair in zip(LETTERS, good, strict=True) for name in pair]

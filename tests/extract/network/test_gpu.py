@@ -16,7 +16,7 @@ from extract.network.preprocess import crop_of, crop_views, resize
 from extract.network.weights import Weights, load_weights
 from extract.pipeline import VideoFeatures, extract_features
 from extract.settings import ExtractSettings
-from tests.helpers.devices import on_both
+from tests.helpers.devices import on_both, on_both_slowly
 from tests.helpers.video import encode
 
 SETTINGS = ExtractSettings(weights="random:0", backbone="resnet18", precision="fp32", batch_frames=8, jobs=2)
@@ -58,7 +58,7 @@ def assert_same(ours: dict[str, VideoFeatures], theirs: dict[str, VideoFeatures]
         assert np.array_equal(result.pts_seconds, theirs[name].pts_seconds)
 
 
-@on_both
+@on_both_slowly
 def test_features_depend_on_the_video_alone(videos, weights, device):
     """Not on its neighbours, their order, the number of decoders, or on what a batch held before."""
     for precision in PRECISIONS[device]:
