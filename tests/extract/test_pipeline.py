@@ -31,7 +31,7 @@ def weights() -> Weights:
     return load_weights("random:0", "resnet18")
 
 
-@pytest.fixture(scope="module", params=["fp32", "bf16"])
+@pytest.fixture(scope="module", params=["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def engine(request, weights) -> Engine:
     return open_engine(replace(SETTINGS, precision=request.param), weights)
 

@@ -45,6 +45,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_forty_spans_of_five_videos_are_extracted_trained_and_reported(folder):
     result = extract(folder, "--data", str(write_manifest(folder)))
     assert (result.exit_code, "5 videos: 5 done" in result.output) == (0, True), result.output

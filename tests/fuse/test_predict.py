@@ -241,6 +241,7 @@ def test_a_bundle_holds_data_only_and_says_what_it_is(trained: Workspace, tmp_pa
     assert str(trained.root) not in text
 
 
+@pytest.mark.slow
 def test_held_out_runs_calibrate_what_predict_says_and_the_bundle_takes_it_along(
     trained: Workspace, tmp_path: Path
 ) -> None:

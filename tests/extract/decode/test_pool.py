@@ -186,6 +186,7 @@ class TestStream:
 
 
 class TestSurvival:
+    @pytest.mark.slow
     def test_each_sin_costs_its_one_video_in_time(self, video: Path, tmp_path: Path) -> None:
         sins = [*SINS, "late-hold_the_interpreter", "late-segfault", "late-eat_memory"]
         good = [f"good{number}" for number in range(len(sins))]

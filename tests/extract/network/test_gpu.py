@@ -72,7 +72,7 @@ def test_features_depend_on_the_video_alone(videos, weights, device):
         assert_same(extracted(videos[2:3], other, weights), {"v2": together["v2"]})
 
 
-@on_both
+@on_both_slowly
 def test_an_engine_goes_on_with_other_videos_to_the_same_bits(videos, weights, device):
     settings = replace(SETTINGS, device=device)
     engine = open_engine(settings, weights)

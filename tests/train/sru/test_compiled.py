@@ -111,6 +111,7 @@ print(SRU(6, 5, 2, backend="reference")(torch.randn(4, 2, 6))[0].shape)
     assert (done.returncode, done.stdout.strip()) == (0, "torch.Size([4, 2, 5])"), done.stderr
 
 
+@pytest.mark.slow
 def test_no_compiler_is_looked_for():
     """Nothing is on the path, and nothing is started."""
     code = """
