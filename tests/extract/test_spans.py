@@ -45,7 +45,6 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
 def test_forty_spans_of_five_videos_are_extracted_trained_and_reported(folder):
     result = extract(folder, "--data", str(write_manifest(folder)))
     assert (result.exit_code, "5 videos: 5 done" in result.output) == (0, True), result.output
@@ -75,7 +74,7 @@ def check_clips(split):
 
 def test_a_span_beyond_the_end_is_named_with_its_line_and_counts_as_wrong(folder):
     more = "film4.avi,run,test,3,4\nfilm4.avi,run,test,1.5,2\nfilm4.avi,run,test,1.5,1.84\n"
-    result = extract(folder, "--data", str(write_manifest(folder, more=more)), quick=False)
+    result = extract(folder, "--data", str(write_manifest(folder, more=more)))
     assert "line 42: span film4#t=3,4 has no frame of its video: its frames in the cache end at 1.80 s" in result.output
     assert "line 43: span film4#t=1.5,2 ends after its video, and counts up to there" in result.output
     assert "film4#t=1.5,1.84" not in result.output.partition("line 43")[2]
@@ -90,7 +89,7 @@ def test_a_span_beyond_the_end_is_named_with_its_line_and_counts_as_wrong(folder
 
 @pytest.mark.slow
 def test_scores_and_report_speak_of_spans(folder):
-    extract(folder, "--data", str(write_manifest(folder)), quick=False)
+    extract(folder, "--data", str(write_manifest(folder)))
     workspace = Workspace(folder / "work")
     options = ["--work", str(workspace.root), "--dataset", "toy"]
     small = ["--hidden", "8", "--layers", "1", "--epochs", "1", "--level", "low", "--recipe", "paper"]
