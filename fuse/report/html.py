@@ -91,35 +91,12 @@ def publish(folder: Path, results: Results, notes: Sequence[str], made: Made, ex
 
 
 def html(results: Results, notes: Sequence[str], made: Made, extras: Extras) -> str:
-    """The page. Every value that the templates write out is made visible, then escaped."""
-    style, script = _asset("report.css"), _asset("report.js")
-    policy = (
-        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    environment = Environment(
-        loader=PackageLoader("fuse.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=lambda value: value if isinstance(value, Markup) else visible(str(value)),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "percent": percent,
-        "points": _points,
-        "count": "{:,}".format,
-        "shorten": shortened,
-        "text": text_of,
-        "breakable": _breakable,
-        "when": _when,
-    }
+    """The page."""
     pictures = {video: pictures_of(each) for video, each in extras.frames.items()}
     examples = _examples(results, pictures)
-    return environment.get_template("report.html").render(
-        style=Markup(style),
-        script=Markup(script),
-        policy=policy,
+    return render(
+        "report.html",
+        script=_asset("report.js"),
         published=paper.DATASETS.get(results.dataset),
         heading=f"{paper.DATASETS.get(results.dataset, results.dataset)}, split {results.split}",
         notes=[note.partition(": ") if ": " in note[:30] else ("", "", note) for note in notes],
@@ -161,6 +138,35 @@ def html(results: Results, notes: Sequence[str], made: Made, extras: Extras) -> 
         provenance=_provenance(results, made),
         commands=commands_of(results),
         bibtex=paper.BIBTEX,
+    )
+
+
+def render(template: str, *, script: str = "", **values: Any) -> str:
+    """A page from a template that extends base.html, made visible and escaped; it may run `script` and nothing else."""
+    style = _asset("report.css")
+    policy = (
+        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    environment = Environment(
+        loader=PackageLoader("fuse.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: value if isinstance(value, Markup) else visible(str(value)),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": percent,
+        "points": _points,
+        "count": "{:,}".format,
+        "shorten": shortened,
+        "text": text_of,
+        "breakable": _breakable,
+        "when": _when,
+    }
+    return environment.get_template(template).render(
+        style=Markup(style), script=Markup(script), policy=policy, **values
     )
 
 
