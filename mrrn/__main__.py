@@ -2,4 +2,5 @@
 
 from mrrn.cli import main
 
-main(prog_name="mrrn")
+if __name__ == "__main__":  # a process that this one spawns imports it, too
+    main(prog_name="mrrn")
