@@ -11,8 +11,8 @@ from typing import Final, Literal
 
 import xxhash
 
-from cache.common.console import progress
 from cache.common.files import open_plain
+from cache.common.progress import progress
 from cache.ledger import FileState
 
 Change = Literal["changed", "touched", "unknown"]
