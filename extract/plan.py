@@ -17,7 +17,7 @@ from cache.remote.client import Location
 from cache.store import FeatureCache
 from extract.datasets import load_dataset
 from extract.datasets.changes import Change, find_changes
-from extract.datasets.remote import address_of
+from extract.datasets.remote import address_of, ask_servers
 from extract.decode import DecodePool, DecodeSettings, VideoEnd, is_complete
 from extract.network.weights import Weights
 from extract.settings import ExtractSettings, OneTimeOptions, RequestedSettings
@@ -142,7 +142,10 @@ def update_dataset(cache: FeatureCache, found: Dataset, root: Path) -> None:
 
 def _compare_files(cache: FeatureCache, paths: Mapping[str, Path]) -> None:
     """Make videos pending whose files are not those that were extracted, and done whose doubt is none now; says so."""
-    found = find_changes(cache.ledger.files(), paths)
+    extracted = cache.ledger.files()
+    remote = {each: address for each in extracted if each in paths and (address := address_of(paths[each]))}
+    states, problems = ask_servers(remote) if remote else ({}, {})
+    found = find_changes(extracted, paths, states)
     if found["changed"]:
         cache.requeue(videos=list(found["changed"]))
     if now := found["touched"] | found["unknown"]:
@@ -161,8 +164,16 @@ def _compare_files(cache: FeatureCache, paths: Mapping[str, Path]) -> None:
             f"{count:,} suspect videos are done now: only the counts in their headers differ, and the files "
             "are complete (--again ID extracts one anew)"
         )
-    if remote := sum(address_of(path) is not None for path in paths.values()):
-        click.echo(f"{remote:,} remote videos are not checked for changes: --again ID extracts one of them anew")
+    if problems:
+        click.echo(
+            f"{len(problems):,} remote videos could not be compared with what their servers have now "
+            f"({visible(next(iter(problems.values())))}): {some(sorted(problems), LISTED)}"
+        )
+    if vague := [each for each, state in states.items() if not (state.hash or state.modified_ns)]:
+        click.echo(
+            f"{len(vague):,} remote videos are compared by size alone, since their servers send neither ETag nor "
+            f"Last-Modified: {some(sorted(vague), LISTED)} (--again ID extracts one anew)"
+        )
 
 
 def extract_again(cache: FeatureCache, found: Dataset, ids: Sequence[str]) -> None:
