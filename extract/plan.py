@@ -17,7 +17,7 @@ from cache.remote.client import Location
 from cache.store import FeatureCache
 from extract.datasets import load_dataset
 from extract.datasets.changes import Change, find_changes
-from extract.datasets.remote import address_of
+from extract.datasets.remote import address_of, ask_servers
 from extract.decode import DecodePool, DecodeSettings, VideoEnd, is_complete
 from extract.meter import Forecast
 from extract.network.weights import Weights
@@ -146,7 +146,10 @@ def update_dataset(cache: FeatureCache, found: Dataset, root: Path) -> None:
 
 def _compare_files(cache: FeatureCache, paths: Mapping[str, Path]) -> None:
     """Make videos pending whose files are not those that were extracted, and done whose doubt is none now; says so."""
-    found = find_changes(cache.ledger.files(), paths)
+    extracted = cache.ledger.files()
+    remote = {each: address for each in extracted if each in paths and (address := address_of(paths[each]))}
+    states, problems = ask_servers(remote) if remote else ({}, {})
+    found = find_changes(extracted, paths, states)
     if found["changed"]:
         cache.requeue(videos=list(found["changed"]))
     if now := found["touched"] | found["unknown"]:
@@ -165,8 +168,16 @@ def _compare_files(cache: FeatureCache, paths: Mapping[str, Path]) -> None:
             f"{count:,} suspect videos are done now: only the counts in their headers differ, and the files "
             "are complete (--again ID extracts one anew)"
         )
-    if remote := sum(address_of(path) is not None for path in paths.values()):
-        say(f"{remote:,} remote videos are not checked for changes: --again ID extracts one of them anew")
+    if problems:
+        say(
+            f"{len(problems):,} remote videos could not be compared with what their servers have now "
+            f"({visible(next(iter(problems.values())))}): {some(sorted(problems), LISTED)}"
+        )
+    if vague := [each for each, state in states.items() if not (state.hash or state.modified_ns)]:
+        say(
+            f"{len(vague):,} remote videos are compared by size alone, since their servers send neither ETag nor "
+            f"Last-Modified: {some(sorted(vague), LISTED)} (--again ID extracts one anew)"
+        )
 
 
 def extract_again(cache: FeatureCache, found: Dataset, ids: Sequence[str]) -> None:
@@ -293,16 +304,17 @@ def forecast(cache: FeatureCache, videos: Mapping[str, Path], settings: ExtractS
     """
     pending = [outcome.video_id for outcome in cache.ledger.outcomes("pending") if outcome.video_id in videos]
     here = [(video_id, videos[video_id]) for video_id in pending if videos[video_id].is_absolute()]
-    sizes = [size for _, path in here[:: len(here) // SIZED + 1] if (size := _file_size(path))] or [1.0]
-    usual_size = sum(sizes) / len(sizes)
+    files, done = cache.ledger.files(), list(islice(cache.ledger.outcomes("done"), 1000))
+    extracted = {each.video_id: file.size for each in done if (file := files.get(each.video_id))}
+    sizes = [size for _, path in here[:: len(here) // SIZED + 1] if (size := _file_size(path))]
+    known = sizes or list(extracted.values())  # of remote ones, sizes are known once they were fetched
+    usual_size = sum(known) / len(known) if known else 1.0
     # Frames as they would be kept without `max_frames`, and the file's size.
     sampled: list[tuple[float, float]] = []
     rate = min(1.0, (settings.fps or USUAL_FPS) / USUAL_FPS)
-    files = cache.ledger.files()
-    for outcome in islice(cache.ledger.outcomes("done"), 1000):
+    for outcome in done:
         declared = rate * (outcome.declared_frames or 0) if settings.max_frames else 0
-        file = files.get(outcome.video_id)
-        sampled.append((max(outcome.num_frames, declared), file.size if file and here else usual_size))
+        sampled.append((max(outcome.num_frames, declared), extracted.get(outcome.video_id, usual_size)))
     if not sampled:
         # Headers are read in a child process, like all videos.
         one_frame = DecodeSettings(decoder=settings.decoder, workers=1, limits=settings.limits, max_frames=1)
@@ -316,9 +328,9 @@ def forecast(cache: FeatureCache, videos: Mapping[str, Path], settings: ExtractS
     if not frames or not size:
         return None
     most_frames = settings.max_frames or math.inf
-    most_size = most_frames * size / frames
+    most_size = most_frames * size / frames if known else usual_size  # without any, all videos count the same
     return Forecast(
-        size=sum(min(each, most_size) for each in sizes) / len(sizes) * len(pending),
+        size=sum(min(each, most_size) for each in known or [usual_size]) / len(known or [1]) * len(pending),
         usual_size=usual_size,
         most_size=most_size,
         sampled_frames=sum(min(each, most_frames) for each, _ in sampled),
