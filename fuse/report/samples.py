@@ -21,6 +21,7 @@ from PIL import Image
 
 from cache.aggregate import NO_PREDICTION, predicted
 from cache.common.errors import MrrnError
+from cache.common.progress import progress
 from cache.common.workspace import Workspace
 from cache.fingerprint import LEVELS, Level
 from cache.store import FeatureCache
@@ -165,8 +166,10 @@ def sample_frames(workspace: Workspace, dataset: str, video_ids: Sequence[str]) 
     paths = {each: path for each, path in paths.items() if path.is_file()}
     kept: dict[str, NDArray[np.uint8]] = {}
     started, workers, late = time.monotonic(), min(WORKERS, len(os.sched_getaffinity(0))), 0
-    with DecodePool(DecodeSettings(workers=workers, fps=SAMPLED_FPS, blocks_ahead=2)) as pool:
+    settings = DecodeSettings(workers=workers, fps=SAMPLED_FPS, blocks_ahead=2)
+    with DecodePool(settings) as pool, progress("pictures", len(paths), "videos") as shown:
         for first in range(0, len(paths), 2 * workers):
+            shown.update(first)
             if time.monotonic() - started > DECODE_SECONDS:
                 late = len(paths) - first
                 break
