@@ -137,11 +137,11 @@ def shards_of(
     def finish(video: VideoFeatures) -> Iterator[FinishedShard]:
         if strict and video.outcome.status == "suspect":
             video = failed(video.outcome, f"left out by --strict: {video.outcome.reason}")
-        meter.finish(video.outcome)
         video_id = video.outcome.video_id
         # A remote video's file has gone again; what its server said of it came with its outcome.
         file = files.pop(video_id, None) or video.outcome.file
         video = replace(video, outcome=replace(video.outcome, file=file))
+        meter.finish(video.outcome)
         cutter = cutters.pop(video_id)
         for shard in cutter.add(video):
             yield packed(cutter, shard)

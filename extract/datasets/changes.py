@@ -14,8 +14,8 @@ from typing import Final, Literal
 
 import xxhash
 
-from cache.common.console import progress
 from cache.common.files import open_plain
+from cache.common.progress import progress
 from cache.ledger import FileState
 from extract.datasets.remote import address_of, same_file
 

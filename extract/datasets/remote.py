@@ -22,8 +22,8 @@ from urllib.request import HTTPRedirectHandler, HTTPSHandler, ProxyHandler, Requ
 
 import xxhash
 
-from cache.common.console import progress
 from cache.common.errors import CacheError, DecodeError, MrrnError
+from cache.common.progress import progress
 from cache.dataset import ADDRESS
 from cache.ledger import FileState, Outcome
 from cache.remote.client import Location, Objects, RetryPolicy
