@@ -78,10 +78,12 @@ def _fuse(choice: RunChoice) -> None:
     results = evaluate(tables, cache, choice.split, read_heldout(choice), curves, read_baseline(choice))
     notes, mistakes, samples = caveats(results), choose_mistakes(results), choose_samples(results)
     shown = [each.video for each in (*samples, *mistakes)]
+    frames, frames_note = sample_frames(workspace, choice.dataset, shown)
     extras = Extras(
         mistakes=mistakes,
         samples=samples,
-        frames=sample_frames(workspace, choice.dataset, shown),
+        frames=frames,
+        frames_note=frames_note,
         timing=read_timing(workspace.root / "benchmarks" / FILE),
         sweeps=read_tables(workspace, choice.dataset, notes, choice.split, results.runs["high"].get("cache_digest")),
     )

@@ -38,6 +38,7 @@ def test_reasons_are_counted_without_their_details():
     assert kind_of("12") == "12"
 
 
+@pytest.mark.slow
 def test_a_driver_outside_the_cluster_is_told_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
     pytest.importorskip("ray", reason="needs mrrn[ray]")
