@@ -39,13 +39,16 @@ def fuse(workspace: Workspace, *arguments: str) -> Result:
     return CliRunner().invoke(main, ["--work", str(workspace.root), *arguments])
 
 
-def test_it_prints_the_table_and_writes_the_report(workspace: Workspace) -> None:
-    result = fuse(workspace)
+def test_it_prints_the_table_and_writes_the_report(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    result = fuse(workspace, "--open")
     assert result.exit_code == 0, result.output
     folder = workspace.report("tiny", 1)
     assert "dataset tiny (extracted last" in result.output
     assert "! weights: random:0 (random, never trained)" in result.output
     assert f"report: {folder / 'report.html'}" in result.output
+    assert opened == [(folder / "report.html").as_uri()]
     for name in ("low ", "mid ", "high ", "fused ", "mean ", "fused: MRRN (0.7 high + 0.2 mid + 0.1 low)"):
         assert f"\n{name}" in result.output
     written = {path.name for path in folder.iterdir()}
