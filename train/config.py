@@ -164,8 +164,10 @@ def variant_of(
 
     small with 4 layers, small is usual   -> l4
     paper with the LSTM, small is usual   -> paper-lstm
+
+    Of `linear` it says all clips but the paper's: heads of one dataset may have different ones beside them.
     """
-    base = recipes.get(recipe.name, recipe)
+    base = RECIPES[LINEAR] if recipe.name == LINEAR else recipes.get(recipe.name, recipe)
     parts = [] if recipe.name == usual.name else [recipe.name]
     for name, knob in KNOBS.items():
         # Asking for a number of epochs also sets `min_steps` to 0, which else adds epochs.
