@@ -33,8 +33,11 @@ AVERAGING: tuple[Cell, ...] = ("mean", "linear")
 LINEAR = "linear"
 """The recipe that is trained beside all others, as what they have to beat."""
 
-SMALL_BELOW_CLIPS = 5_000
-"""Training splits with fewer clips than this are trained by the recipe `small`, unless another is asked for."""
+PAPER_SOURCES = ("ucf101", "hmdb51")
+"""Sources of datasets that the paper's recipe is for, and whose videos are cut as the paper cut them."""
+
+PAPER_FROM_CLIPS = 5_000
+"""Training splits of these with fewer clips, parts of them, are trained by the recipe `small`, as own data is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,10 +268,6 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-PAPER_SOURCES = ("ucf101", "hmdb51")
-"""Sources of datasets whose videos are cut as the paper cut them."""
-
-
 def recipes_for(source: str) -> dict[str, Recipe]:
     """Returns the recipes for datasets of `source`: of own videos all but the paper's keep `even` clips."""
     return {
@@ -279,10 +278,14 @@ def recipes_for(source: str) -> dict[str, Recipe]:
     }
 
 
-def default_recipe(training_clips: int) -> tuple[Recipe, str]:
-    """Returns the recipe for a training split of `training_clips` clips, and the reason, for the user."""
-    name, compared = ("small", "fewer than") if training_clips < SMALL_BELOW_CLIPS else ("paper", "at least")
-    return RECIPES[name], f"{training_clips:,} training clips, {compared} {SMALL_BELOW_CLIPS:,}"
+def default_recipe(source: str, training_clips: int) -> tuple[str, str]:
+    """Returns the recipe's name for a training split of `training_clips` clips, and the reason, for the user."""
+    if source not in PAPER_SOURCES:
+        return "small", "the default for own data"
+    clips = f"{training_clips:,} training clips"
+    if training_clips < PAPER_FROM_CLIPS:
+        return "small", f"{clips}, fewer than {PAPER_FROM_CLIPS:,}"
+    return "paper", f"{clips} of {source}, at least {PAPER_FROM_CLIPS:,}"
 
 
 def with_overrides(recipe: Recipe, **given: Any) -> Recipe:

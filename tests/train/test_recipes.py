@@ -112,11 +112,12 @@ def test_own_videos_keep_even_clips_except_by_the_papers_recipes():
     assert recipes_for("ucf101") == recipes_for("hmdb51") == RECIPES
 
 
-def test_small_is_chosen_below_some_thousands_of_clips_and_says_so():
-    assert default_recipe(21_147)[0].name == "paper"
-    recipe, why = default_recipe(1_512)
-    assert recipe.name == "small"
+def test_small_is_the_default_but_for_all_of_the_papers_datasets_and_says_why():
+    assert default_recipe("hmdb51", 21_147)[0] == "paper"
+    name, why = default_recipe("ucf101", 1_512)
+    assert name == "small"
     assert "1,512 training clips" in why
+    assert default_recipe("folder", 200_000)[0] == "small"
 
 
 def test_epochs_are_added_until_there_are_enough_steps():
