@@ -88,7 +88,7 @@ class Calibration:
     def from_json(cls, value: Any) -> "Calibration":
         """The inverse of `dataclasses.asdict`. Raises `ValueError` unless all is there and can be."""
         found = msgspec.convert(value, cls)
-        if not _ALWAYS <= found.temperatures.keys():
+        if not found.temperatures.keys() >= _ALWAYS:
             raise ValueError(f"temperatures of {', '.join(found.temperatures)}; expected {', '.join(SCALED)}")
         if not (all(LEAST <= each <= MOST for each in found.temperatures.values()) and 0 <= found.threshold <= 1):
             raise ValueError(f"temperatures {dict(found.temperatures)}, threshold {found.threshold}: out of range")
