@@ -9,6 +9,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -98,9 +99,9 @@ class ExtractWorker:
         features_of = partial(self._each_alone if one_by_one else self._features_of, meter=meter)
         rows, strict = device_defaults(self._settings.device).shard_rows, self._settings.strict
         try:
-            # `shards_of` waits for each shard to be staged, and counts that as writing.
             shards = shards_of([task], features_of, shard_rows=rows, strict=strict, meter=meter)
-            staged, problem = tuple(map(self._stage, shards)), ""
+            with ThreadPoolExecutor(1) as stager:  # beside the extraction of what comes next
+                staged, problem = tuple(stager.map(self._stage, shards)), ""
         except Exception as error:  # noqa: BLE001  (the driver raises it)
             staged, problem = (), self._text_of(error)
         self._idle_since = time.monotonic()
