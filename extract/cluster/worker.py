@@ -71,6 +71,8 @@ class ExtractWorker:
     def __init__(self, common: WorkerSettings, weights: Weights, deaths: Any) -> None:
         """`deaths` is the handle of a `VideoDeaths` actor."""
         self._settings, self._deaths = common.settings, deaths
+        # Beside the extraction of what comes next. One thread for all tasks: what writes shards ends with its thread.
+        self._stager = ThreadPoolExecutor(1, thread_name_prefix="stage")
         # A host may have several nodes, and containers on many machines the same host name.
         self._node = f"{socket.gethostname()}-{ray.get_runtime_context().get_node_id()[:6]}"
         self._problem = ""
@@ -100,8 +102,7 @@ class ExtractWorker:
         rows, strict = device_defaults(self._settings.device).shard_rows, self._settings.strict
         try:
             shards = shards_of([task], features_of, shard_rows=rows, strict=strict, meter=meter)
-            with ThreadPoolExecutor(1) as stager:  # beside the extraction of what comes next
-                staged, problem = tuple(stager.map(self._stage, shards)), ""
+            staged, problem = tuple(self._stager.map(self._stage, shards)), ""
         except Exception as error:  # noqa: BLE001  (the driver raises it)
             staged, problem = (), self._text_of(error)
         self._idle_since = time.monotonic()
