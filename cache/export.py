@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cache.common.console import progress
 from cache.common.errors import CacheError
 from cache.common.files import discard, fsync_folder, make_folder_durably, plain_files, remove
+from cache.common.progress import progress
 from cache.reading import allocate, offsets_of, place_in, read_features
 from cache.store import FeatureCache
 

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.common.console import progress
 from cache.common.device import available_bytes
 from cache.common.errors import CacheError, DamageError
+from cache.common.progress import progress
 from cache.description import Description
 from cache.fingerprint import Level
 from cache.ledger import Place, ShardRow

@@ -71,16 +71,19 @@ class ClaimQueue:
         for claim in self._held.values():
             self._cache.ledger.release(claim)
 
-    def wait_for_claim(self) -> Claim | None:
-        """The next claim; waits while other extractors have all videos. None once no video is left."""
-        told = False
+    def wait_for_claim(self, *, siblings: bool = False) -> Claim | None:
+        """The next claim; waits while other extractors have all videos. None once no video is left.
+
+        Says for whom it waits, unless these are `siblings`: processes of the same command.
+        """
+        told = siblings
         while (claim := self._claim()) is None:
-            pending = self._cache.ledger.counts()["pending"]
-            if not pending:
+            if not self._cache.ledger.counts()["pending"]:
                 return None
-            if not told:
+            theirs = sum(each.num_videos for each in self._cache.ledger.leases() if each.owner != self._owner)
+            if theirs and not told:
                 self._say(
-                    f"{pending} videos are with other extractors (`mrrn cache leases {self._cache.path}` lists "
+                    f"{theirs:,} videos are with other extractors (`mrrn cache leases {self._cache.path}` lists "
                     "them); waiting, to take over what they leave"
                 )
                 told = True

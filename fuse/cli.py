@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING
 import click
 
 from cache.aggregate import PAPER_WEIGHTS
-from cache.common.console import FINISHED_WITH_FAILURES, StageGroup, clips_option, device_option, progress
+from cache.common.commands import advised
+from cache.common.console import FINISHED_WITH_FAILURES, StageGroup, clips_option, device_option, say, say_next
 from cache.common.device import check_device
 from cache.common.errors import DecodeError, MrrnError
 from cache.common.files import write_bytes_durably
+from cache.common.progress import progress
 from cache.common.text import wrapped
+from cache.fingerprint import LEVELS
 from cache.store import FeatureCache
 from extract.datasets.paths import require_folder, scan_folder
 from extract.network.weights import IMAGENET, check_weights
@@ -67,7 +70,7 @@ def _fuse(choice: RunChoice) -> None:
     from fuse.report.sweeps import mean_over_splits, read_tables
     from fuse.report.tables import table_3, to_text
     from fuse.report.timing import FILE, read_timing
-    from fuse.results import caveats, evaluate, made_now
+    from fuse.results import TITLES, caveats, evaluate, made_now
 
     tables, workspace = read_levels(choice), choice.workspace
     cache = read_scored_cache(workspace, choice.dataset)
@@ -75,21 +78,25 @@ def _fuse(choice: RunChoice) -> None:
     results = evaluate(tables, cache, choice.split, read_heldout(choice), curves, read_baseline(choice))
     notes, mistakes, samples = caveats(results), choose_mistakes(results), choose_samples(results)
     shown = [each.video for each in (*samples, *mistakes)]
+    frames, frames_note = sample_frames(workspace, choice.dataset, shown)
     extras = Extras(
         mistakes=mistakes,
         samples=samples,
-        frames=sample_frames(workspace, choice.dataset, shown),
+        frames=frames,
+        frames_note=frames_note,
         timing=read_timing(workspace.root / "benchmarks" / FILE),
         sweeps=read_tables(workspace, choice.dataset, notes, choice.split, results.runs["high"].get("cache_digest")),
     )
     page = publish(workspace.report(choice.dataset, choice.split), results, notes, made_now(), extras)
-    click.echo(to_text(table_3(results, notes, literature=False)))
+    click.echo(to_text(table_3(results, notes, short=True)))
+    _echo("; ".join(f"{model}: {TITLES[model]}" for model in results.models if model not in LEVELS))
     click.echo()
     _echo(f"fused against the high level alone: {results.against('high').text}")
     _say_certainty(choice, results)
     if several := mean_over_splits(choice):
         click.echo(f"\n{several}")
     click.echo(f"\nreport: {page}")
+    say_next(advised("predict", workspace, dataset=choice.dataset, video="clip.mp4"), "fuse", "demo", "reproduce")
 
 
 def _echo(text: str) -> None:
@@ -310,7 +317,7 @@ def _answer(predictions: "Iterator[Prediction]", heads: "Heads", files: list[Pat
     if len(failed) == len(done):
         raise DecodeError(f"no video could be predicted: {failed[0].video}: {failed[0].reason}")
     if failed:
-        click.echo(f"{len(failed)} of {len(done)} videos could not be predicted", err=True)
+        say(f"{len(failed)} of {len(done)} videos could not be predicted", err=True)
         sys.exit(FINISHED_WITH_FAILURES)
 
 
@@ -353,7 +360,7 @@ def _show_timelines(
     if failed and len(failed) == len(files):
         raise DecodeError(f"no video could be read to its end: {failed[0].video_id}: {failed[0].reason}")
     if failed:
-        click.echo(f"{len(failed)} of {len(files)} videos could not be read to their end", err=True)
+        say(f"{len(failed)} of {len(files)} videos could not be read to their end", err=True)
         sys.exit(FINISHED_WITH_FAILURES)
 
 
@@ -378,3 +385,4 @@ def bundle(choose: Choose, out: Path | None, clips: str | None) -> None:
     write_bundle(out, choice.folders(), summarise(results, caveats(results), made_now()), heads.clips)
     _say_certainty(choice, results)
     click.echo(f"bundle: {out}")
+    say_next(shlex.join(["mrrn", "predict", "--bundle", str(out), "clip.mp4"]))

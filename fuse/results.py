@@ -215,8 +215,8 @@ class Results:
         before, after = (f"{100 * reliability(each, self.labels)[0]:.1f}" for each in kinds)
         loss_before, loss_after = (f"{log_loss(each, self.labels):.3f}" for each in kinds)
         return (
-            f"{self.calibration.text}. On the test videos: log loss {loss_after}, was {loss_before}; "
-            f"calibration error {after} points, was {before}; "
+            f"{self.calibration.text}. On the test {self.cache.dataset.noun}: log loss {loss_after}, "
+            f"was {loss_before}; calibration error {after} points, was {before}; "
             f"loses {test.right_lost:,} of {test.right:,} right answers and {test.wrong_refused:,} of {test.wrong:,} "
             "wrong ones"
         )

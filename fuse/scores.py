@@ -96,7 +96,17 @@ class RunChoice:
 
     def options(self) -> list[str]:
         """The same choice as options of `mrrn train`."""
-        options = ["--dataset", self.dataset, "--split", str(self.split), "--pool", self.pool, "--seed", str(self.seed)]
+        options = ["--work", str(self.workspace.root)] if self.workspace != Workspace(Path("work")) else []
+        options += [
+            "--dataset",
+            self.dataset,
+            "--split",
+            str(self.split),
+            "--pool",
+            self.pool,
+            "--seed",
+            str(self.seed),
+        ]
         options += ["--recipe", self.recipe] if self.recipe else []
         options += ["--clips", self.clips] if self.clips is not None else []
         return [*options, "--watch"] if self.watch else options

@@ -18,10 +18,10 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from cache.aggregate import correct, fraction, log_loss
-from cache.common.console import Progress, progress
 from cache.common.errors import TrainingError
 from cache.common.files import JSON_BYTES, discard, read_bounded, remove, write_bytes_durably
 from cache.common.interrupts import Interrupted, held_back
+from cache.common.progress import Progress, progress
 from cache.common.workspace import Workspace
 from cache.dataset import Sample
 from cache.scores import ScoreTable, write_scores

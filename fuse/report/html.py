@@ -61,6 +61,8 @@ class Extras:
     """The most confident first."""
     samples: Sequence[ShownPrediction] = ()
     frames: Frames = field(default_factory=dict)
+    frames_note: str = ""
+    """Which of these have no frames, and why."""
     timing: Timing | None = None
     """Figure 6."""
     sweeps: Mapping[str, Table] = field(default_factory=dict)
@@ -141,6 +143,8 @@ def html(results: Results, notes: Sequence[str], made: Made, extras: Extras) -> 
         first=_first(extras.mistakes),
         wrong=int((~results.correct["fused"]).sum()),
         samples=extras.samples,
+        frames_note=extras.frames_note,
+        noun=results.cache.dataset.noun,
         pictures=pictures,
         curves=_curves(results),
         reliability=_reliability(results),
@@ -272,6 +276,7 @@ def _matrix(results: Results, examples: Examples) -> dict[str, Any]:
             for (row, column), videos in examples.items()
         },
         "first": [place[row], place[column]],
+        "noun": results.cache.dataset.noun,
     }
     return {"cells": cells, "data": data, "count": int(counts[row, column])}
 

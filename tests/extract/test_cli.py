@@ -43,7 +43,7 @@ def test_a_run_says_what_it_does_and_what_came_of_it(tmp_path):
     videos = make_videos(tmp_path / "videos", count=2)
     result = extract(tmp_path, "--data", str(videos))
     assert result.exit_code == 0
-    for text in ("2 of 2 videos to extract", "resnet18 with random:0", "on cpu in fp32", "of disk needed", "2 done"):
+    for text in ("2 of 2 videos to extract", "x0_5 with random:0", "on cpu in fp32", "of disk needed", "2 done"):
         assert text in result.output
     assert (tmp_path / "work" / "last-dataset").read_text().strip() == "toy"
 
@@ -82,7 +82,7 @@ def test_a_second_run_does_nothing_and_needs_neither_torch_nor_the_options(finis
     ("options", "named"),
     [
         (["--weights", "random:1"], 'weights_sha256: the cache has "'),
-        (["--backbone", "resnet34"], 'backbone: the cache has "resnet18", this run has "resnet34"'),
+        (["--backbone", "resnet34"], 'backbone: the cache has "shufflenet_v2_x0_5", this run has "resnet34"'),
         (["--views", "center"], r'views: the cache has \["center", "random0"\], this run has \["center"\]'),
         (["--levels", "high"], "levels: the cache has"),
         (["--max-frames", "3"], "max_frames: the cache has null, this run has 3"),
@@ -328,7 +328,7 @@ def test_a_full_disk_is_noticed_before_the_start(finished, tmp_path, monkeypatch
     monkeypatch.setattr("extract.plan.RESERVE_BYTES", 1 << 60)
     result = extract(tmp_path, "--data", str(finished / "videos"))
     assert result.exit_code == 1
-    assert re.search(r"about 4\d KiB of disk needed, .* free, in .*: make room", result.output)
+    assert re.search(r"about 5\d KiB of disk needed, .* free, in .*: make room", result.output)
 
 
 def test_training_from_an_unfinished_cache_is_refused(copy):

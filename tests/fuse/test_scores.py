@@ -148,7 +148,7 @@ def test_frames_in_no_clip_and_frames_not_extracted_are_said_in_every_output() -
     summary = summarise(results, notes, MADE)
     assert summary["unread_share"] == 0.25
     outputs = (
-        to_text(table_3(results, notes, literature=False)),
+        to_text(table_3(results, notes, short=True)),
         html(results, notes, MADE, Extras()),
         json.dumps(summary),
         model_card(summary, ClipRule().changed("keep=all")),
