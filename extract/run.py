@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 
-from cache.common.commands import advised
+from cache.common.commands import advised, source_of
 from cache.common.console import FINISHED_WITH_FAILURES, choose_dataset, say, say_next
 from cache.common.device import check_device
-from cache.common.errors import CacheError
+from cache.common.errors import CacheError, FingerprintError
 from cache.common.interrupts import Interrupted
 from cache.common.progress import duration
 from cache.common.text import some, visible
@@ -21,7 +21,7 @@ from cache.store import FeatureCache
 from extract import plan
 from extract.network.weights import IMAGENET, check_weights
 from extract.plan import Extraction
-from extract.settings import OneTimeOptions, RequestedSettings, check_given
+from extract.settings import OneTimeOptions, RequestedSettings, check_given, sources
 
 LISTED = 20
 """Videos listed of each status, and spans; `mrrn cache info` has all videos."""
@@ -39,7 +39,10 @@ def run(workspace: Workspace, dataset: str | None, given: Mapping[str, JSON], op
     if options.engine == "local":
         check_device(given.get("device", "auto"))
     check_weights(given.get("weights", IMAGENET))
-    extraction = prepare(workspace, name, given, options)
+    try:
+        extraction = prepare(workspace, name, given, options)
+    except FingerprintError as error:
+        raise _with_sources(error, given) from None
     if extraction is not None:
         check_weights(extraction.settings.weights)
         if options.engine == "ray":
@@ -49,6 +52,8 @@ def run(workspace: Workspace, dataset: str | None, given: Mapping[str, JSON], op
         started = time.monotonic()
         try:
             frames = extract(extraction)
+        except FingerprintError as error:
+            raise _with_sources(error, given) from None
         except Interrupted as interrupted:
             raise Interrupted(interrupted.number, _done(workspace.cache(name))) from None
         workspace.remember_dataset(name)
@@ -65,6 +70,10 @@ def run(workspace: Workspace, dataset: str | None, given: Mapping[str, JSON], op
             say(line)
         say_next(advised("train", workspace, dataset=name), "extract")
         return FINISHED_WITH_FAILURES if empty_spans or cache.ledger.counts()["failed"] else 0
+
+
+def _with_sources(error: FingerprintError, given: Mapping[str, JSON]) -> FingerprintError:
+    return FingerprintError(f"{error} ({sources(given, error.fields)})", error.fields)
 
 
 def _done(path: Path) -> str:
@@ -155,6 +164,6 @@ def _check_nothing_to_extract(cache: FeatureCache, given: Mapping[str, JSON], op
 def _check_format(cache: FeatureCache, options: OneTimeOptions) -> None:
     if options.backend not in (None, cache.backend):
         raise CacheError(
-            f"the cache {cache.path} has format {cache.backend}, and {options.backend} was asked for: leave FORMAT= "
-            "(--format) out to go on, or make a copy in the other format with `mrrn cache convert`"
+            f"the cache {cache.path} has format {cache.backend}, and {options.backend} was asked for by "
+            f"{source_of('--format')}: leave it out to go on, or make a copy in that format by `mrrn cache convert`"
         )

@@ -271,14 +271,14 @@ def sweep(
         )
     chosen = {**(TABLES[table] if table else {}), **dict(parse_axis(text) for text in axes)}
     opened = {number: open_split(workspace, choose_dataset(workspace, dataset), number) for number in splits or (1,)}
+    default_name = {"1": "table1", "2": "table2", "fusion": "fusion", None: "grid"}[table]
+    folder = workspace.sweep(next(iter(opened.values())).dataset.name, name or default_name)
     plan = make_plan(opened, chosen, seeds, holdout=holdout, search_fusion=table == "fusion" and not holdout)
     failed = _train_missing(plan, workspace, device, jobs, chosen)
     if failed:
         heading = f"{len(failed)} runs failed; there is no table before all are done:"
         click.echo("\n  ".join([heading, *failed]), err=True)
         raise click.exceptions.Exit(FINISHED_WITH_FAILURES)
-    default_name = {"1": "table1", "2": "table2", "fusion": "fusion", None: "grid"}[table]
-    folder = workspace.sweep(plan.dataset, name or default_name)
     markdown = write_table(plan, workspace, folder, _sweep_command(plan.dataset))
     click.echo(f"\n{markdown}\ntable: {folder / 'table.md'}")
     if page:

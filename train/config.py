@@ -229,6 +229,9 @@ def read_config(folder: Path) -> tuple[RunConfig, Status] | None:
     except FileNotFoundError:
         return None
     except (ValueError, msgspec.ValidationError, TrainingError) as error:
+        for each in (folder, *folder.parents):
+            if each.exists() and not each.is_dir():
+                raise TrainingError(f"{each} is a file where a folder of runs is expected; move it away") from None
         raise TrainingError(
             f"{path} is not a configuration written by this program: {error}; train again with --fresh"
         ) from error

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -197,6 +198,26 @@ def test_nothing_extracted_says_what_to_run(tmp_path):
     result = train(tmp_path, "--dataset", "hmdb51")
     assert result.exit_code == 1
     assert "make extract DATASET=hmdb51" in result.output
+
+
+def test_a_file_in_the_place_of_a_folder_of_runs_is_named(tmp_path):
+    trainable_cache(tmp_path)
+    for place in (tmp_path / "runs" / "tiny" / "split1", tmp_path / "runs"):
+        shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()
+        result = train(tmp_path, "--level", "low")
+        assert (result.exit_code, "--fresh" in result.stderr) == (1, False)
+        assert f"{place} is a file where a folder of runs is expected" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a/b", ".", "a\nb", "a\0b", "a" * 300])
+def test_a_sweeps_table_stays_below_the_workspace(trained, name):
+    work, _ = trained
+    result = CliRunner().invoke(main, ["sweep", "--work", str(work), "--grid", "pool=mean", "--name", name])
+    assert result.exit_code == 1
+    assert "table name" in result.stderr
+    assert "runs, " not in result.output
 
 
 def test_an_unfinished_cache_is_refused_with_the_command_that_continues_it(tmp_path):
