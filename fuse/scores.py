@@ -36,7 +36,7 @@ from train.config import (
     read_config,
     variant_of,
 )
-from train.recipes import POOLS, RECIPES, RETIRED, with_overrides
+from train.recipes import LINEAR, POOLS, RECIPES, RETIRED, with_overrides
 from train.split import open_split
 
 METRICS_BYTES: Final = 1 << 26
@@ -67,7 +67,7 @@ class RunChoice:
 
         Raises `TrainingError` if the usual run has to be read for it and cannot be.
         """
-        if self.clips is not None:
+        if self.clips is not None or self.recipe == LINEAR:
             opened = open_split(self.workspace, self.dataset, self.split)
             usual_recipe, _ = opened.usual_recipe()
             recipe = with_overrides(opened.recipes[self.recipe] if self.recipe else usual_recipe, clips=self.clips)
