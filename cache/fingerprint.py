@@ -81,10 +81,13 @@ class Difference:
     ours: JSON
     identity: bool
     """True for an identity field, which must match; False for an environment field."""
+    names: tuple[str, str] = ("", "")
+    """What people call the two values, where these are hashes."""
 
     def __str__(self) -> str:
         theirs, ours = (
-            ABSENT if value == ABSENT else json.dumps(value, ensure_ascii=False) for value in (self.theirs, self.ours)
+            ABSENT if value == ABSENT else json.dumps(value, ensure_ascii=False) + (f" ({name})" if name else "")
+            for value, name in zip((self.theirs, self.ours), self.names, strict=True)
         )
         return f"{self.field}: the cache has {theirs}, this run has {ours}"
 
@@ -121,7 +124,9 @@ def differences(theirs: Fingerprint, ours: Fingerprint) -> list[Difference]:
         for name in sorted({*left, *right}):
             a, b = left.get(name, ABSENT), right.get(name, ABSENT)
             if canonical_json(a) != canonical_json(b):
-                found.append(Difference(name, a, b, identity))
+                hashes = name == "weights_sha256"
+                names = [str(each.identity.get("weights", "")) if hashes else "" for each in (theirs, ours)]
+                found.append(Difference(name, a, b, identity, (names[0], names[1])))
     return found
 
 
@@ -132,12 +137,14 @@ def check_fingerprint(theirs: Fingerprint, ours: Fingerprint, *, allow_drift: bo
     if identity:
         raise FingerprintError(
             f"{where} was made with other settings. {identity}. "
-            "Use the cache's settings, or extract into another cache (WORK= or --work names another folder)"
+            "Use the cache's settings, or extract into another cache (WORK= or --work names another folder)",
+            [difference.field for difference in found],
         )
     if found and not allow_drift:
         raise FingerprintError(
             f"{where} was made in another environment. {'; '.join(map(str, found))}. "
-            "Use the same one, or give --allow-drift to go on; the shards made from now on then record the difference"
+            "Use the same one, or give --allow-drift to go on; the shards made from now on then record the difference",
+            [difference.field for difference in found],
         )
 
 

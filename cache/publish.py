@@ -23,6 +23,7 @@ from cache.common.files import (
     write_bytes_durably,
     write_json_durably,
 )
+from cache.common.progress import progress
 from cache.common.text import visible
 from cache.convert import copy_all
 from cache.description import Description
@@ -149,10 +150,12 @@ def _entries(made: FeatureCache, objects: FolderObjects) -> dict[str, Entry]:
     paths += [objects.folder / record_name(position) for position in records]
     paths += [objects.folder / object_of(row) for row in made.ledger.shards()]
     entries = {}
-    for path in paths:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        entries[str(path.relative_to(objects.folder))] = Entry(num_bytes=path.stat().st_size, sha256=digest)
+    with progress("hashing", len(paths), "files") as shown:
+        for done, path in enumerate(paths, 1):
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            entries[str(path.relative_to(objects.folder))] = Entry(num_bytes=path.stat().st_size, sha256=digest)
+            shown.update(done)
     return entries
 
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from cache.common.console import FINISHED_WITH_FAILURES, progress, work_option
+from cache.common.commands import advised
+from cache.common.console import FINISHED_WITH_FAILURES, say, say_next, work_option
 from cache.common.errors import DatasetError
+from cache.common.progress import progress
 from cache.common.text import some, visible
 from cache.common.workspace import Workspace
 from cache.dataset import check_dataset_name
@@ -87,13 +89,13 @@ def import_command(
     listed = read_manifest(dataset, manifest, files=False)
     found, told = find_arrays(features)
     for line in told:
-        click.echo(f"{features}: {line}")
+        say(f"{features}: {line}")
 
     from extract.imported.features import ImportRules, by_video, choose_arrays, read_video, with_shape
 
     arrays, strange = by_video(found, [video.id for video in listed.videos])
     if strange:
-        click.echo(f"{features}: {len(strange):,} arrays are of no listed video: {some(strange)}")
+        say(f"{features}: {len(strange):,} arrays are of no listed video: {some(strange)}")
     files = [video.path for video in listed.videos if video.id in arrays]
     with_features = match_files(listed, files, features, None, subset=subset)
     check_classes(with_features, features)
@@ -127,7 +129,10 @@ def import_command(
         _fill(cache, lambda video_id: read_video(video_id, arrays[video_id], how), how.widths)
         workspace.remember_dataset(dataset)
         levels = ", ".join(f"{level} {width}" for level, width in how.widths.items())
-        click.echo(f"{summary(cache)}\n{path}: {cache.ledger.num_frames():,} frames, levels {levels}")
+        say(f"{summary(cache)}\n{path}: {cache.ledger.num_frames():,} frames, levels {levels}")
+        say_next(
+            advised("train", workspace, dataset=dataset, level="all" if len(how.widths) == 3 else [*how.widths][-1])
+        )
         if cache.ledger.counts()["failed"]:
             raise click.exceptions.Exit(FINISHED_WITH_FAILURES)
 
@@ -146,14 +151,14 @@ def _fill(cache: "FeatureCache", read: "Callable[[str], VideoFeatures]", widths:
             bar.update(done)
     cache.requeue(["failed"])
     if changed:
-        click.echo(f"{len(changed):,} videos are imported again, because their features have changed: {some(changed)}")
+        say(f"{len(changed):,} videos are imported again, because their features have changed: {some(changed)}")
         cache.requeue(videos=changed)
     rows = max(1, SHARD_BYTES // (2 * sum(widths.values())))
     pending, done = cache.ledger.counts()["pending"], 0
     # Claimed as many at a time as for a GPU: they take seconds.
     with (
         progress("import", pending, "videos") as bar,
-        ClaimQueue(cache, {}, cache.fingerprint, device="cuda", say=click.echo) as claims,
+        ClaimQueue(cache, {}, cache.fingerprint, device="cuda", say=say) as claims,
     ):
         while claim := claims.wait_for_claim():
             for task in claims.tasks(claim):
