@@ -10,6 +10,10 @@ override define newline
 
 
 endef
+# For messages of the commands (cache/common/commands.py): how make was called, and which variables were exported.
+override from = $(foreach name,$(VARIABLES),$(if $(filter $(1),$(firstword $(origin $(name)))),$(if $(value $(name)),$(name))))
+override EXPORTED := $(call from,environment)
+override GIVEN := $(call from,command)
 override literal = $(if $(findstring $(newline),$(value $(1))),$(error $(1) has a line break))$(eval override $(1) := $$(value $(1)))
 $(foreach name,PYTHON3 $(VARIABLES),$(call literal,$(name)))
 
@@ -22,6 +26,8 @@ override READY := $(VENV)/.ready $(EXTRAS:%=$(VENV)/.ready-%)
 override DEV := $(VENV)/.ready-dev
 override quoted = '$(subst ','\'',$(1))'
 override option = $(if $($(2)),$(1) $(call quoted,$($(2))))
+override assigned = $(foreach name,$(1),$(name)=$(call quoted,$($(name))))
+override TYPED := $(if $(value MRRN_MAKE),$(value MRRN_MAKE),$(strip $(call assigned,$(EXPORTED)) make $(MAKECMDGOALS) $(call assigned,$(GIVEN))))
 override COMMON = --work $(call quoted,$(WORK)) $(call option,--dataset,DATASET) $(call option,--device,DEVICE)
 override EXTRACT = $(call option,--data,DATA) $(if $(filter-out 0 no false,$(SUBSET)),--subset) \
 	$(if $(filter-out 0 no false,$(ALLOW_REMOTE)),--allow-remote) $(call option,--weights,WEIGHTS) \
@@ -40,6 +46,8 @@ override FUSE = --work $(call quoted,$(WORK)) $(call option,--dataset,DATASET) $
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo; echo "  Variables: $(VARIABLES) (see docs/usage.md)"
+
+demo extract cached train fuse data reproduce sweep predict: override export MRRN_MAKE := $(value TYPED)
 
 install: $(READY) ## set up .venv (the other targets do it when needed)
 
@@ -63,34 +71,34 @@ $(VENV)/.ready-%: $(VENV)/.ready
 
 # Another backbone's demo has a folder of its own, as a cache holds the features of one backbone.
 demo: $(READY) ## the whole pipeline on a small dataset made on the spot, without network   BACKBONE=
-	$(MAKE) --no-print-directory fuse DATASET=demo $(if $(BACKBONE),WORK=$(call quoted,$(WORK)/$(BACKBONE)))
+	@$(MAKE) --no-print-directory fuse DATASET=demo $(if $(BACKBONE),WORK=$(call quoted,$(WORK)/$(BACKBONE)))
 
 extract: $(READY) ## stage one: videos -> cached features                DATASET= DATA= SUBSET=1 ALLOW_REMOTE=1 BACKBONE= WEIGHTS= VIEWS= FORMAT=
-	$(PY) -m extract $(COMMON) $(EXTRACT)
+	@$(PY) -m extract $(COMMON) $(EXTRACT)
 
 # For the later stages: a cache in which some videos failed (exit code 3) is complete enough to train from.
 cached: $(READY)
 	@$(PY) -m extract $(COMMON) $(EXTRACT) || test $$? -eq 3
 
 train: cached ## stage two: cached features -> heads and scores      DATASET= LEVEL=low|mid|high|all POOL= RECIPE= CLIPS= SPLIT= SEED= WATCH=1 FRESH=1
-	$(PY) -m train $(COMMON) $(call option,--level,LEVEL) $(TRAIN)
+	@$(PY) -m train $(COMMON) $(call option,--level,LEVEL) $(TRAIN)
 
 fuse: ## stage three: scores -> predictions, tables, report  DATASET= POOL= RECIPE= CLIPS= SPLIT= SEED= CALIBRATE=1
 	@$(MAKE) --no-print-directory train LEVEL=all
-	$(if $(filter-out 0 no false,$(WATCH)),,$(if $(filter-out 0 no false,$(CALIBRATE)),$(PY) -m train $(COMMON) $(TRAIN) --holdout))
-	$(PY) -m fuse $(FUSE)
+	@$(if $(filter-out 0 no false,$(WATCH)),,$(if $(filter-out 0 no false,$(CALIBRATE)),$(PY) -m train $(COMMON) $(TRAIN) --holdout))
+	@$(PY) -m fuse $(FUSE)
 
 doctor: cached ## what may be wrong with a dataset: copies, wrong labels  DATASET= SPLIT=
 	$(PY) -m fuse doctor $(FUSE)
 
 data: $(READY) ## download and unpack the official videos and splits  DATASET=ucf101|hmdb51 DATA=
-	$(PY) -m extract data $(call option,--dataset,DATASET) $(call option,--data,DATA)
+	@$(PY) -m extract data $(call option,--dataset,DATASET) $(call option,--data,DATA)
 
 reproduce: cached ## all stages, all of the paper's tables and figures   DATASET=
-	$(PY) -m fuse reproduce $(FUSE) $(call option,--device,DEVICE)
+	@$(PY) -m fuse reproduce $(FUSE) $(call option,--device,DEVICE)
 
 sweep: cached ## the paper's grids of settings                       DATASET= TABLE=1|2|fusion
-	$(PY) -m train sweep $(COMMON) $(call option,--table,TABLE)
+	@$(PY) -m train sweep $(COMMON) $(call option,--table,TABLE)
 
 # If VIDEO is an existing path, it is one video or folder, even with blanks in its name; otherwise blanks separate several.
 predict: $(READY) ## top-5 classes of new videos                         VIDEO=clip.mp4 DATASET=

@@ -103,7 +103,7 @@ def one_job(count: int) -> dict[str, float]:
                 done = extract_pending(slots, cache, paths, settings, weights, made_with, worker=Stubbed)
             processor = time.process_time() - processor
             seconds, starting = time.perf_counter() - started, done.first_seconds or 0.0
-            if cache.ledger.counts()["done"] != count or done.finished != count:
+            if cache.ledger.counts()["done"] != count or done.meter.finished != count:
                 raise SystemExit(f"expected every video to be extracted once: {cache.ledger.counts()}")
             shards = len(cache.ledger.shards())
     return {

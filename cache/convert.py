@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from cache.commit import ShardNotes
-from cache.common.console import progress
 from cache.common.errors import CacheError, DamageError
+from cache.common.progress import progress
 from cache.ledger import LEASE_SECONDS, WITH_FEATURES, Claim, Outcome, Place
 from cache.processes import host_and_pid, this_process
 from cache.shards import Backend

@@ -39,7 +39,7 @@ _PART = r"/(?!\.{1,2}(?:/|$))[^/\\?#\x00-\x1f\x7f\u2028\u2029]+"
 ADDRESS = re.compile(f"(?:{_HOST}|{_BUCKET})(?:{_PART})+")
 """A remote video. Without a name, a password or a query: those may be secret, and addresses are written down."""
 
-_DATASET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 _UCF_GROUP = re.compile(r"(.*_g\d+)(?:_.*)?")
 _HMDB_ENDING = re.compile(r"_[fhlu]_[cn]m_np\d+_(ba|fr|le|ri)_(bad|med|goo)_\d+$")
@@ -67,9 +67,14 @@ def check_relative_path(path: str) -> str:
 
 def check_dataset_name(name: str) -> str:
     """Returns `name`. Raises `DatasetError` unless it can name a folder on any system."""
-    if not _DATASET_NAME.fullmatch(name):
+    return check_folder_name(name, "dataset")
+
+
+def check_folder_name(name: str, what: str) -> str:
+    """Returns `name`, of `what`. Raises `DatasetError` unless it can name a folder on any system."""
+    if not _FOLDER_NAME.fullmatch(name):
         raise DatasetError(
-            f"dataset name {name!r} cannot name a folder: use up to 100 letters, digits, '.', '_', '-', "
+            f"{what} name {name!r} cannot name a folder: use up to 100 letters, digits, '.', '_', '-', "
             "the first one a letter or digit"
         )
     return name

@@ -46,11 +46,14 @@ class FileState:
     """A video's file as it was extracted, so that a later extraction can tell whether it has changed."""
 
     size: Count
-    """In bytes."""
+    """In bytes; 0 if a remote video's server does not say."""
     modified_ns: Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
     """Its modification time, on the machine that extracted it; 0 if that is not known."""
     hash: Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{32})?\Z")] = ""
-    """xxh3_128 of its bytes; empty if it is not known, because it changed while the video was extracted."""
+    """xxh3_128 of its bytes; empty if it is not known, because it changed while the video was extracted.
+
+    Of a remote video's ETag; empty if its server sends none.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +73,7 @@ class Outcome:
     seconds: float = 0.0
     """Time spent decoding."""
     file: FileState | None = field(default=None, compare=False, metadata=ADDED_LATER)
-    """The file; None for remote videos, and where `Ledger.outcomes` reads it."""
+    """The file; None where `Ledger.outcomes` reads it."""
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:

@@ -2,15 +2,13 @@
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
-from cache.common.console import RECENT_SECONDS
 from cache.common.interrupts import let_through
-from cache.ledger import Outcome
+from cache.ledger import FileState, Outcome
 
 STAGES: Final = ("decode", "transfer", "forward", "write")
 """Waiting for frames; copying and resizing them; the network; passing results on and waiting for the disk."""
@@ -18,25 +16,78 @@ STAGES: Final = ("decode", "transfer", "forward", "write")
 Item = TypeVar("Item")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """How many frames the videos of an extraction have, by the sizes of their files in bytes."""
+
+    size: float
+    """Of all files."""
+    usual_size: float
+    """Taken for a file whose size is not known, as of a remote video."""
+    most_size: float
+    """A larger file has no more frames than one of this size, as only the first ones are kept."""
+    sampled_frames: float
+    """Frames of some videos, as their headers declare or as extracted."""
+    sampled_size: float
+    """Of the files of these videos."""
+
+    @property
+    def frames(self) -> float:
+        """Frames of all videos, before any of them is extracted."""
+        return self.size * self.sampled_frames / self.sampled_size
+
+    def size_of(self, file: FileState | None) -> float:
+        """What one video counts."""
+        return min(self.usual_size if file is None else file.size, self.most_size)
+
+
 @dataclass
 class Meter:
     """Counts and seconds of a running extraction; another thread may show them."""
 
+    forecast: Forecast | None = None
     frames: int = 0
     """Frames decoded and packed."""
     batches: int = 0
     finished: int = 0
     """Videos with an outcome."""
     failed: int = 0
-    started: float = field(default_factory=time.perf_counter)
-    recent: deque[tuple[float, int]] = field(default_factory=lambda: deque([(time.perf_counter(), 0)]))
-    """Times and frames then, of the last half minute."""
+    finished_frames: int = 0
+    """Frames of these videos, without the failed ones."""
+    finished_size: float = 0.0
+    """Of these videos, see `Forecast.size_of`."""
+    failed_size: float = 0.0
+    """Of those among them that failed."""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
     def finish(self, outcome: Outcome) -> None:
         """Count a video."""
+        size = self.forecast.size_of(outcome.file) if self.forecast else 0.0
         self.finished += 1
-        self.failed += outcome.status == "failed"
+        self.finished_frames += outcome.num_frames
+        self.finished_size += size
+        if outcome.status == "failed":
+            self.failed += 1
+            self.failed_size += size
+
+    def amounts(self) -> tuple[float, float]:
+        """Frames that are done, and about how many there are in all: by what was met so far, and by the forecast."""
+        if self.forecast is None:
+            return self.frames, self.frames
+        known = self.forecast.sampled_size + self.finished_size - self.failed_size
+        per_byte = (self.forecast.sampled_frames + self.finished_frames) / known
+        left = max(self.forecast.size - self.finished_size, 0.0) * per_byte
+        return self.frames, self.finished_frames + left
+
+    def counts(self) -> dict[str, Any]:
+        """All counts and seconds, as JSON."""
+        return {name: value for name, value in vars(self).items() if name != "forecast"}
+
+    def add_up(self, counts: Sequence[Mapping[str, Any]]) -> None:
+        """Become the sum of the `counts` of other meters."""
+        for name in self.counts().keys() - {"seconds"}:
+            setattr(self, name, sum(each[name] for each in counts))
+        self.seconds = {stage: sum(each["seconds"][stage] for each in counts) for stage in STAGES}
 
     @contextmanager
     def during(self, stage: str) -> Iterator[None]:
@@ -63,14 +114,8 @@ class Meter:
         return ", ".join(f"{name} {100 * spent / total:.0f} %" for name, spent in self.seconds.items()) if total else ""
 
     def text(self) -> str:
-        """Failures, the rate of the last half minute, and shares, for a progress line."""
-        self.recent.append((time.perf_counter(), self.frames))
-        while len(self.recent) > 2 and self.recent[1][0] < self.recent[-1][0] - RECENT_SECONDS:
-            self.recent.popleft()
-        (then, before), (now, frames) = self.recent[0], self.recent[-1]
-        rate = (frames - before) / max(now - then, 1e-9)
-        parts = [*([f"{self.failed} failed"] if self.failed else []), f"{rate:.0f} frames/s", self.shares()]
-        return ", ".join(part for part in parts if part)
+        """Failures and shares, for a progress line."""
+        return ", ".join(filter(None, [f"{self.failed} failed" if self.failed else "", self.shares()]))
 
 
 @contextmanager

@@ -1,13 +1,13 @@
 """What an extraction has to do: its dataset against the cache's, the cache it adds to, how much disk it needs."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 
-import click
-
+from cache.common.console import say
 from cache.common.errors import CacheError, DatasetError
 from cache.common.text import some, visible
 from cache.common.workspace import Workspace
@@ -17,8 +17,9 @@ from cache.remote.client import Location
 from cache.store import FeatureCache
 from extract.datasets import load_dataset
 from extract.datasets.changes import Change, find_changes
-from extract.datasets.remote import address_of
+from extract.datasets.remote import address_of, ask_servers
 from extract.decode import DecodePool, DecodeSettings, VideoEnd, is_complete
+from extract.meter import Forecast
 from extract.network.weights import Weights
 from extract.settings import ExtractSettings, OneTimeOptions, RequestedSettings
 
@@ -27,6 +28,9 @@ RESERVE_BYTES = 64 << 20
 
 SAMPLED = 16
 """Videos whose headers are read to estimate how much disk will be needed."""
+
+SIZED = 20_000
+"""Files whose sizes are looked at, evenly among all of them, to estimate how many frames there are."""
 
 USUAL_FPS = 25.0
 """Assumed frame rate of videos that are thinned to fewer frames a second."""
@@ -92,8 +96,14 @@ def find_dataset(
         work=workspace.root,
         remote=allow_remote,
         recorded=recorded,
-        say=click.echo,
+        say=say,
     )
+    check_classes(found, root)
+    return found, root
+
+
+def check_classes(found: Dataset, root: Path) -> None:
+    """Raises DatasetError if there is nothing to tell apart; says which classes are in one half only."""
     if len(counts := found.class_counts()) == 1:
         raise DatasetError(
             f"{root}: all {counts.total():,} labelled videos are of one class, {visible(next(iter(counts)))!r}, so "
@@ -102,14 +112,13 @@ def find_dataset(
         )
     for split in found.split_numbers:
         for note in found.one_sided_notes(split):
-            click.echo(f"split {split}: {note}")
-    return found, root
+            say(f"split {split}: {note}")
 
 
-def update_dataset(cache: FeatureCache, found: Dataset, root: Path) -> None:
+def update_dataset(cache: FeatureCache, found: Dataset) -> None:
     """Make the dataset as found now the cache's; says which videos are new, gone, or have another label or half.
 
-    Videos whose files below `root` have changed are pending again. DatasetError if the two have no video in common.
+    DatasetError if the two have no video in common.
     """
     cached = cache.dataset
     before, now = ({video.id for video in each.videos} for each in (cached, found))
@@ -136,13 +145,15 @@ def update_dataset(cache: FeatureCache, found: Dataset, root: Path) -> None:
     }
     for text, ids in changes.items():
         if ids:
-            click.echo(text.format(f"{len(ids):,}", some(ids, LISTED)))
-    _compare_files(cache, paths_of(found, root))
+            say(text.format(f"{len(ids):,}", some(ids, LISTED)))
 
 
-def _compare_files(cache: FeatureCache, paths: Mapping[str, Path]) -> None:
+def compare_files(cache: FeatureCache, paths: Mapping[str, Path]) -> None:
     """Make videos pending whose files are not those that were extracted, and done whose doubt is none now; says so."""
-    found = find_changes(cache.ledger.files(), paths)
+    extracted = cache.ledger.files()
+    remote = {each: address for each in extracted if each in paths and (address := address_of(paths[each]))}
+    states, problems = ask_servers(remote) if remote else ({}, {})
+    found = find_changes(extracted, paths, states)
     if found["changed"]:
         cache.requeue(videos=list(found["changed"]))
     if now := found["touched"] | found["unknown"]:
@@ -154,15 +165,23 @@ def _compare_files(cache: FeatureCache, paths: Mapping[str, Path]) -> None:
     }
     for change, text in texts.items():
         if ids := sorted(found[change]):
-            click.echo(text.format(f"{len(ids):,}", some(ids, LISTED)))
+            say(text.format(f"{len(ids):,}", some(ids, LISTED)))
     doubted = [outcome.video_id for outcome in cache.ledger.outcomes("suspect") if outcome.is_header_doubt]
     if count := cache.accept([each for each in doubted if each in paths and is_complete(paths[each])]):
-        click.echo(
+        say(
             f"{count:,} suspect videos are done now: only the counts in their headers differ, and the files "
             "are complete (--again ID extracts one anew)"
         )
-    if remote := sum(address_of(path) is not None for path in paths.values()):
-        click.echo(f"{remote:,} remote videos are not checked for changes: --again ID extracts one of them anew")
+    if problems:
+        say(
+            f"{len(problems):,} remote videos could not be compared with what their servers have now "
+            f"({visible(next(iter(problems.values())))}): {some(sorted(problems), LISTED)}"
+        )
+    if vague := [each for each, state in states.items() if not (state.hash or state.modified_ns)]:
+        say(
+            f"{len(vague):,} remote videos are compared by size alone, since their servers send neither ETag nor "
+            f"Last-Modified: {some(sorted(vague), LISTED)} (--again ID extracts one anew)"
+        )
 
 
 def extract_again(cache: FeatureCache, found: Dataset, ids: Sequence[str]) -> None:
@@ -177,7 +196,7 @@ def extract_again(cache: FeatureCache, found: Dataset, ids: Sequence[str]) -> No
         )
     videos = list(dict.fromkeys(known[each] for each in ids))
     cache.requeue(videos=videos)
-    click.echo(f"{len(videos)} videos are extracted again, as asked for: {some(videos, LISTED)}")
+    say(f"{len(videos)} videos are extracted again, as asked for: {some(videos, LISTED)}")
 
 
 def _of(samples: Mapping[str, Sample], others: Mapping[str, Sample], videos: set[str]) -> list[str]:
@@ -226,7 +245,7 @@ def open_cache(extraction: Extraction, settings: ExtractSettings, made_with: Fin
                 raise
     cache = FeatureCache.open_for_extraction(path, made_with, options.allow_drift)
     if cache.ledger.leases():
-        click.echo(
+        say(
             f"another extractor is at work on {path} (`mrrn cache leases {path}` says which); the videos are "
             "shared, none is extracted twice"
         )
@@ -235,42 +254,43 @@ def open_cache(extraction: Extraction, settings: ExtractSettings, made_with: Fin
 
 def announce(
     extraction: Extraction, cache: FeatureCache, settings: ExtractSettings, weights: Weights, where: str
-) -> None:
+) -> Forecast | None:
     """Say what is about to be done, on the devices `where`; CacheError if the disk is too small for it."""
     dataset, pending = extraction.dataset, cache.ledger.counts()["pending"]
     which = "untrained" if weights.text.startswith("random:") else f"sha256 {weights.sha256[:12]}"
     subset = " (a subset)" if dataset.subset else ""
     limits = [f"at most {settings.max_frames} frames"] if settings.max_frames else []
     limits += [f"at most {settings.fps:g} frames a second"] if settings.fps else []
+    expected = forecast(cache, extraction.video_paths, settings)
+    frames = f", about {expected.frames:,.0f} frames" if expected else ""
     done = len(dataset.videos) - pending
-    before = f"; {done:,} are done" if done else ""
-    number = f"{pending:,} of {len(dataset.videos):,}"
-    click.echo(f"{dataset.name}: {number} videos{subset} to extract, from {extraction.root}{before}")
+    before = f"; going on, {done:,} are done" if done else ""
+    say(f"{dataset.name}: {pending:,} of {len(dataset.videos):,} videos{subset} to extract{frames}{before}")
+    say(f"  from {extraction.root}")
     listed = [f"{name} {count:,}" for name, count in sorted(dataset.class_counts().items())]
-    click.echo(f"  {len(listed)} classes: {some(listed, LISTED_CLASSES)}")
-    click.echo(f"  {settings.backbone} with {weights.text} ({which}), levels {', '.join(settings.levels)}")
-    click.echo(f"  views {', '.join([*settings.views, *limits])}")
-    click.echo(
+    say(f"  {len(listed)} classes: {some(listed, LISTED_CLASSES)}")
+    say(f"  {settings.backbone} with {weights.text} ({which}), levels {', '.join(settings.levels)}")
+    say(f"  views {', '.join([*settings.views, *limits])}")
+    say(
         f"  on {where} in {settings.precision}, batches of {settings.batch_frames}; "
         f"{settings.jobs} decoding ({settings.decoder})"
     )
-    disk = check_disk(cache, settings, pending, extraction.video_paths)
-    click.echo("; ".join(filter(None, [f"  into {cache.place}", disk])))
+    say("; ".join(filter(None, [f"  into {cache.place}", check_disk(cache, settings, expected)])))
+    return expected
 
 
-def check_disk(cache: FeatureCache, settings: ExtractSettings, pending: int, videos: Mapping[str, Path]) -> str:
-    """What `pending` of `videos` will need and what is free, as text; empty if space is not limited (an object store).
+def check_disk(cache: FeatureCache, settings: ExtractSettings, expected: Forecast | None) -> str:
+    """What the videos will need and what is free, as text; empty if space is not limited (an object store).
 
     Raises `CacheError` if it cannot be enough.
     """
     free_bytes = cache.free_bytes()
     if free_bytes is None:
         return ""
-    frames = frames_per_video(cache, videos, settings)
     bytes_per_frame = len(settings.views) * sum(cache.widths.values()) * 2 + 8
-    needed_bytes = int(pending * (frames or 0) * bytes_per_frame)
+    needed_bytes = int((expected.frames if expected else 0) * bytes_per_frame)
     text = f"{_size(free_bytes)} of disk free"
-    if frames is not None:
+    if expected is not None:
         text = f"about {_size(needed_bytes)} of disk needed, {text}"
     if needed_bytes + RESERVE_BYTES > free_bytes:
         raise CacheError(
@@ -280,24 +300,54 @@ def check_disk(cache: FeatureCache, settings: ExtractSettings, pending: int, vid
     return text
 
 
-def frames_per_video(cache: FeatureCache, videos: Mapping[str, Path], settings: ExtractSettings) -> float | None:
-    """Mean over the first thousand videos that have features, else over what the headers of some `videos` declare.
+def forecast(cache: FeatureCache, videos: Mapping[str, Path], settings: ExtractSettings) -> Forecast | None:
+    """How many frames the pending ones of `videos` have, by the sizes of (some of) their files.
 
-    None if neither is known.
+    Frames and bytes belong together as in the first thousand videos that have features, else as the headers of some
+    videos declare. None if neither is known.
     """
-    frames: list[float] = [outcome.num_frames for outcome in islice(cache.ledger.outcomes("done"), 1000)]
-    if not frames:
-        here = [(video_id, path) for video_id, path in videos.items() if path.is_absolute()]
+    pending = [outcome.video_id for outcome in cache.ledger.outcomes("pending") if outcome.video_id in videos]
+    here = [(video_id, videos[video_id]) for video_id in pending if videos[video_id].is_absolute()]
+    files, done = cache.ledger.files(), list(islice(cache.ledger.outcomes("done"), 1000))
+    extracted = {each.video_id: file.size for each in done if (file := files.get(each.video_id))}
+    sizes = [size for _, path in here[:: len(here) // SIZED + 1] if (size := _file_size(path))]
+    known = sizes or list(extracted.values())  # of remote ones, sizes are known once they were fetched
+    usual_size = sum(known) / len(known) if known else 1.0
+    # Frames as they would be kept without `max_frames`, and the file's size.
+    sampled: list[tuple[float, float]] = []
+    rate = min(1.0, (settings.fps or USUAL_FPS) / USUAL_FPS)
+    for outcome in done:
+        declared = rate * (outcome.declared_frames or 0) if settings.max_frames else 0
+        sampled.append((max(outcome.num_frames, declared), extracted.get(outcome.video_id, usual_size)))
+    if not sampled:
         # Headers are read in a child process, like all videos.
         one_frame = DecodeSettings(decoder=settings.decoder, workers=1, limits=settings.limits, max_frames=1)
-        rate = min(1.0, (settings.fps or USUAL_FPS) / USUAL_FPS)
         with DecodePool(one_frame) as pool:
             for item in pool.decode(here[:: len(here) // SAMPLED + 1]):
                 if not isinstance(item, VideoEnd):
                     item.release()
                 elif count := item.outcome.declared_frames:
-                    frames.append(min(count * rate, settings.max_frames or count))
-    return sum(frames) / len(frames) if frames else None
+                    sampled.append((count * rate, _file_size(videos[item.outcome.video_id]) or usual_size))
+    frames, size = sum(each for each, _ in sampled), sum(each for _, each in sampled)
+    if not frames or not size:
+        return None
+    most_frames = settings.max_frames or math.inf
+    most_size = most_frames * size / frames if known else usual_size  # without any, all videos count the same
+    return Forecast(
+        size=sum(min(each, most_size) for each in known or [usual_size]) / len(known or [1]) * len(pending),
+        usual_size=usual_size,
+        most_size=most_size,
+        sampled_frames=sum(min(each, most_frames) for each, _ in sampled),
+        sampled_size=sum(min(each, most_size) for _, each in sampled),
+    )
+
+
+def _file_size(path: Path) -> float:
+    """Size in bytes; 0 if there is no such file."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _size(count: float) -> str:

@@ -1,15 +1,16 @@
 """One extraction from the command line: prepare it, choose an engine, report what came of it."""
 
+import time
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 
-import click
-
-from cache.common.console import FINISHED_WITH_FAILURES, choose_dataset
+from cache.common.commands import advised, source_of
+from cache.common.console import FINISHED_WITH_FAILURES, choose_dataset, say, say_next
 from cache.common.device import check_device
-from cache.common.errors import CacheError
+from cache.common.errors import CacheError, FingerprintError
 from cache.common.interrupts import Interrupted
+from cache.common.progress import duration
 from cache.common.text import some, visible
 from cache.common.workspace import Workspace
 from cache.fingerprint import JSON
@@ -20,7 +21,7 @@ from cache.store import FeatureCache
 from extract import plan
 from extract.network.weights import IMAGENET, check_weights
 from extract.plan import Extraction
-from extract.settings import OneTimeOptions, RequestedSettings, check_given
+from extract.settings import OneTimeOptions, RequestedSettings, check_given, sources
 
 LISTED = 20
 """Videos listed of each status, and spans; `mrrn cache info` has all videos."""
@@ -38,24 +39,41 @@ def run(workspace: Workspace, dataset: str | None, given: Mapping[str, JSON], op
     if options.engine == "local":
         check_device(given.get("device", "auto"))
     check_weights(given.get("weights", IMAGENET))
-    extraction = prepare(workspace, name, given, options)
+    try:
+        extraction = prepare(workspace, name, given, options)
+    except FingerprintError as error:
+        raise _with_sources(error, given) from None
     if extraction is not None:
         check_weights(extraction.settings.weights)
         if options.engine == "ray":
             from extract.cluster.driver import extract
         else:
             from extract.local import extract
+        started = time.monotonic()
         try:
-            extract(extraction)
+            frames = extract(extraction)
+        except FingerprintError as error:
+            raise _with_sources(error, given) from None
         except Interrupted as interrupted:
             raise Interrupted(interrupted.number, _done(workspace.cache(name))) from None
         workspace.remember_dataset(name)
+        seconds = time.monotonic() - started
+        say(f"{frames:,} frames in {duration(seconds)} ({frames / seconds:,.0f} a second, the start included)")
     with FeatureCache.open(workspace.cache(name)) as cache:
-        click.echo(summary(cache))
+        say(summary(cache))
+        if extraction is not None:
+            held = sum(row.num_bytes for row in cache.ledger.shards())
+            say(f"{cache.path}: {held / 1e6:,.1f} MB on disk, {cache.ledger.num_frames():,} frames in all")
         lines, empty_spans = plan.check_spans(cache)
         more = [f"  and {len(lines) - LISTED} more spans"] if len(lines) > LISTED else []
-        click.echo("".join(f"{line}\n" for line in [*lines[:LISTED], *more]), nl=False)
+        for line in [*lines[:LISTED], *more]:
+            say(line)
+        say_next(advised("train", workspace, dataset=name), "extract")
         return FINISHED_WITH_FAILURES if empty_spans or cache.ledger.counts()["failed"] else 0
+
+
+def _with_sources(error: FingerprintError, given: Mapping[str, JSON]) -> FingerprintError:
+    return FingerprintError(f"{error} ({sources(given, error.fields)})", error.fields)
 
 
 def _done(path: Path) -> str:
@@ -76,33 +94,35 @@ def prepare(workspace: Workspace, name: str, given: Mapping[str, JSON], options:
         dataset, root = plan.find_dataset(workspace, name, settings, allow_remote=options.allow_remote)
         return Extraction(workspace=workspace, dataset=dataset, root=root, settings=settings, options=options)
     with cache:
-        settings = RequestedSettings.joined(name, given, cache.settings)
-        check_given(settings, given, cache.fingerprint, allow_drift=options.allow_drift, where=f"the cache {path}")
-        if cache.read_only:
-            _check_nothing_to_extract(cache, given, options)
+        if not cache.imported:
+            settings = RequestedSettings.joined(name, given, cache.settings)
+            check_given(settings, given, cache.fingerprint, allow_drift=options.allow_drift, where=f"the cache {path}")
+        if why := _nothing_to_extract(cache):
+            _check_nothing_asked(cache, why, given, options)
             workspace.remember_dataset(name)
-            click.echo(f"nothing to do: {path} is a working copy of {cache.storage.address}, which is read only")
+            say(f"nothing to do: {path} {why}")
             return None
         _check_format(cache, options)
         if options.retry_failed:
-            click.echo(f"{cache.requeue(['failed'])} failed videos will be tried once more")
+            say(f"{cache.requeue(['failed'])} failed videos will be tried once more")
         # The demo makes its own videos.
         missing = name != "demo" and not Path(settings.data or Path("data") / name).exists()
         if missing and not (options.again or cache.ledger.counts()["pending"]):
-            click.echo(f"the videos are not at hand, and not needed: all {len(cache.dataset.videos)} are extracted")
+            say(f"the videos are not at hand, and not needed: all {len(cache.dataset.videos)} are extracted")
             dataset, root = cache.dataset, Path()
         else:
             dataset, root = plan.find_dataset(
                 workspace, name, settings, allow_remote=options.allow_remote, recorded=cache.dataset
             )
-            plan.update_dataset(cache, dataset, root)
+            plan.update_dataset(cache, dataset)
+            plan.compare_files(cache, plan.paths_of(dataset, root))
             if options.again:
                 plan.extract_again(cache, dataset, options.again)
             # Otherwise the next command would follow the folder of before.
             cache.remember({"data": settings.data, "subset": settings.subset})
         if not cache.ledger.counts()["pending"] and settings.same_weights(given, cache.settings):
             workspace.remember_dataset(name)
-            click.echo(f"nothing to do: every video of {name} has its entry in {path}")
+            say(f"nothing to do: every video of {name} has its entry in {path}")
             return None
     return Extraction(workspace=workspace, dataset=dataset, root=root, settings=settings, options=options)
 
@@ -120,7 +140,7 @@ def summary(cache: FeatureCache) -> str:
             f"again: {some(changed)}"
         )
     lines += _listed(cache, "failed", counts["failed"]) + _listed(cache, "suspect", counts["suspect"])
-    if counts["failed"]:
+    if counts["failed"] and not cache.imported:
         lines.append("--retry-failed tries the failed videos once more; --limit lets a video cost more than by default")
     return "\n".join(lines)
 
@@ -133,19 +153,28 @@ def _listed(cache: FeatureCache, status: Status, count: int) -> list[str]:
     return lines + ([f"  and {count - LISTED} more: `mrrn cache info --json` lists all"] if count > LISTED else [])
 
 
-def _check_nothing_to_extract(cache: FeatureCache, given: Mapping[str, JSON], options: OneTimeOptions) -> None:
+def _nothing_to_extract(cache: FeatureCache) -> str:
+    """Why nothing can be extracted into a cache, a phrase; empty if it can."""
+    if cache.read_only:
+        return f"is a working copy of {cache.storage.address}, which is read only"
+    return "has features that another program made; `mrrn cache import` brings them up to date" * cache.imported
+
+
+def _check_nothing_asked(cache: FeatureCache, why: str, given: Mapping[str, JSON], options: OneTimeOptions) -> None:
     asked = {"--data": given.get("data"), "--subset": given.get("subset"), "--again": options.again}
     asked |= {"--retry-failed": options.retry_failed, "--engine": options.engine != "local"}
+    # Other settings of imported features than those of the machine mean another extraction.
+    asked |= {f"--{each.replace('_', '-')}": cache.imported for each in given if each not in ("device", "jobs")}
     if option := next((name for name, value in asked.items() if value), None):
         raise CacheError(
-            f"the cache {cache.path} is a published one ({cache.storage.address}), which is read only, and {option} "
-            "was given: leave it out to use the cache, or extract into another folder (WORK= or --work) without CACHE="
+            f"the cache {cache.path} {why}, and {option} was given: leave it out to use the cache, or extract into "
+            "another folder (WORK= or --work) without CACHE="
         )
 
 
 def _check_format(cache: FeatureCache, options: OneTimeOptions) -> None:
     if options.backend not in (None, cache.backend):
         raise CacheError(
-            f"the cache {cache.path} has format {cache.backend}, and {options.backend} was asked for: leave FORMAT= "
-            "(--format) out to go on, or make a copy in the other format with `mrrn cache convert`"
+            f"the cache {cache.path} has format {cache.backend}, and {options.backend} was asked for by "
+            f"{source_of('--format')}: leave it out to go on, or make a copy in that format by `mrrn cache convert`"
         )

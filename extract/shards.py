@@ -14,6 +14,7 @@ from cache.common.interrupts import Interrupted
 from cache.ledger import Claim, FileState, Outcome
 from cache.shards.protocol import ShardData
 from extract.datasets.changes import file_state, hashed
+from extract.datasets.remote import address_of
 from extract.meter import Meter
 from extract.pipeline import VideoFeatures, failed
 
@@ -103,7 +104,9 @@ class FinishedShard:
 
 
 def _with_hash(outcome: Outcome, path: Path | None) -> Outcome:
-    return replace(outcome, file=hashed(path, outcome.file)) if path and outcome.file else outcome
+    if path is None or outcome.file is None or address_of(path):
+        return outcome
+    return replace(outcome, file=hashed(path, outcome.file))
 
 
 def shards_of(
@@ -134,9 +137,11 @@ def shards_of(
     def finish(video: VideoFeatures) -> Iterator[FinishedShard]:
         if strict and video.outcome.status == "suspect":
             video = failed(video.outcome, f"left out by --strict: {video.outcome.reason}")
-        meter.finish(video.outcome)
         video_id = video.outcome.video_id
-        video = replace(video, outcome=replace(video.outcome, file=files.pop(video_id, None)))
+        # A remote video's file has gone again; what its server said of it came with its outcome.
+        file = files.pop(video_id, None) or video.outcome.file
+        video = replace(video, outcome=replace(video.outcome, file=file))
+        meter.finish(video.outcome)
         cutter = cutters.pop(video_id)
         for shard in cutter.add(video):
             yield packed(cutter, shard)

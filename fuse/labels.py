@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from cache.aggregate import PAPER_WEIGHTS, fuse_levels, wilson
-from cache.common.console import progress
+from cache.common.progress import progress
 from cache.fingerprint import Level
 from fuse.calibration import scaled
 from train.heads import scale_of

@@ -1,6 +1,7 @@
 """Fixtures that many tests use."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch  # noqa: F401 (before decord, which else puts libnvblas of the CUDA packages in the place of torch's own BLAS)
 from hypothesis import settings
 
 # A busy machine makes any test slow now and then.
@@ -19,7 +19,24 @@ settings.load_profile("busy")
 # Processes that a shell starts in the background ignore Ctrl-C, and so would the commands that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+MEMORY, ROOM = Path("/dev/shm"), 8 << 30
+"""Where the short tests' files go if it has that many bytes: thousands of small commits each wait for a disk."""
+
 SHARED = Path(os.environ.get("MRRN_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Put the files of the short tests into memory."""
+    if config.option.markexpr == "not slow" and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= ROOM:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+
+def pytest_collectstart() -> None:
+    """Import torch before decord, which else puts libnvblas of the CUDA packages in the place of torch's own BLAS.
+
+    Not at the top: the process that hands the tests out to others collects none.
+    """
+    import torch  # noqa: F401
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import time
 from collections.abc import Collection
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -11,6 +12,7 @@ import click
 
 from cache.aggregate import accuracy_text, correct, macro_accuracy
 from cache.clips import ClipRule
+from cache.common.commands import advised
 from cache.common.console import (
     FINISHED_WITH_FAILURES,
     StageGroup,
@@ -18,11 +20,14 @@ from cache.common.console import (
     clips_option,
     dataset_option,
     device_option,
+    say,
+    say_next,
     work_option,
 )
 from cache.common.device import check_device
 from cache.common.errors import TrainingError
 from cache.common.files import write_bytes_durably
+from cache.common.progress import duration
 from cache.common.workspace import Workspace
 from cache.fingerprint import LEVELS, Level
 from cache.scores import read_scores
@@ -48,7 +53,7 @@ class RecipeName(click.Choice[str]):
 recipe_option = click.option(
     "--recipe",
     type=RecipeName(sorted(RECIPES)),
-    help="How to train; `mrrn recipes` lists them. [default: paper for large splits, small for others]",
+    help="How to train; `mrrn recipes` lists them. [default: paper for all of UCF-101 or HMDB-51, else small]",
 )
 
 
@@ -152,17 +157,19 @@ def main(
     opened = open_split(workspace, choose_dataset(workspace, dataset), split)
     usual, why = opened.usual_recipe()
     chosen = with_overrides(opened.recipes[recipe] if recipe else usual, **overrides)
-    click.echo(f"recipe {chosen.name} ({'asked for' if recipe else why}; RECIPE= or --recipe chooses another)")
+    say(f"recipe {chosen.name} ({'asked for' if recipe else why}; RECIPE= or --recipe chooses another)")
+    if level == "all":
+        opened.cache.require_levels()
     levels: tuple[Level, ...] = LEVELS if level == "all" else (level,)  # type: ignore[assignment]
     configs = [
         opened.config(level=each, pool=pool, seed=seed, recipe=chosen, usual=usual, holdout=holdout, watch=watch)
         for each in levels
     ]
     if not fresh and overrides["clips"] is None:
-        configs = [with_recorded_recipe(config, workspace) for config in configs]
+        configs = [with_recorded_recipe(config, workspace, asked=recipe is not None) for config in configs]
     if configs[0].recipe.to_json() | {"summary": "", "clips": ""} != chosen.to_json() | {"summary": "", "clips": ""}:
-        click.echo(f"recipe {configs[0].recipe.name} as it was when these runs were begun; --fresh takes today's")
-    click.echo(f"clips: {configs[0].clips.words}")
+        say(f"recipe {configs[0].recipe.name} as it was when these runs were begun; --fresh takes today's")
+    say(f"clips: {configs[0].clips.words}")
     if chosen.cell != "linear":
         # Each level's baseline first, so that the line about its head can say whether it was beaten.
         configs = [run for config in configs for run in (baseline_of(config), config)]
@@ -172,9 +179,11 @@ def main(
             waiting.append(config)
         elif config.recipe.cell == chosen.cell:
             path = config.folder(workspace) / config.scores_file
-            click.echo(f"{_title(config)}: done already, {path}")
+            say(f"{_title(config)}: done already, {path}")
     if waiting:
         _run_all(opened, waiting, workspace, device, fresh)
+    if level == "all" and not holdout:
+        say_next(advised("fuse", workspace, dataset=opened.dataset.name), "train")
 
 
 @main.command()
@@ -264,14 +273,14 @@ def sweep(
         )
     chosen = {**(TABLES[table] if table else {}), **dict(parse_axis(text) for text in axes)}
     opened = {number: open_split(workspace, choose_dataset(workspace, dataset), number) for number in splits or (1,)}
+    default_name = {"1": "table1", "2": "table2", "fusion": "fusion", None: "grid"}[table]
+    folder = workspace.sweep(next(iter(opened.values())).dataset.name, name or default_name)
     plan = make_plan(opened, chosen, seeds, holdout=holdout, search_fusion=table == "fusion" and not holdout)
     failed = _train_missing(plan, workspace, device, jobs, chosen)
     if failed:
         heading = f"{len(failed)} runs failed; there is no table before all are done:"
         click.echo("\n  ".join([heading, *failed]), err=True)
         raise click.exceptions.Exit(FINISHED_WITH_FAILURES)
-    default_name = {"1": "table1", "2": "table2", "fusion": "fusion", None: "grid"}[table]
-    folder = workspace.sweep(plan.dataset, name or default_name)
     markdown = write_table(plan, workspace, folder, _sweep_command(plan.dataset))
     click.echo(f"\n{markdown}\ntable: {folder / 'table.md'}")
     if page:
@@ -284,7 +293,7 @@ def _train_missing(
     """Train the runs that are not finished, of a grid of the `chosen` axes. Returns which failed, and why."""
     configs = plan.configs()
     if "clips" not in chosen:
-        configs = [with_recorded_recipe(config, workspace) for config in configs]
+        configs = [with_recorded_recipe(config, workspace, asked="recipe" in chosen) for config in configs]
     missing = [config for config in configs if state_of(config.folder(workspace), config) != "finished"]
     click.echo(f"{len(configs)} runs, {len(configs) - len(missing)} of them done already")
     if not missing:
@@ -313,38 +322,39 @@ def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, devic
 
     group, where = join(choose_device(device))
     noun = split.dataset.noun
-    click.echo(
+    say(
         f"train {', '.join(map(_title, configs))} on {where}: {configs[0].videos['training']:,} {noun} "
         f"of {split.dataset.name}, split {split.number}, seed {configs[0].seed}, backbone weights {configs[0].weights}"
     )
     for note in split.dataset.one_sided_notes(split.number):
-        click.echo(note)
+        say(note)
     if configs[0].watch:
-        click.echo(
+        say(
             f"watched after each epoch, not learned from: {configs[0].videos['watched']:,} training {noun}, a fifth of "
             "each class's groups; nothing is stopped or chosen by them"
         )
     click.echo(f"curves: tensorboard --logdir {shlex.quote(str(configs[0].folder(workspace).parent))}")
-    left_out = ""
+    left_out, started = "", time.monotonic()
     for config in configs:
         scores = run(split, config, workspace, where, fresh=fresh, group=group)
         if not group.leads:
             continue
         if scores is None:
-            click.echo(f"{_title(config)}: another process finished it meanwhile")
+            say(f"{_title(config)}: another process finished it meanwhile")
             continue
         _, probabilities, labels = scores.videos()
         right_N = correct(probabilities, labels)
         right, total, macro = int(right_N.sum()), len(labels), macro_accuracy(right_N, labels, len(config.classes))
         half = "held-out" if config.holdout else "test"
-        click.echo(
-            f"{_title(config)}: {right:,} of {total:,} {half} {noun} right ({accuracy_text(right, total)}; "
-            f"macro {macro:.1%}{_against_baseline(config, right, workspace)}), "
-            f"{config.folder(workspace) / config.scores_file}"
+        classes_alike = "" if f"{macro:.3f}" == f"{right / total:.3f}" else f"; macro {macro:.1%}"
+        say(
+            f"{_title(config)}: {right:,} of {total:,} {half} {noun} right "
+            f"({accuracy_text(right, total)}{classes_alike}{_against_baseline(config, right, workspace)})"
         )
         left_out = config.clips.note(scores.run["unread_frames"], scores.run["frames"], f"the {half} {noun}'")
     if left_out:
-        click.echo(f"! {left_out}")
+        say(f"! {left_out}")
+    say(f"{len(configs)} runs in {duration(time.monotonic() - started)}: {configs[0].folder(workspace).parent}")
 
 
 def _title(config: RunConfig) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed
 
-from cache.common.device import find_device, keep_freed_memory
+from cache.common.device import choose_kernels, find_device, keep_freed_memory
 from cache.common.errors import TrainingError
 
 
@@ -23,6 +23,7 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda":
         # cuBLAS gives the same bits each time only if its workspace has a fixed size.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        choose_kernels()
     else:
         keep_freed_memory()
     return device
@@ -94,9 +95,13 @@ def join(device: torch.device) -> tuple[ProcessGroup, torch.device]:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if not distributed.is_initialized():
+        # Imported later, by an optimizer, its functions' default arguments would hold the group beyond its destruction.
+        from torch.distributed.nn import functional  # noqa: F401
+
         on_gpu = device.type == "cuda"
         # NCCL's barrier would have to guess a device that is not named here.
         distributed.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
-        # A process that exits with the group's threads alive can abort, and torchrun then counts its work as failed.
+        # A process that exits with the group's threads alive can abort when one of them frees a tensor; torchrun then
+        # counts its work as failed.
         atexit.register(distributed.destroy_process_group)
     return ProcessGroup(distributed.get_rank(), distributed.get_world_size()), device

@@ -3,29 +3,23 @@
 import errno
 import io
 import os
-import shlex
 import signal
 import stat
 import sys
-import time
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from datetime import timedelta
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from shutil import get_terminal_size
+from typing import Any
 
 import click
 
 from cache.clips import CLIPS_FORM, CLIPS_HELP, ClipRule
+from cache.common.commands import make_call, same_command
 from cache.common.errors import MrrnError
 from cache.common.files import out_of_memory
 from cache.common.interrupts import Interrupted, interruptible
-from cache.common.text import visible
+from cache.common.text import visible, wrapped
 from cache.common.workspace import Workspace
-
-RECENT_SECONDS = 30.0
-"""Rates shown are those of this time, and a log has a line of progress as often."""
 
 FINISHED_WITH_FAILURES = 3
 """Exit code of a run that reached its end with some failed videos, which are listed."""
@@ -42,12 +36,27 @@ _REFUSAL_TEXTS = [os.strerror(number) for number in (errno.EMFILE, errno.ENFILE,
 _REFUSAL_TEXTS.append("failed to map segment")  # the loader, without memory
 
 
+def say(text: str, *, err: bool = False, file: Any = None) -> None:
+    """Print lines. On a terminal those that are too long are broken between words, and go on indented."""
+    stream = file or (sys.stderr if err else sys.stdout)
+    if stream.isatty():
+        width = get_terminal_size().columns
+        text = "\n".join(wrapped(line, " " * (len(line) - len(line.lstrip()) + 2), width) for line in text.split("\n"))
+    click.echo(text, err=err, file=file)
+
+
+def say_next(command: str, *goals: str) -> None:
+    """Print the `command` to type next, unless make has another goal than one of these, and goes on by itself."""
+    call = make_call()
+    if call is None or set(goals) & set(call.goals):
+        click.echo(f"next: {command}")  # unbroken, to be copied
+
+
 class _ExpectedError(click.ClickException):
     exit_code = 1
 
     def show(self, file: Any = None) -> None:
-        text = "\n".join(map(visible, self.message.split("\n")))
-        click.echo(f"error: {text}", err=True, file=file)
+        say("\n".join(map(visible, f"error: {self.message}".split("\n"))), err=True, file=file)
 
 
 class _Stopped(_ExpectedError):
@@ -56,12 +65,13 @@ class _Stopped(_ExpectedError):
     def __init__(self, interrupted: Interrupted) -> None:
         how = "Ctrl-C" if interrupted.number == signal.SIGINT else signal.Signals(interrupted.number).name
         done = interrupted.done or "what was finished is kept"
-        same = sys.orig_argv if "-m" in sys.orig_argv[:2] else [Path(sys.argv[0]).name, *sys.argv[1:]]
-        super().__init__(f"stopped by {how}: {done}. To go on, give the same command:\n  {shlex.join(same)}")
+        super().__init__(f"stopped by {how}: {done}. To go on, give the same command:\n  {same_command()}")
         self.exit_code = 128 + interrupted.number  # type: ignore[misc]
 
     def show(self, file: Any = None) -> None:
-        click.echo("\n".join(map(visible, self.message.split("\n"))), err=True, file=file)
+        what, command = map(visible, self.message.split("\n"))
+        say(what, err=True, file=file)
+        click.echo(command, err=True, file=file)  # unbroken, to be copied
 
 
 class StageGroup(click.Group):
@@ -175,85 +185,3 @@ def choose_dataset(workspace: Workspace, given: str | None) -> str:
     why = "extracted last" if last else "nothing was extracted yet"
     click.echo(f"dataset {name} ({why}; DATASET= or --dataset chooses another)", err=True)
     return name
-
-
-class Progress(Protocol):
-    """Shows how far a long piece of work is."""
-
-    def update(self, done: float, text: str = "") -> None:
-        """Show that `done` of the total is finished, and `text` beside it (rates, losses, failures)."""
-
-
-class _Rate:
-    """How fast and how long still, by the last half minute."""
-
-    def __init__(self, total: float, unit: str, initial: float) -> None:
-        self.total, self.unit = total, unit
-        self.seen = deque([(time.monotonic(), initial)])
-
-    def text(self, done: float) -> str:
-        """Count, rate and time left: what has to be legible, so it comes first."""
-        now = time.monotonic()
-        self.seen.append((now, done))
-        while len(self.seen) > 2 and self.seen[1][0] < now - RECENT_SECONDS:
-            self.seen.popleft()
-        (then, before), shown = self.seen[0], f"{_number(done)}/{_number(self.total)} {self.unit}"
-        if now <= then or done <= before:
-            return shown
-        rate = (done - before) / (now - then)
-        left = timedelta(seconds=round(max(self.total - done, 0) / rate))
-        return f"{shown}, {rate:.3g}/s, {left} left"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value == round(value) else f"{value:,.1f}"
-
-
-class _LineProgress:
-    """For logs: at most one line in `every_seconds`."""
-
-    def __init__(self, title: str, rate: _Rate, every_seconds: float = RECENT_SECONDS) -> None:
-        self.title, self.rate, self.every_seconds = title, rate, every_seconds
-        self.last_line = time.monotonic()
-
-    def update(self, done: float, text: str = "") -> None:
-        now = time.monotonic()
-        if now - self.last_line >= self.every_seconds:
-            self.last_line = now
-            click.echo(f"{self.title}: {self.rate.text(done)}" + (f", {text}" if text else ""), err=True)
-
-
-class _BarProgress:
-    def __init__(self, bar: Any, task: Any, rate: _Rate) -> None:
-        self.bar, self.task, self.rate = bar, task, rate
-
-    def update(self, done: float, text: str = "") -> None:
-        shown = self.rate.text(done)
-        self.bar.update(self.task, completed=done, text=f"{shown}, {text}" if text else shown)
-
-
-@contextmanager
-def progress(title: str, total: float, unit: str, *, initial: float = 0.0) -> Iterator[Progress]:
-    """Show a bar with time left on a terminal, else a line twice a minute, on stderr. `initial` was done before."""
-    rate = _Rate(total, unit, initial)
-    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        yield _LineProgress(title, rate)
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn
-    from rich.progress import Progress as Bar
-    from rich.table import Column
-
-    console = Console(stderr=True)
-    with Bar(
-        BarColumn(bar_width=None, table_column=Column(width=max(4, min(30, (console.width - 60) // 2)))),
-        # One column, so that a narrow terminal cuts its end and not its count.
-        TextColumn("{task.description} {task.fields[text]}", markup=False, table_column=Column(no_wrap=True)),
-        console=console,
-        # Else what is printed would leave the file that stdout goes to.
-        redirect_stdout=sys.stdout.isatty(),
-    ) as bar:
-        task = bar.add_task(
-            title, total=total, completed=int(initial), text=f"{_number(initial)}/{_number(total)} {unit}"
-        )
-        yield _BarProgress(bar, task, rate)

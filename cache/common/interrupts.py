@@ -34,6 +34,15 @@ class _State:
     """Blocks of `held_back` entered."""
 
 
+def end_silently() -> None:
+    """Have Ctrl-C end this process without a traceback, until `interruptible` takes over: while modules are imported.
+
+    Signals that were ignored before, as by `nohup`, stay so.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Have signals raise `Interrupted` in the `with` block, and a second one end the process.

@@ -9,7 +9,7 @@ from pathlib import Path
 from cache.common.errors import DatasetError
 from cache.common.files import read_bounded, write_bytes_durably
 from cache.common.text import some
-from cache.dataset import check_dataset_name
+from cache.dataset import check_dataset_name, check_folder_name
 from cache.fingerprint import Level
 
 _NAME_BYTES = 4096
@@ -40,7 +40,7 @@ class Workspace:
 
     def sweep(self, dataset: str, name: str) -> Path:
         """Folder of one sweep's table; its runs are in the folder of all runs."""
-        return self.root / "sweeps" / check_dataset_name(dataset) / name
+        return self.root / "sweeps" / check_dataset_name(dataset) / check_folder_name(name, "table")
 
     def near_datasets(self, name: str, others: Iterable[str] = ()) -> str:
         """The extracted datasets and the `others` there are, the one nearest to `name` first; empty if none."""

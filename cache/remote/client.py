@@ -23,6 +23,7 @@ from cache.common.errors import CacheError, DamageError
 from cache.remote.address import WebAddress
 
 if TYPE_CHECKING:
+    from obstore import ObjectMeta
     from obstore.store import ObjectStore as Store
 
 
@@ -93,7 +94,7 @@ class Objects:
         self.location: Location | WebAddress = location
         self._policy, self._process = policy, os.getpid()
         self.requests: Counter[str] = Counter()
-        """Attempts so far by kind: put, get, list (a page of 1,000 names), delete."""
+        """Attempts so far by kind: put, get, head, list (a page of 1,000 names), delete."""
         self._small, self._bulk = (open_store(location, seconds) for seconds in (SMALL_SECONDS, BULK_SECONDS))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -124,14 +125,21 @@ class Objects:
         self.fetch(name, path, check)
         check(path.stat().st_size)
 
-    def fetch(self, name: str, path: Path, check: Callable[[int], None], deadline: float = math.inf) -> None:
+    def head(self, name: str) -> "ObjectMeta":
+        """Returns what the store says of an object: size, tag, time. Raises `FileNotFoundError` if it is missing."""
+        import obstore
+
+        return self._retried("head", name, lambda: obstore.head(self._small, name))
+
+    def fetch(self, name: str, path: Path, check: Callable[[int], None], deadline: float = math.inf) -> "ObjectMeta":
         """Download an object to a new file, after `check` has accepted its size. Raises `DamageError` if it is missing.
 
-        Raises `CacheError` if it takes longer than `deadline`, a time of `time.monotonic`.
+        Returns what the store says of it. Raises `CacheError` if it takes longer than `deadline`, a time of
+        `time.monotonic`.
         """
         import obstore
 
-        def fetch() -> None:
+        def fetch() -> "ObjectMeta":
             found = obstore.get(self._bulk, name)
             check(int(found.meta["size"]))
             with path.open("wb") as file:
@@ -139,9 +147,10 @@ class Objects:
                     file.write(block)
                     if time.monotonic() > deadline:
                         raise CacheError(f"{self.location}/{name} did not come in time")
+            return found.meta
 
         try:
-            self._retried("get", name, fetch)
+            return self._retried("get", name, fetch)
         except FileNotFoundError:
             raise DamageError(f"{self.location}/{name} is not there, or not any more") from None
 

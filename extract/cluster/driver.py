@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import click
 import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cache.common.console import progress
+from cache.common.console import say
 from cache.common.errors import MrrnError
+from cache.common.progress import progress
 from cache.fingerprint import Fingerprint
 from cache.store import FeatureCache
 from extract import plan
@@ -22,7 +22,7 @@ from extract.claims import ClaimQueue
 from extract.cluster.connect import WorkerSlots, connected, decide_on_worker, find_device_kind, find_slots
 from extract.cluster.progress import ClusterProgress, TaskReport, kind_of
 from extract.cluster.worker import DEATHS, DIED, ExtractWorker, VideoDeaths, WorkerSettings
-from extract.meter import ticking
+from extract.meter import Forecast, ticking
 from extract.network.weights import Weights, load_weights
 from extract.plan import Extraction
 from extract.settings import ExtractSettings
@@ -41,10 +41,10 @@ QUARANTINED: Final = 10
 POLL_SECONDS: Final = 1.0
 
 
-def extract(extraction: Extraction) -> None:
+def extract(extraction: Extraction) -> int:
     """Extract on a Ray cluster until no video is left, neither here nor with other extractors.
 
-    MrrnError if that cannot be.
+    Returns how many frames this took. MrrnError if it cannot be.
     """
     weights = load_weights(extraction.settings.weights, extraction.settings.backbone)
     with connected():
@@ -52,14 +52,22 @@ def extract(extraction: Extraction) -> None:
         slots = find_slots(device, workers=extraction.options.workers, jobs=extraction.settings.jobs)
         settings, made_with = decide_on_worker(extraction.settings, device, slots, weights)
         with plan.open_cache(extraction, settings, made_with) as cache:
-            if cache.ledger.counts()["pending"]:
-                where = f"{slots.workers} workers ({device}), {slots.num_cpus} cores each,"
-                plan.announce(extraction, cache, settings, weights, where)
-                drift = extraction.options.allow_drift
-                done = extract_pending(
-                    slots, cache, extraction.video_paths, settings, weights, made_with, allow_drift=drift
-                )
-                click.echo(done.summary())
+            if not cache.ledger.counts()["pending"]:
+                return 0
+            where = f"{slots.workers} workers ({device}), {slots.num_cpus} cores each,"
+            forecast = plan.announce(extraction, cache, settings, weights, where)
+            done = extract_pending(
+                slots,
+                cache,
+                extraction.video_paths,
+                settings,
+                weights,
+                made_with,
+                allow_drift=extraction.options.allow_drift,
+                forecast=forecast,
+            )
+            say(done.summary())
+            return done.meter.frames
 
 
 def extract_pending(
@@ -72,6 +80,7 @@ def extract_pending(
     *,
     allow_drift: bool = False,
     worker: type[ExtractWorker] = ExtractWorker,
+    forecast: Forecast | None = None,
 ) -> ClusterProgress:
     """Extract the pending videos of `cache`; returns what was counted on the way."""
     # Workers have other working folders, so the path is absolute.
@@ -82,11 +91,11 @@ def extract_pending(
     actor = ray.remote(worker).options(num_cpus=slots.num_cpus, num_gpus=slots.num_gpus or None, max_restarts=0)
     stored_weights = ray.put(weights)
     pending = cache.ledger.counts()["pending"]
-    counts = ClusterProgress()
+    counts = ClusterProgress(forecast)
     with (
-        progress("extract", pending, "videos") as bar,
-        ClaimQueue(cache, paths, made_with, device=settings.device, say=click.echo) as claims,
-        ticking(1.0, lambda: bar.update(counts.finished, counts.text())),
+        progress("extract", pending, "videos", frames=counts.meter.amounts if forecast else None) as bar,
+        ClaimQueue(cache, paths, made_with, device=settings.device, say=say) as claims,
+        ticking(1.0, lambda: bar.update(counts.meter.finished, counts.text())),
     ):
         try:
             pool = WorkerPool(slots.workers, lambda: actor.remote(common, stored_weights, deaths))
@@ -108,9 +117,9 @@ def extract_pending(
 
 def _check_health(counts: ClusterProgress) -> None:
     killed = counts.failures[kind_of(DIED)]
-    if killed > max(QUARANTINED, counts.finished // 2):
+    if killed > max(QUARANTINED, counts.meter.finished // 2):
         raise MrrnError(
-            f"{killed} of {counts.finished} videos killed their workers: more likely these die of something "
+            f"{killed} of {counts.meter.finished} videos killed their workers: more likely these die of something "
             "else, such as too little memory. Look at Ray's dashboard; --retry-failed tries these videos again"
         )
 

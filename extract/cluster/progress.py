@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from cache.commit import StagedShard
-from extract.meter import STAGES
+from extract.meter import STAGES, Forecast, Meter
 
 RECENT_SECONDS: Final = 300.0
 SHOWN: Final = 4
@@ -37,9 +37,8 @@ class TaskReport:
 class ClusterProgress:
     """Counts of a running extraction; one thread adds reports, another one may show them."""
 
-    def __init__(self) -> None:
-        self.finished = 0
-        """Videos with an outcome."""
+    def __init__(self, forecast: Forecast | None = None) -> None:
+        self.meter = Meter(forecast)
         self.failures: Counter[str] = Counter()
         """By reason, see `kind_of`."""
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -56,8 +55,10 @@ class ClusterProgress:
             if self.first_seconds is None:
                 self.first_seconds = time.monotonic() - self._started
             for shard in report.staged:
-                self.finished += len(shard.outcomes)
+                for outcome in shard.outcomes:
+                    self.meter.finish(outcome)
                 self.failures.update(kind_of(each.reason) for each in shard.outcomes if each.status == "failed")
+            self.meter.frames += report.frames
             for stage, seconds in report.seconds.items():
                 self.seconds[stage] += seconds
             self.seconds["idle"] += report.idle_seconds
@@ -90,10 +91,8 @@ class ClusterProgress:
         """Rates and failures, for a progress line."""
         with self._lock:
             rates, failures = self.rates(), self.failures.copy()
-        parts = [f"{rates.total()} frames/s" + (f" ({_some(rates)})" if rates else "")]
-        if failures:
-            parts.append(f"{failures.total()} failed ({_some(failures)})")
-        return ", ".join(parts)
+        parts = [f"{failures.total()} failed ({_some(failures)})"] if failures else []
+        return ", ".join([*parts, f"frames/s by node: {_some(rates)}"] if len(rates) > 1 else parts)
 
 
 def kind_of(reason: str) -> str:

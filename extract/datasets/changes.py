@@ -1,4 +1,7 @@
-"""Whether a video's file is still the one that was extracted: its size and time are looked at first, then its bytes."""
+"""Whether a video's file is still the one that was extracted: its size and time are looked at first, then its bytes.
+
+Of a remote video its server is asked for size, tag (ETag) and time.
+"""
 
 import hashlib
 import os
@@ -11,9 +14,10 @@ from typing import Final, Literal
 
 import xxhash
 
-from cache.common.console import progress
 from cache.common.files import open_plain
+from cache.common.progress import progress
 from cache.ledger import FileState
+from extract.datasets.remote import address_of, same_file
 
 Change = Literal["changed", "touched", "unknown"]
 """Other bytes, or changed while it was extracted; the same bytes at another time; not known to the cache till now."""
@@ -23,7 +27,9 @@ THREADS: Final = 4
 
 
 def file_state(path: Path) -> FileState | None:
-    """Size and time of a file, without its hash; None if it is not there, or no plain file."""
+    """Size and time of a file, without its hash; None if it is not there, no plain file, or remote."""
+    if address_of(path) is not None:
+        return None
     try:
         found = path.stat()
     except OSError:
@@ -42,16 +48,25 @@ def hashed(path: Path, state: FileState) -> FileState:
 
 
 def find_changes(
-    extracted: Mapping[str, FileState | None], paths: Mapping[str, Path]
+    extracted: Mapping[str, FileState | None], paths: Mapping[str, Path], remote: Mapping[str, FileState] = {}
 ) -> dict[Change, dict[str, FileState]]:
     """Compares the files as they were extracted (None if that is not known) with those at `paths`, by kind of change.
 
-    Files that are as they were are in no kind, and neither are those that cannot be read now.
+    `remote`: what servers say now of remote videos. Files that are as they were are in no kind, and neither are those
+    that cannot be read now.
     """
+    found: dict[Change, dict[str, FileState]] = {"changed": {}, "touched": {}, "unknown": {}}
+    for video_id, answer in remote.items():
+        before = extracted[video_id]
+        if before is None:
+            found["unknown"][video_id] = answer
+        elif not same_file(before, answer):
+            found["changed"][video_id] = answer
     states = {video_id: file_state(paths[video_id]) for video_id in extracted if video_id in paths}
     now = {video_id: state for video_id, state in states.items() if state is not None}
     doubtful = [each for each, state in now.items() if not _as_before(extracted[each], state)]
-    found: dict[Change, dict[str, FileState]] = {"changed": {}, "touched": {}, "unknown": {}}
+    if not doubtful:
+        return found
     with progress("comparing", len(doubtful), "videos") as shown, ThreadPoolExecutor(THREADS) as threads:
         compared = threads.map(lambda each: _compare(extracted[each], now[each], paths[each]), doubtful)
         for done, (video_id, (change, state)) in enumerate(zip(doubtful, compared, strict=True), 1):

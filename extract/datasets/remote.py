@@ -7,23 +7,31 @@ Path, which turns its two slashes into one; `address_of` restores it.
 import shutil
 import tempfile
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
+from email.utils import parsedate_to_datetime
 from functools import partial
-from http.client import HTTPException, HTTPMessage
+from http.client import HTTPException, HTTPMessage, HTTPResponse
 from itertools import count
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, TYPE_CHECKING, Final
 from urllib.error import HTTPError, URLError
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 from urllib.request import HTTPRedirectHandler, HTTPSHandler, ProxyHandler, Request, build_opener
 
+import xxhash
+
 from cache.common.errors import CacheError, DecodeError, MrrnError
+from cache.common.progress import progress
 from cache.dataset import ADDRESS
-from cache.ledger import Outcome
+from cache.ledger import FileState, Outcome
 from cache.remote.client import Location, Objects, RetryPolicy
 from extract.datasets.official.download import BLOCK_BYTES, DownloadRetries, content_length, is_final
 from extract.decode import DecodePool, FrameBlock, Limits, VideoEnd
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
 
 FETCHES_PER_WORKER: Final = 2
 """Downloads at a time, for each decode worker."""
@@ -32,6 +40,11 @@ RETRIES: Final = DownloadRetries()
 
 _ANSWER_SECONDS = 30.0
 """A connection that brings no byte for this long counts as cut."""
+
+_ASKED_AT_A_TIME, _ASK_SECONDS = 16, 10.0
+"""Videos whose servers are asked for their state at a time; how long an answer may take."""
+
+_MOST_NS = (1 << 63) - 1
 
 _RESERVE_BYTES = 1 << 30
 """Left free on the disk of temporary files."""
@@ -55,8 +68,8 @@ def decode_with_downloads(
     stream = pool.decode(fetcher.local(videos))
     try:
         for item in stream:
-            if isinstance(item, VideoEnd):
-                fetcher.discard(item.outcome.video_id)
+            if isinstance(item, VideoEnd) and (state := fetcher.discard(item.outcome.video_id)):
+                item = VideoEnd(replace(item.outcome, file=state))
             yield item
             yield from fetcher.take_failed()
         yield from fetcher.take_failed()
@@ -73,12 +86,12 @@ class _Fetcher:
         self._threads: ThreadPoolExecutor | None = None
         self._folder: Path | None = None
         self._names = count()
-        self._files: dict[str, Path] = {}
+        self._files: dict[str, tuple[Path, FileState]] = {}
         self._failed: list[VideoEnd] = []
 
     def local(self, videos: Iterable[tuple[str, Path]]) -> Iterator[tuple[str, Path]]:
         """The same videos as local files, in the order in which they arrive."""
-        under_way: dict[Future[Path], str] = {}
+        under_way: dict[Future[tuple[Path, FileState]], str] = {}
         for video_id, path in videos:
             address = address_of(path)
             if address is None:
@@ -90,14 +103,14 @@ class _Fetcher:
         while under_way:
             yield from self._arrived(under_way)
 
-    def _begin(self, address: str) -> Future[Path]:
+    def _begin(self, address: str) -> Future[tuple[Path, FileState]]:
         if self._threads is None or self._folder is None:
             self._threads = ThreadPoolExecutor(self._at_a_time, thread_name_prefix="fetch")
             self._folder = Path(tempfile.mkdtemp(prefix="mrrn-videos-"))
         target = self._folder / f"{next(self._names)}{Path(address).suffix}"
-        return self._threads.submit(fetch_video, address, target, self._limits)
+        return self._threads.submit(lambda: (target, fetch_video(address, target, self._limits)))
 
-    def _arrived(self, under_way: dict[Future[Path], str]) -> Iterator[tuple[str, Path]]:
+    def _arrived(self, under_way: dict[Future[tuple[Path, FileState]], str]) -> Iterator[tuple[str, Path]]:
         """Waits until a download ends; yields those that succeeded. Ended ones are removed from `under_way`."""
         for future in wait(under_way, return_when=FIRST_COMPLETED).done:
             video_id = under_way.pop(future)
@@ -106,17 +119,19 @@ class _Fetcher:
             except MrrnError as error:
                 self._failed.append(VideoEnd(Outcome(video_id=video_id, status="failed", reason=str(error))))
             else:
-                yield video_id, self._files[video_id]
+                yield video_id, self._files[video_id][0]
 
     def take_failed(self) -> list[VideoEnd]:
         """The ends of videos that could not be downloaded, since the last call."""
         failed, self._failed = self._failed, []
         return failed
 
-    def discard(self, video_id: str) -> None:
-        """Remove the video's temporary file, if it has one."""
-        if path := self._files.pop(video_id, None):
+    def discard(self, video_id: str) -> FileState | None:
+        """Remove the video's temporary file. Returns what its server said of it; None if it was not fetched."""
+        path, state = self._files.pop(video_id, (None, None))
+        if path is not None:
             path.unlink(missing_ok=True)
+        return state
 
     def close(self) -> None:
         """Cancel the downloads, and remove all files."""
@@ -125,37 +140,113 @@ class _Fetcher:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def fetch_video(address: str, target: Path, limits: Limits) -> Path:
-    """Download the video at `address` to the new file `target`. Raises DecodeError, with the reason, if that fails."""
+def fetch_video(address: str, target: Path, limits: Limits) -> FileState:
+    """Download the video at `address` to the new file `target`; returns what the server says of it.
+
+    Raises DecodeError, with the reason, if that fails.
+    """
     room = shutil.disk_usage(target.parent).free - _RESERVE_BYTES
     most_bytes = min(limits.file_bytes, max(room, 0))
     try:
         if address.startswith("s3://"):
-            _from_store(address, target, most_bytes, limits.fetch_seconds)
-        else:
-            _from_web(address, target, most_bytes, limits.fetch_seconds)
+            return _from_store(address, target, most_bytes, limits.fetch_seconds)
+        return _from_web(address, target, most_bytes, limits.fetch_seconds)
     except BaseException:
         target.unlink(missing_ok=True)
         raise
-    return target
 
 
-def _from_store(address: str, target: Path, most_bytes: int, seconds: float) -> None:
+def same_file(before: FileState, now: FileState) -> bool:
+    """Whether a server's two accounts can be of one file: by size, and by tag, or by time where one has no tag.
+
+    What one of them does not say is not compared.
+    """
+    if before.size and now.size and before.size != now.size:
+        return False
+    if before.hash and now.hash:
+        return before.hash == now.hash
+    return not (before.modified_ns and now.modified_ns) or before.modified_ns == now.modified_ns
+
+
+def ask_servers(addresses: Mapping[str, str]) -> tuple[dict[str, FileState], dict[str, str]]:
+    """What servers say now of videos (id -> address), without a byte of them; and why others could not be asked.
+
+    A server that does not answer once is not asked again.
+    """
+    states: dict[str, FileState] = {}
+    problems: dict[str, str] = {}
+    silent: dict[str, str] = {}
+    buckets: dict[str, Objects] = {}
+
+    def ask(address: str) -> FileState | str:
+        server = urlsplit(address).netloc
+        if problem := silent.get(server):
+            return problem
+        try:
+            if not address.startswith("s3://"):
+                with _open(address, _ASK_SECONDS, method="HEAD") as response:
+                    return _web_state(response.headers, content_length(response) or 0)
+            if server not in buckets:
+                buckets[server] = Objects(Location(server, ""), RetryPolicy(seconds=_ASK_SECONDS))
+            return _store_state(buckets[server].head(address.removeprefix(f"s3://{server}/")))
+        except (OSError, HTTPException, MrrnError) as error:
+            if isinstance(error, HTTPError):
+                error.close()
+            elif not isinstance(error, FileNotFoundError | DecodeError):
+                silent[server] = _error_text(error)
+            return "it is not there" if isinstance(error, FileNotFoundError) else _error_text(error)
+
+    with (
+        progress("asking servers", len(addresses), "videos") as shown,
+        ThreadPoolExecutor(_ASKED_AT_A_TIME, thread_name_prefix="ask") as threads,
+    ):
+        for done, (video_id, answer) in enumerate(zip(addresses, threads.map(ask, addresses.values()), strict=True), 1):
+            if isinstance(answer, str):
+                problems[video_id] = answer
+            else:
+                states[video_id] = answer
+            shown.update(done)
+    return states, problems
+
+
+def _web_state(headers: HTTPMessage, num_bytes: int) -> FileState:
+    try:
+        modified = parsedate_to_datetime(headers.get("Last-Modified", "")).timestamp()
+    except (ValueError, OverflowError):
+        modified = 0.0
+    return _state(num_bytes, modified, headers.get("ETag", "").strip().removeprefix("W/"))
+
+
+def _store_state(found: "ObjectMeta") -> FileState:
+    return _state(int(found["size"]), found["last_modified"].timestamp(), found["e_tag"] or "")
+
+
+def _state(num_bytes: int, modified_seconds: float, tag: str) -> FileState:
+    """`num_bytes` and `modified_seconds` are 0 if the server does not say them. Its tag may be long: it is hashed."""
+    modified_ns = round(modified_seconds) * 10**9
+    return FileState(
+        size=num_bytes,
+        modified_ns=modified_ns if abs(modified_ns) <= _MOST_NS else 0,
+        hash=xxhash.xxh3_128_hexdigest(tag.encode(errors="surrogateescape")) if tag else "",
+    )
+
+
+def _from_store(address: str, target: Path, most_bytes: int, seconds: float) -> FileState:
     bucket, _, key = address.removeprefix("s3://").partition("/")
     try:
         objects = Objects(Location(bucket, ""), RetryPolicy(seconds=seconds))
         check = partial(_check_size, address, most_bytes=most_bytes)
-        objects.fetch(key, target, check, time.monotonic() + seconds)
+        return _store_state(objects.fetch(key, target, check, time.monotonic() + seconds))
     except CacheError as error:
         raise DecodeError(f"{address} cannot be fetched: {error}") from error
 
 
-def _from_web(address: str, target: Path, most_bytes: int, seconds: float) -> None:
-    deadline, pause = time.monotonic() + seconds, RETRIES.pause_seconds
-    for attempt in range(1, RETRIES.attempts + 1):
+def _from_web(address: str, target: Path, most_bytes: int, seconds: float) -> FileState:
+    deadline, pause, attempt = time.monotonic() + seconds, RETRIES.pause_seconds, 0
+    while True:
+        attempt += 1
         try:
-            _one_answer(address, target, most_bytes, deadline)
-            return
+            return _one_answer(address, target, most_bytes, deadline)
         except (OSError, HTTPException) as error:
             if isinstance(error, HTTPError):
                 error.close()
@@ -167,10 +258,14 @@ def _from_web(address: str, target: Path, most_bytes: int, seconds: float) -> No
         pause *= 2
 
 
-def _one_answer(address: str, target: Path, most_bytes: int, deadline: float) -> None:
-    request = Request(quote(address, safe=":/%"))
+def _open(address: str, seconds: float, method: str = "GET") -> HTTPResponse:
+    """The answer to a request; `seconds` without a byte count as a cut connection."""
     opener = build_opener(ProxyHandler(), HTTPSHandler(), _OnlyHttps())
-    with opener.open(request, timeout=_ANSWER_SECONDS) as response, target.open("wb") as out:
+    return opener.open(Request(quote(address, safe=":/%"), method=method), timeout=seconds)
+
+
+def _one_answer(address: str, target: Path, most_bytes: int, deadline: float) -> FileState:
+    with _open(address, _ANSWER_SECONDS) as response, target.open("wb") as out:
         expected = content_length(response)
         _check_size(address, expected or 0, most_bytes)
         have = 0
@@ -183,6 +278,7 @@ def _one_answer(address: str, target: Path, most_bytes: int, deadline: float) ->
                 raise DecodeError(f"{address} did not come in time: {have:,} bytes (--limit fetch_seconds=…)")
         if expected is not None and have < expected:
             raise ConnectionError(f"the connection was cut at {have:,} of {expected:,} bytes")
+        return _web_state(response.headers, have)
 
 
 def _check_size(address: str, num_bytes: int, most_bytes: int) -> None:

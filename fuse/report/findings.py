@@ -10,7 +10,7 @@ from cache.common.text import shortened, visible, wrapped
 from fuse.doctor import DARK, FEW_FRAMES, FROZEN, KINDS, LIKELY, Diagnosis, Kind, Suspicion
 from fuse.duplicates import NEAR, ONE_RECORDING
 from fuse.labels import TOLD_APART, AlikeClasses
-from fuse.report.html import render
+from fuse.report.page import render
 from fuse.report.samples import Frames, pictures_of
 from fuse.report.story import percent
 from fuse.report.tables import Column, Table, to_csv
@@ -73,13 +73,13 @@ def shown(diagnosis: Diagnosis) -> list[str]:
 
 
 def publish(
-    folder: Path, diagnosis: Diagnosis, parts: Sequence[Portion], note: str, frames: Frames, made: Made
+    folder: Path, diagnosis: Diagnosis, parts: Sequence[Portion], notes: Sequence[str], frames: Frames, made: Made
 ) -> None:
     """Write the page and the list into `folder`, where the split's report is."""
     if folder.exists():
         discard_leftovers(folder)
     write_bytes_durably(folder / LIST, to_csv(table(diagnosis)).encode())
-    write_bytes_durably(folder / PAGE, page(diagnosis, parts, note, frames, made).encode())
+    write_bytes_durably(folder / PAGE, page(diagnosis, parts, notes, frames, made).encode())
 
 
 def table(diagnosis: Diagnosis) -> Table:
@@ -98,7 +98,7 @@ def table(diagnosis: Diagnosis) -> Table:
     )
 
 
-def page(diagnosis: Diagnosis, parts: Sequence[Portion], note: str, frames: Frames, made: Made) -> str:
+def page(diagnosis: Diagnosis, parts: Sequence[Portion], notes: Sequence[str], frames: Frames, made: Made) -> str:
     """The page. It runs no script."""
     noun = diagnosis.dataset.noun
     return render(
@@ -122,7 +122,7 @@ def page(diagnosis: Diagnosis, parts: Sequence[Portion], note: str, frames: Fram
         pictures={video: pictures_of(each) for video, each in frames.items()},
         told_apart=TOLD_APART,
         parts=parts,
-        note=note,
+        notes=notes,
         list=LIST,
     )
 

@@ -21,6 +21,7 @@ from PIL import Image
 
 from cache.aggregate import NO_PREDICTION, predicted
 from cache.common.errors import MrrnError
+from cache.common.progress import progress
 from cache.common.workspace import Workspace
 from cache.fingerprint import LEVELS, Level
 from cache.store import FeatureCache
@@ -140,12 +141,13 @@ def _shown(results: Results, index: int) -> ShownPrediction:
     )
 
 
-def sample_frames(workspace: Workspace, dataset: str, video_ids: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
-    """FRAMES evenly spread frames of each video `[F, H, W, 3]`, if its file is still where extraction had it.
+def sample_frames(workspace: Workspace, dataset: str, video_ids: Sequence[str]) -> tuple[Frames, str]:
+    """FRAMES evenly spread frames of each video, if its file is still where extraction had it; and why some have none.
 
     Of a video that was not extracted to its end only the part that was. Videos that are gone or cannot be decoded are
     left out, and those that come after DECODE_SECONDS: results rest on the features, not on the files.
     """
+    asked = len(set(video_ids))
     with FeatureCache.open(workspace.cache(dataset)) as cache:
         data, source = cache.settings.get("data"), cache.dataset.source
         path_of = {video.id: video.path for video in cache.dataset.videos}
@@ -158,18 +160,27 @@ def sample_frames(workspace: Workspace, dataset: str, video_ids: Sequence[str]) 
     try:
         where = Path(data) if data else None
         _, root = load_dataset(dataset, where, subset=True, work=workspace.root, source=source)
-    except MrrnError:
-        return {}
+    except MrrnError as error:
+        return {}, f"There are no frames, because the videos are not found: {error}."
     paths = {each: root / path_of[sample.video] for each, sample in wanted.items()}
     paths = {each: path for each, path in paths.items() if path.is_file()}
     kept: dict[str, NDArray[np.uint8]] = {}
-    started, workers = time.monotonic(), min(WORKERS, len(os.sched_getaffinity(0)))
-    with DecodePool(DecodeSettings(workers=workers, fps=SAMPLED_FPS, blocks_ahead=2)) as pool:
+    started, workers, late = time.monotonic(), min(WORKERS, len(os.sched_getaffinity(0))), 0
+    settings = DecodeSettings(workers=workers, fps=SAMPLED_FPS, blocks_ahead=2)
+    with DecodePool(settings) as pool, progress("pictures", len(paths), "videos") as shown:
         for first in range(0, len(paths), 2 * workers):
+            shown.update(first)
             if time.monotonic() - started > DECODE_SECONDS:
+                late = len(paths) - first
                 break
             kept |= _frames(pool, dict(list(paths.items())[first : first + 2 * workers]), spans)
-    return kept
+    reasons = {
+        "whose files are no longer there": asked - len(paths),
+        "that cannot be decoded": len(paths) - late - len(kept),
+        f"that were not reached in the {DECODE_SECONDS:.0f} s that decoding may take": late,
+    }
+    said = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items() if count)
+    return kept, f"Without frames: {said}." if said else ""
 
 
 def _frames(
@@ -206,7 +217,7 @@ def _places(count: int, span: tuple[float, float] | None) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Pictures:
-    """A video's frames as JPEG pictures that stand in the page itself, with their sizes in pixels."""
+    """A video's frames as WebP pictures (0.7 of JPEG's bytes) in the page itself, with their sizes in pixels."""
 
     strip: Markup
     """All frames beside one another, small."""
@@ -229,8 +240,8 @@ def pictures_of(frames_FHW3: NDArray[np.uint8]) -> Pictures:
 
 def _data_uri(picture: Image.Image) -> Markup:
     out = io.BytesIO()
-    picture.save(out, "JPEG", quality=65, optimize=True)
-    return Markup("data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode())
+    picture.save(out, "WEBP", quality=50)
+    return Markup("data:image/webp;base64," + base64.b64encode(out.getvalue()).decode())
 
 
 def draw_samples(results: Results, samples: Sequence[ShownPrediction], frames: Frames, notes: Sequence[str]) -> Files:

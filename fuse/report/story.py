@@ -62,13 +62,13 @@ def where_it_fails(results: Results) -> str:
     tested = [index for index in range(len(results.classes)) if totals[index]]
     order = sorted(tested, key=lambda index: (shares[index], -totals[index]))
     weak = [index for index in order if shares[index] < POOR]
-    wrong_KK = results.confused()
+    wrong_KK, noun = results.confused(), results.cache.dataset.noun
     if not wrong_KK.any():
-        return "No test video was taken for another class."
+        return f"None of the test {noun} was taken for another class."
     row, column = divmod(int(wrong_KK.argmax()), len(results.classes))
     pair = (
         f"{results.classes[row]} is taken for {results.classes[column]} most often "
-        f"({wrong_KK[row, column]} of {totals[row]} videos)."
+        f"({wrong_KK[row, column]} of {totals[row]} {noun})."
     )
     if not weak:
         worst = f"{results.classes[order[0]]}, {percent(shares[order[0]], 0)} %"
@@ -77,7 +77,7 @@ def where_it_fails(results: Results) -> str:
         f"{results.classes[index]} ({percent(shares[index], 0)} % of {totals[index]})" for index in weak[:3]
     )
     more = f" and {len(weak) - 3} more" if len(weak) > 3 else ""
-    return f"Less than half is recognised of {len(weak)} of {len(tested)} classes: {named}{more}. {pair}"
+    return f"Less than half is recognised of {named}{more}: {len(weak)} of {len(tested)} classes. {pair}"
 
 
 def trust(results: Results) -> str:

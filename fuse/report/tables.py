@@ -2,11 +2,12 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from cache.common.text import csv_cell, markdown, markdown_table, visible
+from cache.common.text import csv_cell, markdown, markdown_table, visible, wrapped
 from fuse import paper
 from fuse.results import MODELS, TITLES, Results
 
@@ -71,10 +72,14 @@ class Table:
 
 
 def to_text(table: Table) -> str:
-    """For a terminal: notes, then aligned columns, those without any figure left out."""
+    """For a terminal of 80 columns: notes, then aligned columns, those without any figure left out."""
     table = table.without_empty()
-    rows = [[column.title for column in table.columns], *(list(map(visible, row)) for row in table.shown_rows())]
-    widths = [max(len(row[index]) for row in rows) for index in range(len(table.columns))]
+    rows = [list(map(visible, row)) for row in table.shown_rows()]
+    # A heading stands on several lines rather than make its column wide.
+    heads = [re.findall(r"\d+ %|\S+", column.title) for column in table.columns]
+    height = max(map(len, heads))
+    rows[:0] = [list(line) for line in zip(*([""] * (height - len(head)) + head for head in heads), strict=True)]
+    widths = [max(len(row[index]) for row in rows) for index in range(len(heads))]
     aligned = [
         "  ".join(
             cell.rjust(width) if table.numeric(index) else cell.ljust(width)
@@ -82,7 +87,8 @@ def to_text(table: Table) -> str:
         ).rstrip()
         for row in rows
     ]
-    return "\n".join([visible(table.title), *(f"! {visible(note)}" for note in table.notes), "", *aligned])
+    notes = [wrapped(f"! {visible(note)}", "  ") for note in table.notes]
+    return "\n".join([wrapped(visible(table.title), "  "), *notes, "", *aligned])
 
 
 def to_markdown(table: Table) -> str:
@@ -106,16 +112,21 @@ def to_csv(table: Table) -> str:
     return out.getvalue()
 
 
-def table_3(results: Results, notes: Sequence[str], *, literature: bool = True) -> Table:
-    """Our rows of Table 3, each beside the paper's figure, then the literature as the paper lists it."""
+def table_3(results: Results, notes: Sequence[str], *, short: bool = False) -> Table:
+    """Our rows of Table 3, each beside the paper's figure, then the literature as the paper lists it.
+
+    `short`: our models alone, by the names that `mrrn` has for them.
+    """
     rows: list[tuple[Cell, ...]] = []
     for model in results.models:
         figures = results.figures(model).values()
-        rows.append((TITLES[model], *(None if figure is None else 100 * figure for figure in figures)))
+        rows.append(
+            (model if short else TITLES[model], *(None if figure is None else 100 * figure for figure in figures))
+        )
     rows += [
         (row.model, *[None] * 6, row.accuracy(results.dataset), None)
         for row in paper.TABLE_3
-        if literature and row.accuracy(results.dataset) is not None
+        if not short and row.accuracy(results.dataset) is not None
     ]
     kind = "Table 3" if results.dataset in paper.DATASETS else "Accuracy"
     name, videos = (

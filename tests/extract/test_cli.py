@@ -43,7 +43,7 @@ def test_a_run_says_what_it_does_and_what_came_of_it(tmp_path):
     videos = make_videos(tmp_path / "videos", count=2)
     result = extract(tmp_path, "--data", str(videos))
     assert result.exit_code == 0
-    for text in ("2 of 2 videos to extract", "resnet18 with random:0", "on cpu in fp32", "of disk needed", "2 done"):
+    for text in ("2 of 2 videos to extract", "x0_5 with random:0", "on cpu in fp32", "of disk needed", "2 done"):
         assert text in result.output
     assert (tmp_path / "work" / "last-dataset").read_text().strip() == "toy"
 
@@ -81,8 +81,8 @@ def test_a_second_run_does_nothing_and_needs_neither_torch_nor_the_options(finis
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--weights", "random:1"], 'weights_sha256: the cache has "'),
-        (["--backbone", "resnet34"], 'backbone: the cache has "resnet18", this run has "resnet34"'),
+        (["--weights", "random:1"], 'weights: the cache has "random:0", this run has "random:1"'),
+        (["--backbone", "resnet34"], 'backbone: the cache has "shufflenet_v2_x0_5", this run has "resnet34"'),
         (["--views", "center"], r'views: the cache has \["center", "random0"\], this run has \["center"\]'),
         (["--levels", "high"], "levels: the cache has"),
         (["--max-frames", "3"], "max_frames: the cache has null, this run has 3"),
@@ -98,6 +98,13 @@ def test_an_explicit_other_setting_is_refused_by_name(copy, options, named):
     assert result.exit_code == 1
     assert re.search(named, result.output), result.output
     assert "Traceback" not in result.output
+
+
+def test_an_exported_variable_that_contradicts_the_cache_is_named(copy, monkeypatch):
+    monkeypatch.setenv("MRRN_MAKE", "WEIGHTS=random:1 make extract VIEWS=center")
+    result = extract(copy, "--weights", "random:1", "--views", "center", quick=False)
+    assert "weights: given by the environment variable WEIGHTS (`unset WEIGHTS` takes it away)" in result.output
+    assert "views: given by VIEWS= of make's command line" in result.output
 
 
 def test_settings_not_given_are_those_of_the_cache_and_new_videos_are_added(finished, tmp_path):
@@ -328,7 +335,7 @@ def test_a_full_disk_is_noticed_before_the_start(finished, tmp_path, monkeypatch
     monkeypatch.setattr("extract.plan.RESERVE_BYTES", 1 << 60)
     result = extract(tmp_path, "--data", str(finished / "videos"))
     assert result.exit_code == 1
-    assert re.search(r"about 4\d KiB of disk needed, .* free, in .*: make room", result.output)
+    assert re.search(r"about 5\d KiB of disk needed, .* free, in .*: make room", result.output)
 
 
 def test_training_from_an_unfinished_cache_is_refused(copy):

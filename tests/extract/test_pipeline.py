@@ -164,6 +164,7 @@ def independent_features(path: Path, weights: Path, frames: int) -> dict[str, to
     return {level: torch.cat([one[level].mean((2, 3)) for one in maps]) for level in ("low", "mid", "high")}
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_five_real_videos_against_an_independent_computation(shared, stand_in_weights):
     """The first frames of each; benchmarks/naive.py compares whole videos."""

@@ -18,7 +18,7 @@ from tests.helpers.video import encode
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SETTINGS = ExtractSettings(weights="random:0", backbone="resnet18", batch_frames=4, jobs=1)
+SETTINGS = ExtractSettings(weights="random:0", backbone="shufflenet_v2_x0_5", batch_frames=4, jobs=1)
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from cache.common.interrupts import Interrupted
 from cache.fingerprint import CHANNELS
-from cache.ledger import Claim, ClaimedVideo, Outcome
+from cache.ledger import Claim, ClaimedVideo, FileState, Outcome
 from extract import shards
-from extract.meter import Meter
+from extract.meter import Forecast, Meter
 from extract.pipeline import VideoFeatures, failed
 from extract.shards import ExtractTask, ShardCutter, shard_data
 
@@ -83,3 +83,20 @@ def test_ctrl_c_gives_the_finished_videos_of_each_claim_first():
         given_out.extend(shards.shards_of(tasks, extract, shard_rows=99, strict=False, meter=Meter()))
     ids = [(shard.claim.token, [video.outcome.video_id for video in shard.videos], shard.last) for shard in given_out]
     assert ids == [(1, ["10", "12", "13"], False), (2, ["20", "21"], False)]
+
+
+def test_frames_that_are_left_are_told_by_the_sizes_of_files():
+    """The forecast's figure at first, then what finished videos had; failed ones have no say."""
+    forecast = Forecast(size=100e6, usual_size=1e6, most_size=2e6, sampled_frames=100, sampled_size=1e6)
+    meter = Meter(forecast)
+    assert meter.amounts() == (0, 10_000)
+    for number in range(9):
+        state = FileState(size=50_000_000 if number == 8 else 1_000_000, modified_ns=0)
+        meter.finish(Outcome(video_id=str(number), status="done", num_frames=200, file=state))
+    meter.finish(Outcome(video_id="bad", status="failed", file=None))
+    meter.frames = 1900
+    known = (100 + 9 * 200) / 11e6
+    assert meter.amounts() == (1900, 1800 + known * 89e6)
+    other = Meter(forecast)
+    other.add_up([meter.counts(), meter.counts()])
+    assert (other.finished, other.failed, other.frames, other.finished_size) == (20, 2, 3800, 22e6)

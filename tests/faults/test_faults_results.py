@@ -1,4 +1,6 @@
-"""What training and fusion write, killed and refused at each of their system calls: the same command continues."""
+"""What training, fusion, and extraction after a file changed write, killed and refused at each of their system calls:
+the same command continues.
+"""
 
 import json
 import shutil
@@ -13,8 +15,11 @@ import pytest
 from cache.common.files import read_json, write_sealed_json
 from cache.fingerprint import LEVELS
 from cache.scores import read_scores
+from cache.store import FeatureCache
+from cache.verify import verify
 from fuse.bundle import DESCRIPTION, read_bundle
 from tests.helpers.breaking import break_each_call
+from tests.helpers.extract import QUICK, make_videos
 from tests.helpers.faults import serving
 from tests.helpers.train import grouped_dataset, trainable_cache
 from train.checkpoint import load_head
@@ -23,12 +28,16 @@ from train.config import read_config
 MODULES: Final = (
     *("h5py", "cache.shards.hdf5", "torch", "torch.utils.tensorboard", "train.cli", "fuse.cli", "fuse.bundle"),
     *("fuse.report.samples", "fuse.report.sweeps", "fuse.report.timing", "fuse.predict", "tests.faults.hasty"),
-    *("torch._dynamo", "train.sru.backends", "train.linear", "click._textwrap", "numpy.ma"),
+    *("torch._dynamo", "train.sru.backends", "train.linear", "click._textwrap", "numpy.ma", "extract.run"),
 )
 RUN: Final = "runs/tiny/split1/low-mean-seed0-h4-e2-b8"
 SMALL: Final = ("--hidden", "4", "--epochs", "2", "--batch", "8")
 GRID: Final = ("--grid", "level=low", "--grid", "epochs=1", "--grid", "hidden=4", "--seeds", "1", "--jobs", "1")
 LINEAR: Final = ("--recipe", "linear")
+CHANGED: Final = "class0/v_g00_c01"
+"""A video whose file changed since it was extracted."""
+LIKE: Final = "class1/v_g01_c01"
+"""The one whose bytes it has now."""
 OLDER: Final = ["the older one"]
 """Notes of the bundle that the broken command replaces."""
 
@@ -45,6 +54,7 @@ class Broken:
     """What of the finished workspace the command makes anew; nothing if it replaces what is there."""
     whole: Callable[[Path], None] = lambda _: None
     """Looks at the workspace after the broken command."""
+    dataset: str = "tiny"
 
 
 def same_run(work: Path, done: Path) -> None:
@@ -83,7 +93,33 @@ def a_bundle(work: Path) -> None:
     read_bundle(work / "bundle")
 
 
+def follows_the_files(work: Path, done: Path) -> None:
+    """The changed video has the features of its new bytes, the others theirs; nothing is extracted twice."""
+    path = work / "cache" / "toy"
+    with FeatureCache.open(path) as cache, FeatureCache.open(done / "cache" / "toy") as before:
+        assert cache.ledger.counts() == {"pending": 0, "done": 4, "suspect": 0, "failed": 0}
+        assert cache.ledger.replaced_files().keys() == {CHANGED}
+        for level in cache.levels:
+            for video_id in cache.video_ids:
+                same_as = LIKE if video_id == CHANGED else video_id
+                assert np.array_equal(cache.features(video_id, level), before.features(same_as, level))
+    assert verify(path) == []
+
+
+def others_stay(work: Path) -> None:
+    """Features of videos whose files did not change are never lost."""
+    with FeatureCache.open(work / "cache" / "toy") as cache:
+        assert {*cache.video_ids, CHANGED} == {video.id for video in cache.dataset.videos}
+
+
 COMMANDS: Final[Mapping[str, Broken]] = {
+    "extract": Broken(
+        "extract",
+        ("--device", "cpu"),
+        follows_the_files,
+        whole=others_stay,
+        dataset="toy",
+    ),
     "train": Broken("train", ("--level", "low", *SMALL), same_run, removed=(RUN,)),
     "sweep": Broken("train", ("sweep", *GRID), same_table, removed=("sweeps", "runs/tiny/split1/low-mean-seed0-h4-e1")),
     "fuse": Broken("fuse", LINEAR, same_report),
@@ -96,20 +132,24 @@ def given(command: Broken, work: Path) -> list[str]:
     named = [each.replace("WORK", str(work)) for each in command.arguments]
     # A subcommand's options come after its name.
     place = 0 if named[0].startswith("--") else 1
-    return [*named[:place], "--work", str(work), *named[place:]]
+    return [*named[:place], "--work", str(work), "--dataset", command.dataset, *named[place:]]
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with a cache, runs of all levels, a variant, a table, a report, and a bundle said to be older."""
+    """A workspace with two caches, runs of all levels, a variant, a table, a report, and a bundle said to be older."""
     folder = tmp_path_factory.mktemp("results")
     work, output = folder / "work", folder / "output"
     trainable_cache(work, grouped_dataset(classes=2, groups=3, videos_per_group=1)).close()
     levels = Broken("train", LINEAR, same_run)
+    videos = make_videos(folder / "videos")
+    options = ("--data", str(videos), "--device", "cpu", "--jobs", "1", *QUICK)
+    extracted = Broken("extract", options, follows_the_files, dataset="toy")
     with serving(modules=MODULES) as server:
-        for command in (levels, *COMMANDS.values()):
+        for command in (extracted, levels, *COMMANDS.values()):
             code = server.run("command", stage=command.stage, arguments=given(command, work), output=output)
             assert code == 0, output.read_text()
+    shutil.copy(videos / f"{LIKE}.avi", videos / f"{CHANGED}.avi")
     description = read_json(work / "bundle" / DESCRIPTION)
     write_sealed_json(work / "bundle" / DESCRIPTION, description | {"notes": OLDER})
     return work

@@ -191,8 +191,8 @@ def test_names_from_outside_stay_text(planted: Diagnosis) -> None:
         return replace(planted, dataset=dataset, findings=tuple(findings))
 
     frames = {name: np.zeros((8, 6, 8, 3), np.uint8) for name in HOSTILE}
-    wild = page(renamed(list(HOSTILE)), [], "", frames, MADE)
-    tame = page(renamed(list("abcdefgh")), [], "", dict(zip("abcdefgh", frames.values(), strict=True)), MADE)
+    wild = page(renamed(list(HOSTILE)), [], [], frames, MADE)
+    tame = page(renamed(list("abcdefgh")), [], [], dict(zip("abcdefgh", frames.values(), strict=True)), MADE)
     for text in (wild, tame):
         assert "<script" not in text
     assert tags_of(wild).tags == tags_of(tame).tags

@@ -22,16 +22,17 @@ from cache.fingerprint import LEVELS
 from cache.scores import read_scores, write_scores
 from cache.store import FeatureCache
 from extract.network.weights import load_weights
-from extract.settings import ExtractSettings, fingerprint
+from extract.settings import CPU_DEFAULTS, ExtractSettings, fingerprint
 from fuse.bundle import read_bundle
 from fuse.cli import main
+from fuse.report import samples
 from fuse.report.samples import sample_frames
 from tests.helpers.cache import make_fingerprint
 from tests.helpers.scores import make_table
 from tests.helpers.train import grouped_dataset
 from tests.helpers.video import encode, index_of
 
-SETTINGS = ExtractSettings(weights="random:3", backbone="resnet18", batch_frames=8)
+SETTINGS = ExtractSettings(weights="random:3", backbone="shufflenet_v2_x0_5", batch_frames=8)
 FRAMES = 10
 
 
@@ -148,6 +149,16 @@ def test_only_what_clips_read_goes_through_the_network_to_the_same_result(traine
             np.testing.assert_allclose(answer["levels"][level], softmax_NK.mean(axis=0), atol=2e-6)
 
 
+def test_heads_of_a_gpus_cache_predict_on_a_cpu_in_batches_that_suit_it(trained: Workspace) -> None:
+    from fuse.predict import load_heads, settings_for
+
+    heads = load_heads({level: trained.run("tiny", 1, level, "mean", 0) for level in LEVELS})
+    made_there = {**heads.environment, "device": "cuda (NVIDIA H100)", "precision": "fp16", "batch_frames": 256}
+    for environment, size in ((heads.environment, 8), (made_there, CPU_DEFAULTS.batch_frames)):
+        settings = settings_for(replace(heads, environment=environment), weights="random:3", device="cpu", jobs=1)
+        assert (settings.precision, settings.batch_frames) == ("fp32", size)
+
+
 def test_a_timeline_of_a_file_and_of_one_that_is_no_video(trained: Workspace, tmp_path: Path) -> None:
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"this is no video")
@@ -235,7 +246,7 @@ def test_a_bundle_holds_data_only_and_says_what_it_is(trained: Workspace, tmp_pa
     assert "**Note:** weights: random:3 (random, never trained)" in card
     description = json.loads((tmp_path / "out" / "bundle.json").read_text())
     assert description["classes"] == ["Class0", "Class1"]
-    assert description["fingerprint"]["identity"]["backbone"] == "resnet18"
+    assert description["fingerprint"]["identity"]["backbone"] == SETTINGS.backbone
     text = "".join(path.read_text() for path in (tmp_path / "out").rglob("*.json"))
     assert str(tmp_path) not in text
     assert str(trained.root) not in text
@@ -301,9 +312,19 @@ def test_a_bundle_does_not_overwrite_what_is_none(trained: Workspace, tmp_path: 
 def test_the_report_shows_frames_of_the_videos_that_are_there(trained: Workspace) -> None:
     with FeatureCache.open(trained.cache("tiny")) as cache:
         ids = [video.id for video in cache.dataset.half(1, "test")]
-    frames = sample_frames(trained, "tiny", [*ids, "unknown/video"])
+    frames, note = sample_frames(trained, "tiny", [*ids, "unknown/video"])
     assert set(frames) == set(ids)
     assert all(each.shape == (8, 48, 64, 3) for each in frames.values())
+    assert note == "Without frames: 1 whose files are no longer there."
+
+
+def test_the_report_says_when_decoding_took_too_long(trained: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples, "DECODE_SECONDS", -1.0)
+    with FeatureCache.open(trained.cache("tiny")) as cache:
+        ids = [video.id for video in cache.dataset.half(1, "test")]
+    frames, note = sample_frames(trained, "tiny", ids)
+    assert not frames
+    assert note == f"Without frames: {len(ids)} that were not reached in the -1 s that decoding may take."
 
 
 def test_frames_of_a_long_video_do_not_fill_the_memory(tmp_path: Path) -> None:
@@ -318,7 +339,8 @@ def test_frames_of_a_long_video_do_not_fill_the_memory(tmp_path: Path) -> None:
     ).close()
     sample_frames(workspace, "tiny", [])  # what is imported on the way does not count
     tracemalloc.start()
-    (frames_FHW3,) = sample_frames(workspace, "tiny", ["Class0/long"]).values()
+    frames, _ = sample_frames(workspace, "tiny", ["Class0/long"])
+    (frames_FHW3,) = frames.values()
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert [index_of(frame) for frame in frames_FHW3] == [4, 9, 13, 18, 22, 27, 31, 36]
@@ -330,7 +352,7 @@ def test_the_whole_report_of_real_runs(trained: Workspace) -> None:
     result = CliRunner().invoke(main, ["--work", str(trained.root)])
     assert result.exit_code == 0, result.output
     page = (trained.report("tiny", 1) / "report.html").read_text()
-    assert page.count('src="data:image/jpeg;base64,') >= 2  # as many as there are videos, some twice
+    assert page.count('src="data:image/webp;base64,') >= 2  # as many as there are videos, some twice
     assert (trained.report("tiny", 1) / "samples.png").exists()
 
 

@@ -148,7 +148,7 @@ def test_frames_in_no_clip_and_frames_not_extracted_are_said_in_every_output() -
     summary = summarise(results, notes, MADE)
     assert summary["unread_share"] == 0.25
     outputs = (
-        to_text(table_3(results, notes, literature=False)),
+        to_text(table_3(results, notes, short=True)),
         html(results, notes, MADE, Extras()),
         json.dumps(summary),
         model_card(summary, ClipRule().changed("keep=all")),
@@ -192,6 +192,8 @@ def test_weights_are_searched_on_held_out_videos_alone(tmp_path: Path) -> None:
     assert summary["calibration"]["temperatures"]["mid"] == 1 < summary["calibration"]["temperatures"]["high"]
     assert summary["none_of_these"] == {"right": 2, "right_lost": 0, "wrong": 0, "wrong_refused": 0}
     assert summary["reliability"]["fused"]["bins_calibrated"]
+    assert summary["calibration"]["temperatures"]["searched"] == summary["calibration"]["temperatures"]["mid"]
+    assert summary["reliability"]["searched"]["bins_calibrated"]
     assert "weights found on held-out training videos" in to_text(table_3(results, []))
     assert "1 mid" in html(results, [], MADE, Extras())
 

@@ -9,7 +9,7 @@ from cache.store import FeatureCache
 from extract.cli import main
 from tests.helpers.video import encode
 
-QUICK = ("--weights", "random:0", "--backbone", "resnet18", "--batch-frames", "4", "--precision", "fp32")
+QUICK = ("--weights", "random:0", "--backbone", "shufflenet_v2_x0_5", "--batch-frames", "4", "--precision", "fp32")
 
 
 def make_videos(root: Path, count: int = 4, frames: int = 5) -> Path:

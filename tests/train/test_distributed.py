@@ -21,7 +21,7 @@ from train.checkpoint import read_checkpoint
 from train.distributed import choose_device, join
 
 TRAIN = """
-import os, sys
+import atexit, os, sys
 from dataclasses import replace
 from pathlib import Path
 import torch
@@ -31,10 +31,16 @@ from train.distributed import join
 from train.recipes import RECIPES
 from train.split import open_split
 torch.set_num_threads(1)
+def fail_if_threads_live():
+    names = [(Path("/proc/self/task") / each / "comm").read_text() for each in os.listdir("/proc/self/task")]
+    if any("gloo" in name for name in names):
+        os._exit(8)
+atexit.register(fail_if_threads_live)  # called after what `join` registers
 workspace = Workspace(Path(sys.argv[1]))
 split = open_split(workspace, "tiny", 1)
 dropout, stop_after = float(sys.argv[2]), int(sys.argv[3])
-recipe = replace(RECIPES["small"], hidden=16, epochs=4, min_steps=0, batch=9, variational_dropout=dropout)
+recipe = replace(RECIPES["small"], hidden=16, epochs=4, min_steps=0, batch=9)
+recipe = replace(recipe, input_dropout=dropout, variational_dropout=dropout)
 config = split.config(level="low", pool="mean", seed=3, recipe=recipe, usual=RECIPES["small"], holdout=False)
 group, device = join(torch.device("cpu"))
 if stop_after:
@@ -64,7 +70,7 @@ def train(work: Path, processes: int, *, dropout: float = 0.0, stop_after: int =
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
-    assert stop_after or result.returncode == 0, result.stderr
+    assert stop_after or result.returncode == 0, result.stderr  # 8: the group's threads outlive it, and can abort
     return result.returncode
 
 
@@ -138,6 +144,18 @@ def test_a_process_names_its_gpu_as_it_joins_and_leaves_at_its_end(monkeypatch, 
     assert (group.rank, group.size) == (1, 2)
     assert at_end == [torch.distributed.destroy_process_group]
     assert given == [((backend,), {"device_id": named and torch.device(named)})]
+
+
+def test_nothing_is_computed_with_tf32_or_by_kernels_chosen_by_timing(monkeypatch):
+    """cuDNN's LSTM would use TF32 by default, and a head's scores then differ from a CPU's by more than a rounding."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    monkeypatch.setattr("train.distributed.find_device", lambda _: "cuda")
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    with cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=True):
+        matmul.allow_tf32 = True
+        assert choose_device("auto").type == "cuda"
+        assert (cudnn.benchmark, cudnn.deterministic) == (False, True)
+        assert (cudnn.allow_tf32, matmul.allow_tf32) == (False, False)
 
 
 def test_a_device_that_is_not_there_is_refused():

@@ -18,9 +18,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TextIO
 
-from cache.common.console import progress
 from cache.common.errors import MrrnError
 from cache.common.interrupts import Interrupted, interruptible
+from cache.common.progress import progress
 from cache.common.workspace import Workspace
 from train.config import RunConfig
 

@@ -14,9 +14,9 @@ from typing import BinaryIO
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from cache.common.console import progress
 from cache.common.errors import DatasetError
 from cache.common.files import fsync_folder
+from cache.common.progress import progress
 
 BLOCK_BYTES = 1 << 20
 LARGEST_BYTES = 16 << 30

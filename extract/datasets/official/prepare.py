@@ -9,9 +9,9 @@ from pathlib import Path
 
 import click
 
-from cache.common.console import progress
 from cache.common.errors import DatasetError
 from cache.common.files import fsync_folder
+from cache.common.progress import progress
 from cache.common.text import some
 from cache.dataset import Dataset
 from extract.datasets import hmdb51, load_dataset, ucf101

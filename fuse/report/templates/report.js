@@ -100,7 +100,7 @@
       list.append(item);
     }
     if (count > videos.length) list.append(element("li", "muted", `and ${count - videos.length} more`));
-    detail.replaceChildren(head, element("p", "muted", `${count} of ${total} videos${share}`), list);
+    detail.replaceChildren(head, element("p", "muted", `${count} of ${total} ${data.noun}${share}`), list);
   };
   const choose = (newRow, newColumn) => {
     if (newRow === row && newColumn === column) return;

@@ -1,17 +1,17 @@
 """What the command lines share: exit codes, the choice of a dataset, progress in a log."""
 
 import errno
+import io
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from cache.common.console import StageGroup, choose_dataset, dataset_option, progress, work_option
+from cache.common.console import StageGroup, choose_dataset, dataset_option, say, say_next, work_option
 from cache.common.errors import CacheError
 from cache.common.workspace import Workspace
 
@@ -113,6 +113,24 @@ def test_a_bug_keeps_its_traceback() -> None:
     assert isinstance(CliRunner().invoke(stage, ["bug"]).exception, KeyError)
 
 
+def test_on_a_terminal_lines_are_broken_between_words_and_go_on_indented(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "30")
+    say("  six classes: disc_grows, disc_shrinks\nshort")
+    assert terminal.getvalue() == "  six classes: disc_grows,\n    disc_shrinks\nshort\n"
+
+
+def test_the_next_command_is_left_out_where_make_goes_on_by_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for call, told in (("", True), ("make extract DATASET=x", True), ("make fuse", False)):
+        monkeypatch.setenv("MRRN_MAKE", call)
+        say_next("mrrn train", "extract")
+        assert capsys.readouterr().out == ("next: mrrn train\n" if told else "")
+
+
 def test_wrong_usage_is_exit_code_2() -> None:
     assert CliRunner().invoke(stage, ["expected", "--no-such-option"]).exit_code == 2
 
@@ -128,23 +146,6 @@ def test_the_dataset_is_the_one_given_else_the_last_one_else_the_demo(tmp_path: 
     assert "extracted last" in last.stderr
     given = CliRunner().invoke(stage, ["show", *work, "--dataset", "toy"])
     assert (given.stdout, given.stderr) == (f"{tmp_path} toy\n", "")
-
-
-def test_progress_in_a_log_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress("reading", 10, "videos") as shown:
-        for done in range(11):
-            shown.update(done, "all well")
-    assert capsys.readouterr().err.count("\n") <= 1
-
-
-def test_a_progress_line_has_rate_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress("reading", 10, "videos") as shown:
-        shown.every_seconds = 0.0  # type: ignore[attr-defined]
-        time.sleep(0.01)
-        shown.update(4, "1 failed")
-    line = capsys.readouterr().err
-    assert line.startswith("reading: 4/10 videos, ")
-    assert " left, 1 failed" in line
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8:strict", "latin-1", "latin-1:strict", "ascii:strict", "cp1252"])

@@ -33,6 +33,17 @@ def test_a_command_ends_with_a_message_and_the_command_that_goes_on(name: str, c
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_while_modules_are_imported_a_signal_ends_without_a_traceback() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "cache", "info"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "click" not in process.stderr.readline():
+            pass
+        process.send_signal(signal.SIGINT)
+        assert "Traceback" not in process.stderr.read()
+    assert process.returncode == -signal.SIGINT
+
+
 def test_a_signal_that_is_held_back_comes_at_the_end_of_the_block() -> None:
     seen = []
 

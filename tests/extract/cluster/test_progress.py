@@ -24,7 +24,8 @@ def test_reports_are_counted_by_node_and_by_reason():
     counts = ClusterProgress()
     for node in ("n1", "n2", "n2"):
         counts.add(a_report(node))
-    assert (counts.finished, counts.failures) == (6, {"decoder crashed with SIGSEGV": 3})
+    assert (counts.meter.finished, counts.failures) == (6, {"decoder crashed with SIGSEGV": 3})
+    assert (counts.meter.frames, counts.meter.failed) == (9, 3)
     assert counts.rates().keys() == {"n1", "n2"}
     assert "3 failed (decoder crashed with SIGSEGV 3)" in counts.text()
     assert abs(counts.overhead - 0.25) < 1e-9
@@ -37,6 +38,7 @@ def test_reasons_are_counted_without_their_details():
     assert kind_of("12") == "12"
 
 
+@pytest.mark.slow
 def test_a_driver_outside_the_cluster_is_told_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
     pytest.importorskip("ray", reason="needs mrrn[ray]")

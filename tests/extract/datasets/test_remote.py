@@ -17,8 +17,9 @@ from cache.common.errors import DecodeError
 from cache.dataset import ADDRESS
 from cache.remote import client
 from extract.datasets import remote as fetching
+from extract.datasets.changes import find_changes
 from extract.datasets.official.download import DownloadRetries
-from extract.datasets.remote import fetch_video
+from extract.datasets.remote import ask_servers, fetch_video
 from extract.decode import Limits
 from tests.helpers.extract import cache_of, extract, make_videos
 
@@ -61,6 +62,8 @@ class Web:
                 web.asked.append(self.path)
                 web.answers.get(self.path, lambda asked: asked.send_error(404, "secret"))(self)
 
+            do_HEAD = do_GET
+
             def log_message(self, *_: Any) -> None:
                 pass
 
@@ -86,15 +89,18 @@ def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     web.close()
 
 
-def send(content: bytes, *, length: int | None = -1) -> Callable[[BaseHTTPRequestHandler], None]:
+def send(content: bytes, *, length: int | None = -1, **headers: str) -> Callable[[BaseHTTPRequestHandler], None]:
     """Answer with `content`; `length` is what the header says, -1 the truth, None nothing."""
 
     def answer(asked: BaseHTTPRequestHandler) -> None:
         asked.send_response(200)
         if length is not None:
             asked.send_header("Content-Length", str(len(content) if length == -1 else length))
+        for name, value in headers.items():
+            asked.send_header(name.replace("_", "-"), value)
         asked.end_headers()
-        asked.wfile.write(content)
+        if asked.command != "HEAD":
+            asked.wfile.write(content)
 
     return answer
 
@@ -111,10 +117,56 @@ def redirect(to: str) -> Callable[[BaseHTTPRequestHandler], None]:
 def test_a_video_comes_whole_also_when_a_connection_was_cut(web: Web, tmp_path: Path) -> None:
     answers = iter([send(CONTENT[:1000], length=len(CONTENT)), send(CONTENT)])
     web.answers["/a%20b.mp4"] = lambda asked: next(answers)(asked)
-    assert fetch_video(f"{web.address}/a b.mp4", tmp_path / "x.mp4", Limits()).read_bytes() == CONTENT
+    assert fetch_video(f"{web.address}/a b.mp4", tmp_path / "x.mp4", Limits()).size == len(CONTENT)
+    assert (tmp_path / "x.mp4").read_bytes() == CONTENT
     web.answers["/there.mp4"] = redirect(f"{web.address}/here.mp4")
     web.answers["/here.mp4"] = send(CONTENT, length=None)
-    assert fetch_video(f"{web.address}/there.mp4", tmp_path / "y.mp4", Limits()).read_bytes() == CONTENT
+    fetch_video(f"{web.address}/there.mp4", tmp_path / "y.mp4", Limits())
+    assert (tmp_path / "y.mp4").read_bytes() == CONTENT
+
+
+EARLIER, LATER = "Thu, 26 Nov 2026 10:00:00 GMT", "Thu, 26 Nov 2026 10:00:01 GMT"
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "same"),
+    [
+        (send(CONTENT, ETag='"a"', Last_Modified=EARLIER), send(CONTENT, ETag='W/"a"', Last_Modified=LATER), True),
+        (send(CONTENT, ETag='"a"', Last_Modified=EARLIER), send(CONTENT, ETag='"b"', Last_Modified=EARLIER), False),
+        (send(CONTENT, ETag='"a"'), send(CONTENT[1:], ETag='"a"'), False),
+        (send(CONTENT, ETag='"a"'), send(CONTENT, length=None, ETag='"a"'), True),
+        (send(CONTENT, Last_Modified=EARLIER), send(CONTENT, Last_Modified=EARLIER), True),
+        (send(CONTENT, Last_Modified=EARLIER), send(CONTENT, ETag='"a"', Last_Modified=LATER), False),
+        (send(CONTENT, Last_Modified=EARLIER), send(CONTENT), True),
+        (send(CONTENT), send(CONTENT[1:]), False),
+        (send(CONTENT, ETag="\xff" * 9000, Last_Modified="never"), send(CONTENT, ETag="b", Last_Modified="31"), False),
+        (send(CONTENT, Last_Modified="Sat, 01 Jan 9999 00:00:00 GMT"), send(CONTENT, Last_Modified=LATER), True),
+    ],
+)
+def test_a_server_tells_by_tag_time_and_size_whether_a_video_has_changed(
+    web: Web, tmp_path: Path, before: Any, now: Any, same: bool
+) -> None:
+    web.answers["/x.mp4"] = before
+    earlier = fetch_video(f"{web.address}/x.mp4", tmp_path / "x.mp4", Limits())
+    web.answers["/x.mp4"] = now
+    states, problems = ask_servers({"x": f"{web.address}/x.mp4"})
+    assert problems == {}
+    found = find_changes({"x": earlier}, {"x": tmp_path / "not.mp4"}, states)
+    assert list(found["changed"]) == ([] if same else ["x"])
+    assert find_changes({"x": None}, {}, states)["unknown"] == states
+
+
+def test_servers_that_do_not_answer_are_named_and_not_asked_for_long(web: Web, tmp_path: Path) -> None:
+    web.answers["/moved.mp4"] = redirect("http://127.0.0.1/x.mp4")
+    names = ["gone", "moved"]
+    addresses = {name: f"{web.address}/{name}.mp4" for name in names}
+    addresses |= {f"dead{number}": f"https://127.0.0.1:9/{number}.mp4" for number in range(500)}
+    states, problems = ask_servers(addresses)
+    assert states == {}
+    assert problems.keys() == addresses.keys()
+    assert problems["gone"] == "status 404"
+    assert "leads on to an address that is not https" in problems["moved"]
+    assert "refused" in problems["dead499"]
 
 
 @pytest.mark.parametrize(
@@ -211,6 +263,43 @@ def test_a_manifest_may_mix_files_addresses_and_stores(
     assert "is not there" in reasons["bucket/videos/gone"]
     assert "bucket/videos/broken" in reasons
     assert list((tmp_path / "temporary").glob("mrrn-videos-*")) == []
+    assert set(cache.ledger.files()) >= set(ids)
+    assert all(cache.ledger.files()[each].size == files[0].stat().st_size for each in ids)
     for level in cache.levels:
         features = [cache.features(video_id, level) for video_id in ids]
         assert all(np.array_equal(features[0], other) for other in features[1:])
+
+
+@pytest.mark.slow
+def test_a_remote_video_whose_bytes_changed_is_extracted_again(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = obstore.store.MemoryStore()
+    monkeypatch.setattr(client, "open_store", lambda location, seconds: store)
+    one, two = (path.read_bytes() for path in sorted(make_videos(tmp_path / "data").rglob("*.avi"))[:2])
+    web.answers |= {"/a.avi": send(one, ETag='"1"'), "/b.avi": send(two)}
+    obstore.put(store, "c.avi", one)
+    data = manifest(tmp_path, [f"{web.address}/a.avi", f"{web.address}/b.avi", "s3://bucket/c.avi"])
+    again = ("--data", str(data), "--allow-remote")
+    assert extract(tmp_path, *again).exit_code == 0
+    a, b, c = f"{web.address.removeprefix('https://')}/a", f"{web.address.removeprefix('https://')}/b", "bucket/c"
+    result = extract(tmp_path, *again)
+    assert "nothing to do" in result.output
+    assert (
+        f"1 remote videos are compared by size alone, since their servers send neither ETag nor Last-Modified: {b}"
+        in (result.output)
+    )
+    web.answers["/a.avi"] = send(two, ETag='"2"')
+    obstore.put(store, "c.avi", two)
+    result = extract(tmp_path, *again)
+    assert f"2 videos are extracted again, because their files have changed: {a}, {c}" in result.output
+    assert result.exit_code == 0, result.output
+    with cache_of(tmp_path) as cache:
+        for level in cache.levels:
+            assert np.array_equal(cache.features(a, level), cache.features(b, level))
+            assert np.array_equal(cache.features(c, level), cache.features(b, level))
+        assert cache.ledger.replaced_files().keys() == {a, c}
+    web.close()
+    result = extract(tmp_path, *again)
+    assert (result.exit_code, "nothing to do" in result.output) == (0, True), result.output
+    assert "2 remote videos could not be compared with what their servers have now" in result.output

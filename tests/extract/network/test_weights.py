@@ -128,6 +128,7 @@ def test_without_network_the_message_says_which_file_to_give(tmp_path, monkeypat
 
 
 @pytest.mark.shared
+@pytest.mark.slow
 def test_the_stand_in_checkpoint_loads(stand_in_weights):
     weights = load_weights(str(stand_in_weights), "resnet34")
     assert set(weights.tensors) == set(architecture("resnet34", 224).shapes)

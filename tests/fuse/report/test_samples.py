@@ -51,4 +51,4 @@ def test_pictures_of_few_frames_and_of_odd_sizes() -> None:
     for shape, sheet in {(8, 30, 40, 3): (160, 60), (5, 30, 40, 3): (160, 60), (1, 3, 200, 3): (200, 3)}.items():
         pictures = pictures_of(np.zeros(shape, np.uint8))
         assert pictures.sheet_size == sheet
-        assert pictures.strip.startswith("data:image/jpeg;base64,")
+        assert pictures.strip.startswith("data:image/webp;base64,")
