@@ -46,8 +46,10 @@ def test_it_prints_the_table_and_writes_the_report(workspace: Workspace) -> None
     assert "dataset tiny (extracted last" in result.output
     assert "! weights: random:0 (random, never trained)" in result.output
     assert f"report: {folder / 'report.html'}" in result.output
-    for name in ("Low RRN", "Mid RRN", "High RRN", "MRRN (0.7 high + 0.2 mid + 0.1 low)", "MRRN (plain mean)"):
-        assert f"{name} " in result.output
+    for name in ("low", "mid", "high", "fused", "mean"):
+        assert f"\n{name} " in result.output
+    assert "fused: MRRN (0.7 high + 0.2 mid + 0.1 low)" in result.output
+    assert all(len(line) <= 80 for line in result.output.splitlines() if "/" not in line)
     written = {path.name for path in folder.iterdir()}
     promised = "report.html results.json table3.csv table3.md per_class.csv per_class.md confusion.svg confusion.png"
     assert set(promised.split()) <= written
@@ -108,7 +110,7 @@ def test_without_runs_it_says_how_to_train(tmp_path: Path) -> None:
     trainable_cache(tmp_path)
     result = fuse(workspace, "--pool", "max", "--seed", "3")
     assert result.exit_code == 1
-    assert "mrrn train --dataset tiny --split 1 --pool max --seed 3 --level all" in result.output
+    assert f"mrrn train --work {tmp_path} --dataset tiny --split 1 --pool max --seed 3 --level all" in result.output
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x04\x95pickle"])
