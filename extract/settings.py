@@ -57,14 +57,16 @@ class DeviceDefaults:
 
     batch_frames: int
     videos_per_claim: int
-    """Videos taken from the ledger at once: about a minute's work on a CPU, some seconds' work on a GPU."""
+    """Videos taken from the ledger at once: about a minute's work on a CPU; on a GPU at first."""
+    most_per_claim: int
+    """As many at most, where claims grow because they are done too fast (`extract.claims`)."""
     shard_rows: int
     """Rows (views of frames) after which a shard is committed: on a CPU half a minute's work on two cores, which is
     what a kill costs; on a GPU, where that is little, 256 MiB of features, so that there are few files."""
 
 
-CPU_DEFAULTS: Final = DeviceDefaults(batch_frames=32, videos_per_claim=16, shard_rows=1_500)
-GPU_DEFAULTS: Final = DeviceDefaults(batch_frames=256, videos_per_claim=128, shard_rows=150_000)
+CPU_DEFAULTS: Final = DeviceDefaults(batch_frames=32, videos_per_claim=16, most_per_claim=16, shard_rows=1_500)
+GPU_DEFAULTS: Final = DeviceDefaults(batch_frames=256, videos_per_claim=128, most_per_claim=4096, shard_rows=150_000)
 
 
 def device_defaults(device: str) -> DeviceDefaults:

@@ -24,7 +24,7 @@ from extract.meter import Meter
 from extract.network.engine import Engine
 from extract.network.weights import Weights, is_file_spec, load_weights
 from extract.pipeline import VideoFeatures, decode_settings, failed, features_of_frames
-from extract.settings import ExtractSettings, settings_of
+from extract.settings import ExtractSettings, device_defaults, settings_of
 from fuse.calibration import Calibration, scaled
 from fuse.metrics import ranked
 from fuse.scores import differences
@@ -143,7 +143,10 @@ def _check_together(configs: Mapping[Level, RunConfig]) -> None:
 
 
 def settings_for(heads: Heads, *, weights: str, device: str, jobs: int) -> ExtractSettings:
-    """How the heads' features were made, on the device asked for; on a device of another kind in full precision."""
+    """How the heads' features were made, on the device asked for.
+
+    On a device of another kind, where the last bits differ anyway, in full precision and in batches of its usual size.
+    """
     from train.distributed import choose_device
 
     where = str(choose_device(device))
@@ -155,6 +158,7 @@ def settings_for(heads: Heads, *, weights: str, device: str, jobs: int) -> Extra
         views=(CENTER_VIEW,),
         device=where,
         precision=made_with.precision if same_kind else "fp32",
+        batch_frames=made_with.batch_frames if same_kind else device_defaults(where).batch_frames,
         jobs=jobs,
     )
 

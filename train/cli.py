@@ -54,7 +54,7 @@ class RecipeName(NameChoice):
 recipe_option = click.option(
     "--recipe",
     type=RecipeName(sorted(RECIPES)),
-    help="How to train; `mrrn recipes` lists them. [default: paper for large splits, small for others]",
+    help="How to train; `mrrn recipes` lists them. [default: paper for all of UCF-101 or HMDB-51, else small]",
 )
 
 
@@ -165,7 +165,7 @@ def main(
         for each in levels
     ]
     if not fresh and overrides["clips"] is None:
-        configs = [with_recorded_recipe(config, workspace) for config in configs]
+        configs = [with_recorded_recipe(config, workspace, asked=recipe is not None) for config in configs]
     if configs[0].recipe.to_json() | {"summary": "", "clips": ""} != chosen.to_json() | {"summary": "", "clips": ""}:
         say(f"recipe {configs[0].recipe.name} as it was when these runs were begun; --fresh takes today's")
     say(f"clips: {configs[0].clips.words}")
@@ -298,7 +298,7 @@ def _train_missing(
     """
     configs = plan.configs()
     if not fresh and "clips" not in chosen:
-        configs = [with_recorded_recipe(config, workspace) for config in configs]
+        configs = [with_recorded_recipe(config, workspace, asked="recipe" in chosen) for config in configs]
     stale = [config for config in configs if fresh and is_another(config.folder(workspace), config)]
     missing = [
         config for config in configs if config in stale or state_of(config.folder(workspace), config) != "finished"

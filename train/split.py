@@ -89,8 +89,8 @@ class Split:
     def usual_recipe(self) -> tuple[Recipe, str]:
         """Returns the recipe for a split with as many training clips as this one has, and the reason for it."""
         clips = sum(ClipRule().count(len(self.cache.frames_of(sample))) for sample in self.training)
-        recipe, why = default_recipe(clips)
-        return self.recipes[recipe.name], why
+        name, why = default_recipe(self.dataset.source, clips)
+        return self.recipes[name], why
 
     @property
     def recipes(self) -> dict[str, Recipe]:
