@@ -316,17 +316,19 @@ def _heads(choose: Choose, bundle: Path | None, weights: str | None, clips: str 
     """The heads of a bundle, or else of the chosen runs, and the backbone's weights that go with them."""
     from fuse.bundle import read_bundle
     from fuse.calibration import calibrate
-    from fuse.predict import load_heads, weights_for
+    from fuse.predict import check_not_imported, load_heads, weights_for
 
     if bundle:
         heads, recorded = load_heads(*read_bundle(bundle), clips), None
     else:
-        choice = choose(clips).of_new_videos()
+        choice = choose(clips)
+        with FeatureCache.open(choice.workspace.cache(choice.dataset)) as cache:
+            check_not_imported(cache.fingerprint.identity)
+            recorded = cache.settings.get("weights")
+        choice = choice.of_new_videos()
         heldout = read_heldout(choice)
         calibration = calibrate(heldout.levels, heldout.labels, PAPER_WEIGHTS) if heldout else None
         heads = load_heads(choice.folders(), calibration=calibration, clips=clips)
-        with FeatureCache.open(choice.workspace.cache(choice.dataset)) as cache:
-            recorded = cache.settings.get("weights")
     return heads, weights_for(heads, weights, recorded)
 
 

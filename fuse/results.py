@@ -33,7 +33,7 @@ from cache.aggregate import (
 )
 from cache.clips import ClipRule
 from cache.common.errors import ScoreError
-from cache.fingerprint import LEVELS, Level
+from cache.fingerprint import LEVELS, Level, is_imported
 from cache.scores import ScoreTable
 from extract.network.weights import is_file_spec
 from extract.settings import IMAGENET, RequestedSettings
@@ -404,6 +404,8 @@ def caveats(results: Results) -> list[str]:
 def weights_caveats(identity: Mapping[str, Any]) -> list[str]:
     """The caveats of `caveats` that say that the backbone was not the paper's ResNet-34 with ImageNet weights."""
     weights, backbone = str(identity.get("weights")), str(identity.get("backbone"))
+    if is_imported(identity):
+        return [f"features: {backbone} (another program made them; the paper used {paper.BACKBONE})."]
     found = []
     if is_file_spec(weights):
         found.append(f"weights: {weights} (not the paper's ImageNet weights).")

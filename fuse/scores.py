@@ -240,6 +240,9 @@ def read_levels(choice: RunChoice) -> dict[Level, ScoreTable]:
     paths = {level: folder / SCORES_FILE for level, folder in choice.folders().items()}
     missing = [level for level, path in paths.items() if not path.exists()]
     if missing:
+        if cache := FeatureCache.find(choice.workspace.cache(choice.dataset), None):
+            with cache:
+                cache.require_levels()
         which = missing[0] if len(missing) == 1 else "all"
         raise ScoreError(
             f"no scores of level {', '.join(missing)} for {choice}; train with "

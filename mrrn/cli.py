@@ -35,6 +35,9 @@ class _LazyGroup(StageGroup):
             return None
         module, name, _ = COMMANDS[cmd_name]
         command: click.Command = getattr(import_module(module), name)
+        if isinstance(command, click.Group) and cmd_name == "cache":
+            # It reads manifests, as extraction does, which `cache` knows nothing of.
+            command.add_command(import_module("extract.imported.run").import_command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

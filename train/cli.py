@@ -159,6 +159,8 @@ def main(
     usual, why = opened.usual_recipe()
     chosen = with_overrides(opened.recipes[recipe] if recipe else usual, **overrides)
     say(f"recipe {chosen.name} ({'asked for' if recipe else why}; RECIPE= or --recipe chooses another)")
+    if level == "all":
+        opened.cache.require_levels()
     levels: tuple[Level, ...] = LEVELS if level == "all" else (level,)  # type: ignore[assignment]
     configs = [
         opened.config(level=each, pool=pool, seed=seed, recipe=chosen, usual=usual, holdout=holdout, watch=watch)
