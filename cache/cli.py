@@ -100,7 +100,8 @@ def repair_command(path: Path, prune: bool, dry_run: bool) -> None:
     if dry_run:
         click.echo(f"{path}: nothing was changed")
     else:
-        click.echo(f"{path}: " + ("`make extract` now fills the gaps" if done else "there was nothing to repair"))
+        gaps = "`make extract` (for imported features `mrrn cache import`) now fills the gaps"
+        click.echo(f"{path}: {gaps if done else 'there was nothing to repair'}")
 
 
 @main.command("leases")

@@ -14,7 +14,7 @@ import numpy as np
 from cache.common.errors import CacheError
 from cache.common.files import discard, fsync_folder, make_folder_durably, plain_files, remove
 from cache.common.progress import progress
-from cache.reading import allocate, offsets_of, read_features
+from cache.reading import allocate, offsets_of, place_in, read_features
 from cache.store import FeatureCache
 
 Container = Literal["npz", "safetensors"]
@@ -98,7 +98,7 @@ def _by_level(cache: FeatureCache) -> Iterator[_File]:
     offsets = offsets_of(places)
     for level in cache.levels:
         features_VFC = allocate((len(cache.views), int(offsets[-1]), cache.widths[level]), cache.path)
-        pts_F = read_features(cache.pool, level, places, range(len(cache.views)), features_VFC)
+        pts_F = read_features(cache.pool, level, places, range(len(cache.views)), place_in(features_VFC))
         arrays: dict[str, np.ndarray] = {"features": features_VFC, "offsets": offsets, "pts_seconds": pts_F}
         yield level, arrays, {"video_ids": cache.video_ids, "views": cache.views}
 

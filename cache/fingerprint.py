@@ -30,6 +30,9 @@ CENTER_VIEW: Final = "center"
 """View 0 of every cache, the one that testing uses."""
 
 
+IMPORTED: Final = "imported: "
+"""Before what is said of their making, for a backbone: the features were made by another program."""
+
 JSON: TypeAlias = Any
 """What `json.dumps` takes: dicts with string keys, lists, strings, numbers, booleans, None."""
 
@@ -78,22 +81,34 @@ class Difference:
     ours: JSON
     identity: bool
     """True for an identity field, which must match; False for an environment field."""
+    names: tuple[str, str] = ("", "")
+    """What people call the two values, where these are hashes."""
 
     def __str__(self) -> str:
         theirs, ours = (
-            ABSENT if value == ABSENT else json.dumps(value, ensure_ascii=False) for value in (self.theirs, self.ours)
+            ABSENT if value == ABSENT else json.dumps(value, ensure_ascii=False) + (f" ({name})" if name else "")
+            for value, name in zip((self.theirs, self.ours), self.names, strict=True)
         )
         return f"{self.field}: the cache has {theirs}, this run has {ours}"
 
 
+def is_imported(identity: Mapping[str, JSON]) -> bool:
+    """Whether features of this identity were made by another program."""
+    return str(identity.get("backbone")).startswith(IMPORTED)
+
+
 def widths_of(identity: Mapping[str, JSON]) -> dict[Level, int]:
-    """Channels of each level's features: those of the identity, else ResNet-34's. Raises `CacheError` if unusable."""
+    """Channels of each level's features: those of the identity, else ResNet-34's. Raises `CacheError` if unusable.
+
+    Imported features have the levels that somebody has made.
+    """
     widths = identity.get("widths", CHANNELS)
+    known = [level for level in LEVELS if not is_imported(identity) or level in identity.get("levels", LEVELS)]
     if not isinstance(widths, Mapping) or any(
-        type(widths.get(level)) is not int or not 0 < widths[level] <= MOST_CHANNELS for level in LEVELS
+        type(widths.get(level)) is not int or not 0 < widths[level] <= MOST_CHANNELS for level in known
     ):
-        raise CacheError(f"widths are {widths!r}; expected a number of channels for each of {', '.join(LEVELS)}")
-    return {level: widths[level] for level in LEVELS}
+        raise CacheError(f"widths are {widths!r}; expected a number of channels for each of {', '.join(known)}")
+    return {level: widths[level] for level in known}
 
 
 def differences(theirs: Fingerprint, ours: Fingerprint) -> list[Difference]:
@@ -109,7 +124,9 @@ def differences(theirs: Fingerprint, ours: Fingerprint) -> list[Difference]:
         for name in sorted({*left, *right}):
             a, b = left.get(name, ABSENT), right.get(name, ABSENT)
             if canonical_json(a) != canonical_json(b):
-                found.append(Difference(name, a, b, identity))
+                hashes = name == "weights_sha256"
+                names = [str(each.identity.get("weights", "")) if hashes else "" for each in (theirs, ours)]
+                found.append(Difference(name, a, b, identity, (names[0], names[1])))
     return found
 
 
@@ -120,12 +137,14 @@ def check_fingerprint(theirs: Fingerprint, ours: Fingerprint, *, allow_drift: bo
     if identity:
         raise FingerprintError(
             f"{where} was made with other settings. {identity}. "
-            "Use the cache's settings, or extract into another cache (WORK= or --work names another folder)"
+            "Use the cache's settings, or extract into another cache (WORK= or --work names another folder)",
+            [difference.field for difference in found],
         )
     if found and not allow_drift:
         raise FingerprintError(
             f"{where} was made in another environment. {'; '.join(map(str, found))}. "
-            "Use the same one, or give --allow-drift to go on; the shards made from now on then record the difference"
+            "Use the same one, or give --allow-drift to go on; the shards made from now on then record the difference",
+            [difference.field for difference in found],
         )
 
 

@@ -10,6 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -162,17 +163,50 @@ def load_bank(pool: ShardPool, level: Level, places: Sequence[Place], device: st
     offsets = offsets_of(places)
     shape = (len(views), int(offsets[-1]), pool.widths[level])
     if torch.device(device).type == "cuda":
-        # Page-locked memory moves to the GPU at full speed.
-        tensor_VFC = torch.empty(shape, dtype=torch.float16, pin_memory=True)
+        tensor_VFC = torch.empty(shape, dtype=torch.float16, device=device)
+        span = upload_to(tensor_VFC)
     else:
-        tensor_VFC = torch.from_numpy(allocate(shape, pool.folder))
+        array_VFC = allocate(shape, pool.folder)
+        tensor_VFC, span = torch.from_numpy(array_VFC), place_in(array_VFC)
     return FeatureBank(
         level=level,
         video_ids=tuple(place.video_id for place in places),
-        pts_seconds=read_features(pool, level, places, views, tensor_VFC.numpy()),
-        features=tensor_VFC.to(device, non_blocking=True),
+        pts_seconds=read_features(pool, level, places, views, span),
+        features=tensor_VFC,
         offsets=offsets,
     )
+
+
+Span = Callable[[int, slice], AbstractContextManager[NDArray[np.float16]]]
+"""Index of a view, frames -> memory `[F, C]` to read them into, which is taken over when the context ends."""
+
+
+def place_in(array_VFC: NDArray[np.float16]) -> Span:
+    """Returns the parts of an array themselves."""
+    return lambda row, frames: nullcontext(array_VFC[row, frames])
+
+
+def upload_to(tensor_VFC: "torch.Tensor") -> Span:
+    """Returns page-locked memory of the calling thread, from which a part of a tensor on a GPU is copied at full speed.
+
+    So only as much memory is page-locked as the threads read at a time.
+    """
+    import torch
+
+    own = threading.local()
+
+    @contextmanager
+    def span(row: int, frames: slice) -> Iterator[NDArray[np.float16]]:
+        wanted_FC = tensor_VFC[row, frames]
+        with torch.cuda.device_of(tensor_VFC):
+            if not hasattr(own, "buffer") or len(own.buffer) < wanted_FC.numel():
+                numel = max(wanted_FC.numel(), _TASK_BYTES // tensor_VFC.itemsize)
+                own.buffer = torch.empty(numel, dtype=tensor_VFC.dtype, pin_memory=tensor_VFC.is_cuda)
+            read_FC = own.buffer[: wanted_FC.numel()].view_as(wanted_FC)
+            yield read_FC.numpy()
+            wanted_FC.copy_(read_FC)
+
+    return span
 
 
 def allocate(shape: tuple[int, ...], folder: Path) -> NDArray[np.float16]:
@@ -190,17 +224,18 @@ def allocate(shape: tuple[int, ...], folder: Path) -> NDArray[np.float16]:
 
 
 def read_features(
-    pool: ShardPool, level: Level, places: Sequence[Place], views: Sequence[int], out_VFC: NDArray[np.float16]
+    pool: ShardPool, level: Level, places: Sequence[Place], views: Sequence[int], span: Span
 ) -> NDArray[np.float64]:
-    """Fill `out_VFC` with the given views of whole videos, and return their frames' times `[F]`.
+    """Read the given views of whole videos, each to the `span` of its frames, and return the frames' times `[F]`.
 
     Shards are read in parallel and every checksum is verified. Raises `DamageError` naming the first damaged video.
     """
     offsets = offsets_of(places)
     pts_F = np.empty(int(offsets[-1]), dtype=np.float64)
+    frame_bytes = len(views) * pool.widths[level] * 2
 
     def read(run: tuple[int, int]) -> int:
-        """Videos `[start, stop)`, which follow one another both in a shard and in `out_VFC`: one read a view."""
+        """Videos `[start, stop)`, which follow one another both in a shard and in `places`: one read a view."""
         videos = places[slice(*run)]
         shard = pool.shard(videos[0].shard)
         for place in videos:
@@ -211,18 +246,18 @@ def read_features(
         frames = slice(*offsets[list(run)].tolist())
         pts_F[frames] = index.pts_seconds[start:stop]
         for row, view in enumerate(views):
-            span_FC = out_VFC[row, frames]
-            shard.reader.read_into(level, view, start, span_FC)
-            for i in range(first, last):
-                video_FC = span_FC[index.offsets[i] - start : index.offsets[i + 1] - start]
-                check_span(shard.reader, i, level, view, video_FC)
-        return out_VFC[:, frames].nbytes
+            with span(row, frames) as span_FC:
+                shard.reader.read_into(level, view, start, span_FC)
+                for i in range(first, last):
+                    video_FC = span_FC[index.offsets[i] - start : index.offsets[i + 1] - start]
+                    check_span(shard.reader, i, level, view, video_FC)
+        return (stop - start) * frame_bytes
 
-    total = round(out_VFC.nbytes / _MIB)
+    total = round(len(pts_F) * frame_bytes / _MIB)
     threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="cache-read")
     with progress(f"reading {level} features", total, "MiB") as shown, threads:
         done = 0
-        for num_bytes in threads.map(read, _runs(places, offsets, out_VFC[:, :1].nbytes)):
+        for num_bytes in threads.map(read, _runs(places, offsets, frame_bytes)):
             done += num_bytes
             shown.update(round(done / _MIB))
     return pts_F

@@ -24,6 +24,14 @@ COMMITS_AHEAD: Final = 2
 """Shards that may wait to be committed; while there are more, whoever brings the next one waits."""
 
 
+GROW_BELOW_SECONDS: Final = 15.0
+"""A claim that is done sooner is followed by one of twice its size, so that a claim, which a kill may cost, is at most
+half a minute's work; one that takes twice as long, by one of half its size."""
+
+EXTRACTORS: Final = 8
+"""A grown claim takes at most this part of what is pending, so that other extractors find work to the end."""
+
+
 class ClaimQueue:
     """A context manager: claims videos for this process, and holds the claims until their shards are committed."""
 
@@ -36,12 +44,15 @@ class ClaimQueue:
         device: str,
         say: Callable[[str], None],
     ) -> None:
-        """`paths`: the file of each video that the dataset has now. `device`: decides how much is claimed at once."""
+        """`paths`: the file of each video that the dataset has now. `device`: decides how much is claimed at first."""
         self._cache, self._paths, self._made_with = cache, paths, made_with
-        self._device, self._say = device, say
+        self._sizes, self._say = device_defaults(device), say
+        self._size = self._sizes.videos_per_claim
         self._owner = this_process()
         self._held: dict[int, Claim] = {}
         """Claims of which something is not committed yet, by token."""
+        self._since: dict[int, float] = {}
+        """When they were given out."""
         self._commits: list[Future[None]] = []
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._stop = threading.Event()
@@ -86,7 +97,7 @@ class ClaimQueue:
                 # They were taken from an earlier claim of this process, which must end before they are done again.
                 self._cache.ledger.release(claim)
                 return
-            self._held[claim.token] = claim
+            self._held[claim.token], self._since[claim.token] = claim, time.monotonic()
             yield ExtractTask(claim, tuple(self._paths.get(video.id) for video in claim.videos))
             claim = self._claim()
 
@@ -108,8 +119,10 @@ class ClaimQueue:
         self._wait_for_commits(0)
 
     def _claim(self) -> Claim | None:
-        limit = device_defaults(self._device).videos_per_claim
-        return self._cache.ledger.claim(self._owner, limit, LEASE_SECONDS)
+        smallest, size = self._sizes.videos_per_claim, self._size
+        if size > smallest:
+            size = max(smallest, min(size, self._cache.ledger.counts()["pending"] // EXTRACTORS))
+        return self._cache.ledger.claim(self._owner, size, LEASE_SECONDS)
 
     def _are_here(self, claim: Claim) -> bool:
         here = {video.id for held in list(self._held.values()) for video in held.videos}
@@ -124,8 +137,16 @@ class ClaimQueue:
             commit()
         except LeaseLostError as error:
             self._say(str(error))
-        if last:
-            self._held.pop(claim.token, None)
+        if last and claim.token in self._held:
+            del self._held[claim.token]
+            self._resize(len(claim.videos), time.monotonic() - self._since.pop(claim.token))
+
+    def _resize(self, videos: int, seconds: float) -> None:
+        """Choose the size of the next claims, now that one of so many videos took so long."""
+        if videos >= self._size and seconds < GROW_BELOW_SECONDS:
+            self._size = min(2 * self._size, self._sizes.most_per_claim)
+        elif videos <= self._size and seconds > 2 * GROW_BELOW_SECONDS:
+            self._size = max(self._size // 2, self._sizes.videos_per_claim)
 
     def _renew(self) -> None:
         """Renew all leases until told to stop. Errors are left to the commits, which meet and raise the same ones."""

@@ -12,7 +12,7 @@ from cache.common.console import StageGroup, dataset_option, work_option
 from cache.common.errors import MrrnError
 from cache.common.workspace import Workspace
 from extract.network.weights import IMAGENET
-from extract.settings import OneTimeOptions, RequestedSettings
+from extract.settings import OneTimeOptions, RequestedSettings, flag_of
 
 
 def _options_of(settings: type) -> Callable[[Any], Any]:
@@ -31,8 +31,9 @@ def _option(setting: Field[Any]) -> Callable[[Any], Any]:
         except (ValueError, MrrnError) as error:
             raise click.BadParameter(str(error)) from error
 
-    flag = setting.metadata["flag"] or f"--{setting.name.replace('_', '-')}"
-    return click.option(flag, setting.name, default=None, callback=parse and parsed, **setting.metadata["option"])
+    return click.option(
+        flag_of(setting), setting.name, default=None, callback=parse and parsed, **setting.metadata["option"]
+    )
 
 
 @click.group(cls=StageGroup, invoke_without_command=True, context_settings={"max_content_width": 110})

@@ -9,7 +9,7 @@ with everything decided for one device. `OneTimeOptions` holds what the cache do
 import os
 import platform
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 import click
 import msgspec
 
+from cache.common.commands import source_of
 from cache.common.device import find_device
 from cache.common.errors import CacheError, MrrnError
 from cache.fingerprint import (
@@ -55,14 +56,16 @@ class DeviceDefaults:
 
     batch_frames: int
     videos_per_claim: int
-    """Videos taken from the ledger at once: about a minute's work on a CPU, some seconds' work on a GPU."""
+    """Videos taken from the ledger at once: about a minute's work on a CPU; on a GPU at first."""
+    most_per_claim: int
+    """As many at most, where claims grow because they are done too fast (`extract.claims`)."""
     shard_rows: int
     """Rows (views of frames) after which a shard is committed: on a CPU half a minute's work on two cores, which is
     what a kill costs; on a GPU, where that is little, 256 MiB of features, so that there are few files."""
 
 
-CPU_DEFAULTS: Final = DeviceDefaults(batch_frames=32, videos_per_claim=16, shard_rows=1_500)
-GPU_DEFAULTS: Final = DeviceDefaults(batch_frames=256, videos_per_claim=128, shard_rows=150_000)
+CPU_DEFAULTS: Final = DeviceDefaults(batch_frames=32, videos_per_claim=16, most_per_claim=16, shard_rows=1_500)
+GPU_DEFAULTS: Final = DeviceDefaults(batch_frames=256, videos_per_claim=128, most_per_claim=4096, shard_rows=150_000)
 
 
 def device_defaults(device: str) -> DeviceDefaults:
@@ -360,7 +363,7 @@ def _network(settings: ExtractSettings) -> dict[str, JSON]:
     return {"transform": str(preprocess), **({} if papers else {"depths": depths, "widths": widths})}
 
 
-def _identity(settings: RequestedSettings, text: str, sha256: str, network: Mapping[str, JSON]) -> dict[str, JSON]:
+def _identity(settings: RequestedSettings, text: str, sha256: JSON, network: Mapping[str, JSON]) -> dict[str, JSON]:
     return {
         **settings.part("identity"),
         "weights_sha256": sha256,
@@ -395,13 +398,34 @@ def check_given(
     if "decoder" in given:
         environment["decoder_version"] = decoder_version(settings.decoder)
     theirs = made_with.identity
+    text, before = weights_text(settings.weights), str(theirs.get("weights"))
+    # Names of weights are told apart at once; of a file, only its numbers tell.
+    renamed = text != before and not (is_file_spec(settings.weights) or is_file_spec(before))
+    sha256 = None if renamed else theirs.get("weights_sha256")
     network = {name: theirs[name] for name in ("transform", "depths", "widths") if name in theirs}
     depths = dict(zip(LEVELS, settings.depths, strict=False)) or theirs.get("depths")
     if depths != theirs.get("depths", RESNET_DEPTHS) and depths:
         network["depths"] = depths
-    identity = _identity(settings, weights_text(settings.weights), str(theirs.get("weights_sha256")), network)
-    ours = Fingerprint(identity=identity, environment=environment)
+    ours = Fingerprint(identity=_identity(settings, text, sha256, network), environment=environment)
+    if renamed:
+        made_with = replace(made_with, identity={**theirs, "weights_sha256": None})
     check_fingerprint(made_with, ours, allow_drift=allow_drift, where=where)
+
+
+def sources(given: Collection[str], differing: Collection[str]) -> str:
+    """Where the settings come from that `differing` fields of a fingerprint follow from; `given` are their names."""
+    behind = {"weights_sha256": "weights", "transform": "backbone", "depths": "levels", "widths": "backbone"}
+    names = {behind.get(name, name): None for name in differing}
+    return "; ".join(
+        f"{each.name}: " + (f"given by {source_of(flag_of(each))}" if each.name in given else "recorded, or by default")
+        for each in fields(RequestedSettings)
+        if each.name in names
+    )
+
+
+def flag_of(setting: Field[Any]) -> str:
+    """The option of a setting."""
+    return setting.metadata["flag"] or f"--{setting.name.replace('_', '-')}"
 
 
 # -- what follows from the device --------------------------------------------------------------------------------------

@@ -21,9 +21,11 @@ from cache.fingerprint import LEVELS, Level
 Probabilities = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
-Scaled = Literal["low", "mid", "high", "fused"]
+Scaled = Literal["low", "mid", "high", "fused", "searched"]
 SCALED: Final[tuple[Scaled, ...]] = get_args(Scaled)
-"""What has a temperature: each level's head, and their fusion."""
+"""What can have a temperature: each level's head, their fusion, and that by searched weights."""
+
+_ALWAYS: Final = set(SCALED) - {"searched"}
 
 LEAST: Final = 0.05
 MOST: Final = 20.0
@@ -74,7 +76,7 @@ class Calibration:
     @property
     def text(self) -> str:
         """What was found, in words."""
-        each = ", ".join(f"{name} {self.temperatures[name]:.2f}" for name in SCALED)
+        each = ", ".join(f"{name} {found:.2f}" for name, found in self.temperatures.items())
         lost = f"{self.heldout.right_lost:,} of {self.heldout.right:,} right answers"
         refused = f"{self.heldout.wrong_refused:,} of {self.heldout.wrong:,} wrong ones"
         return (
@@ -86,7 +88,7 @@ class Calibration:
     def from_json(cls, value: Any) -> "Calibration":
         """The inverse of `dataclasses.asdict`. Raises `ValueError` unless all is there and can be."""
         found = msgspec.convert(value, cls)
-        if set(found.temperatures) != set(SCALED):
+        if not found.temperatures.keys() >= _ALWAYS:
             raise ValueError(f"temperatures of {', '.join(found.temperatures)}; expected {', '.join(SCALED)}")
         if not (all(LEAST <= each <= MOST for each in found.temperatures.values()) and 0 <= found.threshold <= 1):
             raise ValueError(f"temperatures {dict(found.temperatures)}, threshold {found.threshold}: out of range")
@@ -94,14 +96,19 @@ class Calibration:
 
 
 def calibrate(
-    levels: Mapping[Level, Probabilities], labels_N: Labels, fusion_weights: Mapping[Level, float]
+    levels: Mapping[Level, Probabilities],
+    labels_N: Labels,
+    fusion_weights: Mapping[Level, float],
+    searched_weights: Mapping[Level, float] | None = None,
 ) -> Calibration | None:
     """Temperatures and threshold from held-out videos `[N, K]` for each level; None for too few of them."""
     if len(labels_N) < FEW_VIDEOS:
         return None
     fused = fuse_levels(levels, fusion_weights)
-    found: dict[Scaled, float] = {level: temperature(levels[level], labels_N) for level in LEVELS}
-    found["fused"] = temperature(fused, labels_N)
+    models: dict[Scaled, Probabilities] = {**{level: levels[level] for level in LEVELS}, "fused": fused}
+    if searched_weights is not None:
+        models["searched"] = fuse_levels(levels, searched_weights)
+    found = {name: temperature(each, labels_N) for name, each in models.items()}
     confidence_N = scaled(fused, found["fused"]).max(axis=1)
     right_N = correct(fused, labels_N)
     chosen = threshold(confidence_N, right_N)

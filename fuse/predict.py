@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 
 from cache.aggregate import PAPER_WEIGHTS, clips_to_videos, fuse_levels
 from cache.clips import ClipRule
-from cache.common.errors import MrrnError, WeightsError
+from cache.common.errors import MrrnError, ScoreError, WeightsError
 from cache.common.text import visible, wrapped
-from cache.fingerprint import CENTER_VIEW, Level
+from cache.fingerprint import CENTER_VIEW, Level, is_imported
 from cache.ledger import Outcome
 from extract.decode import DecodePool, VideoEnd, VideoRequest
 from extract.meter import Meter
 from extract.network.engine import Engine
 from extract.network.weights import Weights, is_file_spec, load_weights
 from extract.pipeline import VideoFeatures, decode_settings, failed, features_of_frames
-from extract.settings import ExtractSettings, settings_of
+from extract.settings import ExtractSettings, device_defaults, settings_of
 from fuse.calibration import Calibration, scaled
 from fuse.metrics import ranked
 from fuse.scores import differences
@@ -109,6 +109,7 @@ def load_heads(
     loaded = {level: load_head(folder) for level, folder in folders.items()}
     _check_together({level: config for level, (_, config) in loaded.items()})
     _, high = loaded["high"]
+    check_not_imported(high.fingerprint["identity"])
     try:
         identity, environment = high.fingerprint["identity"], high.fingerprint["environment"]
         decode_settings(settings_of(identity, environment))
@@ -133,6 +134,15 @@ def load_heads(
     )
 
 
+def check_not_imported(identity: Mapping[str, Any]) -> None:
+    """Raises `ScoreError` if another program made the features: those of a new video cannot be made here."""
+    if is_imported(identity):
+        raise ScoreError(
+            f"the heads read features that another program made ({visible(str(identity['backbone']))}), so those of "
+            "new videos cannot be made here: extract the videos with a backbone of this program to predict others"
+        )
+
+
 def _check_together(configs: Mapping[Level, RunConfig]) -> None:
     for name in ("dataset", "split", "pool", "classes", "clips", "cache_digest"):
         if problems := differences(name, {level: getattr(config, name) for level, config in configs.items()}):
@@ -143,7 +153,10 @@ def _check_together(configs: Mapping[Level, RunConfig]) -> None:
 
 
 def settings_for(heads: Heads, *, weights: str, device: str, jobs: int) -> ExtractSettings:
-    """How the heads' features were made, on the device asked for; on a device of another kind in full precision."""
+    """How the heads' features were made, on the device asked for.
+
+    On a device of another kind, where the last bits differ anyway, in full precision and in batches of its usual size.
+    """
     from train.distributed import choose_device
 
     where = str(choose_device(device))
@@ -155,6 +168,7 @@ def settings_for(heads: Heads, *, weights: str, device: str, jobs: int) -> Extra
         views=(CENTER_VIEW,),
         device=where,
         precision=made_with.precision if same_kind else "fp32",
+        batch_frames=made_with.batch_frames if same_kind else device_defaults(where).batch_frames,
         jobs=jobs,
     )
 

@@ -33,7 +33,7 @@ from cache.aggregate import (
 )
 from cache.clips import ClipRule
 from cache.common.errors import ScoreError
-from cache.fingerprint import LEVELS, Level
+from cache.fingerprint import LEVELS, Level, is_imported
 from cache.scores import ScoreTable
 from extract.network.weights import is_file_spec
 from extract.settings import IMAGENET, RequestedSettings
@@ -194,8 +194,8 @@ class Results:
 
     def calibrated(self, name: Scaled) -> NDArray[np.float64] | None:
         """A model's probabilities `[N, K]` at its temperature; None if none was found."""
-        found = self.calibration
-        return None if found is None else scaled(self.probabilities[name], found.temperatures[name])
+        found = self.calibration and self.calibration.temperatures.get(name)
+        return None if found is None else scaled(self.probabilities[name], found)
 
     @cached_property
     def refusals(self) -> Refusals | None:
@@ -337,7 +337,7 @@ def evaluate(
         labels=labels,
         probabilities=_models(levels, searched),
         searched_weights=searched,
-        calibration=calibrate(heldout.levels, heldout.labels, PAPER_WEIGHTS) if heldout else None,
+        calibration=calibrate(heldout.levels, heldout.labels, PAPER_WEIGHTS, searched) if heldout else None,
         curves=curves or {},
         linear=linear,
     )
@@ -404,6 +404,8 @@ def caveats(results: Results) -> list[str]:
 def weights_caveats(identity: Mapping[str, Any]) -> list[str]:
     """The caveats of `caveats` that say that the backbone was not the paper's ResNet-34 with ImageNet weights."""
     weights, backbone = str(identity.get("weights")), str(identity.get("backbone"))
+    if is_imported(identity):
+        return [f"features: {backbone} (another program made them; the paper used {paper.BACKBONE})."]
     found = []
     if is_file_spec(weights):
         found.append(f"weights: {weights} (not the paper's ImageNet weights).")
@@ -484,7 +486,7 @@ def summarise(results: Results, notes: Sequence[str], made: Made) -> dict[str, A
         "calibration": results.calibration and asdict(results.calibration),
         "none_of_these": results.refusals and asdict(results.refusals),
         "certainty": results.certainty,
-        "reliability": {name: _reliability(results, name) for name in SCALED},
+        "reliability": {name: _reliability(results, name) for name in SCALED if name in results.models},
         "paper": {model: value for model, value in results.paper.items() if value is not None},
         "weights": results.weights,
         "subset": subset and asdict(subset),

@@ -36,7 +36,7 @@ from train.config import (
     read_config,
     variant_of,
 )
-from train.recipes import POOLS, RECIPES, RETIRED, with_overrides
+from train.recipes import LINEAR, POOLS, RECIPES, RETIRED, with_overrides
 from train.split import open_split
 
 METRICS_BYTES: Final = 1 << 26
@@ -67,7 +67,7 @@ class RunChoice:
 
         Raises `TrainingError` if the usual run has to be read for it and cannot be.
         """
-        if self.clips is not None:
+        if self.clips is not None or self.recipe == LINEAR:
             opened = open_split(self.workspace, self.dataset, self.split)
             usual_recipe, _ = opened.usual_recipe()
             recipe = with_overrides(opened.recipes[self.recipe] if self.recipe else usual_recipe, clips=self.clips)
@@ -121,6 +121,11 @@ class RunChoice:
         return self.workspace.run(self.dataset, self.split, level, self.pool, self.seed, variant)
 
 
+split_option = click.option(
+    "--split", type=click.IntRange(1, 3), default=1, show_default=True, help="Split that the heads were trained on."
+)
+
+
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options that choose runs; it gets them as `choose`, which makes the RunChoice.
 
@@ -136,9 +141,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         show_default=True,
         help="Temporal pooling of the heads (equations 8 and 9).",
     )
-    @click.option(
-        "--split", type=click.IntRange(1, 3), default=1, show_default=True, help="Split that the heads were trained on."
-    )
+    @split_option
     @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the runs.")
     @click.option(
         "--recipe",
@@ -237,6 +240,9 @@ def read_levels(choice: RunChoice) -> dict[Level, ScoreTable]:
     paths = {level: folder / SCORES_FILE for level, folder in choice.folders().items()}
     missing = [level for level, path in paths.items() if not path.exists()]
     if missing:
+        if cache := FeatureCache.find(choice.workspace.cache(choice.dataset), None):
+            with cache:
+                cache.require_levels()
         which = missing[0] if len(missing) == 1 else "all"
         raise ScoreError(
             f"no scores of level {', '.join(missing)} for {choice}; train with "
@@ -338,7 +344,7 @@ def check_same(tables: Mapping[Level, ScoreTable]) -> None:
     ]
     for name in ("dataset", "split", "pool", "clips", "cache_digest"):
         problems += differences(name.replace("_", " "), {level: run.get(name) for level, run in runs.items()})
-    problems += differences("cache fingerprint", {level: _identity(table) for level, table in tables.items()})
+    problems += differences("cache fingerprint", {level: identity_of(table) for level, table in tables.items()})
     problems += differences("classes", {level: tuple(table.classes.tolist()) for level, table in tables.items()})
     problems += _clip_differences(tables)
     if problems:
@@ -353,7 +359,7 @@ def check_against_cache(tables: Mapping[Level, ScoreTable], cache: ScoredCache, 
     """
     table = next(iter(tables.values()))
     scored = table.label_of
-    problems = differences("fingerprint", {"scores": _identity(table), "cache": _without_name(cache.identity)})
+    problems = differences("fingerprint", {"scores": identity_of(table), "cache": _without_name(cache.identity)})
     problems += differences("classes", {"scores": tuple(table.classes.tolist()), "cache": cache.dataset.classes})
     wrong = {
         "scored, but not test videos of this split": set(scored) - set(expected),
@@ -371,7 +377,8 @@ def _without_name(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in identity.items() if name != "weights"}
 
 
-def _identity(table: ScoreTable) -> dict[str, Any]:
+def identity_of(table: ScoreTable) -> dict[str, Any]:
+    """What the features behind the scores depend on."""
     return _without_name(table.run.get("fingerprint", {}).get("identity", {}))
 
 

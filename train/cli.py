@@ -53,7 +53,7 @@ class RecipeName(click.Choice[str]):
 recipe_option = click.option(
     "--recipe",
     type=RecipeName(sorted(RECIPES)),
-    help="How to train; `mrrn recipes` lists them. [default: paper for large splits, small for others]",
+    help="How to train; `mrrn recipes` lists them. [default: paper for all of UCF-101 or HMDB-51, else small]",
 )
 
 
@@ -158,13 +158,15 @@ def main(
     usual, why = opened.usual_recipe()
     chosen = with_overrides(opened.recipes[recipe] if recipe else usual, **overrides)
     say(f"recipe {chosen.name} ({'asked for' if recipe else why}; RECIPE= or --recipe chooses another)")
+    if level == "all":
+        opened.cache.require_levels()
     levels: tuple[Level, ...] = LEVELS if level == "all" else (level,)  # type: ignore[assignment]
     configs = [
         opened.config(level=each, pool=pool, seed=seed, recipe=chosen, usual=usual, holdout=holdout, watch=watch)
         for each in levels
     ]
     if not fresh and overrides["clips"] is None:
-        configs = [with_recorded_recipe(config, workspace) for config in configs]
+        configs = [with_recorded_recipe(config, workspace, asked=recipe is not None) for config in configs]
     if configs[0].recipe.to_json() | {"summary": "", "clips": ""} != chosen.to_json() | {"summary": "", "clips": ""}:
         say(f"recipe {configs[0].recipe.name} as it was when these runs were begun; --fresh takes today's")
     say(f"clips: {configs[0].clips.words}")
@@ -291,7 +293,7 @@ def _train_missing(
     """Train the runs that are not finished, of a grid of the `chosen` axes. Returns which failed, and why."""
     configs = plan.configs()
     if "clips" not in chosen:
-        configs = [with_recorded_recipe(config, workspace) for config in configs]
+        configs = [with_recorded_recipe(config, workspace, asked="recipe" in chosen) for config in configs]
     missing = [config for config in configs if state_of(config.folder(workspace), config) != "finished"]
     click.echo(f"{len(configs)} runs, {len(configs) - len(missing)} of them done already")
     if not missing:

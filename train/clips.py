@@ -194,20 +194,23 @@ def whole_bank(bank: ClipBank) -> Iterator[tuple[Tensor, int, Tensor]]:
         yield clip_B, view, bank.gather(there_B, torch.full_like(there_B, view))
 
 
-def channel_statistics(bank: ClipBank) -> tuple[Tensor, Tensor]:
+def channel_statistics(
+    bank: ClipBank, rows_of: Callable[[Tensor], Tensor] = lambda x_TBC: x_TBC.flatten(0, 1)
+) -> tuple[Tensor, Tensor]:
     """Returns mean and deviation of each channel over the steps of all clips in all views, float64 `[C]` on the device.
 
-    One pass over the bank, which must not be empty. The deviation of a channel that is constant is exactly 0.
+    `rows_of` makes the rows of a batch, `[T, B, C]`, that are counted, if not its steps. One pass over the bank, which
+    must not be empty. The deviation of a channel that is constant is exactly 0.
     """
-    steps = 0
+    rows = 0
     first_C = sum_C = squares_C = torch.zeros((), dtype=torch.float64, device=bank.label_N.device)
     for _, _, x_TBC in whole_bank(bank):
-        x_SC = x_TBC.flatten(0, 1).double()
+        x_RC = rows_of(x_TBC).double()
         # Sums of differences from one of the values lose no digits where a channel's mean is far from 0.
-        first_C = first_C if steps else x_SC[0].clone()
-        x_SC -= first_C
-        sum_C, squares_C, steps = sum_C + x_SC.sum(dim=0), squares_C + x_SC.square().sum(dim=0), steps + len(x_SC)
-    return first_C + sum_C / steps, (squares_C / steps - (sum_C / steps) ** 2).clamp(min=0).sqrt()
+        first_C = first_C if rows else x_RC[0].clone()
+        x_RC -= first_C
+        sum_C, squares_C, rows = sum_C + x_RC.sum(dim=0), squares_C + x_RC.square().sum(dim=0), rows + len(x_RC)
+    return first_C + sum_C / rows, (squares_C / rows - (sum_C / rows) ** 2).clamp(min=0).sqrt()
 
 
 def from_memory(features_VFC: Tensor, frames_NT: NDArray[np.int64]) -> ReadBatch:

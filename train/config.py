@@ -164,8 +164,10 @@ def variant_of(
 
     small with 4 layers, small is usual   -> l4
     paper with the LSTM, small is usual   -> paper-lstm
+
+    Of `linear` it says all clips but the paper's: heads of one dataset may have different ones beside them.
     """
-    base = recipes.get(recipe.name, recipe)
+    base = RECIPES[LINEAR] if recipe.name == LINEAR else recipes.get(recipe.name, recipe)
     parts = [] if recipe.name == usual.name else [recipe.name]
     for name, knob in KNOBS.items():
         # Asking for a number of epochs also sets `min_steps` to 0, which else adds epochs.
@@ -237,15 +239,16 @@ def read_config(folder: Path) -> tuple[RunConfig, Status] | None:
         ) from error
 
 
-def with_recorded_recipe(config: RunConfig, workspace: Workspace) -> RunConfig:
+def with_recorded_recipe(config: RunConfig, workspace: Workspace, *, asked: bool = True) -> RunConfig:
     """Returns `config` with the recipe that its folder, or that of the same run on another level, has already.
 
     What a recipe's name stands for, and what is usual, may have changed since those runs were begun; the levels of one
-    run are trained alike. The folder's name says in what both differ from the usual.
+    run are trained alike. The folder's name says in what both differ from the usual. A recipe that was `asked` for by
+    its name is not replaced by another one.
     """
     for level in (config.level, *LEVELS):
         found = read_config(replace(config, level=level).folder(workspace))
-        if found and config.recipe.name in (name := found[0].recipe.name, RETIRED.get(name)):
+        if found and (not asked or config.recipe.name in (name := found[0].recipe.name, RETIRED.get(name))):
             return replace(config, recipe=found[0].recipe)
     return config
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed
 
-from cache.common.device import find_device, keep_freed_memory
+from cache.common.device import choose_kernels, find_device, keep_freed_memory
 from cache.common.errors import TrainingError
 
 
@@ -23,6 +23,7 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda":
         # cuBLAS gives the same bits each time only if its workspace has a fixed size.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        choose_kernels()
     else:
         keep_freed_memory()
     return device

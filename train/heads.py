@@ -88,6 +88,46 @@ def scale_of(mean_C: Tensor, deviation_C: Tensor) -> Tensor:
     return torch.where(constant_C, 0, 1 / deviation_C)
 
 
+def moments(x_TBC: Tensor) -> Tensor:
+    """Returns what each channel of a clip does over time, `[B, 4 * C]`: mean, deviation, mean absolute step, slope.
+
+    The slope is the mean of the values times their place in time, from -1 to 1: it tells the order of events.
+    """
+    steps = len(x_TBC)
+    mean_BC = x_TBC.mean(dim=0)
+    deviation_BC = (x_TBC - mean_BC).square().mean(dim=0).sqrt()
+    step_BC = (x_TBC[1:] - x_TBC[:-1]).abs().sum(dim=0) / max(steps - 1, 1)
+    time_T = (2 * torch.arange(steps, device=x_TBC.device) - (steps - 1)) / max(steps - 1, 1)
+    return torch.cat([mean_BC, deviation_BC, step_BC, (time_T[:, None, None] * x_TBC).mean(dim=0)], dim=1)
+
+
+class MomentShortcut(nn.Module):
+    """A linear layer on the standardised moments of raw features: x [T, B, C] -> logits [B, K]. Starts at nothing."""
+
+    mean_M: Tensor
+    """float32: subtracted from the moments."""
+    scale_M: Tensor
+    """float32: what the difference is multiplied by."""
+
+    def __init__(self, channels: int, classes: int, dropout: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4 * channels, classes, bias=False)
+        nn.init.zeros_(self.linear.weight)
+        self.register_buffer("mean_M", torch.zeros(4 * channels))
+        self.register_buffer("scale_M", torch.ones(4 * channels))
+        self.dropout = dropout
+
+    def forward(self, x_TBC: Tensor) -> Tensor:
+        moment_BM = (moments(x_TBC) - self.mean_M) * self.scale_M
+        logits_BK: Tensor = self.linear(nn.functional.dropout(moment_BM, self.dropout, self.training))
+        return logits_BK
+
+    def standardise_by(self, mean_M: Tensor, deviation_M: Tensor) -> None:
+        """Set the statistics of the moments: float64, on any device."""
+        self.mean_M.copy_(mean_M)
+        self.scale_M.copy_(scale_of(mean_M, deviation_M))
+
+
 class Head(nn.Module):
     """A cell over time, a linear layer to K classes at each step, and pooling over time. Returns logits, no softmax.
 
@@ -115,19 +155,26 @@ class Head(nn.Module):
         width = int(self.cell.width)  # type: ignore[arg-type]
         self.linear = nn.Linear(width, classes)
         self.attention = nn.Linear(width, 1) if pool == "attention" else None
-        self.input_dropout, self.shortcut = recipe.input_dropout, None
-        if recipe.shortcut and recipe.cell not in AVERAGING:
+        self.input_dropout = recipe.input_dropout
+        self.shortcut: MomentShortcut | nn.Linear | None = None
+        if recipe.shortcut == "moments" and recipe.cell not in AVERAGING:
+            self.shortcut = MomentShortcut(channels, classes, recipe.input_dropout)
+        elif recipe.shortcut == "mean" and recipe.cell not in AVERAGING:
             self.shortcut = nn.Linear(channels, classes, bias=False)
             nn.init.zeros_(self.shortcut.weight)
 
     def forward(self, x_TBC: Tensor) -> Tensor:
         """Returns the logits `[B, K]` of the clips `x_TBC`, float."""
+        raw_TBC = x_TBC
         if self.standardised:
             x_TBC = self.standardise(x_TBC)
         if self.training and self.input_dropout:
             x_TBC = x_TBC * nn.functional.dropout(torch.ones_like(x_TBC[:1]), self.input_dropout)
         logits_BK = self._pooled(self.cell(x_TBC))
-        return logits_BK if self.shortcut is None else logits_BK + self.shortcut(x_TBC.mean(dim=0))
+        if self.shortcut is None:
+            return logits_BK
+        past = raw_TBC if isinstance(self.shortcut, MomentShortcut) else x_TBC.mean(dim=0)
+        return logits_BK + self.shortcut(past)
 
     def _pooled(self, h_TBD: Tensor) -> Tensor:
         """The logits of the cell's outputs, one of each clip."""

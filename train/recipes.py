@@ -16,6 +16,7 @@ Pool = Literal["mean", "max", "attention"]
 Schedule = Literal["step", "cosine"]
 Precision = Literal["fp32", "bf16"]
 Inputs = Literal["raw", "standardised"]
+Shortcut = Literal["none", "mean", "moments"]
 Balance = Literal["none", "loss", "sample"]
 
 CELLS: tuple[Cell, ...] = get_args(Cell)
@@ -23,6 +24,7 @@ POOLS: tuple[Pool, ...] = get_args(Pool)
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 INPUTS: tuple[Inputs, ...] = get_args(Inputs)
+SHORTCUTS: tuple[Shortcut, ...] = get_args(Shortcut)
 BALANCES: tuple[Balance, ...] = get_args(Balance)
 
 AVERAGING: tuple[Cell, ...] = ("mean", "linear")
@@ -31,8 +33,11 @@ AVERAGING: tuple[Cell, ...] = ("mean", "linear")
 LINEAR = "linear"
 """The recipe that is trained beside all others, as what they have to beat."""
 
-SMALL_BELOW_CLIPS = 5_000
-"""Training splits with fewer clips than this are trained by the recipe `small`, unless another is asked for."""
+PAPER_SOURCES = ("ucf101", "hmdb51")
+"""Sources of datasets that the paper's recipe is for, and whose videos are cut as the paper cut them."""
+
+PAPER_FROM_CLIPS = 5_000
+"""Training splits of these with fewer clips, parts of them, are trained by the recipe `small`, as own data is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,10 +116,12 @@ class Recipe:
     """Units of each recurrent layer (section 5.1)."""
     layers: int = field(default=3, metadata=_knob(int, least=1, axis="layers", word="l", help="Recurrent layers."))
     """Recurrent layers, one on top of the other (section 5.1)."""
-    shortcut: int = field(default=0, metadata=_knob(int, most=1, axis="shortcut", word="shortcut"))
-    """1 adds to a clip's logits those of a linear layer on its mean input: the cell learns what a regression misses."""
+    shortcut: Shortcut = field(default="none", metadata=_knob(SHORTCUTS, axis="shortcut", word="shortcut-"))
+    """A linear layer past the cell, whose logits are added to a clip's: on its mean input, or on the `moments` of each
+    channel over time (`train.heads.moments`), standardised. The cell learns what a regression misses."""
     input_dropout: float = field(default=0.0, metadata=_knob(float, below=1, axis="idropout", word="idropout"))
-    """Share of the channels set to zero in a clip, the same ones at all steps, for cell and shortcut alike."""
+    """Share of the inputs set to zero in a clip: of the cell's channels, the same ones at all steps, and of what the
+    shortcut sees."""
     variational_dropout: float = field(default=0.5, metadata=_knob(float, below=1, axis="vdropout", word="vdropout"))
     """Share of each layer's inputs set to zero before its linear transformations, the same ones at all steps."""
     dropout: float = field(default=0.0, metadata=_knob(float, below=1))
@@ -203,8 +210,10 @@ class Recipe:
         try:
             unknown = {*value} - _names(cls) | {*value["clips"]} - _names(ClipRule)
             if not unknown:
+                if type(shortcut := value.get("shortcut")) is int:  # as of before it had `moments`
+                    value = {**value, "shortcut": SHORTCUTS[shortcut]}
                 return msgspec.convert(value, cls)
-        except (msgspec.ValidationError, TypeError, KeyError) as error:
+        except (msgspec.ValidationError, TypeError, LookupError) as error:
             raise TrainingError(f"recipe cannot be read: {error!r}") from error
         raise TrainingError(f"recipe has unknown fields {', '.join(sorted(unknown))}; another version wrote it")
 
@@ -232,21 +241,21 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             name="small",
-            summary="for fewer than some thousands of clips: standardised features, one layer of 256 units with a "
-            "linear shortcut past it, half of the channels dropped, AdamW on a cosine schedule; seconds where "
-            "`paper` takes minutes",
+            summary="for own data: one layer of 128 units beside a linear layer on what each channel does over time "
+            "(mean, deviation, steps, slope), standardised, half of the inputs dropped, AdamW on a cosine schedule; "
+            "seconds where `paper` takes minutes",
             inputs="standardised",
-            hidden=256,
+            hidden=128,
             layers=1,
-            shortcut=1,
+            shortcut="moments",
             input_dropout=0.5,
             variational_dropout=0.1,
-            learning_rate={"low": 2e-3, "mid": 1e-3, "high": 1e-3},
+            learning_rate=dict.fromkeys(LEVELS, 1e-3),
             weight_decay=1.0,
             schedule="cosine",
             batch=32,
-            epochs=25,
-            min_steps=400,
+            epochs=10,
+            min_steps=600,
         ),
         Recipe(
             name=LINEAR,
@@ -259,27 +268,24 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-PAPER_SOURCES = ("ucf101", "hmdb51")
-"""Sources of datasets whose videos are cut as the paper cut them."""
-
-
 def recipes_for(source: str) -> dict[str, Recipe]:
-    """Returns the recipes for datasets of `source`: of own videos all but the paper's keep `even` clips.
-
-    `linear` takes the clips of the head that it stands beside.
-    """
+    """Returns the recipes for datasets of `source`: of own videos all but the paper's keep `even` clips."""
     return {
         name: recipe
-        if source in PAPER_SOURCES or name.startswith("paper") or name == LINEAR
+        if source in PAPER_SOURCES or name.startswith("paper")
         else replace(recipe, clips=replace(recipe.clips, keep="even"))
         for name, recipe in RECIPES.items()
     }
 
 
-def default_recipe(training_clips: int) -> tuple[Recipe, str]:
-    """Returns the recipe for a training split of `training_clips` clips, and the reason, for the user."""
-    name, compared = ("small", "fewer than") if training_clips < SMALL_BELOW_CLIPS else ("paper", "at least")
-    return RECIPES[name], f"{training_clips:,} training clips, {compared} {SMALL_BELOW_CLIPS:,}"
+def default_recipe(source: str, training_clips: int) -> tuple[str, str]:
+    """Returns the recipe's name for a training split of `training_clips` clips, and the reason, for the user."""
+    if source not in PAPER_SOURCES:
+        return "small", "the default for own data"
+    clips = f"{training_clips:,} training clips"
+    if training_clips < PAPER_FROM_CLIPS:
+        return "small", f"{clips}, fewer than {PAPER_FROM_CLIPS:,}"
+    return "paper", f"{clips} of {source}, at least {PAPER_FROM_CLIPS:,}"
 
 
 def with_overrides(recipe: Recipe, **given: Any) -> Recipe:

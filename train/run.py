@@ -37,7 +37,7 @@ from train.checkpoint import (
 from train.clips import ClipBank, channel_statistics, load_bank
 from train.config import CHECKPOINT_FILE, HELDOUT_SCORES_FILE, METRICS_FILE, RunConfig, state_of, write_config
 from train.distributed import SINGLE, ProcessGroup
-from train.heads import Head
+from train.heads import Head, MomentShortcut, moments
 from train.linear import fit_linear
 from train.score import score_bank
 from train.split import Split
@@ -196,6 +196,8 @@ def _make_trainer(split: Split, config: RunConfig, device: torch.device, group: 
     head = new_head(config).to(device)
     if head.standardised and len(bank):
         head.standardise_by(*channel_statistics(bank))
+    if isinstance(head.shortcut, MomentShortcut) and len(bank):
+        head.shortcut.standardise_by(*channel_statistics(bank, moments))
     return Trainer(head, bank, config.recipe, config.level, config.seed, group)
 
 

@@ -89,8 +89,8 @@ class Split:
     def usual_recipe(self) -> tuple[Recipe, str]:
         """Returns the recipe for a split with as many training clips as this one has, and the reason for it."""
         clips = sum(ClipRule().count(len(self.cache.frames_of(sample))) for sample in self.training)
-        recipe, why = default_recipe(clips)
-        return self.recipes[recipe.name], why
+        name, why = default_recipe(self.dataset.source, clips)
+        return self.recipes[name], why
 
     @property
     def recipes(self) -> dict[str, Recipe]:
@@ -108,7 +108,8 @@ class Split:
         holdout: bool,
         watch: bool = False,
     ) -> RunConfig:
-        """Returns the configuration of one run on this split."""
+        """Returns the configuration of one run on this split. Raises `CacheError` if the cache lacks the level."""
+        self.cache.check_request(level, ())
         learned, scored = self.learned_and_scored(holdout=holdout, seed=seed, watch=watch)
         videos = {"training": len(learned), "scored": len(scored)}
         if watch:

@@ -59,6 +59,19 @@ def _driver_here() -> bool:
         return False
 
 
+def choose_kernels() -> None:
+    """Deterministic kernels on GPUs, chosen by cuDNN's rules rather than by timing, and no TF32 under the name of fp32.
+
+    Timing picks different kernels in different runs, whose last bits differ: a continued run would give other numbers.
+    """
+    import torch
+
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
 _CONTAINER = Path("/sys/fs/cgroup")
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4

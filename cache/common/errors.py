@@ -1,5 +1,7 @@
 """Errors a user can meet and mend. The command line prints their text and exits with 1; anything else is a bug."""
 
+from collections.abc import Sequence
+
 
 class MrrnError(Exception):
     """What was got, what was expected, what to do next: one or more sentences for the user."""
@@ -19,6 +21,11 @@ class CacheError(MrrnError):
 
 class FingerprintError(CacheError):
     """The features asked for and the features in the cache come from different settings."""
+
+    def __init__(self, text: str, fields: Sequence[str] = ()) -> None:
+        """`fields`: those of the fingerprint that differ."""
+        super().__init__(text)
+        self.fields = fields
 
 
 class UnreadableError(CacheError):

@@ -9,6 +9,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -70,6 +71,8 @@ class ExtractWorker:
     def __init__(self, common: WorkerSettings, weights: Weights, deaths: Any) -> None:
         """`deaths` is the handle of a `VideoDeaths` actor."""
         self._settings, self._deaths = common.settings, deaths
+        # Beside the extraction of what comes next. One thread for all tasks: what writes shards ends with its thread.
+        self._stager = ThreadPoolExecutor(1, thread_name_prefix="stage")
         # A host may have several nodes, and containers on many machines the same host name.
         self._node = f"{socket.gethostname()}-{ray.get_runtime_context().get_node_id()[:6]}"
         self._problem = ""
@@ -98,9 +101,8 @@ class ExtractWorker:
         features_of = partial(self._each_alone if one_by_one else self._features_of, meter=meter)
         rows, strict = device_defaults(self._settings.device).shard_rows, self._settings.strict
         try:
-            # `shards_of` waits for each shard to be staged, and counts that as writing.
             shards = shards_of([task], features_of, shard_rows=rows, strict=strict, meter=meter)
-            staged, problem = tuple(map(self._stage, shards)), ""
+            staged, problem = tuple(self._stager.map(self._stage, shards)), ""
         except Exception as error:  # noqa: BLE001  (the driver raises it)
             staged, problem = (), self._text_of(error)
         self._idle_since = time.monotonic()

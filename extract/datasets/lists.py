@@ -78,9 +78,9 @@ def _name(path: str, span: Span) -> str:
 class SplitLists:
     """Collects what the lists of a dataset say about each sample. Raises DatasetError on contradictions."""
 
-    def __init__(self, *, remote: bool = False) -> None:
-        """`remote`: addresses, https:// and s3://, are allowed for paths."""
-        self._remote = remote
+    def __init__(self, *, remote: bool = False, files: bool = True) -> None:
+        """`remote`: addresses, https:// and s3://, are allowed for paths. `files`: paths name files, not just ids."""
+        self._remote, self._files = remote, files
         self._listed: dict[tuple[str, Span], _ListedSample] = {}
         self._path_of_id: dict[str, tuple[str, str]] = {}
         """For each id the path, and the file and line that named it first."""
@@ -110,9 +110,9 @@ class SplitLists:
     def _add_video(self, path: str, where: str) -> None:
         if not (self._remote and ADDRESS.fullmatch(path)):
             check_path(path, where)
-        if not is_video_name(path):
+        if self._files and not is_video_name(path):
             raise DatasetError(f"{where}: {path!r} does not end as a video file's name does, such as .avi or .mp4")
-        id_ = video_id(path)
+        id_ = video_id(path) if is_video_name(path) else path
         other, other_where = self._path_of_id.setdefault(id_, (path, where))
         if other != path:
             raise DatasetError(

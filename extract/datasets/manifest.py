@@ -56,13 +56,16 @@ def load(
 
 
 def read_manifest(
-    name: str, file: Path, *, remote: bool = False, say: Callable[[str], None] = lambda _: None
+    name: str, file: Path, *, remote: bool = False, files: bool = True, say: Callable[[str], None] = lambda _: None
 ) -> Dataset:
-    """All videos that the CSV lists, whether or not the files exist. Classes are numbered in order of their names."""
+    """All videos that the CSV lists, whether or not the files exist. Classes are numbered in order of their names.
+
+    Unless `files`, the column `video` may have ids: paths without a suffix.
+    """
     splits, rows = _read_rows(file, say)
     classes = tuple(sorted({row["label"] for _, _, row in rows if row["label"]}))
     labels = {class_name: label for label, class_name in enumerate(classes)}
-    lists = SplitLists(remote=remote)
+    lists = SplitLists(remote=remote, files=files)
     root = file.parent.resolve()
     sides: dict[tuple[int, str], tuple[Half, str]] = {}
     for where, line, row in rows:

@@ -3,7 +3,7 @@
 import errno
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,9 +59,9 @@ class FolderScan:
         return [f"{text}: {what}" for text, what in texts.items() if what]
 
 
-def is_video_name(name: str) -> bool:
+def is_video_name(name: str, suffixes: Collection[str] = VIDEO_SUFFIXES) -> bool:
     """Whether the name has the suffix of a video file."""
-    return _suffix(name) in VIDEO_SUFFIXES
+    return _suffix(name) in suffixes
 
 
 def _suffix(name: str) -> str:
@@ -108,8 +108,8 @@ def find_videos(root: Path) -> tuple[str, ...]:
     return scan_folder(root).videos
 
 
-def scan_folder(root: Path) -> FolderScan:
-    """All files below `root` (resolved), at any depth.
+def scan_folder(root: Path, suffixes: Collection[str] = VIDEO_SUFFIXES) -> FolderScan:
+    """All files below `root` (resolved), at any depth; videos are those with one of the `suffixes`.
 
     Raises DatasetError for links that lead outside, links to folders (they may form circles), names of videos that are
     not UTF-8, and those that check_relative_path refuses.
@@ -127,7 +127,11 @@ def scan_folder(root: Path) -> FolderScan:
                 passed_over["hidden"] += not is_folder
             elif is_folder:
                 folders.append(f"{path}/")
-            elif _is_video_link(root, path) if entry.is_symlink() else entry.is_file() and is_video_name(path):
+            elif (
+                _is_video_link(root, path, suffixes)
+                if entry.is_symlink()
+                else entry.is_file() and is_video_name(path, suffixes)
+            ):
                 videos.append(path)  # bytes that are not UTF-8 as Python's lone surrogates
             elif is_video_name(path):
                 passed_over["links to nothing, or pipes"] += 1
@@ -154,9 +158,9 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         raise DatasetError(f"folder {folder} cannot be read: {error.strerror}; change its permissions") from error
 
 
-def _is_video_link(root: Path, path: str) -> bool:
+def _is_video_link(root: Path, path: str, suffixes: Collection[str]) -> bool:
     link = root / path
-    if not link.is_dir() and not is_video_name(path):
+    if not link.is_dir() and not is_video_name(path, suffixes):
         return False
     check_link(root, path, str(root))
     if link.is_dir():

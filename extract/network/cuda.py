@@ -9,6 +9,7 @@ The host only queues work and runs ahead of the device by `depth` batches:
 Events order the streams: compute waits for a block's upload, and a pinned buffer is reused once its upload is over.
 """
 
+import gc
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from cache.common.device import choose_kernels
 from extract.network.preprocess import Crop, crop_views, resize
 from extract.network.weights import Weights
 from extract.settings import ExtractSettings
@@ -104,14 +106,14 @@ class Uploads:
         """The frames on the device, for use on the stream `reader`. The host's memory may be overwritten after."""
         import torch
 
-        frames = torch.from_numpy(frames_FHW3)
         buffer, sent = self._buffers.popleft()
         if sent is not None:
             sent.synchronize()
-        if buffer.numel() < frames.numel():
-            buffer = torch.empty(frames.numel(), dtype=torch.uint8, pin_memory=True)
-        pinned = buffer[: frames.numel()].view(frames.shape)
-        pinned.copy_(frames)
+        if buffer.numel() < frames_FHW3.size:
+            buffer = torch.empty(frames_FHW3.size, dtype=torch.uint8, pin_memory=True)
+        pinned = buffer[: frames_FHW3.size].view(frames_FHW3.shape)
+        # Not by torch, which would take all cores for it, away from the decoders.
+        np.copyto(pinned.numpy(), frames_FHW3)
         with torch.cuda.stream(self._stream):
             on_device = pinned.to(self._device, non_blocking=True)
             sent = self._stream.record_event()
@@ -133,19 +135,8 @@ def capture(
             forward(batch)
     stream.synchronize()
     graph = torch.cuda.CUDAGraph()
+    # What the collector frees during a capture, such as another engine's graph, would end it.
+    gc.collect()
     with torch.cuda.graph(graph, stream=stream):
         features = forward(batch)
     return graph, features
-
-
-def choose_kernels() -> None:
-    """Deterministic kernels, chosen by cuDNN's rules rather than by timing, and no TF32 under the name of fp32.
-
-    Timing picks different kernels in different runs, whose last bits differ: a resumed run would give other features.
-    """
-    import torch
-
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False

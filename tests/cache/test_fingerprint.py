@@ -48,6 +48,13 @@ def test_the_name_of_equal_weights_is_not_compared() -> None:
     assert renamed.digest == make_fingerprint().digest
 
 
+def test_hashes_of_weights_stand_beside_their_names() -> None:
+    other_file = make_fingerprint(weights="mine.pth", weights_sha256="ab")
+    with pytest.raises(FingerprintError, match=r'\(imagenet1k_v1\), this run has "ab" \(mine.pth\)') as caught:
+        check_fingerprint(make_fingerprint(weights="imagenet1k_v1"), other_file, allow_drift=True, where="x")
+    assert caught.value.fields == ["weights_sha256"]
+
+
 def test_without_a_hash_the_name_of_the_weights_decides() -> None:
     first, second = (make_fingerprint(weights_sha256=None, weights=name) for name in ("a", "b"))
     assert [d.field for d in differences(first, second)] == ["weights"]

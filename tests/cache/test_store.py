@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cache import reading as bank
 from cache.common.errors import CacheError, DamageError, FingerprintError, LeaseLostError
@@ -112,12 +113,26 @@ def test_a_bank_that_memory_cannot_hold_is_mapped_and_leaves_no_file(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_features_uploaded_in_parts_are_those_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read for a GPU, here with a tensor in main memory as its target."""
+    cache = filled_cache(tmp_path / "c", 9, views=["center", "random0"])
+    monkeypatch.setattr(bank, "_TASK_BYTES", 20_000)
+    expected = cache.load("mid", cache.video_ids, views=[1, 0])
+    uploaded = torch.full_like(expected.features, float("nan"))
+    pts_F = bank.read_features(cache.pool, "mid", cache.places, [1, 0], bank.upload_to(uploaded))
+    assert torch.equal(uploaded, expected.features)
+    np.testing.assert_array_equal(pts_F, expected.pts_seconds)
+
+
 def test_a_bank_is_never_made_of_damaged_features(tmp_path: Path, backend: Backend) -> None:
     cache = filled_cache(tmp_path / "c", 8, backend=backend)
     damage(cache, cache.video_ids[5], "mid")
     cache.load("low", cache.video_ids)
     with pytest.raises(DamageError, match=f"'{cache.video_ids[5]}': level mid"):
         cache.load("mid", cache.video_ids)
+    uploaded = torch.empty(1, cache.load("low", cache.video_ids).features.shape[1], cache.widths["mid"]).half()
+    with pytest.raises(DamageError, match=f"'{cache.video_ids[5]}': level mid"):
+        bank.read_features(cache.pool, "mid", cache.places, [0], bank.upload_to(uploaded))
     for _ in range(2):
         with pytest.raises(DamageError, match=f"'{cache.video_ids[5]}': level mid"):
             cache.features(cache.video_ids[5], "mid", 0, 0, 1)

@@ -81,7 +81,7 @@ def test_a_second_run_does_nothing_and_needs_neither_torch_nor_the_options(finis
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--weights", "random:1"], 'weights_sha256: the cache has "'),
+        (["--weights", "random:1"], 'weights: the cache has "random:0", this run has "random:1"'),
         (["--backbone", "resnet34"], 'backbone: the cache has "shufflenet_v2_x0_5", this run has "resnet34"'),
         (["--views", "center"], r'views: the cache has \["center", "random0"\], this run has \["center"\]'),
         (["--levels", "high"], "levels: the cache has"),
@@ -98,6 +98,13 @@ def test_an_explicit_other_setting_is_refused_by_name(copy, options, named):
     assert result.exit_code == 1
     assert re.search(named, result.output), result.output
     assert "Traceback" not in result.output
+
+
+def test_an_exported_variable_that_contradicts_the_cache_is_named(copy, monkeypatch):
+    monkeypatch.setenv("MRRN_MAKE", "WEIGHTS=random:1 make extract VIEWS=center")
+    result = extract(copy, "--weights", "random:1", "--views", "center", quick=False)
+    assert "weights: given by the environment variable WEIGHTS (`unset WEIGHTS` takes it away)" in result.output
+    assert "views: given by VIEWS= of make's command line" in result.output
 
 
 def test_settings_not_given_are_those_of_the_cache_and_new_videos_are_added(finished, tmp_path):

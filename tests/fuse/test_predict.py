@@ -22,7 +22,7 @@ from cache.fingerprint import LEVELS
 from cache.scores import read_scores, write_scores
 from cache.store import FeatureCache
 from extract.network.weights import load_weights
-from extract.settings import ExtractSettings, fingerprint
+from extract.settings import CPU_DEFAULTS, ExtractSettings, fingerprint
 from fuse.bundle import read_bundle
 from fuse.cli import main
 from fuse.report import samples
@@ -147,6 +147,16 @@ def test_only_what_clips_read_goes_through_the_network_to_the_same_result(traine
         for level, head in heads.heads.items():
             softmax_NK = score_clips(head, cache.features(video, level, 0).astype(np.float32), clips_NT)
             np.testing.assert_allclose(answer["levels"][level], softmax_NK.mean(axis=0), atol=2e-6)
+
+
+def test_heads_of_a_gpus_cache_predict_on_a_cpu_in_batches_that_suit_it(trained: Workspace) -> None:
+    from fuse.predict import load_heads, settings_for
+
+    heads = load_heads({level: trained.run("tiny", 1, level, "mean", 0) for level in LEVELS})
+    made_there = {**heads.environment, "device": "cuda (NVIDIA H100)", "precision": "fp16", "batch_frames": 256}
+    for environment, size in ((heads.environment, 8), (made_there, CPU_DEFAULTS.batch_frames)):
+        settings = settings_for(replace(heads, environment=environment), weights="random:3", device="cpu", jobs=1)
+        assert (settings.precision, settings.batch_frames) == ("fp32", size)
 
 
 def test_a_timeline_of_a_file_and_of_one_that_is_no_video(trained: Workspace, tmp_path: Path) -> None:

@@ -192,6 +192,8 @@ def test_weights_are_searched_on_held_out_videos_alone(tmp_path: Path) -> None:
     assert summary["calibration"]["temperatures"]["mid"] == 1 < summary["calibration"]["temperatures"]["high"]
     assert summary["none_of_these"] == {"right": 2, "right_lost": 0, "wrong": 0, "wrong_refused": 0}
     assert summary["reliability"]["fused"]["bins_calibrated"]
+    assert summary["calibration"]["temperatures"]["searched"] == summary["calibration"]["temperatures"]["mid"]
+    assert summary["reliability"]["searched"]["bins_calibrated"]
     assert "weights found on held-out training videos" in to_text(table_3(results, []))
     assert "1 mid" in html(results, [], MADE, Extras())
 

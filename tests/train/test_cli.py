@@ -18,6 +18,7 @@ from cache.common.errors import TrainingError
 from cache.common.workspace import Workspace
 from cache.dataset import Sample, group_of
 from cache.scores import read_scores
+from fuse.scores import RunChoice
 from tests.helpers.cache import make_fingerprint
 from tests.helpers.train import grouped_dataset, separable, trainable_cache
 from train.cli import main
@@ -52,7 +53,7 @@ def test_all_levels_are_trained_and_scored(trained):
     work, result = trained
     assert result.exit_code == 0, result.output
     assert "dataset tiny (extracted last" in result.output
-    assert "recipe small (28 training clips, fewer than 5,000" in result.output
+    assert "recipe small (the default for own data; RECIPE=" in result.output
     assert "random:0" in result.output
     for level in ("low", "mid", "high"):
         folder = run_folder(work, level)
@@ -147,6 +148,10 @@ def test_a_number_of_epochs_is_a_variant_even_if_it_is_the_recipes_own_before_st
     assert "recipe small (asked for" in result.output
     folders = {path.name for path in (tmp_path / "runs/tiny/split1").iterdir()}
     assert folders == {"low-mean-seed0-e1", "low-mean-seed0-linear-clips30-8-20-even"}
+    # Asked for by itself it is the same run.
+    assert "low-linear: done already" in train(tmp_path, "--level", "low", "--recipe", "linear", fast=False).output
+    linear = RunChoice(workspace=Workspace(tmp_path), dataset="tiny", recipe="linear")
+    assert (linear.folder("low") / "scores.npz").exists()
 
 
 def test_beside_every_head_stands_what_a_regression_reaches(trained):
@@ -387,20 +392,21 @@ def test_recipes_are_listed_with_what_they_change():
     assert "paper-24fps" in result.output
 
 
-def test_a_run_begun_when_its_recipe_was_another_goes_on_as_it_was_begun(tmp_path):
+@pytest.mark.parametrize("name", ["light-dropout", "paper"])
+def test_a_run_begun_when_its_recipe_was_another_goes_on_as_it_was_begun(name, tmp_path):
     trainable_cache(tmp_path)
     assert train(tmp_path, "--level", "low").exit_code == 0
     folder = run_folder(tmp_path)
     config = json.loads((folder / "config.json").read_text())
-    config["recipe"] |= {"name": "light-dropout", "inputs": "raw", "batch": 7}
-    del config["recipe"]["shortcut"], config["recipe"]["input_dropout"], config["seal"]
+    config["recipe"] |= {"name": name, "inputs": "raw", "batch": 7, "shortcut": 1}
+    del config["recipe"]["input_dropout"], config["seal"]
     (folder / "config.json").write_text(json.dumps({**config, "status": "training"}))
     (folder / "checkpoint.safetensors").unlink()
     result = train(tmp_path, "--level", "low")
     assert result.exit_code == 0, result.output
-    assert "recipe light-dropout as it was when these runs were begun; --fresh takes today's" in result.output
+    assert f"recipe {name} as it was when these runs were begun; --fresh takes today's" in result.output
     recipe = json.loads((folder / "config.json").read_text())["recipe"]
-    assert (recipe["inputs"], recipe["batch"], recipe["shortcut"]) == ("raw", 7, 0)
+    assert (recipe["inputs"], recipe["batch"], recipe["shortcut"]) == ("raw", 7, "mean")
     assert "--fresh takes" not in train(tmp_path, "--level", "low", "--fresh").output
 
 

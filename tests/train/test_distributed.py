@@ -146,6 +146,18 @@ def test_a_process_names_its_gpu_as_it_joins_and_leaves_at_its_end(monkeypatch, 
     assert given == [((backend,), {"device_id": named and torch.device(named)})]
 
 
+def test_nothing_is_computed_with_tf32_or_by_kernels_chosen_by_timing(monkeypatch):
+    """cuDNN's LSTM would use TF32 by default, and a head's scores then differ from a CPU's by more than a rounding."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    monkeypatch.setattr("train.distributed.find_device", lambda _: "cuda")
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    with cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=True):
+        matmul.allow_tf32 = True
+        assert choose_device("auto").type == "cuda"
+        assert (cudnn.benchmark, cudnn.deterministic) == (False, True)
+        assert (cudnn.allow_tf32, matmul.allow_tf32) == (False, False)
+
+
 def test_a_device_that_is_not_there_is_refused():
     with pytest.raises(MrrnError, match="CUDA devices"):
         choose_device(f"cuda:{torch.cuda.device_count()}")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cache.common.errors import TrainingError
-from train.heads import Head
+from train.heads import Head, moments
 from train.recipes import AVERAGING, CELLS, POOLS, Recipe
 
 
@@ -91,11 +91,28 @@ def test_a_head_of_standardised_inputs_takes_raw_features():
 
 
 def test_a_shortcut_adds_the_logits_of_the_mean_input_and_starts_at_nothing():
-    head, x_TBC = make_head(shortcut=1).eval(), torch.randn(7, 3, 6)
+    head, x_TBC = make_head(shortcut="mean").eval(), torch.randn(7, 3, 6)
     before_BK = head(x_TBC)
     torch.testing.assert_close(before_BK, step_logits(head, x_TBC).mean(dim=0))
     torch.nn.init.normal_(head.shortcut.weight)
     torch.testing.assert_close(head(x_TBC), before_BK + x_TBC.mean(dim=0) @ head.shortcut.weight.t())
+
+
+def test_moments_are_mean_deviation_step_and_slope():
+    x_TBC = torch.tensor([[[1.0, 5.0]], [[3.0, 5.0]], [[2.0, 5.0]]])
+    found = moments(x_TBC)
+    torch.testing.assert_close(found, torch.tensor([[2.0, 5.0, (2 / 3) ** 0.5, 0.0, 1.5, 0.0, 1 / 3, 0.0]]))
+    assert moments(x_TBC[:1]).tolist() == [[1.0, 5.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]]
+
+
+def test_a_shortcut_past_the_cell_sees_the_standardised_moments_of_raw_features():
+    head, x_TBC = make_head(shortcut="moments", inputs="standardised").eval(), 3 + 5 * torch.randn(7, 9, 6)
+    before_BK = head(x_TBC)
+    moment_BM = moments(x_TBC)
+    head.shortcut.standardise_by(moment_BM.double().mean(0), moment_BM.double().std(0, correction=0))
+    torch.nn.init.normal_(head.shortcut.linear.weight)
+    standard_BM = (moment_BM - moment_BM.mean(0)) / moment_BM.std(0, correction=0)
+    torch.testing.assert_close(head(x_TBC), before_BK + standard_BM @ head.shortcut.linear.weight.t())
 
 
 def test_input_dropout_zeroes_the_same_channels_at_all_steps_in_training_only():

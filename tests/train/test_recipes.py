@@ -37,7 +37,7 @@ class TestThePapersWords:
 
     def test_features_and_labels_are_taken_as_they_are_in_single_precision(self):
         """4.2 names no scaling, no augmentation of features or labels, and no other precision."""
-        assert (PAPER.shortcut, PAPER.input_dropout) == (0, 0)
+        assert (PAPER.shortcut, PAPER.input_dropout) == ("none", 0)
         assert (PAPER.inputs, PAPER.feature_noise, PAPER.mixup, PAPER.precision) == ("raw", 0, 0, "fp32")
 
     def test_mini_batch_size_28(self):
@@ -108,15 +108,16 @@ def test_paper_24fps_cuts_hmdb51_into_the_papers_number_of_clips_within_2_percen
 def test_own_videos_keep_even_clips_except_by_the_papers_recipes():
     kept = {name: recipe.clips.keep for name, recipe in recipes_for("folder").items()}
     assert kept.keys() == RECIPES.keys()
-    assert {name for name, keep in kept.items() if keep == "first"} == {"paper", "paper-24fps", "linear"}
+    assert {name for name, keep in kept.items() if keep == "first"} == {"paper", "paper-24fps"}
     assert recipes_for("ucf101") == recipes_for("hmdb51") == RECIPES
 
 
-def test_small_is_chosen_below_some_thousands_of_clips_and_says_so():
-    assert default_recipe(21_147)[0].name == "paper"
-    recipe, why = default_recipe(1_512)
-    assert recipe.name == "small"
+def test_small_is_the_default_but_for_all_of_the_papers_datasets_and_says_why():
+    assert default_recipe("hmdb51", 21_147)[0] == "paper"
+    name, why = default_recipe("ucf101", 1_512)
+    assert name == "small"
     assert "1,512 training clips" in why
+    assert default_recipe("folder", 200_000)[0] == "small"
 
 
 def test_epochs_are_added_until_there_are_enough_steps():
@@ -136,7 +137,7 @@ def test_no_two_knobs_give_a_run_folder_the_same_name():
     words = [knob.word for knob in KNOBS.values() if not isinstance(knob.kind, tuple)]
     assert all(words)
     assert len(set(words)) == len(words)
-    names = [name for knob in KNOBS.values() if isinstance(knob.kind, tuple) for name in knob.kind]
+    names = [knob.word + name for knob in KNOBS.values() if isinstance(knob.kind, tuple) for name in knob.kind]
     assert len(set(names)) == len(names)
 
 

@@ -1,10 +1,13 @@
 """The pool of workers with a stand-in for Ray: who gets which task, and what follows when a worker dies."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("ray", reason="needs mrrn[ray]")
@@ -12,10 +15,13 @@ pytest.importorskip("ray", reason="needs mrrn[ray]")
 from ray.exceptions import RayActorError
 
 from cache.common.errors import MrrnError
-from cache.ledger import Claim, ClaimedVideo
+from cache.ledger import Claim, ClaimedVideo, Outcome
 from extract.cluster import driver
 from extract.cluster.driver import FAILED_STARTS, WorkerPool
 from extract.cluster.progress import TaskReport
+from extract.cluster.worker import ExtractWorker
+from extract.pipeline import VideoFeatures
+from extract.settings import CPU_DEFAULTS, ExtractSettings
 from extract.shards import ExtractTask
 
 
@@ -133,3 +139,35 @@ def test_what_every_worker_would_meet_ends_the_extraction_at_once(ray):
     ray.answer = lambda actor, call: "torch: the cache has 1, this run has 2 (on node n1)"
     with pytest.raises(MrrnError, match="on node n1"):
         tokens(WorkerPool(2, ray.start).reports(tasks(1)))
+
+
+class SlowDisk(ExtractWorker):
+    """Stages a shard only when the video after it is being extracted."""
+
+    def __init__(self, refuses: bool) -> None:
+        self._settings, self._node, self._idle_since, self._refuses = ExtractSettings(), "n1", 0.0, refuses
+        self._begun, self._stager = Event(), ThreadPoolExecutor(1)
+
+    def _features_of(self, videos, meter):
+        for number, (video_id, _) in enumerate(videos):
+            if number:
+                self._begun.set()
+            yield VideoFeatures(
+                outcome=Outcome(video_id=video_id, status="done"),
+                features={"low": np.empty((1, CPU_DEFAULTS.shard_rows, 1), np.float16)},
+                pts_seconds=np.empty(CPU_DEFAULTS.shard_rows),
+            )
+
+    def _stage(self, shard):
+        assert self._begun.wait(20), "nothing is extracted while a shard is staged"
+        if self._refuses:
+            raise MrrnError("the disk is full")
+        return shard.videos[0].outcome.video_id
+
+
+def test_a_worker_extracts_while_it_stages():
+    (task,) = tasks(1, videos=3)
+    report = SlowDisk(refuses=False).extract(task, one_by_one=False)
+    assert (report.staged, report.error) == (("0-0", "0-1", "0-2"), "")
+    report = SlowDisk(refuses=True).extract(task, one_by_one=False)
+    assert (report.staged, report.error) == ((), "the disk is full (on node n1)")

@@ -14,11 +14,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from cache.common.files import remove
 from cache.common.workspace import Workspace
 from cache.scores import ScoreTable, write_scores
 from tests.helpers.train import grouped_dataset, trainable_cache
+from train.cli import main
 from train.recipes import RECIPES
 from train.split import open_split
 from train.sweep.grid import grid_points
@@ -194,10 +196,8 @@ def test_runs_that_fail_are_listed_and_the_others_are_done(tmp_path):
 @pytest.mark.parametrize("options", [(), ("--grid", "depth=3"), ("--table", "7")])
 def test_a_grid_that_makes_no_sense_is_refused(tmp_path, options):
     trainable_cache(tmp_path)
-    command = [sys.executable, "-m", "train", "sweep", "--work", str(tmp_path), *options]
-    result = outcome(command)
-    assert result.returncode in (1, 2)
-    assert "Traceback" not in result.stderr
+    result = CliRunner().invoke(main, ["sweep", "--work", str(tmp_path), *options], catch_exceptions=False)
+    assert result.exit_code in (1, 2)
 
 
 def test_the_workers_log_is_neither_a_link_nor_a_pipe(tmp_path):
