@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from cache.common.console import StageGroup, dataset_option, work_option
+from cache.common.console import NameChoice, StageGroup, dataset_option, work_option
 from cache.common.errors import MrrnError
 from cache.common.workspace import Workspace
 from extract.network.weights import IMAGENET
@@ -64,7 +64,7 @@ def main(context: click.Context, workspace: Workspace, dataset: str | None, **op
 
 @main.command("data")
 @click.option(
-    "--dataset", type=click.Choice(["ucf101", "hmdb51"]), required=True, help="Which of the published datasets."
+    "--dataset", type=NameChoice(["ucf101", "hmdb51"]), required=True, help="Which of the published datasets."
 )
 @click.option(
     "--data",

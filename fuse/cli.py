@@ -16,6 +16,7 @@ from cache.aggregate import PAPER_WEIGHTS, accuracy_text
 from cache.common.commands import advised
 from cache.common.console import (
     FINISHED_WITH_FAILURES,
+    NameChoice,
     StageGroup,
     choose_dataset,
     clips_option,
@@ -95,7 +96,7 @@ def _fuse(choice: RunChoice) -> Path:
     from fuse.report.samples import choose_mistakes, choose_samples, sample_frames
     from fuse.report.sweeps import mean_over_splits, read_tables
     from fuse.report.tables import table_3, to_text
-    from fuse.report.timing import FILE, read_timing
+    from fuse.report.timing import read_timing, timing_file
     from fuse.results import TITLES, caveats, evaluate, made_now
 
     tables, workspace = read_levels(choice), choice.workspace
@@ -110,8 +111,15 @@ def _fuse(choice: RunChoice) -> Path:
         samples=samples,
         frames=frames,
         frames_note=frames_note,
-        timing=read_timing(workspace.root / "benchmarks" / FILE),
-        sweeps=read_tables(workspace, choice.dataset, notes, choice.split, results.runs["high"].get("cache_digest")),
+        timing=read_timing(timing_file(workspace, choice.dataset)),
+        sweeps=read_tables(
+            workspace,
+            choice.dataset,
+            notes,
+            choice.split,
+            results.runs["high"].get("cache_digest"),
+            subset=cache.dataset.subset is not None,
+        ),
     )
     page = publish(workspace.report(choice.dataset, choice.split), results, notes, made_now(), extras)
     click.echo(to_text(table_3(results, notes, short=True)))
@@ -145,17 +153,19 @@ def _say_certainty(choice: RunChoice, results: "Results") -> None:
 @clips_option
 @device_option
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs per cell of Tables 1 and 2.")
-def reproduce(choose: Choose, clips: str | None, device: str, seeds: int) -> None:
+@click.option("--fresh", is_flag=True, help="Train the levels anew, and replace runs of another state of the cache.")
+def reproduce(choose: Choose, clips: str | None, device: str, seeds: int, fresh: bool) -> None:
     """Make all of the paper's tables and figures for an extracted dataset, in one report.
 
     Trains what is missing (the three levels, the runs that fusion weights are searched on, the grids of Tables 1 and
-    2), times Figure 6 on this machine, and writes the report. If it was interrupted, the same command continues:
-    what is done is not done again.
+    2), times Figure 6 on this machine, and writes the report; says beforehand about how long each takes. If it was
+    interrupted, the same command continues: what is done is not done again. The demo gets smaller grids and batches.
     """
     from fuse.reproduce import run_all
 
     choice = choose(clips)
-    run_all(choice, device=device, seeds=seeds)
+    check_device(device)
+    run_all(choice, device=device, seeds=seeds, fresh=fresh)
     _fuse(choice)
 
 
@@ -221,7 +231,7 @@ def compare(runs: tuple[str, ...], workspace: Workspace, dataset: str | None, sp
 @click.option(
     "--format",
     "shape",
-    type=click.Choice(["text", "json", "csv", "vtt"]),
+    type=NameChoice(["text", "json", "csv", "vtt"]),
     default="text",
     show_default=True,
     help="json: with the probabilities of all classes, a line for each window of a timeline. csv, vtt (subtitles): "

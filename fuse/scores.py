@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.aggregate import align
-from cache.common.console import choose_dataset, dataset_option, work_option
+from cache.common.console import NameChoice, choose_dataset, dataset_option, work_option
 from cache.common.errors import ScoreError
 from cache.common.files import read_bounded
 from cache.common.text import some
@@ -136,7 +136,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @dataset_option
     @click.option(
         "--pool",
-        type=click.Choice(POOLS),
+        type=NameChoice(POOLS),
         default="mean",
         show_default=True,
         help="Temporal pooling of the heads (equations 8 and 9).",
@@ -145,7 +145,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the runs.")
     @click.option(
         "--recipe",
-        type=click.Choice(sorted([*RECIPES, *RETIRED])),
+        type=NameChoice(sorted([*RECIPES, *RETIRED])),
         metavar="NAME",
         help="Recipe that they were trained by. [default: the usual one for the dataset]",
     )
