@@ -1,6 +1,7 @@
 """What an extraction has to do: its dataset against the cache's, the cache it adds to, how much disk it needs."""
 
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -110,9 +111,19 @@ def check_classes(found: Dataset, root: Path) -> None:
             "there is nothing to tell apart: expected are <class>/<video> of two classes or more, or a CSV file with "
             "their labels"
         )
+    if alike := _alike(found.classes):
+        say(f"classes whose names look alike, so that they may be meant as one: {some(alike)}")
     for split in found.split_numbers:
         for note in found.one_sided_notes(split):
             say(f"split {split}: {note}")
+
+
+def _alike(classes: Sequence[str]) -> list[str]:
+    """Names that differ only in case, spaces, or how accents are encoded (macOS and Linux write them differently)."""
+    same: dict[str, list[str]] = {}
+    for name in classes:
+        same.setdefault("".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
+    return [" and ".join(map(ascii, names)) for names in same.values() if len(names) > 1]
 
 
 def update_dataset(cache: FeatureCache, found: Dataset) -> None:

@@ -1,16 +1,20 @@
 """Split lists: text files that assign each sample to a half of a split. Every error names file and line."""
 
 import codecs
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cache.common.errors import DatasetError
+from cache.common.files import PLAIN_BYTES, read_bounded
 from cache.dataset import ADDRESS, Dataset, Half, Sample, Video, video_id
 from extract.datasets.paths import check_path, is_video_name
 
 LONGEST_LINE = 4096
 """In characters; systems allow no longer paths."""
+
+_NO_TEXT = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0", b"\x1f\x8b")
+"""First bytes of .xlsx, .ods and .zip, of .xls, and of .gz."""
 
 
 @dataclass(frozen=True)
@@ -23,19 +27,23 @@ class Line:
     """File and line number, for messages."""
 
 
-def read_text(path: Path, advice: str) -> str:
-    """The file's text, UTF-8 or else Latin-1. Raises DatasetError, with `advice`, if it cannot be read."""
+def read_text(path: Path, advice: str, say: Callable[[str], None] = lambda _: None) -> str:
+    """The file's text, UTF-8 or else Latin-1, which is said. Raises DatasetError, with `advice`, if it is no text."""
     try:
-        content = path.read_bytes()
+        content = read_bounded(path.resolve(), PLAIN_BYTES)
     except FileNotFoundError:
         raise DatasetError(f"looked for the file {path}, which is not there; {advice}") from None
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {error.strerror}; {advice}") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DatasetError(f"{path} cannot be read: {reason}; {advice}") from error
+    if content.startswith(_NO_TEXT):
+        raise DatasetError(f"{path} is a spreadsheet's own file or an archive: save it as CSV UTF-8")
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or bytes(4) in (content[0:8:2], content[1:8:2]):
         raise DatasetError(f"{path} is UTF-16: save it as UTF-8 (in a spreadsheet's menu: CSV UTF-8)")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
+        say(f"{path} is not UTF-8 and is read as Latin-1; if names come out wrong, save it as UTF-8")
         return content.decode("latin-1")
 
 

@@ -12,23 +12,27 @@ from cache.common.text import some, visible
 from cache.dataset import check_relative_path
 
 _SUFFIXES = {
-    "mov": "3g2 3gp 3gpp f4v insv m4v mj2 mov mp4 mp4v qt",
-    "avi": "avi divx",
+    "mov": "3g2 3gp 3gp2 3gpp 3gpp2 cmfv f4v insv ismv m4v mj2 mov mp4 mp4v mqv qt",
+    "avi": "amv avi divx xvid",
     "matroska": "mk3d mkv webm",
     "mpegts": "m2t m2ts mts tod tp trp ts",
     "flv": "flv",
     "ogg": "ogm ogv",
-    "asf": "asf wmv",
-    "mpeg": "m2p mod mpe mpeg mpg vob",
-    "mpegvideo": "m1v m2v",
+    "asf": "asf dvr-ms wm wmv",
+    "mpeg": "evo m2p mod mpe mpeg mpg mpg2 vob vro",
+    "mpegvideo": "m1v m2v mp2v mpv",
 }
 VIDEO_SUFFIXES = frozenset(f".{suffix}" for suffixes in _SUFFIXES.values() for suffix in suffixes.split())
 """Suffixes of the containers that decoding knows, in any case. Whether a file decodes shows when it is opened."""
 
 SYSTEM_FOLDERS = frozenset(
-    ("@eadir", "@recycle", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__macosx")
+    (
+        *("@eadir", "@recycle", "#recycle", "#snapshot", "@recently-snapshot", "~snapshot", "@sharebin", "@tmp"),
+        *("@__thumb", "network trash folder", "temporary items", "thevolumesettingsfolder", "__macosx"),
+        *("$recycle.bin", "recycler", "recycled", "system volume information", "found.000", "lost+found"),
+    )
 )
-"""Folders in which systems keep thumbnails and deleted files; they are not looked into, like hidden ones."""
+"""Folders in which systems keep thumbnails, snapshots and deleted files; not looked into, like hidden ones."""
 
 
 LONGEST_FOLDER = 4096 - 256
@@ -129,6 +133,8 @@ def scan_folder(root: Path, suffixes: Collection[str] = VIDEO_SUFFIXES) -> Folde
                 else entry.is_file() and is_video_name(path, suffixes)
             ):
                 videos.append(path)  # bytes that are not UTF-8 as Python's lone surrogates
+            elif is_video_name(path):
+                passed_over["links to nothing, or pipes"] += 1
             else:
                 passed_over[_suffix(path) or "without a suffix"] += 1
     if undecodable := [path for path in videos if path.encode(errors="ignore").decode() != path]:

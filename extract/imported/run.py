@@ -86,7 +86,7 @@ def import_command(
 
     if check_dataset_name(dataset) in PUBLISHED:
         raise DatasetError(f"{dataset!r} names a data set as it is published; give another name, such as {dataset}-i3d")
-    listed = read_manifest(dataset, manifest, files=False)
+    listed = read_manifest(dataset, manifest, files=False, say=say)
     found, told = find_arrays(features)
     for line in told:
         say(f"{features}: {line}")
