@@ -13,8 +13,8 @@ from typing import Final, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.common.progress import progress
 from cache.common.errors import CacheError
+from cache.common.progress import progress
 from cache.dataset import Dataset, Half, Sample
 from cache.fingerprint import LEVELS
 from cache.store import FeatureCache
