@@ -25,7 +25,7 @@ runs_kernels = pytest.mark.skipif(
 def test_one_kernel_resizes_crops_and_normalises(size):
     from benchmarks.gpu_resize import FrameCropper
 
-    how = replace(PAPER, resize=20, crop=3)
+    how = replace(PAPER, resize=20, crop=2)
     crops = [crop_of("v", view, 0) for view in ("center_flip", "random0")]
     frames = torch.from_numpy(np.random.default_rng(size).integers(0, 256, (1, *size, 3), dtype=np.uint8)).to(DEVICE)
     expected = crop_views(resize(frames, how), crops, how.crop)
@@ -36,8 +36,9 @@ def test_one_kernel_resizes_crops_and_normalises(size):
     torch.testing.assert_close(FrameCropper(torch.float32, DEVICE, how)(frames, crops), normal)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="needs no interpreter")
-def test_the_network_is_the_same_with_its_convolutions_given(monkeypatch):
+def test_the_network_is_the_same_with_its_convolutions_given():
     from benchmarks.gpu_candidates import distance, relu_conv, relu_conv_add, resnet_forward
     from extract.network.backbones import build_forward
     from extract.network.weights import load_weights
@@ -52,7 +53,7 @@ def test_the_network_is_the_same_with_its_convolutions_given(monkeypatch):
 def test_what_differs_is_not_timed():
     from benchmarks.gpu_candidates import Comparison, compare, side_by_side
 
-    (heads,) = side_by_side("fp32", hidden=8)(CPU)
+    (heads,) = side_by_side("fp32", 8)(CPU)
     assert "times today's rate" in compare("heads", heads, CPU, 0.01)["said"]
 
     def never() -> None:

@@ -77,7 +77,7 @@ def test_the_verdict_is_right_only_where_all_tests_ran():
 
 
 def test_gpu_tests_are_found_and_made_up_counts_have_both_halves(tmp_path):
-    assert {"tests/train/test_gpu.py", "tests/extract/network/test_cuda.py"} <= set(gpu_check.gpu_tests())
+    assert {"tests/train/test_gpu.py", "tests/extract/network/test_gpu.py"} <= set(gpu_check.gpu_tests())
     gpu_machine.make_up_counts(tmp_path / "frames.csv")
     rows = [line.split(",") for line in (tmp_path / "frames.csv").read_text().splitlines()]
     assert rows[0] == ["video", "class", "split1", "frames_decoded_estimate"]
