@@ -194,7 +194,7 @@ class Results:
 
     def calibrated(self, name: Scaled) -> NDArray[np.float64] | None:
         """A model's probabilities `[N, K]` at its temperature; None if none was found."""
-        found = self.calibration and self.calibration.temperatures.get(name)
+        found = self.calibration.temperatures.get(name) if self.calibration else None
         return None if found is None else scaled(self.probabilities[name], found)
 
     @cached_property
