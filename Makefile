@@ -41,7 +41,7 @@ override FUSE = --work $(call quoted,$(WORK)) $(call option,--dataset,DATASET) $
 	$(if $(filter-out 0 no false,$(WATCH)),--watch)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo data extract checked cached train fuse reproduce sweep predict test test-all gpu-check lint format clean clean-venv
+.PHONY: help install demo data extract checked cached train fuse doctor reproduce sweep predict test test-all gpu-check lint format clean clean-venv
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { \
@@ -55,7 +55,7 @@ help: ## this list
 		} }' $(firstword $(MAKEFILE_LIST))
 	@echo; echo "  Variables are given as in make train LEVEL=mid; docs/usage.md has them all"
 
-demo extract checked cached train fuse data reproduce sweep predict: override export MRRN_MAKE := $(value TYPED)
+demo extract checked cached train fuse data doctor reproduce sweep predict: override export MRRN_MAKE := $(value TYPED)
 
 install: $(READY) ## set up .venv (the other targets do it when needed)
 
@@ -99,6 +99,9 @@ fuse: ## stage three: scores -> predictions, tables, report  DATASET= POOL= RECI
 	@$(MAKE) --no-print-directory train LEVEL=all
 	@$(if $(filter-out 0 no false,$(WATCH)),,$(if $(filter-out 0 no false,$(CALIBRATE)),$(PY) -m train $(COMMON) $(TRAIN) --holdout))
 	@$(PY) -m fuse $(FUSE)
+
+doctor: checked cached ## what may be wrong with a dataset: copies, wrong labels  DATASET= SPLIT=
+	@$(PY) -m fuse doctor $(FUSE)
 
 data: $(READY) ## download and unpack the official videos and splits  DATASET=ucf101|hmdb51 DATA=
 	@$(PY) -m extract data $(call option,--dataset,DATASET) $(call option,--data,DATA)

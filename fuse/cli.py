@@ -27,7 +27,7 @@ from cache.common.console import (
     work_option,
 )
 from cache.common.device import check_device
-from cache.common.errors import DecodeError, MrrnError
+from cache.common.errors import DecodeError, MrrnError, ScoreError, TrainingError
 from cache.common.files import write_bytes_durably
 from cache.common.progress import progress
 from cache.common.text import visible, wrapped
@@ -167,6 +167,48 @@ def reproduce(choose: Choose, clips: str | None, device: str, seeds: int, fresh:
 
     run_all(choice, device=device, seeds=seeds, fresh=fresh)
     _fuse(choice)
+
+
+@main.command()
+@run_options
+@clips_option
+@open_option
+def doctor(choose: Choose, clips: str | None, show: bool) -> None:
+    """Look for copies, wrong labels and empty videos in a dataset, by its cached features.
+
+    Finds copies of training videos in the test half (also encoded anew, cropped or mirrored), recordings in both
+    halves, copies with different labels, likely wrong labels, black, frozen and very short videos, and classes that
+    cannot be told apart. Where heads are trained, says what that does to their accuracy. Writes
+    WORK/report/DATASET/splitN/: doctor.html, with frames where the videos are at hand, and doctor.csv, a row for each
+    finding.
+
+    \b
+    Examples:
+      mrrn doctor                        the dataset extracted last, split 1
+      mrrn doctor --dataset mine --split 2
+    """
+    from fuse.doctor import OTHERS, examine, portions, with_black
+    from fuse.report.findings import LIST, PAGE, publish, shown, to_text
+    from fuse.report.samples import sample_frames
+    from fuse.results import evaluate, made_now
+
+    choice = choose(clips)
+    with FeatureCache.open(choice.workspace.cache(choice.dataset)) as cache:
+        diagnosis = examine(cache, choice.split)
+    frames, frames_note = sample_frames(choice.workspace, choice.dataset, shown(diagnosis))
+    diagnosis, parts, note = with_black(diagnosis, frames), [], ""
+    try:
+        cached = read_scored_cache(choice.workspace, choice.dataset)
+        parts = portions(evaluate(read_levels(choice), cached, choice.split), diagnosis)
+        note = "" if parts[-1].name == OTHERS else f"There is a finding about every test {cached.dataset.noun[:-1]}."
+    except (ScoreError, TrainingError) as error:
+        why = str(error).splitlines()[0].partition(";")[0]
+        note = f"With trained heads this would say what the findings do to their accuracy. There are none: {why}."
+    folder = choice.workspace.report(choice.dataset, choice.split)
+    publish(folder, diagnosis, parts, [each for each in (note, frames_note) if each], frames, made_now())
+    click.echo(f"{to_text(diagnosis, parts, note)}\n\npage: {folder / PAGE}\nlist: {folder / LIST}")
+    if show:
+        _open(folder / PAGE)
 
 
 @main.command()

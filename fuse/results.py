@@ -170,6 +170,14 @@ class Results:
         return {video: self.cache.suspect[video] for video in self.video_ids if video in self.cache.suspect}
 
     @cached_property
+    def copies(self) -> dict[str, str]:
+        """Test samples whose features equal those of a training sample, with that sample."""
+        samples, contents = self.cache.dataset.samples, self.cache.contents
+        keys = {each.id: (contents[each.video], each.span) for each in samples if each.video in contents}
+        learned = {keys[each.id]: each.id for each in self.cache.dataset.half(self.split, "train") if each.id in keys}
+        return {each: learned[keys[each]] for each in self.video_ids if each in keys and keys[each] in learned}
+
+    @cached_property
     def correct(self) -> dict[Model, NDArray[np.bool_]]:
         """`[N]` for each model: whether its first choice is right."""
         return {model: correct(self.probabilities[model], self.labels) for model in self.models}
@@ -386,6 +394,13 @@ def caveats(results: Results) -> list[str]:
             f"missing: {len(results.missing):,} of {test_videos:,} test {dataset.noun} have no features and count as "
             "wrong."
         )
+    if results.copies:
+        test, learned = next(iter(results.copies.items()))
+        found.append(
+            f"copies: {len(results.copies):,} of {test_videos:,} test {dataset.noun} are copies of training "
+            f"{dataset.noun} (equal features; {test} of {learned}), so the accuracy is too high for new ones. `mrrn "
+            "doctor` lists them, and finds copies that were encoded anew."
+        )
     beaten = [
         f"{model} ({100 * results.accuracy(model):.1f} against {100 * accuracy:.1f} %)"
         for model, accuracy in results.linear.items()
@@ -475,6 +490,7 @@ def summarise(results: Results, notes: Sequence[str], made: Made) -> dict[str, A
         "unread_share": results.unread_share,
         "missing_videos": _with_reasons(results.missing),
         "suspect_videos": _with_reasons(results.suspect),
+        "doctor": {"test_copies_of_training": len(results.copies)} if results.cache.contents else None,
         "accuracy": {model: results.accuracy(model) for model in MODELS},
         "top5": {model: results.top5(model) for model in MODELS},
         "interval95": {model: asdict(results.interval(model)) for model in MODELS},
