@@ -418,7 +418,7 @@ def sources(given: Collection[str], differing: Collection[str]) -> str:
     behind = {"weights_sha256": "weights", "transform": "backbone", "depths": "levels", "widths": "backbone"}
     names = {behind.get(name, name): None for name in differing}
     found = [
-        f"{each.name} from {source_of(flag_of(each))}" if each.name in given else f"{each.name} as recorded or by default"
+        f"{each.name} " + (f"from {source_of(flag_of(each))}" if each.name in given else "as recorded or by default")
         for each in fields(RequestedSettings)
         if each.name in names
     ]
