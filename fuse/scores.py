@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.aggregate import align
-from cache.common.console import choose_dataset, dataset_option, work_option
+from cache.common.console import NameChoice, choose_dataset, dataset_option, work_option
 from cache.common.errors import ScoreError
 from cache.common.files import read_bounded
 from cache.common.text import some
@@ -136,7 +136,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @dataset_option
     @click.option(
         "--pool",
-        type=click.Choice(POOLS),
+        type=NameChoice(POOLS),
         default="mean",
         show_default=True,
         help="Temporal pooling of the heads (equations 8 and 9).",
@@ -145,7 +145,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the runs.")
     @click.option(
         "--recipe",
-        type=click.Choice(sorted([*RECIPES, *RETIRED])),
+        type=NameChoice(sorted([*RECIPES, *RETIRED])),
         metavar="NAME",
         help="Recipe that they were trained by. [default: the usual one for the dataset]",
     )
@@ -163,9 +163,11 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         **rest: Any,
     ) -> Any:
         def choose(clips: str | None = None) -> RunChoice:
+            name = choose_dataset(workspace, dataset)
+            workspace.existing_cache(name)
             return RunChoice(
                 workspace=workspace,
-                dataset=choose_dataset(workspace, dataset),
+                dataset=name,
                 split=split,
                 pool=pool,
                 seed=seed,
@@ -198,6 +200,8 @@ class ScoredCache:
     """What the extraction was asked for, as the cache remembers it."""
     frames: Mapping[str, int] = field(default_factory=dict)
     """Cached frames of each sample that has features."""
+    contents: Mapping[str, bytes] = field(default_factory=dict)
+    """Of each video, equal for videos with equal features; empty if that is not known."""
     cost: Mapping[str, float] = field(default_factory=dict)
     """`videos`, `frames`, `bytes` and `decode_seconds`, the time spent decoding, of the whole cache."""
 
@@ -226,6 +230,7 @@ def read_scored_cache(workspace: Workspace, dataset: str) -> ScoredCache:
             },
             settings=dict(cache.settings),
             frames={each: frames[each] for each in have},
+            contents=cache.contents(),
             cost={
                 "videos": len(outcomes),
                 "frames": sum(outcome.num_frames for outcome in outcomes),
@@ -240,6 +245,9 @@ def read_levels(choice: RunChoice) -> dict[Level, ScoreTable]:
     paths = {level: folder / SCORES_FILE for level, folder in choice.folders().items()}
     missing = [level for level, path in paths.items() if not path.exists()]
     if missing:
+        if cache := FeatureCache.find(choice.workspace.cache(choice.dataset), None):
+            with cache:
+                cache.require_levels()
         which = missing[0] if len(missing) == 1 else "all"
         raise ScoreError(
             f"no scores of level {', '.join(missing)} for {choice}; train with "

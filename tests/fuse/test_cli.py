@@ -51,6 +51,7 @@ def test_it_prints_the_table_and_writes_the_report(workspace: Workspace, monkeyp
     assert opened == [(folder / "report.html").as_uri()]
     for name in ("low ", "mid ", "high ", "fused ", "mean ", "fused: MRRN (0.7 high + 0.2 mid + 0.1 low)"):
         assert f"\n{name}" in result.output
+    assert all(len(line) <= 80 for line in result.output.splitlines() if "/" not in line)
     written = {path.name for path in folder.iterdir()}
     promised = "report.html results.json table3.csv table3.md per_class.csv per_class.md confusion.svg confusion.png"
     assert set(promised.split()) <= written
