@@ -41,11 +41,19 @@ override FUSE = --work $(call quoted,$(WORK)) $(call option,--dataset,DATASET) $
 	$(if $(filter-out 0 no false,$(WATCH)),--watch)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo data extract cached train fuse reproduce sweep predict test test-all gpu-check lint format clean clean-venv
+.PHONY: help install demo data extract cached train fuse doctor reproduce sweep predict test test-all gpu-check lint format clean clean-venv
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@echo; echo "  Variables: $(VARIABLES) (see docs/usage.md)"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { \
+		what = $$2; given = ""; \
+		if (match($$2, /  +[A-Z_]+=/)) { what = substr($$2, 1, RSTART - 1); given = substr($$2, RSTART + 2); gsub(/^ +/, "", given) } \
+		printf "  make %-12s %s\n", $$1, what; \
+		while (given != "") { \
+			rest = ""; line = given; \
+			while (length(line) > 60) { n = match(line, / [^ ]*$$/); rest = substr(line, n + 1) " " rest; line = substr(line, 1, n - 1) } \
+			printf "%20s%s\n", "", line; given = rest; sub(/ +$$/, "", given) \
+		} }' $(firstword $(MAKEFILE_LIST))
+	@echo; echo "  Variables are given as in make train LEVEL=mid; docs/usage.md has them all"
 
 demo extract cached train fuse data reproduce sweep predict: override export MRRN_MAKE := $(value TYPED)
 
@@ -88,14 +96,17 @@ fuse: ## stage three: scores -> predictions, tables, report  DATASET= POOL= RECI
 	@$(if $(filter-out 0 no false,$(WATCH)),,$(if $(filter-out 0 no false,$(CALIBRATE)),$(PY) -m train $(COMMON) $(TRAIN) --holdout))
 	@$(PY) -m fuse $(FUSE)
 
+doctor: cached ## what may be wrong with a dataset: copies, wrong labels  DATASET= SPLIT=
+	$(PY) -m fuse doctor $(FUSE)
+
 data: $(READY) ## download and unpack the official videos and splits  DATASET=ucf101|hmdb51 DATA=
 	@$(PY) -m extract data $(call option,--dataset,DATASET) $(call option,--data,DATA)
 
 reproduce: cached ## all stages, all of the paper's tables and figures   DATASET=
-	@$(PY) -m fuse reproduce $(FUSE) $(call option,--device,DEVICE)
+	@$(PY) -m fuse reproduce $(FUSE) $(call option,--device,DEVICE) $(if $(filter-out 0 no false,$(FRESH)),--fresh)
 
 sweep: cached ## the paper's grids of settings                       DATASET= TABLE=1|2|fusion
-	@$(PY) -m train sweep $(COMMON) $(call option,--table,TABLE)
+	@$(PY) -m train sweep $(COMMON) $(call option,--table,TABLE) $(if $(filter-out 0 no false,$(FRESH)),--fresh)
 
 # If VIDEO is an existing path, it is one video or folder, even with blanks in its name; otherwise blanks separate several.
 predict: $(READY) ## top-5 classes of new videos                         VIDEO=clip.mp4 DATASET=

@@ -19,7 +19,7 @@ output says so. The report of `python -m fuse` shows the times in the file.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -200,15 +200,20 @@ def measure(case: Case, device: torch.device, batches: int, seconds: float) -> T
 @click.option("--device", default="auto", show_default=True)
 @click.option("--batches", type=click.IntRange(FEWEST), default=100, show_default=True, help="Batches timed.")
 @click.option("--seconds", default=60.0, show_default=True, help="Time per model; then no further batch is timed.")
+@click.option("--clips", type=click.IntRange(1), help="Clips in a batch of each model. [default: the paper's]")
 @click.option("--model", "models", multiple=True, metavar="NAME", help="Only this model. [default: all]")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("work/benchmarks") / FILE, show_default=True)
-def main(device: str, batches: int, seconds: float, models: tuple[str, ...], out: Path) -> None:
+def main(device: str, batches: int, seconds: float, clips: int | None, models: tuple[str, ...], out: Path) -> None:
     """Time a training step of our heads and of other models (the paper's Figure 6)."""
     where = choose_device(device)
     # Other models' kernels are the fastest ones, too; none uses TF32 (`choose_device`).
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = True, False
     notes, timed = ["All models in single precision, none with TF32."] if where.type == "cuda" else [], []
+    if clips:
+        notes.append(f"Batches of {clips} clips, not the paper's.")
     for case in (case for case in CASES if not models or case.model in models):
+        if clips:
+            case = replace(case, batch=clips, memory_bytes=case.memory_bytes * clips // case.batch)
         if where.type == "cpu" and available_bytes() < case.memory_bytes:
             notes.append(f"{case.model} is left out: it needs about {case.memory_bytes >> 30} GiB of memory.")
             continue

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cache.common.console import StageGroup, choose_dataset, dataset_option, work_option
+from cache.common.console import NameChoice, StageGroup, choose_dataset, dataset_option, work_option
 from cache.common.text import visible
 from cache.common.workspace import Workspace
 
@@ -100,7 +100,8 @@ def repair_command(path: Path, prune: bool, dry_run: bool) -> None:
     if dry_run:
         click.echo(f"{path}: nothing was changed")
     else:
-        click.echo(f"{path}: " + ("`make extract` now fills the gaps" if done else "there was nothing to repair"))
+        gaps = "`make extract` (for imported features `mrrn cache import`) now fills the gaps"
+        click.echo(f"{path}: {gaps if done else 'there was nothing to repair'}")
 
 
 @main.command("leases")
@@ -124,7 +125,7 @@ def leases_command(path: Path, end: bool) -> None:
 @main.command("convert")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("target", type=click.Path(path_type=Path))
-@click.option("--to", "backend", type=click.Choice(["h5", "zarr"]), required=True, help="Format of the new cache.")
+@click.option("--to", "backend", type=NameChoice(["h5", "zarr"]), required=True, help="Format of the new cache.")
 def convert_command(folder: Path, target: Path, backend: "Backend") -> None:
     """Write the cache FOLDER again at TARGET in another format.
 
@@ -186,8 +187,8 @@ def publish_command(folder: Path, target: Path, source: str | None, licence: str
 @main.command("export")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("target", type=click.Path(path_type=Path))
-@click.option("--to", "container", type=click.Choice(["npz", "safetensors"]), default="npz", show_default=True)
-@click.option("--per", "grouping", type=click.Choice(["video", "level"]), default="video", show_default=True)
+@click.option("--to", "container", type=NameChoice(["npz", "safetensors"]), default="npz", show_default=True)
+@click.option("--per", "grouping", type=NameChoice(["video", "level"]), default="video", show_default=True)
 def export_command(folder: Path, target: Path, container: "Container", grouping: "Grouping") -> None:
     """Write the features in the cache FOLDER as plain files below TARGET, for other programs.
 

@@ -42,7 +42,7 @@ class Description:
         levels, views = (self.fingerprint.identity.get(name) for name in ("levels", "views"))
         if not levels or list(levels) != [level for level in LEVELS if level in levels]:
             raise CacheError(f"levels are {levels!r}; expected some of {', '.join(LEVELS)}, in this order")
-        widths_of(self.fingerprint.identity)
+        _ = self.widths
         if not views or not isinstance(views, list | tuple) or not all(isinstance(view, str) for view in views):
             raise CacheError(f"views are {views!r}; expected a list of names, the first one 'center'")
 

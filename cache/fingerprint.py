@@ -30,6 +30,9 @@ CENTER_VIEW: Final = "center"
 """View 0 of every cache, the one that testing uses."""
 
 
+IMPORTED: Final = "imported: "
+"""Before what is said of their making, for a backbone: the features were made by another program."""
+
 JSON: TypeAlias = Any
 """What `json.dumps` takes: dicts with string keys, lists, strings, numbers, booleans, None."""
 
@@ -89,14 +92,23 @@ class Difference:
         return f"{self.field}: the cache has {theirs}, this run has {ours}"
 
 
+def is_imported(identity: Mapping[str, JSON]) -> bool:
+    """Whether features of this identity were made by another program."""
+    return str(identity.get("backbone")).startswith(IMPORTED)
+
+
 def widths_of(identity: Mapping[str, JSON]) -> dict[Level, int]:
-    """Channels of each level's features: those of the identity, else ResNet-34's. Raises `CacheError` if unusable."""
+    """Channels of each level's features: those of the identity, else ResNet-34's. Raises `CacheError` if unusable.
+
+    Imported features have the levels that somebody has made.
+    """
     widths = identity.get("widths", CHANNELS)
+    known = [level for level in LEVELS if not is_imported(identity) or level in identity.get("levels", LEVELS)]
     if not isinstance(widths, Mapping) or any(
-        type(widths.get(level)) is not int or not 0 < widths[level] <= MOST_CHANNELS for level in LEVELS
+        type(widths.get(level)) is not int or not 0 < widths[level] <= MOST_CHANNELS for level in known
     ):
-        raise CacheError(f"widths are {widths!r}; expected a number of channels for each of {', '.join(LEVELS)}")
-    return {level: widths[level] for level in LEVELS}
+        raise CacheError(f"widths are {widths!r}; expected a number of channels for each of {', '.join(known)}")
+    return {level: widths[level] for level in known}
 
 
 def differences(theirs: Fingerprint, ours: Fingerprint) -> list[Difference]:

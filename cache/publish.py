@@ -28,7 +28,7 @@ from cache.common.text import visible
 from cache.convert import copy_all
 from cache.description import Description
 from cache.export import held_folder
-from cache.fingerprint import JSON
+from cache.fingerprint import JSON, LEVELS
 from cache.ledger import new_cache_id
 from cache.remote.attachment import Attachment, find_cache, make_in_store, required
 from cache.remote.folder import FolderObjects, NoLease
@@ -186,12 +186,14 @@ def _readme(card: dict[str, Any]) -> str:
     videos, name = card["videos"], card["dataset"]
     features = videos["done"] + videos["suspect"]
     failed = f", {videos['failed']:,} that could not be read" if videos["failed"] else ""
+    level = "" if len(card["widths"]) == len(LEVELS) else [*card["widths"]][-1]
+    use = f"make train DATASET={name} LEVEL={level}" if level else f"make fuse DATASET={name}"
     widths = ", ".join(f"{level} [{width}]" for level, width in card["widths"].items())
     return f"""# Features of {name}
 
-For each frame of {features:,} videos{failed}: the outputs of a frozen image network, {widths}, as float16.
-{card["frames"]:,} frames, {card["bytes"] / 1e6:,.1f} MB. Made by MRRN: heads for action recognition are trained from
-them without the videos.
+For each frame of {features:,} videos{failed}: the outputs of a frozen network, {widths}, as float16.
+{card["frames"]:,} frames, {card["bytes"] / 1e6:,.1f} MB. With MRRN heads for action recognition are trained from them
+without the videos.
 
 | | |
 | --- | --- |
@@ -207,12 +209,12 @@ them without the videos.
 
 With this folder on a web server, at https://HOST/PATH:
 
-    make fuse DATASET={name} CACHE=https://HOST/PATH
+    {use} CACHE=https://HOST/PATH
 
 or, step by step,
 
     mrrn cache attach https://HOST/PATH
-    mrrn train --dataset {name}
+    mrrn train --dataset {name}{level and f" --level {level}"}
 
 Nothing is extracted and no video is needed. Each byte is checked against `index.json`, whose SHA-256 is shown when it
 is first attached; compare it with the one above if you have it from somebody you trust. To serve the folder from this

@@ -16,7 +16,7 @@ from cache.commit import StagedShard, commit_staged, recover, stage
 from cache.common.errors import CacheError
 from cache.dataset import Dataset, Half, Sample, read_dataset
 from cache.description import Description, read_description
-from cache.fingerprint import JSON, Fingerprint, Level, check_fingerprint
+from cache.fingerprint import JSON, LEVELS, Fingerprint, Level, check_fingerprint, is_imported
 from cache.ledger import Claim, FileState, Ledger, Outcome, Place, Status, new_cache_id
 from cache.reading import FeatureBank, ShardPool, load_bank
 from cache.remote.address import WebAddress
@@ -204,9 +204,10 @@ class FeatureCache:
         """Raises `CacheError` if videos are still pending."""
         counts = self.ledger.counts()
         if counts["pending"]:
+            command = "the same `mrrn cache import`" if self.imported else f"`make extract DATASET={self.dataset.name}`"
             raise CacheError(
                 f"the cache {self.path} is unfinished: {counts['pending']:,} of {sum(counts.values()):,} videos are "
-                f"not extracted yet. `make extract DATASET={self.dataset.name}` continues where it stopped"
+                f"not extracted yet. {command} continues where it stopped"
             )
 
     # -- read ---------------------------------------------------------------------------------------------------------
@@ -242,6 +243,19 @@ class FeatureCache:
                 ids.append(sample.id)
         return np.concatenate(rows), np.asarray(labels, dtype=np.int64), tuple(ids)
 
+    def contents(self) -> dict[str, bytes]:
+        """For each video the checksums of its features: equal for equal features. Reads no features.
+
+        Empty for a working copy, whose shards would have to be fetched.
+        """
+        if self.storage.address is not None:
+            return {}
+        found = {}
+        for place in sorted(self.places, key=lambda place: place.shard):
+            index = self.pool.shard(place.shard).reader.index
+            found[place.video_id] = index.checksums[place.position].tobytes()
+        return found
+
     def pts_seconds(self, video_id: str) -> NDArray[np.float64]:
         """Time of each cached frame of a video in seconds, `[F]`."""
         place = self._place(video_id)
@@ -273,6 +287,14 @@ class FeatureCache:
         self.check_request(level, views)
         return load_bank(self.pool, level, [self._place(video_id) for video_id in video_ids], device, views)
 
+    def require_levels(self) -> None:
+        """Raises `CacheError` unless the cache has all three levels."""
+        if missing := [level for level in LEVELS if level not in self.levels]:
+            raise CacheError(
+                f"the cache {self.path} has no level {', '.join(missing)}, and fusion is of {', '.join(LEVELS)}; one "
+                f"alone is trained and scored by LEVEL={self.levels[-1]} (--level {self.levels[-1]})"
+            )
+
     def check_request(self, level: Level, views: Sequence[int]) -> None:
         """Raises `CacheError` unless the cache has this level and the views of these numbers."""
         if level not in self.levels:
@@ -284,6 +306,11 @@ class FeatureCache:
                 )
 
     # -- write --------------------------------------------------------------------------------------------------------
+
+    @property
+    def imported(self) -> bool:
+        """Whether another program made the features."""
+        return is_imported(self.fingerprint.identity)
 
     @property
     def read_only(self) -> bool:

@@ -1,6 +1,7 @@
 """What an extraction has to do: its dataset against the cache's, the cache it adds to, how much disk it needs."""
 
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -98,22 +99,37 @@ def find_dataset(
         recorded=recorded,
         say=say,
     )
+    check_classes(found, root)
+    return found, root
+
+
+def check_classes(found: Dataset, root: Path) -> None:
+    """Raises DatasetError if there is nothing to tell apart; says which classes are in one half only."""
     if len(counts := found.class_counts()) == 1:
         raise DatasetError(
             f"{root}: all {counts.total():,} labelled videos are of one class, {visible(next(iter(counts)))!r}, so "
             "there is nothing to tell apart: expected are <class>/<video> of two classes or more, or a CSV file with "
             "their labels"
         )
+    if alike := _alike(found.classes):
+        say(f"classes whose names look alike, so that they may be meant as one: {some(alike)}")
     for split in found.split_numbers:
         for note in found.one_sided_notes(split):
             say(f"split {split}: {note}")
-    return found, root
 
 
-def update_dataset(cache: FeatureCache, found: Dataset, root: Path) -> None:
+def _alike(classes: Sequence[str]) -> list[str]:
+    """Names that differ only in case, spaces, or how accents are encoded (macOS and Linux write them differently)."""
+    same: dict[str, list[str]] = {}
+    for name in classes:
+        same.setdefault("".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
+    return [" and ".join(map(ascii, names)) for names in same.values() if len(names) > 1]
+
+
+def update_dataset(cache: FeatureCache, found: Dataset) -> None:
     """Make the dataset as found now the cache's; says which videos are new, gone, or have another label or half.
 
-    Videos whose files below `root` have changed are pending again. DatasetError if the two have no video in common.
+    DatasetError if the two have no video in common.
     """
     cached = cache.dataset
     before, now = ({video.id for video in each.videos} for each in (cached, found))
@@ -141,10 +157,9 @@ def update_dataset(cache: FeatureCache, found: Dataset, root: Path) -> None:
     for text, ids in changes.items():
         if ids:
             say(text.format(f"{len(ids):,}", some(ids, LISTED)))
-    _compare_files(cache, paths_of(found, root))
 
 
-def _compare_files(cache: FeatureCache, paths: Mapping[str, Path]) -> None:
+def compare_files(cache: FeatureCache, paths: Mapping[str, Path]) -> None:
     """Make videos pending whose files are not those that were extracted, and done whose doubt is none now; says so."""
     extracted = cache.ledger.files()
     remote = {each: address for each in extracted if each in paths and (address := address_of(paths[each]))}

@@ -94,12 +94,13 @@ def prepare(workspace: Workspace, name: str, given: Mapping[str, JSON], options:
         dataset, root = plan.find_dataset(workspace, name, settings, allow_remote=options.allow_remote)
         return Extraction(workspace=workspace, dataset=dataset, root=root, settings=settings, options=options)
     with cache:
-        settings = RequestedSettings.joined(name, given, cache.settings)
-        check_given(settings, given, cache.fingerprint, allow_drift=options.allow_drift, where=f"the cache {path}")
-        if cache.read_only:
-            _check_nothing_to_extract(cache, given, options)
+        if not cache.imported:
+            settings = RequestedSettings.joined(name, given, cache.settings)
+            check_given(settings, given, cache.fingerprint, allow_drift=options.allow_drift, where=f"the cache {path}")
+        if why := _nothing_to_extract(cache):
+            _check_nothing_asked(cache, why, given, options)
             workspace.remember_dataset(name)
-            say(f"nothing to do: {path} is a working copy of {cache.storage.address}, which is read only")
+            say(f"nothing to do: {path} {why}")
             return None
         _check_format(cache, options)
         if options.retry_failed:
@@ -113,7 +114,8 @@ def prepare(workspace: Workspace, name: str, given: Mapping[str, JSON], options:
             dataset, root = plan.find_dataset(
                 workspace, name, settings, allow_remote=options.allow_remote, recorded=cache.dataset
             )
-            plan.update_dataset(cache, dataset, root)
+            plan.update_dataset(cache, dataset)
+            plan.compare_files(cache, plan.paths_of(dataset, root))
             if options.again:
                 plan.extract_again(cache, dataset, options.again)
             # Otherwise the next command would follow the folder of before.
@@ -138,7 +140,7 @@ def summary(cache: FeatureCache) -> str:
             f"again: {some(changed)}"
         )
     lines += _listed(cache, "failed", counts["failed"]) + _listed(cache, "suspect", counts["suspect"])
-    if counts["failed"]:
+    if counts["failed"] and not cache.imported:
         lines.append("--retry-failed tries the failed videos once more; --limit lets a video cost more than by default")
     return "\n".join(lines)
 
@@ -151,13 +153,22 @@ def _listed(cache: FeatureCache, status: Status, count: int) -> list[str]:
     return lines + ([f"  and {count - LISTED} more: `mrrn cache info --json` lists all"] if count > LISTED else [])
 
 
-def _check_nothing_to_extract(cache: FeatureCache, given: Mapping[str, JSON], options: OneTimeOptions) -> None:
+def _nothing_to_extract(cache: FeatureCache) -> str:
+    """Why nothing can be extracted into a cache, a phrase; empty if it can."""
+    if cache.read_only:
+        return f"is a working copy of {cache.storage.address}, which is read only"
+    return "has features that another program made; `mrrn cache import` brings them up to date" * cache.imported
+
+
+def _check_nothing_asked(cache: FeatureCache, why: str, given: Mapping[str, JSON], options: OneTimeOptions) -> None:
     asked = {"--data": given.get("data"), "--subset": given.get("subset"), "--again": options.again}
     asked |= {"--retry-failed": options.retry_failed, "--engine": options.engine != "local"}
+    # Other settings of imported features than those of the machine mean another extraction.
+    asked |= {f"--{each.replace('_', '-')}": cache.imported for each in given if each not in ("device", "jobs")}
     if option := next((name for name, value in asked.items() if value), None):
         raise CacheError(
-            f"the cache {cache.path} is a published one ({cache.storage.address}), which is read only, and {option} "
-            "was given: leave it out to use the cache, or extract into another folder (WORK= or --work) without CACHE="
+            f"the cache {cache.path} {why}, and {option} was given: leave it out to use the cache, or extract into "
+            "another folder (WORK= or --work) without CACHE="
         )
 
 

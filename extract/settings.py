@@ -18,6 +18,7 @@ import click
 import msgspec
 
 from cache.common.commands import source_of
+from cache.common.console import NameChoice
 from cache.common.device import find_device
 from cache.common.errors import CacheError, MrrnError
 from cache.fingerprint import (
@@ -170,7 +171,7 @@ class RequestedSettings:
     precision: Precision | None = setting(
         None,
         part="environment",
-        type=click.Choice(PRECISIONS),
+        type=NameChoice(PRECISIONS),
         help="What the network computes in; fp32 is the reference. [default: bf16 on a CPU that has it, fp16 on a GPU]",
     )
     batch_frames: int | None = setting(
@@ -181,7 +182,7 @@ class RequestedSettings:
     )
     """Every batch of the network has this size."""
     decoder: str = setting(
-        DEFAULT_DECODER, part="environment", type=click.Choice(DECODER_NAMES), help=f"[default: {DEFAULT_DECODER}]"
+        DEFAULT_DECODER, part="environment", type=NameChoice(DECODER_NAMES), help=f"[default: {DEFAULT_DECODER}]"
     )
     jobs: int | None = setting(
         None,
@@ -289,7 +290,7 @@ class OneTimeOptions:
 
     allow_remote: bool = setting(False, is_flag=True, help="A manifest's videos may be https:// and s3:// addresses.")
     backend: Backend | None = setting(
-        None, flag="--format", type=click.Choice(BACKENDS), help="Of a new cache's shards. [default: h5]"
+        None, flag="--format", type=NameChoice(BACKENDS), help="Of a new cache's shards. [default: h5]"
     )
     location: Location | WebAddress | None = setting(
         None,
@@ -301,7 +302,7 @@ class OneTimeOptions:
     )
     engine: Literal["local", "ray"] = setting(
         "local",
-        type=click.Choice(["local", "ray"]),
+        type=NameChoice(["local", "ray"]),
         help="ray: on the cluster at $RAY_ADDRESS, else with Ray on this machine (docs/scale.md). [default: local]",
     )
     workers: int | None = setting(

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import sys
+import webbrowser
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -11,14 +12,26 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cache.aggregate import PAPER_WEIGHTS
+from cache.aggregate import PAPER_WEIGHTS, accuracy_text
 from cache.common.commands import advised
-from cache.common.console import FINISHED_WITH_FAILURES, StageGroup, clips_option, device_option, say, say_next
+from cache.common.console import (
+    FINISHED_WITH_FAILURES,
+    NameChoice,
+    StageGroup,
+    choose_dataset,
+    clips_option,
+    dataset_option,
+    device_option,
+    say,
+    say_next,
+    work_option,
+)
 from cache.common.device import check_device
-from cache.common.errors import DecodeError, MrrnError
+from cache.common.errors import DecodeError, MrrnError, ScoreError, TrainingError
 from cache.common.files import write_bytes_durably
 from cache.common.progress import progress
-from cache.common.text import wrapped
+from cache.common.text import visible, wrapped
+from cache.common.workspace import Workspace
 from cache.fingerprint import LEVELS
 from cache.store import FeatureCache
 from extract.datasets.paths import require_folder, scan_folder
@@ -31,6 +44,7 @@ from fuse.scores import (
     read_levels,
     read_scored_cache,
     run_options,
+    split_option,
 )
 
 if TYPE_CHECKING:
@@ -44,11 +58,15 @@ Choose = Callable[..., RunChoice]
 """Of `run_options`: makes the choice, from the text of `--clips` if there is one."""
 
 
+open_option = click.option("--open", "show", is_flag=True, help="Show the page in the browser.")
+
+
 @click.group(cls=StageGroup, invoke_without_command=True)
 @run_options
 @clips_option
+@open_option
 @click.pass_context
-def main(context: click.Context, choose: Choose, clips: str | None) -> None:
+def main(context: click.Context, choose: Choose, clips: str | None, show: bool) -> None:
     """Fuse the three levels' scores into one prediction for each video, and report its accuracy.
 
     Clip scores are averaged over each video; the levels are added by equation 10 (0.7 high + 0.2 mid + 0.1 low), and
@@ -61,15 +79,24 @@ def main(context: click.Context, choose: Choose, clips: str | None) -> None:
       mrrn fuse --dataset ucf101 --split 2 --pool max
     """
     if context.invoked_subcommand is None:
-        _fuse(choose(clips))
+        page = _fuse(choose(clips))
+        if show:
+            _open(page)
 
 
-def _fuse(choice: RunChoice) -> None:
+def _open(page: Path) -> None:
+    """Show the page in the user's browser."""
+    if not webbrowser.open(page.resolve().as_uri()):
+        click.echo("note: no browser was found to open it in", err=True)
+
+
+def _fuse(choice: RunChoice) -> Path:
+    """Write the report and print its figures; returns the path of its page."""
     from fuse.report.html import Extras, publish
     from fuse.report.samples import choose_mistakes, choose_samples, sample_frames
     from fuse.report.sweeps import mean_over_splits, read_tables
     from fuse.report.tables import table_3, to_text
-    from fuse.report.timing import FILE, read_timing
+    from fuse.report.timing import read_timing, timing_file
     from fuse.results import TITLES, caveats, evaluate, made_now
 
     tables, workspace = read_levels(choice), choice.workspace
@@ -84,8 +111,15 @@ def _fuse(choice: RunChoice) -> None:
         samples=samples,
         frames=frames,
         frames_note=frames_note,
-        timing=read_timing(workspace.root / "benchmarks" / FILE),
-        sweeps=read_tables(workspace, choice.dataset, notes, choice.split, results.runs["high"].get("cache_digest")),
+        timing=read_timing(timing_file(workspace, choice.dataset)),
+        sweeps=read_tables(
+            workspace,
+            choice.dataset,
+            notes,
+            choice.split,
+            results.runs["high"].get("cache_digest"),
+            subset=cache.dataset.subset is not None,
+        ),
     )
     page = publish(workspace.report(choice.dataset, choice.split), results, notes, made_now(), extras)
     click.echo(to_text(table_3(results, notes, short=True)))
@@ -97,6 +131,7 @@ def _fuse(choice: RunChoice) -> None:
         click.echo(f"\n{several}")
     click.echo(f"\nreport: {page}")
     say_next(advised("predict", workspace, dataset=choice.dataset, video="clip.mp4"), "fuse", "demo", "reproduce")
+    return page
 
 
 def _echo(text: str) -> None:
@@ -118,18 +153,104 @@ def _say_certainty(choice: RunChoice, results: "Results") -> None:
 @clips_option
 @device_option
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs per cell of Tables 1 and 2.")
-def reproduce(choose: Choose, clips: str | None, device: str, seeds: int) -> None:
+@click.option("--fresh", is_flag=True, help="Train the levels anew, and replace runs of another state of the cache.")
+def reproduce(choose: Choose, clips: str | None, device: str, seeds: int, fresh: bool) -> None:
     """Make all of the paper's tables and figures for an extracted dataset, in one report.
 
     Trains what is missing (the three levels, the runs that fusion weights are searched on, the grids of Tables 1 and
-    2), times Figure 6 on this machine, and writes the report. If it was interrupted, the same command continues:
-    what is done is not done again.
+    2), times Figure 6 on this machine, and writes the report; says beforehand about how long each takes. If it was
+    interrupted, the same command continues: what is done is not done again. The demo gets smaller grids and batches.
     """
     from fuse.reproduce import run_all
 
     choice = choose(clips)
-    run_all(choice, device=device, seeds=seeds)
+    check_device(device)
+    run_all(choice, device=device, seeds=seeds, fresh=fresh)
     _fuse(choice)
+
+
+@main.command()
+@run_options
+@clips_option
+@open_option
+def doctor(choose: Choose, clips: str | None, show: bool) -> None:
+    """Look for copies, wrong labels and empty videos in a dataset, by its cached features.
+
+    Finds copies of training videos in the test half (also encoded anew, cropped or mirrored), recordings in both
+    halves, copies with different labels, likely wrong labels, black, frozen and very short videos, and classes that
+    cannot be told apart. Where heads are trained, says what that does to their accuracy. Writes
+    WORK/report/DATASET/splitN/: doctor.html, with frames where the videos are at hand, and doctor.csv, a row for each
+    finding.
+
+    \b
+    Examples:
+      mrrn doctor                        the dataset extracted last, split 1
+      mrrn doctor --dataset mine --split 2
+    """
+    from fuse.doctor import OTHERS, examine, portions, with_black
+    from fuse.report.findings import LIST, PAGE, publish, shown, to_text
+    from fuse.report.samples import sample_frames
+    from fuse.results import evaluate, made_now
+
+    choice = choose(clips)
+    with FeatureCache.open(choice.workspace.cache(choice.dataset)) as cache:
+        diagnosis = examine(cache, choice.split)
+    frames, frames_note = sample_frames(choice.workspace, choice.dataset, shown(diagnosis))
+    diagnosis, parts, note = with_black(diagnosis, frames), [], ""
+    try:
+        cached = read_scored_cache(choice.workspace, choice.dataset)
+        parts = portions(evaluate(read_levels(choice), cached, choice.split), diagnosis)
+        note = "" if parts[-1].name == OTHERS else f"There is a finding about every test {cached.dataset.noun[:-1]}."
+    except (ScoreError, TrainingError) as error:
+        why = str(error).splitlines()[0].partition(";")[0]
+        note = f"With trained heads this would say what the findings do to their accuracy. There are none: {why}."
+    folder = choice.workspace.report(choice.dataset, choice.split)
+    publish(folder, diagnosis, parts, [each for each in (note, frames_note) if each], frames, made_now())
+    click.echo(f"{to_text(diagnosis, parts, note)}\n\npage: {folder / PAGE}\nlist: {folder / LIST}")
+    if show:
+        _open(folder / PAGE)
+
+
+@main.command()
+@click.argument("runs", nargs=-1, metavar="RUN RUN...")
+@work_option
+@dataset_option
+@split_option
+@open_option
+def compare(runs: tuple[str, ...], workspace: Workspace, dataset: str | None, split: int, show: bool) -> None:
+    """Trained runs side by side on the same test videos: paired differences, of each class too, and McNemar's test.
+
+    A run is named by its folders in WORK/runs/DATASET/splitN without their level: mean-seed0-paper is the fusion of
+    low-, mid- and high-mean-seed0-paper by equation 10. With its level it is that level alone. A path names one of
+    another place: of another backbone's cache, for example. The first run is what the others are compared with. The
+    page is written beside the report: compare.html.
+
+    \b
+    Examples:
+      mrrn compare mean-seed0 mean-seed0-paper
+      mrrn compare high-mean-seed0 mean-seed0 mean-seed0-linear
+      mrrn compare mean-seed0 other/runs/mine/split1/mean-seed0
+    """
+    from fuse.compare import side_by_side
+    from fuse.report.comparison import comparison_page, shown_videos
+    from fuse.report.samples import sample_frames
+    from fuse.results import made_now
+
+    name = choose_dataset(workspace, dataset)
+    found = side_by_side(runs, workspace, name, split)
+    first, *others = found.runs
+    for run in found.runs:
+        click.echo(f"{visible(run.name)}: {accuracy_text(int(run.correct.sum()), len(run.correct))}")
+    for run in others:
+        _echo(f"{visible(run.name)} against {visible(first.name)}: {found.against_first(run).text}")
+    for line in found.settings_that_differ():
+        _echo(f"  {visible(line)}")
+    page = workspace.report(name, split) / "compare.html"
+    frames, frames_note = sample_frames(workspace, name, shown_videos(found))
+    write_bytes_durably(page, comparison_page(found, made_now(), frames, frames_note).encode())
+    click.echo(f"\npage: {page}")
+    if show:
+        _open(page)
 
 
 @main.command()
@@ -152,7 +273,7 @@ def reproduce(choose: Choose, clips: str | None, device: str, seeds: int) -> Non
 @click.option(
     "--format",
     "shape",
-    type=click.Choice(["text", "json", "csv", "vtt"]),
+    type=NameChoice(["text", "json", "csv", "vtt"]),
     default="text",
     show_default=True,
     help="json: with the probabilities of all classes, a line for each window of a timeline. csv, vtt (subtitles): "
@@ -237,17 +358,19 @@ def _heads(choose: Choose, bundle: Path | None, weights: str | None, clips: str 
     """The heads of a bundle, or else of the chosen runs, and the backbone's weights that go with them."""
     from fuse.bundle import read_bundle
     from fuse.calibration import calibrate
-    from fuse.predict import load_heads, weights_for
+    from fuse.predict import check_not_imported, load_heads, weights_for
 
     if bundle:
         heads, recorded = load_heads(*read_bundle(bundle), clips), None
     else:
-        choice = choose(clips).of_new_videos()
+        choice = choose(clips)
+        with FeatureCache.open(choice.workspace.cache(choice.dataset)) as cache:
+            check_not_imported(cache.fingerprint.identity)
+            recorded = cache.settings.get("weights")
+        choice = choice.of_new_videos()
         heldout = read_heldout(choice)
         calibration = calibrate(heldout.levels, heldout.labels, PAPER_WEIGHTS) if heldout else None
         heads = load_heads(choice.folders(), calibration=calibration, clips=clips)
-        with FeatureCache.open(choice.workspace.cache(choice.dataset)) as cache:
-            recorded = cache.settings.get("weights")
     return heads, weights_for(heads, weights, recorded)
 
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from cache.aggregate import PAPER_WEIGHTS, clips_to_videos, fuse_levels
 from cache.clips import ClipRule
-from cache.common.errors import MrrnError, WeightsError
+from cache.common.errors import MrrnError, ScoreError, WeightsError
 from cache.common.text import visible, wrapped
-from cache.fingerprint import CENTER_VIEW, Level
+from cache.fingerprint import CENTER_VIEW, Level, is_imported
 from cache.ledger import Outcome
 from extract.decode import DecodePool, VideoEnd, VideoRequest
 from extract.meter import Meter
@@ -109,6 +109,7 @@ def load_heads(
     loaded = {level: load_head(folder) for level, folder in folders.items()}
     _check_together({level: config for level, (_, config) in loaded.items()})
     _, high = loaded["high"]
+    check_not_imported(high.fingerprint["identity"])
     try:
         identity, environment = high.fingerprint["identity"], high.fingerprint["environment"]
         decode_settings(settings_of(identity, environment))
@@ -131,6 +132,15 @@ def load_heads(
         fusion_weights=fusion_weights,
         calibration=calibration,
     )
+
+
+def check_not_imported(identity: Mapping[str, Any]) -> None:
+    """Raises `ScoreError` if another program made the features: those of a new video cannot be made here."""
+    if is_imported(identity):
+        raise ScoreError(
+            f"the heads read features that another program made ({visible(str(identity['backbone']))}), so those of "
+            "new videos cannot be made here: extract the videos with a backbone of this program to predict others"
+        )
 
 
 def _check_together(configs: Mapping[Level, RunConfig]) -> None:

@@ -33,7 +33,7 @@ from cache.aggregate import (
 )
 from cache.clips import ClipRule
 from cache.common.errors import ScoreError
-from cache.fingerprint import LEVELS, Level
+from cache.fingerprint import LEVELS, Level, is_imported
 from cache.scores import ScoreTable
 from extract.network.weights import is_file_spec
 from extract.settings import IMAGENET, RequestedSettings
@@ -170,6 +170,14 @@ class Results:
         return {video: self.cache.suspect[video] for video in self.video_ids if video in self.cache.suspect}
 
     @cached_property
+    def copies(self) -> dict[str, str]:
+        """Test samples whose features equal those of a training sample, with that sample."""
+        samples, contents = self.cache.dataset.samples, self.cache.contents
+        keys = {each.id: (contents[each.video], each.span) for each in samples if each.video in contents}
+        learned = {keys[each.id]: each.id for each in self.cache.dataset.half(self.split, "train") if each.id in keys}
+        return {each: learned[keys[each]] for each in self.video_ids if each in keys and keys[each] in learned}
+
+    @cached_property
     def correct(self) -> dict[Model, NDArray[np.bool_]]:
         """`[N]` for each model: whether its first choice is right."""
         return {model: correct(self.probabilities[model], self.labels) for model in self.models}
@@ -194,7 +202,7 @@ class Results:
 
     def calibrated(self, name: Scaled) -> NDArray[np.float64] | None:
         """A model's probabilities `[N, K]` at its temperature; None if none was found."""
-        found = self.calibration and self.calibration.temperatures.get(name)
+        found = self.calibration.temperatures.get(name) if self.calibration else None
         return None if found is None else scaled(self.probabilities[name], found)
 
     @cached_property
@@ -386,6 +394,13 @@ def caveats(results: Results) -> list[str]:
             f"missing: {len(results.missing):,} of {test_videos:,} test {dataset.noun} have no features and count as "
             "wrong."
         )
+    if results.copies:
+        test, learned = next(iter(results.copies.items()))
+        found.append(
+            f"copies: {len(results.copies):,} of {test_videos:,} test {dataset.noun} are copies of training "
+            f"{dataset.noun} (equal features; {test} of {learned}), so the accuracy is too high for new ones. `mrrn "
+            "doctor` lists them, and finds copies that were encoded anew."
+        )
     beaten = [
         f"{model} ({100 * results.accuracy(model):.1f} against {100 * accuracy:.1f} %)"
         for model, accuracy in results.linear.items()
@@ -404,6 +419,8 @@ def caveats(results: Results) -> list[str]:
 def weights_caveats(identity: Mapping[str, Any]) -> list[str]:
     """The caveats of `caveats` that say that the backbone was not the paper's ResNet-34 with ImageNet weights."""
     weights, backbone = str(identity.get("weights")), str(identity.get("backbone"))
+    if is_imported(identity):
+        return [f"features: {backbone} (another program made them; the paper used {paper.BACKBONE})."]
     found = []
     if is_file_spec(weights):
         found.append(f"weights: {weights} (not the paper's ImageNet weights).")
@@ -473,6 +490,7 @@ def summarise(results: Results, notes: Sequence[str], made: Made) -> dict[str, A
         "unread_share": results.unread_share,
         "missing_videos": _with_reasons(results.missing),
         "suspect_videos": _with_reasons(results.suspect),
+        "doctor": {"test_copies_of_training": len(results.copies)} if results.cache.contents else None,
         "accuracy": {model: results.accuracy(model) for model in MODELS},
         "top5": {model: results.top5(model) for model in MODELS},
         "interval95": {model: asdict(results.interval(model)) for model in MODELS},

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.aggregate import align
-from cache.common.console import choose_dataset, dataset_option, work_option
+from cache.common.console import NameChoice, choose_dataset, dataset_option, work_option
 from cache.common.errors import ScoreError
 from cache.common.files import read_bounded
 from cache.common.text import some
@@ -121,6 +121,11 @@ class RunChoice:
         return self.workspace.run(self.dataset, self.split, level, self.pool, self.seed, variant)
 
 
+split_option = click.option(
+    "--split", type=click.IntRange(1, 3), default=1, show_default=True, help="Split that the heads were trained on."
+)
+
+
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options that choose runs; it gets them as `choose`, which makes the RunChoice.
 
@@ -131,18 +136,16 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @dataset_option
     @click.option(
         "--pool",
-        type=click.Choice(POOLS),
+        type=NameChoice(POOLS),
         default="mean",
         show_default=True,
         help="Temporal pooling of the heads (equations 8 and 9).",
     )
-    @click.option(
-        "--split", type=click.IntRange(1, 3), default=1, show_default=True, help="Split that the heads were trained on."
-    )
+    @split_option
     @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the runs.")
     @click.option(
         "--recipe",
-        type=click.Choice(sorted([*RECIPES, *RETIRED])),
+        type=NameChoice(sorted([*RECIPES, *RETIRED])),
         metavar="NAME",
         help="Recipe that they were trained by. [default: the usual one for the dataset]",
     )
@@ -195,6 +198,8 @@ class ScoredCache:
     """What the extraction was asked for, as the cache remembers it."""
     frames: Mapping[str, int] = field(default_factory=dict)
     """Cached frames of each sample that has features."""
+    contents: Mapping[str, bytes] = field(default_factory=dict)
+    """Of each video, equal for videos with equal features; empty if that is not known."""
     cost: Mapping[str, float] = field(default_factory=dict)
     """`videos`, `frames`, `bytes` and `decode_seconds`, the time spent decoding, of the whole cache."""
 
@@ -223,6 +228,7 @@ def read_scored_cache(workspace: Workspace, dataset: str) -> ScoredCache:
             },
             settings=dict(cache.settings),
             frames={each: frames[each] for each in have},
+            contents=cache.contents(),
             cost={
                 "videos": len(outcomes),
                 "frames": sum(outcome.num_frames for outcome in outcomes),
@@ -237,6 +243,9 @@ def read_levels(choice: RunChoice) -> dict[Level, ScoreTable]:
     paths = {level: folder / SCORES_FILE for level, folder in choice.folders().items()}
     missing = [level for level, path in paths.items() if not path.exists()]
     if missing:
+        if cache := FeatureCache.find(choice.workspace.cache(choice.dataset), None):
+            with cache:
+                cache.require_levels()
         which = missing[0] if len(missing) == 1 else "all"
         raise ScoreError(
             f"no scores of level {', '.join(missing)} for {choice}; train with "
@@ -338,7 +347,7 @@ def check_same(tables: Mapping[Level, ScoreTable]) -> None:
     ]
     for name in ("dataset", "split", "pool", "clips", "cache_digest"):
         problems += differences(name.replace("_", " "), {level: run.get(name) for level, run in runs.items()})
-    problems += differences("cache fingerprint", {level: _identity(table) for level, table in tables.items()})
+    problems += differences("cache fingerprint", {level: identity_of(table) for level, table in tables.items()})
     problems += differences("classes", {level: tuple(table.classes.tolist()) for level, table in tables.items()})
     problems += _clip_differences(tables)
     if problems:
@@ -353,7 +362,7 @@ def check_against_cache(tables: Mapping[Level, ScoreTable], cache: ScoredCache, 
     """
     table = next(iter(tables.values()))
     scored = table.label_of
-    problems = differences("fingerprint", {"scores": _identity(table), "cache": _without_name(cache.identity)})
+    problems = differences("fingerprint", {"scores": identity_of(table), "cache": _without_name(cache.identity)})
     problems += differences("classes", {"scores": tuple(table.classes.tolist()), "cache": cache.dataset.classes})
     wrong = {
         "scored, but not test videos of this split": set(scored) - set(expected),
@@ -371,7 +380,8 @@ def _without_name(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in identity.items() if name != "weights"}
 
 
-def _identity(table: ScoreTable) -> dict[str, Any]:
+def identity_of(table: ScoreTable) -> dict[str, Any]:
+    """What the features behind the scores depend on."""
     return _without_name(table.run.get("fingerprint", {}).get("identity", {}))
 
 

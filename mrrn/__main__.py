@@ -6,5 +6,5 @@ end_silently()
 
 from mrrn.cli import main  # noqa: E402
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # a process that this one spawns imports it, too
     main(prog_name="mrrn")

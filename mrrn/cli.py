@@ -10,6 +10,8 @@ COMMANDS = {
     "extract": ("extract.cli", "main", "Stage one: videos to cached features."),
     "train": ("train.cli", "main", "Stage two: cached features to heads and scores."),
     "fuse": ("fuse.cli", "main", "Stage three: scores to predictions, tables, report."),
+    "doctor": ("fuse.cli", "doctor", "What may be wrong with a dataset."),
+    "compare": ("fuse.cli", "compare", "Trained runs side by side: paired differences."),
     "predict": ("fuse.cli", "predict", "The most probable classes of new videos."),
     "bundle": ("fuse.cli", "bundle", "Trained heads in one folder, to hand to others."),
     "export": ("fuse.cli", "export", "Backbone, heads and fusion as one ONNX file."),
@@ -34,6 +36,9 @@ class _LazyGroup(StageGroup):
             return None
         module, name, _ = COMMANDS[cmd_name]
         command: click.Command = getattr(import_module(module), name)
+        if isinstance(command, click.Group) and cmd_name == "cache":
+            # It reads manifests, as extraction does, which `cache` knows nothing of.
+            command.add_command(import_module("extract.imported.run").import_command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

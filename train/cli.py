@@ -15,6 +15,7 @@ from cache.clips import ClipRule
 from cache.common.commands import advised
 from cache.common.console import (
     FINISHED_WITH_FAILURES,
+    NameChoice,
     StageGroup,
     choose_dataset,
     clips_option,
@@ -27,11 +28,11 @@ from cache.common.console import (
 from cache.common.device import check_device
 from cache.common.errors import TrainingError
 from cache.common.files import write_bytes_durably
-from cache.common.progress import duration
+from cache.common.progress import about, duration
 from cache.common.workspace import Workspace
 from cache.fingerprint import LEVELS, Level
 from cache.scores import read_scores
-from train.config import RunConfig, baseline_of, state_of, with_recorded_recipe
+from train.config import RunConfig, baseline_of, is_another, state_of, with_recorded_recipe
 from train.recipes import KNOBS, LINEAR, POOLS, RECIPES, RETIRED, Pool, with_overrides
 from train.split import Split, open_split
 from train.sweep.grid import AXES, TABLES, parse_axis
@@ -40,7 +41,7 @@ from train.sweep.table import write_table
 from train.sweep.workers import SweepSettings, train_all
 
 
-class RecipeName(click.Choice[str]):
+class RecipeName(NameChoice):
     """The name of a recipe. One that there is no more is refused with its successor's name."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -66,7 +67,7 @@ def knob_options(command: Any) -> Any:
             command = clips_option(command)
             continue
         if isinstance(knob.kind, tuple):
-            shown: dict[str, Any] = {"type": click.Choice(knob.kind)}
+            shown: dict[str, Any] = {"type": NameChoice(knob.kind)}
         elif knob.kind is int:
             shown = {"type": click.IntRange(knob.least), "metavar": "N"}
         else:
@@ -81,14 +82,14 @@ def knob_options(command: Any) -> Any:
 @device_option
 @click.option(
     "--level",
-    type=click.Choice([*LEVELS, "all"]),
+    type=NameChoice([*LEVELS, "all"]),
     default="all",
     show_default=True,
     help="Which features the head sees: ResNet-34's layer2, layer3 or layer4.",
 )
 @click.option(
     "--pool",
-    type=click.Choice(POOLS),
+    type=NameChoice(POOLS),
     default="mean",
     show_default=True,
     help="How the logits of the steps become the clip's (equations 8 and 9).",
@@ -158,6 +159,8 @@ def main(
     usual, why = opened.usual_recipe()
     chosen = with_overrides(opened.recipes[recipe] if recipe else usual, **overrides)
     say(f"recipe {chosen.name} ({'asked for' if recipe else why}; RECIPE= or --recipe chooses another)")
+    if level == "all":
+        opened.cache.require_levels()
     levels: tuple[Level, ...] = LEVELS if level == "all" else (level,)  # type: ignore[assignment]
     configs = [
         opened.config(level=each, pool=pool, seed=seed, recipe=chosen, usual=usual, holdout=holdout, watch=watch)
@@ -219,7 +222,7 @@ def export(run: Path, to: Path | None) -> None:
 @device_option
 @click.option(
     "--table",
-    type=click.Choice(list(TABLES)),
+    type=NameChoice(list(TABLES)),
     help="The paper's grid: 1 hidden x layers, 2 levels x poolings, fusion levels and how they are fused.",
 )
 @click.option(
@@ -238,6 +241,7 @@ def export(run: Path, to: Path | None) -> None:
     help="Score held-out training videos, another fifth for each seed, not the test half: to choose settings by.",
 )
 @click.option("--jobs", type=click.IntRange(1), metavar="N", help="Runs at once. [default: one a core; one on a GPU]")
+@click.option("--fresh", is_flag=True, help="Replace runs that are of other settings or of another state of the cache.")
 @click.option("--name", metavar="NAME", help="Folder of the table. [default: table1, table2, fusion or grid]")
 @click.option("--page", metavar="FILE", type=click.Path(dir_okay=False), help="Also write the table as a page, here.")
 def sweep(
@@ -250,6 +254,7 @@ def sweep(
     splits: tuple[int, ...],
     holdout: bool,
     jobs: int | None,
+    fresh: bool,
     name: str | None,
     page: str | None,
 ) -> None:
@@ -274,34 +279,50 @@ def sweep(
     default_name = {"1": "table1", "2": "table2", "fusion": "fusion", None: "grid"}[table]
     folder = workspace.sweep(next(iter(opened.values())).dataset.name, name or default_name)
     plan = make_plan(opened, chosen, seeds, holdout=holdout, search_fusion=table == "fusion" and not holdout)
-    failed = _train_missing(plan, workspace, device, jobs, chosen)
+    failed = _train_missing(plan, workspace, device, jobs, chosen, fresh=fresh)
     if failed:
-        heading = f"{len(failed)} runs failed; there is no table before all are done:"
-        click.echo("\n  ".join([heading, *failed]), err=True)
+        say(f"{len(failed)} runs failed; there is no table before all are done:", err=True)
+        for each in failed:
+            say(f"  {each}", err=True)
         raise click.exceptions.Exit(FINISHED_WITH_FAILURES)
-    markdown = write_table(plan, workspace, folder, _sweep_command(plan.dataset))
-    click.echo(f"\n{markdown}\ntable: {folder / 'table.md'}")
+    markdown, shown = write_table(plan, workspace, folder, _sweep_command(plan.dataset))
+    click.echo(f"\n{shown}\ntable: {folder / 'table.md'}")
     if page:
         write_bytes_durably(Path(page), f"# Results\n\n{markdown}".encode())
 
 
 def _train_missing(
-    plan: Plan, workspace: Workspace, device: str, jobs: int | None, chosen: Collection[str]
+    plan: Plan, workspace: Workspace, device: str, jobs: int | None, chosen: Collection[str], *, fresh: bool
 ) -> list[str]:
-    """Train the runs that are not finished, of a grid of the `chosen` axes. Returns which failed, and why."""
+    """Train the runs that are not finished, of a grid of the `chosen` axes. Returns which failed, and why.
+
+    `fresh`: a folder that holds another run than the one asked for is emptied first.
+    """
     configs = plan.configs()
-    if "clips" not in chosen:
+    if not fresh and "clips" not in chosen:
         configs = [with_recorded_recipe(config, workspace, asked="recipe" in chosen) for config in configs]
-    missing = [config for config in configs if state_of(config.folder(workspace), config) != "finished"]
-    click.echo(f"{len(configs)} runs, {len(configs) - len(missing)} of them done already")
+    stale = [config for config in configs if fresh and is_another(config.folder(workspace), config)]
+    missing = [
+        config for config in configs if config in stale or state_of(config.folder(workspace), config) != "finished"
+    ]
+    replaced = f", {len(stale)} others are replaced" if stale else ""
+    say(f"{len(configs)} runs, {len(configs) - len(missing)} of them done already{replaced}")
     if not missing:
         return []
     check_device(device)
+    from train.distributed import choose_device
+    from train.duration import expected_seconds
+
     jobs = min(jobs or plan.default_jobs(device), len(missing))
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
     log = workspace.root / "sweeps" / "workers.log"
-    click.echo(f"{jobs} at once, {threads} CPU threads each; what they print goes to {log}")
-    return train_all(missing, SweepSettings(workspace=workspace, device=device, threads=threads, log=log), jobs)
+    seconds = sum(
+        expected_seconds(split, [config for config in missing if config.split == number], choose_device(device))
+        for number, split in plan.splits.items()
+    )
+    say(f"{about(seconds)}; {jobs} at once, {threads} CPU threads each; what they print goes to {log}")
+    settings = SweepSettings(workspace=workspace, device=device, threads=threads, log=log, fresh=fresh)
+    return train_all(missing, settings, jobs)
 
 
 def _sweep_command(dataset: str) -> str:
@@ -316,13 +337,15 @@ def _sweep_command(dataset: str) -> str:
 def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, device: str, fresh: bool) -> None:
     check_device(device)  # before torch is imported
     from train.distributed import choose_device, join
+    from train.duration import expected_seconds
     from train.run import run
 
     group, where = join(choose_device(device))
-    noun = split.dataset.noun
+    noun, time_needed = split.dataset.noun, about(expected_seconds(split, configs, where))
     say(
         f"train {', '.join(map(_title, configs))} on {where}: {configs[0].videos['training']:,} {noun} "
         f"of {split.dataset.name}, split {split.number}, seed {configs[0].seed}, backbone weights {configs[0].weights}"
+        f"; {time_needed}"
     )
     for note in split.dataset.one_sided_notes(split.number):
         say(note)

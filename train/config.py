@@ -253,6 +253,15 @@ def with_recorded_recipe(config: RunConfig, workspace: Workspace, *, asked: bool
     return config
 
 
+def is_another(folder: Path, wanted: RunConfig) -> bool:
+    """Returns whether `folder` holds another run than `wanted`, or one that cannot be read."""
+    try:
+        state_of(folder, wanted)
+    except TrainingError:
+        return True
+    return False
+
+
 def state_of(folder: Path, wanted: RunConfig) -> Literal["new", "unfinished", "finished"]:
     """Returns how far the run `wanted` is. Raises `TrainingError` if `folder` holds another run.
 

@@ -36,15 +36,15 @@ def fit_linear(head: Head, bank: ClipBank, samples: Sequence[Sample]) -> float:
     from all of them.
     """
     mean_NC, sample_N, label_N = sample_means(bank)
-    with _one_thread(if_small=mean_NC.numel() * head.classes < _WORTH_THREADS):
+    with one_thread(if_small=mean_NC.numel() * head.classes):
         return _fit_means(head, mean_NC, sample_N, label_N, samples)
 
 
 @contextmanager
-def _one_thread(*, if_small: bool) -> Iterator[None]:
-    """Keep torch to one thread: where products are small, several mostly wait for each other."""
+def one_thread(*, if_small: int) -> Iterator[None]:
+    """Keep torch to one thread if products of so many multiplications are small: several mostly wait for each other."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1 if if_small else threads)
+    torch.set_num_threads(1 if if_small < _WORTH_THREADS else threads)
     try:
         yield
     finally:

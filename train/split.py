@@ -108,7 +108,8 @@ class Split:
         holdout: bool,
         watch: bool = False,
     ) -> RunConfig:
-        """Returns the configuration of one run on this split."""
+        """Returns the configuration of one run on this split. Raises `CacheError` if the cache lacks the level."""
+        self.cache.check_request(level, ())
         learned, scored = self.learned_and_scored(holdout=holdout, seed=seed, watch=watch)
         videos = {"training": len(learned), "scored": len(scored)}
         if watch:

@@ -7,6 +7,7 @@ import signal
 import stat
 import sys
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 from shutil import get_terminal_size
 from typing import Any
@@ -131,6 +132,14 @@ def _refusal(error: BaseException) -> str | None:
             return str(cause)
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+class NameChoice(click.Choice[str]):
+    """One of some names; of others the nearest one is told."""
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        near = get_close_matches(str(value), [str(each) for each in self.choices], n=1)
+        return super().get_invalid_choice_message(value, ctx) + (f" Did you mean {near[0]}?" if near else "")
 
 
 def _workspace(_context: click.Context, _parameter: click.Parameter, value: str) -> Workspace:

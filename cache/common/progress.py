@@ -45,19 +45,31 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
+def about(seconds: float) -> str:
+    """ "about 85 s", "about 3 min", "about 2 h 05 min": a duration that is estimated."""
+    if seconds < 100:
+        return f"about {max(5 * round(seconds / 5), 5)} s"
+    minutes = round(seconds / 60)
+    return f"about {minutes} min" if minutes < 10 else f"about {duration(60 * minutes)}"
+
+
 class _Rate:
     """How fast and how long still, by the last half minute."""
 
     def __init__(self, total: float, unit: str, initial: float, frames: Amounts | None) -> None:
         self.total, self.unit, self.frames = total, unit, frames
         self.started = time.monotonic()
-        self.seen = deque([(self.started, frames()[0] if frames else initial)])
+        self.first = frames()[0] if frames else initial
+        self.seen = deque([(self.started, self.first)])
         self.left_seconds: float | None = None
         self.per_second = 0.0
 
     def count(self, done: float) -> None:
         now = time.monotonic()
         fine, total = self.frames() if self.frames else (done, self.total)
+        if fine <= self.first:  # what is loaded and started first is no part of the rate
+            self.started = now
+            self.seen.clear()
         self.seen.append((now, fine))
         while len(self.seen) > 2 and self.seen[1][0] < now - RECENT_SECONDS:
             self.seen.popleft()
@@ -112,7 +124,7 @@ class _BarProgress:
             if (left := self.rate.left_seconds or 0.0) > 2 * RECENT_SECONDS:
                 end = datetime.now().astimezone() + timedelta(seconds=left)
                 when = f"{end:%H:%M}" if left < 20 * 3600 else f"{end:%A %H:%M}"
-                self.bar.print(f"{self.title}: about {duration(left)} left, until {when}", markup=False)
+                self.bar.print(f"{self.title}: {about(left)} left, until {when}", markup=False)
 
 
 @contextmanager

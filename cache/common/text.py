@@ -29,6 +29,35 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], numeric:
     return "\n".join(f"| {' | '.join(row)} |" for row in (escaped[0], rules, *escaped[1:]))
 
 
+def text_table(heads: Sequence[str], rows: Iterable[Sequence[str]], numeric: Collection[int] = ()) -> str:
+    """A table for a terminal of 80 columns, its cells made visible; the columns `numeric` are set flush right.
+
+    A heading stands on several lines rather than make its column wide, and so does what is in the first column.
+    """
+    shown = [list(map(visible, row)) for row in rows]
+    words = [re.findall(r"\d+ %|\S+", head) for head in heads]
+    widths = [
+        max([*map(len, head), *(len(row[column]) for row in shown)]) if head or shown else 0
+        for column, head in enumerate(words)
+    ]
+    gap = 2 if sum(widths) + 2 * (len(widths) - 1) <= 80 else 1
+    widths[0] = min(widths[0], max(12, 80 - sum(widths[1:]) - gap * (len(widths) - 1)))
+    height = max(map(len, words))
+    lines = [list(line) for line in zip(*([""] * (height - len(head)) + head for head in words), strict=True)]
+    for row in shown:
+        first, *more = textwrap.wrap(row[0], widths[0], subsequent_indent="  ") or [""]
+        lines += [[first, *row[1:]], *([part, *[""] * (len(row) - 1)] for part in more)]
+    return "\n".join(
+        (" " * gap)
+        .join(
+            cell.rjust(width) if column in numeric else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        .rstrip()
+        for line in lines
+    )
+
+
 def csv_cell(name: str) -> str:
     """Returns `name` for a CSV cell: an apostrophe keeps spreadsheets from reading it as a formula."""
     return f"'{name}" if name.startswith(_FORMULA_STARTS) else name

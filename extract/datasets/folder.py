@@ -18,7 +18,9 @@ from extract.datasets.lists import SplitLists
 from extract.datasets.paths import require_folder, scan_folder
 
 _HALF = re.compile(
-    r"(train(ing)?|val(id(ation)?)?|test(ing)?|dev|eval(uation)?|holdout)([ _-]?(set|data|split|videos|\d))?", re.I
+    r"(train(ing)?|trn?|val(id(ation)?)?|test(ing)?|te|tst|dev|eval(uation)?|holdout|unlabel+ed)"
+    r"([ _-]?(set|data|split|videos|\d+))?|(fold|split)[ _-]?\d+",
+    re.I,
 )
 """Names of folders that hold a half of a split, where there are several; "train" alone may be a class."""
 

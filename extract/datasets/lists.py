@@ -1,16 +1,20 @@
 """Split lists: text files that assign each sample to a half of a split. Every error names file and line."""
 
 import codecs
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cache.common.errors import DatasetError
+from cache.common.files import PLAIN_BYTES, read_bounded
 from cache.dataset import ADDRESS, Dataset, Half, Sample, Video, video_id
 from extract.datasets.paths import check_path, is_video_name
 
 LONGEST_LINE = 4096
 """In characters; systems allow no longer paths."""
+
+_NO_TEXT = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0", b"\x1f\x8b")
+"""First bytes of .xlsx, .ods and .zip, of .xls, and of .gz."""
 
 
 @dataclass(frozen=True)
@@ -23,19 +27,23 @@ class Line:
     """File and line number, for messages."""
 
 
-def read_text(path: Path, advice: str) -> str:
-    """The file's text, UTF-8 or else Latin-1. Raises DatasetError, with `advice`, if it cannot be read."""
+def read_text(path: Path, advice: str, say: Callable[[str], None] = lambda _: None) -> str:
+    """The file's text, UTF-8 or else Latin-1, which is said. Raises DatasetError, with `advice`, if it is no text."""
     try:
-        content = path.read_bytes()
+        content = read_bounded(path.resolve(), PLAIN_BYTES)
     except FileNotFoundError:
         raise DatasetError(f"looked for the file {path}, which is not there; {advice}") from None
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {error.strerror}; {advice}") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DatasetError(f"{path} cannot be read: {reason}; {advice}") from error
+    if content.startswith(_NO_TEXT):
+        raise DatasetError(f"{path} is a spreadsheet's own file or an archive: save it as CSV UTF-8")
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or bytes(4) in (content[0:8:2], content[1:8:2]):
         raise DatasetError(f"{path} is UTF-16: save it as UTF-8 (in a spreadsheet's menu: CSV UTF-8)")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
+        say(f"{path} is not UTF-8 and is read as Latin-1; if names come out wrong, save it as UTF-8")
         return content.decode("latin-1")
 
 
@@ -70,9 +78,9 @@ def _name(path: str, span: Span) -> str:
 class SplitLists:
     """Collects what the lists of a dataset say about each sample. Raises DatasetError on contradictions."""
 
-    def __init__(self, *, remote: bool = False) -> None:
-        """`remote`: addresses, https:// and s3://, are allowed for paths."""
-        self._remote = remote
+    def __init__(self, *, remote: bool = False, files: bool = True) -> None:
+        """`remote`: addresses, https:// and s3://, are allowed for paths. `files`: paths name files, not just ids."""
+        self._remote, self._files = remote, files
         self._listed: dict[tuple[str, Span], _ListedSample] = {}
         self._path_of_id: dict[str, tuple[str, str]] = {}
         """For each id the path, and the file and line that named it first."""
@@ -102,9 +110,9 @@ class SplitLists:
     def _add_video(self, path: str, where: str) -> None:
         if not (self._remote and ADDRESS.fullmatch(path)):
             check_path(path, where)
-        if not is_video_name(path):
+        if self._files and not is_video_name(path):
             raise DatasetError(f"{where}: {path!r} does not end as a video file's name does, such as .avi or .mp4")
-        id_ = video_id(path)
+        id_ = video_id(path) if is_video_name(path) else path
         other, other_where = self._path_of_id.setdefault(id_, (path, where))
         if other != path:
             raise DatasetError(

@@ -42,7 +42,7 @@ def load(
     With `remote` videos may be remote; whether those exist shows when they are downloaded. Says which recordings are on
     both sides of a split, as far as the names of the videos tell.
     """
-    listed = read_manifest(name, file, remote=remote)
+    listed = read_manifest(name, file, remote=remote, say=say)
     root = file.parent.resolve()
     found = [video.path for video in listed.videos if ADDRESS.fullmatch(video.path) or is_file(root / video.path)]
     for split in listed.split_numbers:
@@ -55,12 +55,17 @@ def load(
     return match_files(listed, found, root, None, subset=subset), root
 
 
-def read_manifest(name: str, file: Path, *, remote: bool = False) -> Dataset:
-    """All videos that the CSV lists, whether or not the files exist. Classes are numbered in order of their names."""
-    splits, rows = _read_rows(file)
+def read_manifest(
+    name: str, file: Path, *, remote: bool = False, files: bool = True, say: Callable[[str], None] = lambda _: None
+) -> Dataset:
+    """All videos that the CSV lists, whether or not the files exist. Classes are numbered in order of their names.
+
+    Unless `files`, the column `video` may have ids: paths without a suffix.
+    """
+    splits, rows = _read_rows(file, say)
     classes = tuple(sorted({row["label"] for _, _, row in rows if row["label"]}))
     labels = {class_name: label for label, class_name in enumerate(classes)}
-    lists = SplitLists(remote=remote)
+    lists = SplitLists(remote=remote, files=files)
     root = file.parent.resolve()
     sides: dict[tuple[int, str], tuple[Half, str]] = {}
     for where, line, row in rows:
@@ -98,13 +103,15 @@ def _read_span(row: dict[str, str], where: str) -> tuple[float, float] | None:
         )
     first, stop = (round(float(text.replace(",", ".")), 6) for text in (start, end))
     if not first < stop <= MOST_SECONDS:
-        raise DatasetError(f"{where}: the span from {start} s to {end} s does not end after its start")
+        raise DatasetError(
+            f"{where}: the span from {start} s to {end} s does not end after its start, by {MOST_SECONDS:,.0f} s"
+        )
     return first, stop
 
 
-def _read_rows(file: Path) -> tuple[list[int], list[Row]]:
+def _read_rows(file: Path, say: Callable[[str], None]) -> tuple[list[int], list[Row]]:
     """The splits that have a column, and the rows below the first."""
-    lines = _numbered(file)
+    lines = _numbered(file, say)
     _, columns = next(lines, (1, []))
     columns = _without_end([column.lower() for column in columns], 0)
     known = ["video", "label", *(f"split{split}" for split in SPLITS), "start", "end", "group"]
@@ -116,7 +123,7 @@ def _read_rows(file: Path) -> tuple[list[int], list[Row]]:
     }
     if wrong := [f"{what} {some(names)}" for what, names in problems.items() if names]:
         raise DatasetError(
-            f"{file}, line 1: columns are {','.join(columns)!r}, {' and '.join(wrong)}; {ADVICE}, and if wanted "
+            f"{file}, line 1: columns are {some(columns, 20)!r}, {' and '.join(wrong)}; {ADVICE}, and if wanted "
             "split2,split3, start,end, group"
         )
     rows = []
@@ -133,14 +140,15 @@ def _read_rows(file: Path) -> tuple[list[int], list[Row]]:
 
 def _without_end(values: list[str], kept: int) -> list[str]:
     """The values without the empty ones at the end, which spreadsheets add, but at least `kept` of them."""
-    while len(values) > kept and not values[-1]:
-        values = values[:-1]
-    return values
+    end = len(values)
+    while end > kept and not values[end - 1]:
+        end -= 1
+    return values[:end]
 
 
-def _numbered(file: Path) -> Iterator[tuple[int, list[str]]]:
+def _numbered(file: Path, say: Callable[[str], None]) -> Iterator[tuple[int, list[str]]]:
     """Line number, and the values without the spaces around them, of each row that is not empty."""
-    text = read_text(file, ADVICE)
+    text = read_text(file, ADVICE, say)
     first = next((line for line in text.splitlines() if line.strip()), "")
     declared = re.match(r'"?sep=([,;\t|])', first)  # as Excel writes it
     separator = declared[1] if declared else max(",;\t", key=first.count)

@@ -3,7 +3,7 @@
 import errno
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,23 +12,27 @@ from cache.common.text import some, visible
 from cache.dataset import check_relative_path
 
 _SUFFIXES = {
-    "mov": "3g2 3gp 3gpp f4v insv m4v mj2 mov mp4 mp4v qt",
-    "avi": "avi divx",
+    "mov": "3g2 3gp 3gp2 3gpp 3gpp2 cmfv f4v insv ismv m4v mj2 mov mp4 mp4v mqv qt",
+    "avi": "amv avi divx xvid",
     "matroska": "mk3d mkv webm",
     "mpegts": "m2t m2ts mts tod tp trp ts",
     "flv": "flv",
     "ogg": "ogm ogv",
-    "asf": "asf wmv",
-    "mpeg": "m2p mod mpe mpeg mpg vob",
-    "mpegvideo": "m1v m2v",
+    "asf": "asf dvr-ms wm wmv",
+    "mpeg": "evo m2p mod mpe mpeg mpg mpg2 vob vro",
+    "mpegvideo": "m1v m2v mp2v mpv",
 }
 VIDEO_SUFFIXES = frozenset(f".{suffix}" for suffixes in _SUFFIXES.values() for suffix in suffixes.split())
 """Suffixes of the containers that decoding knows, in any case. Whether a file decodes shows when it is opened."""
 
 SYSTEM_FOLDERS = frozenset(
-    ("@eadir", "@recycle", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__macosx")
+    (
+        *("@eadir", "@recycle", "#recycle", "#snapshot", "@recently-snapshot", "~snapshot", "@sharebin", "@tmp"),
+        *("@__thumb", "network trash folder", "temporary items", "thevolumesettingsfolder", "__macosx"),
+        *("$recycle.bin", "recycler", "recycled", "system volume information", "found.000", "lost+found"),
+    )
 )
-"""Folders in which systems keep thumbnails and deleted files; they are not looked into, like hidden ones."""
+"""Folders in which systems keep thumbnails, snapshots and deleted files; not looked into, like hidden ones."""
 
 
 LONGEST_FOLDER = 4096 - 256
@@ -55,9 +59,9 @@ class FolderScan:
         return [f"{text}: {what}" for text, what in texts.items() if what]
 
 
-def is_video_name(name: str) -> bool:
+def is_video_name(name: str, suffixes: Collection[str] = VIDEO_SUFFIXES) -> bool:
     """Whether the name has the suffix of a video file."""
-    return _suffix(name) in VIDEO_SUFFIXES
+    return _suffix(name) in suffixes
 
 
 def _suffix(name: str) -> str:
@@ -104,8 +108,8 @@ def find_videos(root: Path) -> tuple[str, ...]:
     return scan_folder(root).videos
 
 
-def scan_folder(root: Path) -> FolderScan:
-    """All files below `root` (resolved), at any depth.
+def scan_folder(root: Path, suffixes: Collection[str] = VIDEO_SUFFIXES) -> FolderScan:
+    """All files below `root` (resolved), at any depth; videos are those with one of the `suffixes`.
 
     Raises DatasetError for links that lead outside, links to folders (they may form circles), names of videos that are
     not UTF-8, and those that check_relative_path refuses.
@@ -123,8 +127,14 @@ def scan_folder(root: Path) -> FolderScan:
                 passed_over["hidden"] += not is_folder
             elif is_folder:
                 folders.append(f"{path}/")
-            elif _is_video_link(root, path) if entry.is_symlink() else entry.is_file() and is_video_name(path):
+            elif (
+                _is_video_link(root, path, suffixes)
+                if entry.is_symlink()
+                else entry.is_file() and is_video_name(path, suffixes)
+            ):
                 videos.append(path)  # bytes that are not UTF-8 as Python's lone surrogates
+            elif is_video_name(path):
+                passed_over["links to nothing, or pipes"] += 1
             else:
                 passed_over[_suffix(path) or "without a suffix"] += 1
     if undecodable := [path for path in videos if path.encode(errors="ignore").decode() != path]:
@@ -148,9 +158,9 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         raise DatasetError(f"folder {folder} cannot be read: {error.strerror}; change its permissions") from error
 
 
-def _is_video_link(root: Path, path: str) -> bool:
+def _is_video_link(root: Path, path: str, suffixes: Collection[str]) -> bool:
     link = root / path
-    if not link.is_dir() and not is_video_name(path):
+    if not link.is_dir() and not is_video_name(path, suffixes):
         return False
     check_link(root, path, str(root))
     if link.is_dir():

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any, Final
 
+from cache.fingerprint import IMPORTED, is_imported
 from extract.settings import RequestedSettings, device_defaults
 from fuse.results import Results
 
@@ -22,12 +23,26 @@ def commands_of(results: Results) -> list[str]:
     options += ["--seed", str(run.get("seed", 0)), "--recipe", str(run.get("recipe"))]
     options += ["--watch"] if run.get("watch") else []
     commands = [
-        ["extract", "--dataset", results.dataset, *_settings(results)],
+        _import(results)
+        if is_imported(results.cache.identity)
+        else ["extract", "--dataset", results.dataset, *_settings(results)],
         ["train", *options],
         *([["train", *options, "--holdout"]] if results.searched_weights and not run.get("watch") else []),
         ["fuse", *options],
     ]
     return [shlex.join(["mrrn", *command]) for command in commands]
+
+
+def _import(results: Results) -> list[str]:
+    """The command for features that another program made; who has them from a published cache knows no folder."""
+    cache, settings = results.cache, results.cache.settings
+    command = ["cache", "import", str(settings.get("features", "FEATURES")), "--dataset", results.dataset]
+    command += ["--data", str(settings.get("data", "FILE"))]
+    command += ["--source", str(cache.identity["backbone"]).removeprefix(IMPORTED)]
+    for level, name in settings.get("arrays", {}).items():
+        command += ["--array", f"{level}={name}"]
+    command += ["--fps", f"{settings['fps']:g}"] if settings.get("fps") else []
+    return [*command, *(["--subset"] if settings.get("subset") else [])]
 
 
 def _settings(results: Results) -> Iterator[str]:

@@ -1,36 +1,29 @@
 """A split's report on disk: tables, figures and results.json, and report.html, whose values are put together here.
 
-The page is one file that needs no network and runs no code but its own: the templates escape every value, and a
-content-security policy allows exactly the script and the style sheet in the file, by hash. Shapes: N videos, K classes.
+Shapes: N videos, K classes.
 """
 
-import base64
-import hashlib
 import math
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
 
 from cache.aggregate import NO_PREDICTION, predicted
 from cache.common.files import discard_leftovers, write_bytes_durably, write_sealed_json
-from cache.common.text import shortened, visible
+from cache.common.text import visible
 from fuse import metrics, paper
 from fuse.calibration import reliability
 from fuse.report.again import commands_of
 from fuse.report.figures import draw_confusion, draw_per_class
+from fuse.report.page import render, when
 from fuse.report.samples import PAIRS, Frames, ShownPrediction, draw_samples, pictures_of
-from fuse.report.story import how_good, percent, references, trust, where_it_fails
-from fuse.report.tables import NONE, Table, per_class_table, table_3, to_csv, to_markdown
+from fuse.report.story import how_good, references, trust, where_it_fails
+from fuse.report.tables import Table, per_class_table, table_3, to_csv, to_markdown
 from fuse.report.timing import Timing, draw_timing
-from fuse.results import MODELS, TITLES, Made, Model, Results, summarise, text_of
+from fuse.results import MODELS, TITLES, Made, Model, Results, summarise
 
 EXAMPLES: Final = 4
 """Videos named for a cell of the confusion matrix."""
@@ -46,8 +39,6 @@ FIRST: Final = 6
 
 GROUPS: Final = 12
 """Recordings listed, the worst first."""
-
-_WORDS: Final = re.compile(r"(?<=[a-z])(?=[A-Z0-9])|(?<=[_/.-])")
 
 Examples = dict[tuple[int, int], list[str]]
 """(Row, column) of the confusion matrix -> its first EXAMPLES videos."""
@@ -93,35 +84,11 @@ def publish(folder: Path, results: Results, notes: Sequence[str], made: Made, ex
 
 
 def html(results: Results, notes: Sequence[str], made: Made, extras: Extras) -> str:
-    """The page. Every value that the templates write out is made visible, then escaped."""
-    style, script = _asset("report.css"), _asset("report.js")
-    policy = (
-        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    environment = Environment(
-        loader=PackageLoader("fuse.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=lambda value: value if isinstance(value, Markup) else visible(str(value)),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "percent": percent,
-        "points": _points,
-        "count": "{:,}".format,
-        "shorten": shortened,
-        "text": text_of,
-        "breakable": _breakable,
-        "when": _when,
-    }
+    """The page."""
     pictures = {video: pictures_of(each) for video, each in extras.frames.items()}
     examples = _examples(results, pictures)
-    return environment.get_template("report.html").render(
-        style=Markup(style),
-        script=Markup(script),
-        policy=policy,
+    return render(
+        "report.html",
         published=paper.DATASETS.get(results.dataset),
         heading=f"{paper.DATASETS.get(results.dataset, results.dataset)}, split {results.split}",
         notes=[note.partition(": ") if ": " in note[:30] else ("", "", note) for note in notes],
@@ -166,30 +133,6 @@ def html(results: Results, notes: Sequence[str], made: Made, extras: Extras) -> 
         commands=commands_of(results),
         bibtex=paper.BIBTEX,
     )
-
-
-def _asset(name: str) -> str:
-    return (files("fuse.report") / "templates" / name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _breakable(name: str) -> Markup:
-    """A name that breaks between its words: `ApplyEyeMakeup`, `brush_hair`."""
-    return Markup("<wbr>").join(map(escape, _WORDS.split(visible(name))))
-
-
-def _when(date: str) -> str:
-    """An ISO 8601 time as people write it: `26 November 2026, 18:02 UTC`."""
-    when = datetime.fromisoformat(date)
-    return f"{when.day} {when:%B %Y, %H:%M} UTC"
-
-
-def _points(fraction: float | None, decimals: int = 1) -> str:
-    """A difference of fractions in points, with a true minus."""
-    return NONE if fraction is None else f"{100 * fraction:+.{decimals}f}".replace("-", "−")
 
 
 def _titles(results: Results) -> dict[Model, tuple[str, str]]:
@@ -356,7 +299,7 @@ def _provenance(results: Results, made: Made) -> list[dict[str, Any]]:
             "title": "This report",
             "values": {
                 "program": f"mrrn {made.version}",
-                "made": _when(made.date),
+                "made": when(made.date),
                 "fusion": "0.7 high + 0.2 mid + 0.1 low (equation 10); plain mean beside it",
                 "intervals": "95 %; of one accuracy Wilson's, of a difference the paired bootstrap over videos "
                 f"({metrics.RESAMPLES:,} resamples, seed {metrics.SEED})",

@@ -3,8 +3,10 @@
 Sweeps are those of `mrrn sweep --table 1` (or 2); splits count once their report is written.
 """
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +24,8 @@ from train.sweep.grid import TABLES
 Accuracies = Mapping[tuple[str, str], Sequence[float]]
 """Setting and level -> the accuracy with each seed, a fraction."""
 
+_SIZES: Final = re.compile(r"hidden (\d+), layers (\d+)")
+
 _NUMBERS: Final = (
     Column(title="accuracy %", name="accuracy_percent", decimals=2),
     Column(title="± over seeds", name="deviation_points", decimals=2),
@@ -32,16 +36,21 @@ _NUMBERS: Final = (
 
 
 def read_tables(
-    workspace: Workspace, dataset: str, notes: Sequence[str], split: int, digest: str | None
+    workspace: Workspace, dataset: str, notes: Sequence[str], split: int, digest: str | None, *, subset: bool = False
 ) -> dict[str, Table]:
-    """Tables 1 and 2, each beside the paper's figures, if their sweeps were made on this cache (`digest`).
+    """Tables 1 and 2, if their sweeps were made on this cache (`digest`): the paper's datasets beside its figures.
 
-    Raises `ScoreError` if a sweep's results cannot be read.
+    A `subset` has no difference from them. Raises `ScoreError` if a sweep's results cannot be read.
     """
     made = {}
     for name, build in (("table1", _table_1), ("table2", _table_2)):
         if accuracies := _accuracies(workspace.sweep(dataset, name) / "results.json", split, digest):
-            made[name] = build(dataset, accuracies, tuple(notes))
+            table = build(dataset, accuracies, tuple(notes))
+            if dataset not in paper.DATASETS:
+                table = replace(table, title=table.title.split(": ", 1)[1].capitalize())
+            if subset:
+                table = replace(table, rows=tuple((*row[:-1], None) for row in table.rows))
+            made[name] = table
     return made
 
 
@@ -59,11 +68,17 @@ def _accuracies(path: Path, split: int, digest: str | None) -> Accuracies:
 
 
 def _table_1(dataset: str, accuracies: Accuracies, notes: tuple[str, ...]) -> Table:
+    printed = paper.TABLE_1 if dataset in paper.DATASETS else {}
+    found = [tuple(map(int, match.groups())) for setting, _ in accuracies if (match := _SIZES.fullmatch(setting))]
     rows = [
-        (hidden, layers, *_numbers(accuracies.get((f"hidden {hidden}, layers {layers}", "high")), printed))
-        for (hidden, layers), printed in paper.TABLE_1.items()
+        (
+            hidden,
+            layers,
+            *_numbers(accuracies.get((f"hidden {hidden}, layers {layers}", "high")), printed.get((hidden, layers))),
+        )
+        for hidden, layers in printed or found
     ]
-    if dataset != "hmdb51":
+    if printed and dataset != "hmdb51":
         notes = (*notes, "The paper has this table for HMDB-51 only; its figures stand beside ours for orientation.")
     columns = (Column(title="hidden units", name="hidden"), Column(title="layers", name="layers"), *_NUMBERS)
     return Table(title="Table 1: hidden units and layers, high level", notes=notes, columns=columns, rows=tuple(rows))

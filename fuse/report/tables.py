@@ -2,12 +2,11 @@
 
 import csv
 import io
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from cache.common.text import csv_cell, markdown, markdown_table, visible, wrapped
+from cache.common.text import csv_cell, markdown, markdown_table, text_table, visible, wrapped
 from fuse import paper
 from fuse.results import MODELS, TITLES, Results
 
@@ -74,21 +73,10 @@ class Table:
 def to_text(table: Table) -> str:
     """For a terminal of 80 columns: notes, then aligned columns, those without any figure left out."""
     table = table.without_empty()
-    rows = [list(map(visible, row)) for row in table.shown_rows()]
-    # A heading stands on several lines rather than make its column wide.
-    heads = [re.findall(r"\d+ %|\S+", column.title) for column in table.columns]
-    height = max(map(len, heads))
-    rows[:0] = [list(line) for line in zip(*([""] * (height - len(head)) + head for head in heads), strict=True)]
-    widths = [max(len(row[index]) for row in rows) for index in range(len(heads))]
-    aligned = [
-        "  ".join(
-            cell.rjust(width) if table.numeric(index) else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    heads = [column.title for column in table.columns]
+    numeric = [index for index in range(len(heads)) if table.numeric(index)]
     notes = [wrapped(f"! {visible(note)}", "  ") for note in table.notes]
-    return "\n".join([wrapped(visible(table.title), "  "), *notes, "", *aligned])
+    return "\n".join([wrapped(visible(table.title), "  "), *notes, "", text_table(heads, table.shown_rows(), numeric)])
 
 
 def to_markdown(table: Table) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cache.common.errors import ScoreError
 from cache.common.files import read_json
+from cache.common.workspace import Workspace
 from fuse.report.figures import Files, Theme, drawable, new_figure, render_themes
 
 if TYPE_CHECKING:
@@ -13,6 +14,11 @@ if TYPE_CHECKING:
 
 FILE: Final = "figure6.json"
 """Name of the measurement below WORK/benchmarks/."""
+
+
+def timing_file(workspace: Workspace, dataset: str) -> Path:
+    """The measurement shown with `dataset`. The demo has a smaller one of its own."""
+    return workspace.root / "benchmarks" / (f"demo-{FILE}" if dataset == "demo" else FILE)
 
 
 @dataclass(frozen=True)

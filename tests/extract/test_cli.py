@@ -219,6 +219,7 @@ def test_an_id_does_not_depend_on_the_locale(tmp_path):
 
 def test_classes_and_what_is_passed_over_are_told_before_anything_is_decoded(tmp_path):
     videos = make_videos(tmp_path / "videos")
+    shutil.copytree(videos / "class1", videos / "Class1")
     (videos / "class2").mkdir()
     (videos / "class2" / "film.rmvb").write_bytes(b"x")
     (videos / "class1" / "@eaDir").mkdir()
@@ -229,7 +230,8 @@ def test_classes_and_what_is_passed_over_are_told_before_anything_is_decoded(tmp
         "files passed over, by suffix: 1 .rmvb\n",
         "folders not looked into: class1/@eaDir\n",
         "folders without a video, which give no class: class2\n",
-        "  2 classes: class0 2, class1 2\n",
+        "  3 classes: Class1 2, class0 2, class1 2\n",
+        "classes whose names look alike, so that they may be meant as one: 'Class1' and 'class1'\n",
     ):
         assert line in result.output
 

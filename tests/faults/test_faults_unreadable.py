@@ -181,7 +181,9 @@ def test_a_shard_without_a_row_that_cannot_be_read_now_stays(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("limit", [4, 6, 8, 10, 12, 14, 17, 20])
+@pytest.mark.parametrize(
+    "limit", [4, 8, 12, *(pytest.param(each, marks=pytest.mark.slow) for each in (6, 10, 14, 17, 20))]
+)
 def test_few_open_files_cost_no_shard(tmp_path: Path, limit: int, backend: str) -> None:
     path = filled_cache(tmp_path / "c", 9, backend=backend).path
     before = contents(path)

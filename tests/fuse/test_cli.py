@@ -39,15 +39,19 @@ def fuse(workspace: Workspace, *arguments: str) -> Result:
     return CliRunner().invoke(main, ["--work", str(workspace.root), *arguments])
 
 
-def test_it_prints_the_table_and_writes_the_report(workspace: Workspace) -> None:
-    result = fuse(workspace)
+def test_it_prints_the_table_and_writes_the_report(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    result = fuse(workspace, "--open")
     assert result.exit_code == 0, result.output
     folder = workspace.report("tiny", 1)
     assert "dataset tiny (extracted last" in result.output
     assert "! weights: random:0 (random, never trained)" in result.output
     assert f"report: {folder / 'report.html'}" in result.output
-    for name in ("Low RRN", "Mid RRN", "High RRN", "MRRN (0.7 high + 0.2 mid + 0.1 low)", "MRRN (plain mean)"):
-        assert f"{name} " in result.output
+    assert opened == [(folder / "report.html").as_uri()]
+    for name in ("low ", "mid ", "high ", "fused ", "mean ", "fused: MRRN (0.7 high + 0.2 mid + 0.1 low)"):
+        assert f"\n{name}" in result.output
+    assert all(len(line) <= 80 for line in result.output.splitlines() if "/" not in line)
     written = {path.name for path in folder.iterdir()}
     promised = "report.html results.json table3.csv table3.md per_class.csv per_class.md confusion.svg confusion.png"
     assert set(promised.split()) <= written
@@ -108,7 +112,8 @@ def test_without_runs_it_says_how_to_train(tmp_path: Path) -> None:
     trainable_cache(tmp_path)
     result = fuse(workspace, "--pool", "max", "--seed", "3")
     assert result.exit_code == 1
-    assert "mrrn train --dataset tiny --split 1 --pool max --seed 3 --level all" in result.output
+    options = f"--work {workspace.root} --dataset tiny --split 1 --pool max --seed 3 --level all"
+    assert f"mrrn train {options}" in result.output
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x04\x95pickle"])

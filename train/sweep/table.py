@@ -25,7 +25,7 @@ from cache.aggregate import (
     wilson,
 )
 from cache.common.files import discard_leftovers, write_bytes_durably, write_sealed_json
-from cache.common.text import markdown_table
+from cache.common.text import markdown_table, text_table, wrapped
 from cache.common.workspace import Workspace
 from cache.fingerprint import LEVELS, Level
 from cache.scores import read_scores
@@ -123,8 +123,8 @@ def _probabilities(
     return probabilities, np.array([-1 if sample.label is None else sample.label for sample in samples], dtype=np.int64)
 
 
-def write_table(plan: Plan, workspace: Workspace, folder: Path, command: str) -> str:
-    """Write the sweep's table.md and results.json into `folder`. Returns the table in Markdown."""
+def write_table(plan: Plan, workspace: Workspace, folder: Path, command: str) -> tuple[str, str]:
+    """Write the sweep's table.md and results.json into `folder`. Returns the table in Markdown and for a terminal."""
     split = plan.first_split
     what = "held-out training videos" if plan.holdout else "test videos"
     splits, seeds = (", ".join(map(str, numbers)) for numbers in (plan.splits, plan.seeds))
@@ -146,7 +146,9 @@ def write_table(plan: Plan, workspace: Workspace, folder: Path, command: str) ->
     if split.dataset.subset:
         notes.append("the dataset is a subset of the published one")
     table = make_table(plan, workspace)
-    markdown = to_markdown(table, notes, losses=plan.holdout)
+    heads, rows = cells_of(table, losses=plan.holdout)
+    markdown = "\n".join([markdown_table(heads, rows), "", *(f"- {note}" for note in notes), ""])
+    shown = [text_table(heads, rows, range(1, len(heads))), "", *(wrapped(f"- {note}", "  ") for note in notes)]
     discard_leftovers(folder)
     write_bytes_durably(folder / "table.md", markdown.encode())
     results = {
@@ -169,16 +171,15 @@ def write_table(plan: Plan, workspace: Workspace, folder: Path, command: str) ->
         ],
     }
     write_sealed_json(folder / "results.json", results)
-    return markdown
+    return markdown, "\n".join(shown)
 
 
-def to_markdown(table: Sequence[TableCell], notes: Sequence[str], *, losses: bool = False) -> str:
-    """Returns the table in Markdown, in percent, with notes below it; `losses` adds the mean log loss in brackets."""
+def cells_of(table: Sequence[TableCell], *, losses: bool) -> tuple[list[str], list[list[str]]]:
+    """Heading and rows, in percent; `losses` adds the mean log loss in brackets."""
     columns = list(dict.fromkeys(cell.column for cell in table))
     rows = list(dict.fromkeys(cell.row for cell in table))
     text = {
         (cell.row, cell.column): f"{cell.text} ({np.mean(cell.log_losses):.3f})" if losses else cell.text
         for cell in table
     }
-    made = markdown_table(["setting", *columns], [[row, *(text[row, column] for column in columns)] for row in rows])
-    return "\n".join([made, "", *(f"- {note}" for note in notes), ""])
+    return ["setting", *columns], [[row, *(text.get((row, column), "–") for column in columns)] for row in rows]

@@ -22,7 +22,7 @@ from cache.common.errors import MrrnError
 from cache.common.interrupts import Interrupted, interruptible
 from cache.common.progress import progress
 from cache.common.workspace import Workspace
-from train.config import RunConfig
+from train.config import RunConfig, is_another
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,8 @@ class SweepSettings:
     """CPU threads of each worker."""
     log: Path
     """File that takes the output of workers."""
+    fresh: bool = False
+    """Whether a folder that holds another run is emptied."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +188,8 @@ def _train(config: RunConfig, settings: SweepSettings, device: Any, connection: 
 
     try:
         split = open_split(settings.workspace, config.dataset, config.split)
-        run(split, config, settings.workspace, device, show=show)
+        fresh = settings.fresh and is_another(config.folder(settings.workspace), config)
+        run(split, config, settings.workspace, device, show=show, fresh=fresh)
     except (MrrnError, OSError, MemoryError) as error:
         return WorkerEvent(ended=True, error=str(error) or repr(error))
     return WorkerEvent(share=1.0, ended=True)

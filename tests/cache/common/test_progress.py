@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from cache.common import progress as module
-from cache.common.progress import duration, progress
+from cache.common.progress import about, duration, progress
 
 
 @pytest.fixture
@@ -36,6 +36,13 @@ def test_durations_are_as_precise_as_people_want_them(seconds: float, text: str)
     assert duration(seconds) == text
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(1, "5 s"), (83, "85 s"), (100, "2 min"), (599, "10 min"), (7000, "1 h 57 min")]
+)
+def test_estimates_pretend_no_precision(seconds: float, text: str) -> None:
+    assert about(seconds) == f"about {text}"
+
+
 def test_a_log_has_a_line_now_and_then_and_no_control_characters(
     capsys: pytest.CaptureFixture[str], clock: list[float]
 ) -> None:
@@ -45,7 +52,7 @@ def test_a_log_has_a_line_now_and_then_and_no_control_characters(
             shown.update(done, "1 failed")
     lines = capsys.readouterr().err.splitlines()
     assert 20 < len(lines) < 60
-    assert lines[0] == "reading: 29/3,600 videos, 62 min left, 0.967/s, 1 failed"
+    assert lines[0] == "reading: 29/3,600 videos, 60 min left, 1/s, 1 failed"
     assert all(line.isprintable() for line in lines)
 
 
@@ -68,6 +75,15 @@ def test_count_time_left_rate_and_failures_are_legible_at_every_width(
     assert re.search(r"extract: about 20 min left, until \d\d:\d\d\n", said), "after half a minute, once"
     assert said.count("about") == 1
     assert all(len(line.rstrip()) <= columns for line in re.split(r"[\r\n]", said))
+
+
+def test_the_start_of_the_work_is_no_part_of_its_rate(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("sweep", 10, "runs") as shown:
+        clock[0] += 1000
+        shown.update(0)
+        clock[0] += 31
+        shown.update(1)
+    assert capsys.readouterr().err.splitlines()[-1] == "sweep: 1/10 runs, 4 min 39 s left, 0.0323/s"
 
 
 def test_a_dumb_terminal_is_treated_as_a_log(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.common.text import markdown_table, shortened, some, visible
+from cache.common.text import markdown_table, shortened, some, text_table, visible
 
 
 def test_a_markdown_table_has_literal_cells_and_numbers_flush_right() -> None:
@@ -30,3 +30,15 @@ def test_shortening_keeps_both_ends(name: str, length: int) -> None:
     short = shortened(name, length)
     assert len(short) <= max(length, 3)
     assert short == name if len(name) <= length else "…" in short
+
+
+def test_a_table_fits_the_terminal_by_breaking_headings_and_its_first_column() -> None:
+    heads = ["setting", "low", "fused 0.7/0.2/0.1", "fused, weights held-out", "95 % from", *["mean of levels"] * 2]
+    row = ["hidden 1024, layers 5", *["81.4 ± 0.3"] * 6]
+    lines = text_table(heads, [row, row], range(1, 7)).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines if line.startswith("hidden")] == ["hidden", "hidden"]
+    assert (
+        text_table(["a b", "95 %"], [["x", "1"], ["longer", "22"]], [1])
+        == "a\nb       95 %\nx          1\nlonger    22"
+    )

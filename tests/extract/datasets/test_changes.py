@@ -90,11 +90,12 @@ def test_a_doubt_about_a_header_alone_ends_where_the_file_is_complete(tmp_path, 
             for each, reason in zip(ids, reasons, strict=True)
         ]
         cache.commit(claim, make_shard(ids), outcomes, cache.fingerprint.environment)
-        for index, path in enumerate(plan.paths_of(cache.dataset, tmp_path / "videos").values()):
+        paths = plan.paths_of(cache.dataset, tmp_path / "videos")
+        for index, path in enumerate(paths.values()):
             path.parent.mkdir(parents=True, exist_ok=True)
             if index != 4:
                 path.write_bytes(complete[:-100] if index == 1 else complete)
-        plan.update_dataset(cache, cache.dataset, tmp_path / "videos")
+        plan.compare_files(cache, paths)
         assert "1 suspect videos are done now" in capsys.readouterr().out
         assert list(cache.ledger.outcomes("done")) == [replace(outcomes[0], status="done")]
         assert list(cache.ledger.outcomes("suspect")) == outcomes[1:]

@@ -88,3 +88,18 @@ def test_two_files_with_one_id_are_refused(tmp_path):
     touch(tmp_path, ["a/x.avi", "a/x.mp4"])
     with pytest.raises(DatasetError, match=r"'a/x\.mp4' has the same id as 'a/x\.avi'"):
         load_dataset("mine", tmp_path, subset=False, work=tmp_path / "work")
+
+
+@pytest.mark.parametrize(
+    "folders", [("fold1", "fold2"), ("trn", "tst"), ("train-01", "val-01"), ("split 1", "split 2")]
+)
+def test_numbered_and_abbreviated_halves_are_not_classes(tmp_path, folders):
+    touch(tmp_path, [f"{folder}/wave/{folder}.avi" for folder in folders])
+    with pytest.raises(DatasetError, match="are halves of a split and not classes"):
+        load_dataset("mine", tmp_path, subset=False, work=tmp_path / "work")
+
+
+def test_actions_that_sound_like_halves_are_classes(tmp_path):
+    touch(tmp_path, [f"{folder}/{folder}.avi" for folder in ("fold", "split", "train")])
+    dataset, _ = load_dataset("mine", tmp_path, subset=False, work=tmp_path / "work")
+    assert dataset.classes == ("fold", "split", "train")

@@ -2,7 +2,9 @@
 
 import csv
 import io
+import os
 import shutil
+import time
 
 import pytest
 from hypothesis import given
@@ -123,7 +125,7 @@ def test_links_that_lead_outside_are_refused_with_file_and_line(tmp_path, link):
             "video|label|split1\n",
             r"line 1: columns are 'video\|.*', without video, label, split1 .*give a CSV",
         ),
-        ("video,label\nx.avi,a\n", "line 1: columns are 'video,label', without split1;"),
+        ("video,label\nx.avi,a\n", "line 1: columns are 'video, label', without split1;"),
         ("video,label,split1,split1\n", "line 1: columns are .*, twice with split1;"),
         ("video,label,split1,split4\n", "line 1: columns are .*, with an unknown split4;"),
         ("video,label,split1,start\n", "line 1: columns are .*, without end;"),
@@ -151,6 +153,29 @@ End;start;Video;label;split1;group
 20;2.5;film.mp4;climb;test;a
 ;;other.mp4;wave;test;b
 """
+
+
+def test_a_row_of_a_million_commas_takes_no_time(tmp_path):
+    began = time.process_time()
+    assert len(read_manifest("mine", manifest(tmp_path, f"{HEADER}x.avi,a,train{',' * 1_000_000}\n")).videos) == 1
+    assert time.process_time() - began < 5
+
+
+def test_other_encodings_and_files_are_named_for_what_they_are(tmp_path):
+    said = []
+    (tmp_path / "list.csv").write_bytes(f"{HEADER}x.avi,été,train\n".encode("latin-1"))
+    assert read_manifest("mine", tmp_path / "list.csv", say=said.append).classes == ("été",)
+    assert "is not UTF-8 and is read as Latin-1" in said[0]
+    for start in (b"PK\x03\x04", b"\xd0\xcf\x11\xe0", b"\x1f\x8b"):
+        (tmp_path / "list.csv").write_bytes(start + bytes(100))
+        with pytest.raises(DatasetError, match="own file or an archive: save it as CSV"):
+            read_manifest("mine", tmp_path / "list.csv")
+    (tmp_path / "list.csv").unlink()
+    os.mkfifo(tmp_path / "list.csv")
+    (tmp_path / "zero.csv").symlink_to("/dev/zero")
+    for name in ("list.csv", "zero.csv"):
+        with pytest.raises(DatasetError, match="not a plain file"):
+            read_manifest("mine", tmp_path / name)
 
 
 def test_rows_with_start_and_end_are_spans_of_one_video(tmp_path):

@@ -18,15 +18,17 @@ def test_what_decoding_opens_is_found_in_any_case_and_the_rest_is_counted(tmp_pa
     videos = [
         f"a/{n}.{suffix}"
         for n, suffix in enumerate(
-            ["MTS", "m2ts", "ogv", "VOB", "asf", "3G2", "m2t", "divx", "f4v", "qt", "Mpe", "m4v"]
+            ["MTS", "m2ts", "ogv", "VOB", "asf", "3G2", "m2t", "divx", "f4v", "qt", "Mpe", "m4v", "evo"]
         )
     ]
     hidden = [".x.avi", ".cache/y.avi", "a/@eaDir/z.avi", "#recycle/z.avi", "$RECYCLE.BIN/z.avi", ".Trashes/z.avi"]
+    hidden += ["a/#snapshot/z.avi", "Network Trash Folder/z.avi"]
     touch(tmp_path, [*videos, *hidden, "a/notes.TXT", "b/notes.txt", "b/README", "c/@home/#1 fan.avi"])
     scan = scan_folder(tmp_path)
     assert scan.videos == tuple(sorted([*videos, "c/@home/#1 fan.avi"]))
     assert scan.passed_over == {".txt": 2, "without a suffix": 1, "hidden": 1}
-    assert scan.unread == ("#recycle", "$RECYCLE.BIN", ".Trashes", ".cache", "a/@eaDir")
+    unread = ("#recycle", "$RECYCLE.BIN", ".Trashes", ".cache", "Network Trash Folder", "a/#snapshot", "a/@eaDir")
+    assert scan.unread == unread
     assert scan.folders == ("a", "b", "c")
 
 
@@ -53,7 +55,9 @@ def test_names_with_the_characters_of_hmdb51_are_kept(tmp_path):
 
 def test_a_fifo_is_not_a_video(tmp_path):
     os.mkfifo(tmp_path / "trap.avi")
-    assert find_videos(tmp_path) == ()
+    (tmp_path / "gone.avi").symlink_to("nowhere.avi")
+    scan = scan_folder(tmp_path)
+    assert (scan.videos, scan.passed_over) == ((), {"links to nothing, or pipes": 2})
 
 
 def test_a_link_to_a_file_inside_is_a_video(tmp_path):

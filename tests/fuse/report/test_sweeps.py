@@ -9,6 +9,7 @@ import pytest
 from cache.common.errors import ScoreError
 from cache.common.workspace import Workspace
 from fuse.report.sweeps import mean_over_splits, read_tables
+from fuse.report.tables import to_markdown, to_text
 from fuse.results import summarise
 from fuse.scores import RunChoice
 from tests.helpers.scores import MADE, results_of_a_subset
@@ -16,7 +17,9 @@ from tests.helpers.scores import MADE, results_of_a_subset
 DIGEST = "c0ffee"
 
 
-def write_sweep(workspace: Workspace, name: str, cells: dict[tuple[str, str], list[float]], **changes: Any) -> None:
+def write_sweep(
+    workspace: Workspace, name: str, cells: dict[tuple[str, str], list[float]], dataset: str = "hmdb51", **changes: Any
+) -> None:
     value = {
         "holdout": False,
         "cache_digest": {"1": DIGEST},
@@ -25,7 +28,7 @@ def write_sweep(workspace: Workspace, name: str, cells: dict[tuple[str, str], li
             for (setting, column), accuracy in cells.items()
         ],
     }
-    path = workspace.sweep("hmdb51", name) / "results.json"
+    path = workspace.sweep(dataset, name) / "results.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({**value, **changes}))
 
@@ -42,6 +45,24 @@ def test_table_1_stands_beside_the_papers(tmp_path: Path) -> None:
     assert difference == pytest.approx(0.22)
     assert rows[256, 5] == (None, None, None, 43.92, None)
     assert table.notes == ("note",)
+
+
+def test_own_data_has_its_own_sizes_and_nothing_of_the_paper(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    cells = {(f"hidden {hidden}, layers 1", "high"): [0.5] for hidden in (32, 64)}
+    write_sweep(workspace, "table1", {**cells, ("recipe linear", "high"): [0.5]}, dataset="mine")
+    table = read_tables(workspace, "mine", [], 1, DIGEST)["table1"]
+    assert table.title == "Hidden units and layers, high level"
+    assert [row[:2] for row in table.rows] == [(32, 1), (64, 1)]
+    assert "paper" not in to_markdown(table).lower() + to_text(table).lower()
+
+
+def test_a_subset_has_no_difference_from_the_paper(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    write_sweep(workspace, "table1", {("hidden 1024, layers 3", "high"): [0.50, 0.52]})
+    table = read_tables(workspace, "hmdb51", [], 1, DIGEST, subset=True)["table1"]
+    assert "difference" not in to_text(table)
+    assert "50.78" in to_text(table)
 
 
 def test_table_2_has_levels_and_poolings(tmp_path: Path) -> None:

@@ -99,6 +99,7 @@ def test_kernels_run_on_torchs_own_threads_where_it_has_openmp():
     assert compiled._team() is not None
 
 
+@pytest.mark.slow
 def test_other_backends_need_no_llvmlite():
     code = """
 import sys

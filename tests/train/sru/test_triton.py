@@ -78,7 +78,7 @@ def test_no_kernel_hides_what_is_not_finite():
 def test_kernels_give_the_same_bits_each_time():
     from train.sru import triton
 
-    inputs = on_device(draw((5, 7, 70), True, torch.float32))
+    inputs = on_device(draw((3, 2, 70), True, torch.float32))
     first, second = results(triton.recurrence, inputs), results(triton.recurrence, inputs)
     assert all(torch.equal(first[name], second[name]) for name in first)
 

@@ -4,6 +4,7 @@ import fcntl
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,16 +15,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from cache.common.files import remove
 from cache.common.workspace import Workspace
 from cache.scores import ScoreTable, write_scores
 from tests.helpers.train import grouped_dataset, trainable_cache
+from train.cli import main
 from train.recipes import RECIPES
 from train.split import open_split
 from train.sweep.grid import grid_points
 from train.sweep.plan import Plan
-from train.sweep.table import make_table, to_markdown
+from train.sweep.table import cells_of, make_table
 from train.sweep.workers import SweepSettings, _receive, train_all
 
 SMALL = RECIPES["small"]
@@ -72,12 +75,12 @@ def test_cells_are_means_over_videos_and_deviations_over_seeds(tmp_path):
     assert table["mid"].text == "50.0 ± 0.0"
     assert table["fused 0.7/0.2/0.1"].accuracies == pytest.approx((1.0, 5 / 6))
     assert table["mean of levels"].accuracies == pytest.approx((3 / 6, 3 / 6))
-    assert to_markdown(list(table.values()), ["a note"]).splitlines()[2].startswith("| mean pooling | 25.0 ± 11.8 |")
+    assert cells_of(list(table.values()), losses=False)[1][0][:2] == ["mean pooling", "25.0 ± 11.8"]
     # A video that is right has 0.5 for its class, another 0.225: means of two clips.
     expected = [-(right * np.log(0.5) + (6 - right) * np.log(0.225)) / 6 for right in (1, 2)]
     assert table["low"].log_losses == pytest.approx(expected)
-    shown = to_markdown(list(table.values()), [], losses=True)
-    assert f"| 25.0 ± 11.8 ({np.mean(expected):.3f}) |" in shown
+    _, rows = cells_of(list(table.values()), losses=True)
+    assert f"25.0 ± 11.8 ({np.mean(expected):.3f})" in rows[0]
 
 
 def test_a_test_video_without_features_counts_as_wrong(tmp_path):
@@ -124,7 +127,7 @@ def test_a_sweep_trains_once_and_writes_its_table(tmp_path):
     page = tmp_path / "results.md"
     result = outcome(sweep(tmp_path, *options, "--page", str(page)))
     assert result.returncode == 0, result.stderr
-    assert "2 runs, 0 of them done already" in result.stdout
+    assert "3 runs, 0 of them done already" in result.stdout
     folder = tmp_path / "sweeps/tiny/grid"
     table = (folder / "table.md").read_text()
     assert "| pool mean |" in table
@@ -132,9 +135,17 @@ def test_a_sweep_trains_once_and_writes_its_table(tmp_path):
     assert "mrrn sweep --dataset tiny --seeds 1 --grid hidden=8 --grid level=low" in table
     assert page.read_text().endswith(table)
     values = json.loads((folder / "results.json").read_text())
-    assert [cell["setting"] for cell in values["cells"]] == ["pool mean", "pool max"]
+    assert [cell["setting"] for cell in values["cells"]] == ["pool mean", "pool max", "recipe linear"]
     again = outcome(sweep(tmp_path, *options))
-    assert "2 runs, 2 of them done already" in again.stdout
+    assert "3 runs, 3 of them done already" in again.stdout
+    assert (folder / "table.md").read_text() == table
+    runs = {path.name.split("-")[1]: path for path in tmp_path.glob("runs/tiny/split1/low-m*-seed0-h8*")}
+    shutil.copy(runs["max"] / "config.json", runs["mean"])
+    refused = outcome(sweep(tmp_path, *options))
+    assert (refused.returncode, "--fresh" in refused.stderr) == (1, True)
+    replaced = outcome(sweep(tmp_path, *options, "--fresh"))
+    assert replaced.returncode == 0, replaced.stderr
+    assert "3 runs, 2 of them done already, 1 others are replaced" in replaced.stdout
     assert (folder / "table.md").read_text() == table
 
 
@@ -194,10 +205,8 @@ def test_runs_that_fail_are_listed_and_the_others_are_done(tmp_path):
 @pytest.mark.parametrize("options", [(), ("--grid", "depth=3"), ("--table", "7")])
 def test_a_grid_that_makes_no_sense_is_refused(tmp_path, options):
     trainable_cache(tmp_path)
-    command = [sys.executable, "-m", "train", "sweep", "--work", str(tmp_path), *options]
-    result = outcome(command)
-    assert result.returncode in (1, 2)
-    assert "Traceback" not in result.stderr
+    result = CliRunner().invoke(main, ["sweep", "--work", str(tmp_path), *options], catch_exceptions=False)
+    assert result.exit_code in (1, 2)
 
 
 def test_the_workers_log_is_neither_a_link_nor_a_pipe(tmp_path):

@@ -1,0 +1,58 @@
+"""How long training takes on this machine, roughly: its multiplications, by the rate at which the device does them."""
+
+import math
+import time
+from collections.abc import Iterable
+
+import torch
+
+from train.config import RunConfig
+from train.recipes import LINEAR
+from train.split import Split
+
+PROBE_SECONDS = 0.2
+"""For which products are timed."""
+
+ABOVE_PRODUCTS = 1.5
+"""A step's time by that of its products alone, for large heads."""
+
+STEP_SECONDS = {"cpu": 5e-3, "cuda": 1e-4}
+"""What a step takes beside its products, which decides for small heads."""
+
+LINEAR_SECONDS = 3.0
+"""A regression, with its features loaded."""
+
+
+def expected_seconds(split: Split, configs: Iterable[RunConfig], device: torch.device) -> float:
+    """Seconds to train all of `configs`, runs of `split`, one after the other or several at once."""
+    flops, rest = 0.0, 0.0
+    counts: dict[tuple[bool, bool, int], int] = {}
+    for config in configs:
+        recipe = config.recipe
+        if recipe.cell == LINEAR:
+            rest += LINEAR_SECONDS
+            continue
+        key = (config.holdout, config.watch, config.seed)
+        if key not in counts:
+            learned, _ = split.learned_and_scored(holdout=config.holdout, seed=config.seed, watch=config.watch)
+            counts[key] = sum(recipe.clips.count(len(split.cache.frames_of(sample))) for sample in learned)
+        steps = math.ceil(counts[key] / recipe.batch)
+        steps *= recipe.epochs_for(steps)
+        # A layer has some four products, each of them forward, and twice backward.
+        inputs = [config.channels, *[recipe.hidden] * (recipe.layers - 1)]
+        per_row = 2 * 3 * (4 * recipe.hidden * sum(inputs) + recipe.hidden * len(config.classes))
+        flops += steps * recipe.batch * recipe.clips.length * per_row
+        rest += steps * STEP_SECONDS[device.type]
+    return ABOVE_PRODUCTS * flops / _flops_per_second(device) + rest if flops else rest
+
+
+def _flops_per_second(device: torch.device) -> float:
+    """Of products as a step of training has them."""
+    left, right = torch.ones(840, 1024, device=device), torch.ones(1024, 1024, device=device)
+    for attempt in range(2):  # the first one warms up
+        count, started = 0, time.monotonic()
+        while time.monotonic() - started < PROBE_SECONDS * attempt or not count:
+            (left @ right).sum().item()
+            count += 1
+        seconds = time.monotonic() - started
+    return 2 * left.numel() * right.shape[1] * count / seconds
