@@ -37,8 +37,9 @@ def cache_argument(command: Callable[..., Any]) -> Callable[..., Any]:
     @work_option
     @dataset_option
     def with_path(folder: Path | None, workspace: Workspace, dataset: str | None, **options: Any) -> None:
-        path = folder if folder is not None else workspace.cache(choose_dataset(workspace, dataset))
-        command(path, **options)
+        if folder is None:
+            folder = workspace.existing_cache(choose_dataset(workspace, dataset), damaged=True)
+        command(folder, **options)
 
     with_path.__name__, with_path.__doc__ = command.__name__, command.__doc__
     with_path.__click_params__ += getattr(command, "__click_params__", [])  # type: ignore[attr-defined]

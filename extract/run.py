@@ -73,7 +73,7 @@ def run(workspace: Workspace, dataset: str | None, given: Mapping[str, JSON], op
 
 
 def _with_sources(error: FingerprintError, given: Mapping[str, JSON]) -> FingerprintError:
-    return FingerprintError(f"{error} ({sources(given, error.fields)})", error.fields)
+    return FingerprintError(f"{error}. {sources(given, error.fields)}".removesuffix(". "), error.fields)
 
 
 def _done(path: Path) -> str:

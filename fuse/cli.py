@@ -161,10 +161,10 @@ def reproduce(choose: Choose, clips: str | None, device: str, seeds: int, fresh:
     2), times Figure 6 on this machine, and writes the report; says beforehand about how long each takes. If it was
     interrupted, the same command continues: what is done is not done again. The demo gets smaller grids and batches.
     """
-    from fuse.reproduce import run_all
-
     choice = choose(clips)
     check_device(device)
+    from fuse.reproduce import run_all
+
     run_all(choice, device=device, seeds=seeds, fresh=fresh)
     _fuse(choice)
 
@@ -314,13 +314,14 @@ def predict(
     files = _find_files(videos) if follow is None else [_growing(videos[0])]
     check_device(device)
     check_weights(weights or IMAGENET)
+    choice = _chosen(choose, bundle, clips)
     if shape == "vtt" and len(files) > 1:
         raise click.UsageError(f"--format vtt writes one file of subtitles; {len(files)} videos were given")
     from extract.network.engine import open_engine
     from fuse.predict import backbone_weights, settings_for
     from fuse.predict import predict as run
 
-    heads, spec = _heads(choose, bundle, weights, clips)
+    heads, spec = _heads(choice, bundle, weights, clips)
     settings = settings_for(heads, weights=spec, device=device, jobs=jobs)
     engine = open_engine(settings, backbone_weights(heads, settings))
     if as_timeline:
@@ -345,25 +346,38 @@ def export(choose: Choose, bundle: Path | None, weights: str | None, out: Path) 
     Example:
       mrrn export --dataset ucf101 --out ucf101.onnx
     """
+    check_weights(weights or IMAGENET)
+    choice = _chosen(choose, bundle)
     from fuse.export import to_onnx
     from fuse.predict import backbone_weights, settings_for
 
-    heads, spec = _heads(choose, bundle, weights)
+    heads, spec = _heads(choice, bundle, weights)
     settings = settings_for(heads, weights=spec, device="cpu", jobs=1)
     write_bytes_durably(out, to_onnx(heads, settings, backbone_weights(heads, settings)))
     click.echo(f"{settings.backbone}, three heads and their fusion, {len(heads.classes)} classes: {out}")
 
 
-def _heads(choose: Choose, bundle: Path | None, weights: str | None, clips: str | None = None) -> "tuple[Heads, str]":
+def _chosen(choose: Choose, bundle: Path | None, clips: str | None = None) -> RunChoice | None:
+    """The runs that are chosen if there is no bundle."""
+    if bundle is None:
+        return choose(clips)
+    if not bundle.is_dir():
+        raise MrrnError(f"there is no folder {bundle}; --bundle takes one that `mrrn bundle` has written")
+    return None
+
+
+def _heads(
+    choice: RunChoice | None, bundle: Path | None, weights: str | None, clips: str | None = None
+) -> "tuple[Heads, str]":
     """The heads of a bundle, or else of the chosen runs, and the backbone's weights that go with them."""
     from fuse.bundle import read_bundle
     from fuse.calibration import calibrate
     from fuse.predict import check_not_imported, load_heads, weights_for
 
-    if bundle:
+    if choice is None:
+        assert bundle is not None
         heads, recorded = load_heads(*read_bundle(bundle), clips), None
     else:
-        choice = choose(clips)
         with FeatureCache.open(choice.workspace.cache(choice.dataset)) as cache:
             check_not_imported(cache.fingerprint.identity)
             recorded = cache.settings.get("weights")
@@ -496,11 +510,11 @@ def bundle(choose: Choose, out: Path | None, clips: str | None) -> None:
 
     The recipient predicts with `mrrn predict --bundle FOLDER`, without the cache or the videos.
     """
+    choice = choose(clips).of_new_videos()
     from fuse.bundle import write_bundle
     from fuse.predict import load_heads
     from fuse.results import caveats, evaluate, made_now, summarise
 
-    choice = choose(clips).of_new_videos()
     cache = read_scored_cache(choice.workspace, choice.dataset)
     results = evaluate(read_levels(choice), cache, choice.split, read_heldout(choice), baseline=read_baseline(choice))
     heads = load_heads(choice.folders(), clips=clips)  # raises unless the bundle can be used

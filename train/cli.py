@@ -111,6 +111,7 @@ def knob_options(command: Any) -> Any:
     is_flag=True,
     help="Leave that fifth out of training too, and measure its loss and accuracy after each epoch: for curves.",
 )
+@click.option("--check", is_flag=True, hidden=True, help="Look at the options alone: make does so before it extracts.")
 @click.option("--fresh", is_flag=True, help="Throw away what the run's folder holds and train from the start.")
 @click.pass_context
 def main(
@@ -125,6 +126,7 @@ def main(
     recipe: str | None,
     holdout: bool,
     watch: bool,
+    check: bool,
     fresh: bool,
     **overrides: Any,
 ) -> None:
@@ -146,7 +148,7 @@ def main(
         # One of several processes started by torchrun: the first one speaks for all.
         nowhere = context.with_resource(open(os.devnull, "w"))  # noqa: PTH123, SIM115
         context.with_resource(redirect_stdout(nowhere))
-    if context.invoked_subcommand is not None:
+    if check or context.invoked_subcommand is not None:
         return
     if "," in device:
         numbers = ",".join(name.removeprefix("cuda:") for name in device.split(","))
