@@ -12,7 +12,6 @@ from cache.common.errors import TrainingError
 from train.recipes import AVERAGING, Cell, Pool, Recipe
 from train.sru import SRU
 
-
 NEVER = 30.0
 """How much lower than all others the logit of a class without training samples starts: e^-30 of their probability."""
 
