@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-import click
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from cache.aggregate import correct, fraction, log_loss
+from cache.common.console import say
 from cache.common.errors import TrainingError
 from cache.common.files import JSON_BYTES, discard, read_bounded, remove, write_bytes_durably
 from cache.common.interrupts import Interrupted, held_back
@@ -143,7 +143,7 @@ def _train(
         check_tensors(found.tensors, expected, path)
         trainer.restore(found.tensors, found.position)
         if group.leads:
-            click.echo(f"{config.level}-{config.pool} goes on at {_place(trainer)}")
+            say(f"{config.level}-{config.pool} goes on at {_place(trainer)}")
     # No process writes a checkpoint before all have read the last one.
     group.wait()
     saved = time.monotonic()
