@@ -88,7 +88,7 @@ def main(context: click.Context, choose: Choose, clips: str | None, show: bool) 
 def _open(page: Path) -> None:
     """Show the page in the user's browser."""
     if not webbrowser.open(page.resolve().as_uri()):
-        click.echo("note: no browser was found to open it in", err=True)
+        say("note: no browser was found to open it in", err=True)
 
 
 def _fuse(choice: RunChoice) -> Path:
@@ -162,10 +162,10 @@ def reproduce(choose: Choose, clips: str | None, device: str, seeds: int, fresh:
     2), times Figure 6 on this machine, and writes the report; says beforehand about how long each takes. If it was
     interrupted, the same command continues: what is done is not done again. The demo gets smaller grids and batches.
     """
-    from fuse.reproduce import run_all
-
     choice = choose(clips)
     check_device(device)
+    from fuse.reproduce import run_all
+
     run_all(choice, device=device, seeds=seeds, fresh=fresh)
     _fuse(choice)
 
@@ -242,7 +242,7 @@ def compare(runs: tuple[str, ...], workspace: Workspace, dataset: str | None, sp
     found = side_by_side(runs, workspace, name, split)
     first, *others = found.runs
     for run in found.runs:
-        click.echo(f"{visible(run.name)}: {accuracy_text(int(run.correct.sum()), len(run.correct))}")
+        say(f"{visible(run.name)}: {accuracy_text(int(run.correct.sum()), len(run.correct))}")
     for run in others:
         _echo(f"{visible(run.name)} against {visible(first.name)}: {found.against_first(run).text}")
     for line in found.settings_that_differ():
@@ -316,13 +316,14 @@ def predict(
     files = _find_files(videos) if follow is None else [_growing(videos[0])]
     check_device(device)
     check_weights(weights or IMAGENET)
+    choice = _chosen(choose, bundle, clips)
     if shape == "vtt" and len(files) > 1:
         raise click.UsageError(f"--format vtt writes one file of subtitles; {len(files)} videos were given")
     from extract.network.engine import open_engine
     from fuse.predict import backbone_weights, settings_for
     from fuse.predict import predict as run
 
-    heads, spec = _heads(choose, bundle, weights, clips)
+    heads, spec = _heads(choice, bundle, weights, clips)
     settings = settings_for(heads, weights=spec, device=device, jobs=jobs)
     engine = open_engine(settings, backbone_weights(heads, settings))
     if as_timeline:
@@ -347,25 +348,38 @@ def export(choose: Choose, bundle: Path | None, weights: str | None, out: Path) 
     Example:
       mrrn export --dataset ucf101 --out ucf101.onnx
     """
+    check_weights(weights or IMAGENET)
+    choice = _chosen(choose, bundle)
     from fuse.export import to_onnx
     from fuse.predict import backbone_weights, settings_for
 
-    heads, spec = _heads(choose, bundle, weights)
+    heads, spec = _heads(choice, bundle, weights)
     settings = settings_for(heads, weights=spec, device="cpu", jobs=1)
     write_bytes_durably(out, to_onnx(heads, settings, backbone_weights(heads, settings)))
-    click.echo(f"{settings.backbone}, three heads and their fusion, {len(heads.classes)} classes: {out}")
+    say(f"{settings.backbone}, three heads and their fusion, {len(heads.classes)} classes: {out}")
 
 
-def _heads(choose: Choose, bundle: Path | None, weights: str | None, clips: str | None = None) -> "tuple[Heads, str]":
+def _chosen(choose: Choose, bundle: Path | None, clips: str | None = None) -> RunChoice | None:
+    """The runs that are chosen if there is no bundle."""
+    if bundle is None:
+        return choose(clips)
+    if not bundle.is_dir():
+        raise MrrnError(f"there is no folder {bundle}; --bundle takes one that `mrrn bundle` has written")
+    return None
+
+
+def _heads(
+    choice: RunChoice | None, bundle: Path | None, weights: str | None, clips: str | None = None
+) -> "tuple[Heads, str]":
     """The heads of a bundle, or else of the chosen runs, and the backbone's weights that go with them."""
     from fuse.bundle import read_bundle
     from fuse.calibration import calibrate
     from fuse.predict import check_not_imported, load_heads, weights_for
 
-    if bundle:
+    if choice is None:
+        assert bundle is not None
         heads, recorded = load_heads(*read_bundle(bundle), clips), None
     else:
-        choice = choose(clips)
         with FeatureCache.open(choice.workspace.cache(choice.dataset)) as cache:
             check_not_imported(cache.fingerprint.identity)
             recorded = cache.settings.get("weights")
@@ -384,7 +398,7 @@ def _find_files(given: Iterable[Path]) -> list[Path]:
             root = require_folder(path, "give a video file or a folder of them")
             scan = scan_folder(root)
             for line in scan.passed_over_text():
-                click.echo(f"{path}: {line}", err=True)
+                say(f"{path}: {line}", err=True)
             inside = [path / name for name in scan.videos]
             if not inside:
                 raise MrrnError(f"the folder {path} holds no video files")
@@ -424,7 +438,8 @@ def _answer(predictions: "Iterator[Prediction]", heads: "Heads", files: list[Pat
 
     notes, done = weights_caveats(heads.identity), []
     if not as_json:
-        click.echo("".join(f"{wrapped(f'! {note}', '  ')}\n" for note in notes), nl=False)
+        for note in notes:
+            _echo(f"! {note}")
     with progress("predict", len(files), "videos") as bar:
         for prediction in predictions:
             done.append(prediction)
@@ -466,7 +481,7 @@ def _show_timelines(
     writer = Writer(shape, heads.classes, style=lambda text, colour: click.style(text, fg="black", bg=colour))
     notes, failed = weights_caveats(heads.identity), []
     for note in notes if shape == "csv" else ():
-        click.echo(f"! {note}", err=True)
+        say(f"! {note}", err=True)
 
     def noting_failures(events: "Iterator[Event]") -> "Iterator[Event]":
         for event in events:
@@ -498,11 +513,11 @@ def bundle(choose: Choose, out: Path | None, clips: str | None) -> None:
 
     The recipient predicts with `mrrn predict --bundle FOLDER`, without the cache or the videos.
     """
+    choice = choose(clips).of_new_videos()
     from fuse.bundle import write_bundle
     from fuse.predict import load_heads
     from fuse.results import caveats, evaluate, made_now, summarise
 
-    choice = choose(clips).of_new_videos()
     cache = read_scored_cache(choice.workspace, choice.dataset)
     results = evaluate(read_levels(choice), cache, choice.split, read_heldout(choice), baseline=read_baseline(choice))
     heads = load_heads(choice.folders(), clips=clips)  # raises unless the bundle can be used

@@ -141,16 +141,20 @@ class Results:
         return unread / frames if type(frames) is int and type(unread) is int and 0 <= unread <= frames > 0 else None
 
     @property
+    def clip_rule(self) -> ClipRule:
+        """How the videos were cut into clips. Raises `ScoreError` if the scores do not say."""
+        try:
+            return msgspec.convert(self.runs["high"]["clips"], ClipRule)
+        except (KeyError, msgspec.ValidationError) as error:
+            raise ScoreError(f"the scores' clip rule cannot be read: {error}; train again") from error
+
+    @property
     def clips_note(self) -> str:
         """What has to be said of the frames that are in no clip; may be empty."""
         if self.unread_share is None:
             return ""
-        run = self.runs["high"]
-        try:
-            rule = msgspec.convert(run["clips"], ClipRule)
-        except (KeyError, msgspec.ValidationError) as error:
-            raise ScoreError(f"the scores' clip rule cannot be read: {error}; train again") from error
-        return rule.note(run["unread_frames"], run["frames"], f"the scored {self.cache.dataset.noun}'")
+        run, whose = self.runs["high"], f"the scored {self.cache.dataset.noun}'"
+        return self.clip_rule.note(run["unread_frames"], run["frames"], whose)
 
     @property
     def weights(self) -> str:

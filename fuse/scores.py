@@ -163,9 +163,11 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         **rest: Any,
     ) -> Any:
         def choose(clips: str | None = None) -> RunChoice:
+            name = choose_dataset(workspace, dataset)
+            workspace.existing_cache(name)
             return RunChoice(
                 workspace=workspace,
-                dataset=choose_dataset(workspace, dataset),
+                dataset=name,
                 split=split,
                 pool=pool,
                 seed=seed,

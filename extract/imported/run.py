@@ -130,9 +130,8 @@ def import_command(
         workspace.remember_dataset(dataset)
         levels = ", ".join(f"{level} {width}" for level, width in how.widths.items())
         say(f"{summary(cache)}\n{path}: {cache.ledger.num_frames():,} frames, levels {levels}")
-        say_next(
-            advised("train", workspace, dataset=dataset, level="all" if len(how.widths) == 3 else [*how.widths][-1])
-        )
+        one = {} if len(how.widths) == len(LEVELS) else {"level": [*how.widths][-1]}
+        say_next(advised("train", workspace, dataset=dataset, **one))
         if cache.ledger.counts()["failed"]:
             raise click.exceptions.Exit(FINISHED_WITH_FAILURES)
 

@@ -193,7 +193,9 @@ def test_a_phone_shows_it_whole(browser: Any, name: str, request: pytest.Fixture
         )
         assert min(sizes) >= 12
         report.page.locator("#matrix rect.right").first.tap()
-        assert "recognised" in report.page.locator("#matrix-detail").inner_text()
+        detail = report.page.locator("#matrix-detail")
+        assert "recognised" in detail.inner_text()
+        assert detail.bounding_box()["height"] < 0.45 * 740, "what stands over the matrix leaves room for it"
 
 
 @pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
@@ -245,6 +247,9 @@ def test_a_hundred_classes_stay_small_and_quick(browser: Any, large: Path) -> No
         assert report.seconds < 2.0
         assert report.complaints == []
         assert report.page.locator("#matrix text").count() >= 202
+        report.page.emulate_media(media="print")
+        report.page.set_viewport_size({"width": 760, "height": 1000})
+        assert report.fits()
 
 
 def test_mistakes_by_class_larger_and_by_keyboard(browser: Any, wrong: Path) -> None:
