@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from cache.common.console import NameChoice, StageGroup, dataset_option, work_option
+from cache.common.commands import advised
+from cache.common.console import NameChoice, StageGroup, dataset_option, say, say_next, work_option
 from cache.common.errors import MrrnError
 from cache.common.workspace import Workspace
 from extract.settings import OneTimeOptions, RequestedSettings, flag_of
@@ -51,10 +52,10 @@ def main(context: click.Context, workspace: Workspace, dataset: str | None, **op
     there. Several extractors may work on one cache at a time. Ends with exit code 3 if videos failed; they are listed.
 
     \b
-    mrrn extract                                          the demo, or what was extracted last
-    mrrn extract --dataset ucf101 --data ~/UCF101         official layout: UCF-101/, ucfTrainTestlist/
-    mrrn extract --dataset mine --data videos/            folders of classes: videos/CLASS/clip.mp4
-    mrrn extract --dataset mine --data list.csv           a manifest: video,label,split1
+    mrrn extract                                  the demo, or the one before
+    mrrn extract --dataset ucf101 --data ~/UCF    UCF-101/, ucfTrainTestlist/
+    mrrn extract --dataset mine --data videos/    videos/CLASS/clip.mp4
+    mrrn extract --dataset mine --data list.csv   video,label,split1
     """
     if context.invoked_subcommand is None:
         from extract.run import run
@@ -89,7 +90,8 @@ def data_command(dataset: str, data: Path | None) -> None:
 
     folder = data or Path("data") / dataset
     complete = prepare(dataset, folder, PARTS[dataset])
-    click.echo(f"{folder}: complete, {len(complete.videos):,} videos in {len(complete.classes)} classes")
+    say(f"{folder}: complete, {len(complete.videos):,} videos in {len(complete.classes)} classes")
+    say_next(advised("extract", Workspace(Path("work")), dataset=dataset, data=str(folder)), "data")
 
 
 @main.command("probe")
@@ -113,4 +115,4 @@ def probe_command(paths: tuple[Path, ...], seconds: float, **given: Any) -> None
     asked = RequestedSettings(weights="random:0", **{name: value for name, value in given.items() if value is not None})
     settings = asked.decided(find_device(asked.device))
     for line in measured(settings, paths, seconds):
-        click.echo(line)
+        say(line)

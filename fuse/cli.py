@@ -46,6 +46,7 @@ from fuse.scores import (
     run_options,
     split_option,
 )
+from train.split import open_split
 
 if TYPE_CHECKING:
     from extract.network.engine import Engine
@@ -87,7 +88,7 @@ def main(context: click.Context, choose: Choose, clips: str | None, show: bool) 
 def _open(page: Path) -> None:
     """Show the page in the user's browser."""
     if not webbrowser.open(page.resolve().as_uri()):
-        click.echo("note: no browser was found to open it in", err=True)
+        say("note: no browser was found to open it in", err=True)
 
 
 def _fuse(choice: RunChoice) -> Path:
@@ -187,13 +188,14 @@ def doctor(choose: Choose, clips: str | None, show: bool) -> None:
       mrrn doctor                        the dataset extracted last, split 1
       mrrn doctor --dataset mine --split 2
     """
-    from fuse.doctor import OTHERS, examine, portions, with_black
-    from fuse.report.findings import LIST, PAGE, publish, shown, to_text
-    from fuse.report.samples import sample_frames
-    from fuse.results import evaluate, made_now
-
     choice = choose(clips)
-    with FeatureCache.open(choice.workspace.cache(choice.dataset)) as cache:
+    with open_split(choice.workspace, choice.dataset, choice.split).cache as cache:
+        # Not before: what is missing is said without waiting for torch.
+        from fuse.doctor import OTHERS, examine, portions, with_black
+        from fuse.report.findings import LIST, PAGE, publish, shown, to_text
+        from fuse.report.samples import sample_frames
+        from fuse.results import evaluate, made_now
+
         diagnosis = examine(cache, choice.split)
     frames, frames_note = sample_frames(choice.workspace, choice.dataset, shown(diagnosis))
     diagnosis, parts, note = with_black(diagnosis, frames), [], ""
@@ -240,7 +242,7 @@ def compare(runs: tuple[str, ...], workspace: Workspace, dataset: str | None, sp
     found = side_by_side(runs, workspace, name, split)
     first, *others = found.runs
     for run in found.runs:
-        click.echo(f"{visible(run.name)}: {accuracy_text(int(run.correct.sum()), len(run.correct))}")
+        say(f"{visible(run.name)}: {accuracy_text(int(run.correct.sum()), len(run.correct))}")
     for run in others:
         _echo(f"{visible(run.name)} against {visible(first.name)}: {found.against_first(run).text}")
     for line in found.settings_that_differ():
@@ -354,7 +356,7 @@ def export(choose: Choose, bundle: Path | None, weights: str | None, out: Path) 
     heads, spec = _heads(choice, bundle, weights)
     settings = settings_for(heads, weights=spec, device="cpu", jobs=1)
     write_bytes_durably(out, to_onnx(heads, settings, backbone_weights(heads, settings)))
-    click.echo(f"{settings.backbone}, three heads and their fusion, {len(heads.classes)} classes: {out}")
+    say(f"{settings.backbone}, three heads and their fusion, {len(heads.classes)} classes: {out}")
 
 
 def _chosen(choose: Choose, bundle: Path | None, clips: str | None = None) -> RunChoice | None:
@@ -396,7 +398,7 @@ def _find_files(given: Iterable[Path]) -> list[Path]:
             root = require_folder(path, "give a video file or a folder of them")
             scan = scan_folder(root)
             for line in scan.passed_over_text():
-                click.echo(f"{path}: {line}", err=True)
+                say(f"{path}: {line}", err=True)
             inside = [path / name for name in scan.videos]
             if not inside:
                 raise MrrnError(f"the folder {path} holds no video files")
@@ -436,7 +438,8 @@ def _answer(predictions: "Iterator[Prediction]", heads: "Heads", files: list[Pat
 
     notes, done = weights_caveats(heads.identity), []
     if not as_json:
-        click.echo("".join(f"{wrapped(f'! {note}', '  ')}\n" for note in notes), nl=False)
+        for note in notes:
+            _echo(f"! {note}")
     with progress("predict", len(files), "videos") as bar:
         for prediction in predictions:
             done.append(prediction)
@@ -478,7 +481,7 @@ def _show_timelines(
     writer = Writer(shape, heads.classes, style=lambda text, colour: click.style(text, fg="black", bg=colour))
     notes, failed = weights_caveats(heads.identity), []
     for note in notes if shape == "csv" else ():
-        click.echo(f"! {note}", err=True)
+        say(f"! {note}", err=True)
 
     def noting_failures(events: "Iterator[Event]") -> "Iterator[Event]":
         for event in events:

@@ -12,6 +12,9 @@ from cache.common.errors import TrainingError
 from train.recipes import AVERAGING, Cell, Pool, Recipe
 from train.sru import SRU
 
+NEVER = 30.0
+"""How much lower than all others the logit of a class without training samples starts: e^-30 of their probability."""
+
 
 class SruCell(nn.Module):
     """Stacked SRU with tanh on top (section 4.2: "on the top of stacked SRUs"): x [T, B, C] -> [T, B, D]."""

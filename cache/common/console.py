@@ -6,6 +6,7 @@ import os
 import signal
 import stat
 import sys
+import time
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,11 +20,17 @@ from cache.common.commands import make_call, same_command
 from cache.common.errors import MrrnError
 from cache.common.files import out_of_memory
 from cache.common.interrupts import Interrupted, interruptible
+from cache.common.progress import duration
 from cache.common.text import visible, wrapped
 from cache.common.workspace import Workspace
 
 FINISHED_WITH_FAILURES = 3
 """Exit code of a run that reached its end with some failed videos, which are listed."""
+
+TOLD_SECONDS = 5.0
+"""A command that took longer says so at its end."""
+
+_TOLD = "cache.common.console.told"
 
 _SYSTEM_REFUSES = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE),
@@ -44,6 +51,13 @@ def say(text: str, *, err: bool = False, file: Any = None) -> None:
         width = get_terminal_size().columns
         text = "\n".join(wrapped(line, " " * (len(line) - len(line.lstrip()) + 2), width) for line in text.split("\n"))
     click.echo(text, err=err, file=file)
+
+
+def say_time(text: str) -> None:
+    """Say how long the command took, with what came of it."""
+    if context := click.get_current_context(silent=True):
+        context.meta[_TOLD] = True
+    say(text)
 
 
 def say_next(command: str, *goals: str) -> None:
@@ -92,8 +106,13 @@ class StageGroup(click.Group):
             return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
+        started = time.monotonic()
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            seconds = time.monotonic() - started
+            if ctx.parent is None and seconds >= TOLD_SECONDS and _TOLD not in ctx.meta and sys.stderr.isatty():
+                say(f"took {duration(seconds)}", err=True)
+            return result
         except MrrnError as error:
             raise _ExpectedError(str(error)) from error
         except Interrupted as error:

@@ -99,7 +99,7 @@ def assert_captured_equals_eager(bank: Bank, recipe: Recipe, pool: Pool) -> None
     assert_same(*states)
 
 
-@on_both
+@on_gpu  # without a graph both would be the same code; those below see that the test itself works
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(("cell", "pool"), HEADS)
 def test_a_captured_step_equals_an_eager_one(cache, device, cell, pool, precision):
@@ -200,10 +200,19 @@ def test_features_on_the_device_are_those_of_the_cache(cache, device, views):
         np.testing.assert_array_equal(bank.features_VFC[row].cpu().numpy(), expected_FC)
 
 
-@on_both
-def test_a_streamed_bank_trains_to_the_bits_of_a_resident_one(cache, device, monkeypatch):
+NO_ROOM = {
+    "in main memory": lambda patch: patch.setattr(train.clips, "available_bytes", lambda: 1000),
+    "on the GPU": lambda patch: patch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 1000)),
+}
+
+
+@pytest.mark.parametrize(
+    ("device", "no_room"),
+    [("cpu", "in main memory"), *(pytest.param("cuda", each, marks=pytest.mark.gpu) for each in NO_ROOM)],
+)
+def test_a_streamed_bank_trains_to_the_bits_of_a_resident_one(cache, device, no_room, monkeypatch):
     bank = resident(cache, device)
-    monkeypatch.setattr(train.clips, "available_bytes", lambda: 1000)
+    NO_ROOM[no_room](monkeypatch)
     streamed = load_bank(cache, "low", cache.dataset.half(1, "train"), RULE, choose_device(device))
     assert isinstance(streamed, StreamedBank)
     trainers = [make_trainer(each, replace(RECIPE, mixup=0.2)) for each in (bank, streamed)]
