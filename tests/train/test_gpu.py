@@ -113,6 +113,16 @@ def test_a_captured_step_equals_an_eager_one_with(cache, device, changes):
 
 
 @on_gpu
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_cudnns_cells_stay_in_full_precision(device, cell):
+    module = Head(128, 3, replace(RECIPE, cell=cell, variational_dropout=0.0)).to(device).cell
+    x_TBC = torch.randn(5, 2, 128, device=device)
+    expected = module(x_TBC)
+    with torch.autocast(device, torch.bfloat16):
+        torch.testing.assert_close(module(x_TBC), expected, rtol=0, atol=0)
+
+
+@on_gpu
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_capturing_leaves_everything_as_it_was(cache, device, precision):
     trainer = make_trainer(resident(cache, device), replace(RECIPE, precision=precision, feature_noise=0.1))
