@@ -22,7 +22,7 @@ from cache.common.errors import TrainingError
 from cache.common.workspace import Workspace
 from cache.scores import read_scores
 from cache.store import FeatureCache
-from tests.helpers.devices import on_both, on_gpu
+from tests.helpers.devices import GPU, on_both, on_gpu, where_installed
 from tests.helpers.train import trainable_cache
 from train.checkpoint import load_head, read_checkpoint
 from train.clips import Bank, ClipBank, StreamedBank, load_bank
@@ -298,7 +298,7 @@ def test_a_head_trained_there_scores_the_same_on_a_cpu(device, cell, tmp_path):
     assert on_cpu.video_ids.tolist() == scores.video_ids.tolist()
 
 
-@on_both
+@pytest.mark.parametrize("device", ["cpu", *where_installed("onnxruntime", GPU)])
 @pytest.mark.slow
 def test_a_head_trained_there_is_exported(device, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
