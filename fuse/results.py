@@ -411,8 +411,8 @@ def caveats(results: Results) -> list[str]:
     ]
     if beaten:
         found.append(
-            f"no better than linear: {', '.join(beaten)}. A logistic regression on each video's mean feature, trained "
-            "in seconds, does as well."
+            f"no better than linear: {', '.join(beaten)}. A logistic regression on each {dataset.noun[:-1]}'s mean "
+            "feature, trained in seconds, does as well."
         )
     if test_videos < FEW_VIDEOS:
         found.append(f"test {dataset.noun}: {test_videos}, {TOO_FEW}: accuracies and differences may be chance.")
