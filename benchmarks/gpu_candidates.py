@@ -114,8 +114,8 @@ def one_kernel(device: torch.device) -> Iterator[Comparison]:
             of=f"{shape[1]} x {shape[0]}", count=len(frames),
             today=lambda frames=frames: normalise(crop_views(resize(frames), crops).flatten(0, 1)),
             candidate=lambda frames=frames: ready(frames, crops),
-            # A level of 255 by the smallest deviation, and a rounding.
-            difference=max(float(levels), float(apart) * 255 * min(PAPER.std) / 1.05), allowed=1.0,
+            # In levels of 255 by the smallest deviation; a fifth more for the rounding to float16.
+            difference=max(float(levels), float(apart) * 255 * min(PAPER.std) / 1.2), allowed=1.0,
         )  # fmt: skip
 
 

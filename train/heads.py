@@ -4,6 +4,7 @@ Shapes: T steps, B batch, C channels, D units of the top layer, K classes.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from cache.common.errors import TrainingError
 from train.recipes import AVERAGING, Cell, Pool, Recipe
 from train.sru import SRU
+
+NEVER = 30.0
+"""How much lower than all others the logit of a class without training samples starts: e^-30 of their probability."""
 
 
 class SruCell(nn.Module):
@@ -50,7 +54,9 @@ class GatedCell(nn.Module):
             if self.variational_dropout:
                 mask = torch.ones_like(h[:1])
                 h = h * nn.functional.dropout(mask, self.variational_dropout, self.training)
-            h, _ = layer(h)
+            # Under autocast cuDNN computes in float16, whatever was asked for, in which small gradients vanish.
+            with torch.autocast("cuda", enabled=False) if h.is_cuda else nullcontext():
+                h, _ = layer(h)
         return torch.tanh(h)
 
 

@@ -37,7 +37,7 @@ from train.checkpoint import (
 from train.clips import ClipBank, channel_statistics, load_bank
 from train.config import CHECKPOINT_FILE, HELDOUT_SCORES_FILE, METRICS_FILE, RunConfig, state_of, write_config
 from train.distributed import SINGLE, ProcessGroup
-from train.heads import Head, MomentShortcut, moments
+from train.heads import NEVER, Head, MomentShortcut, moments
 from train.linear import fit_linear
 from train.score import score_bank
 from train.split import Split
@@ -198,6 +198,9 @@ def _make_trainer(split: Split, config: RunConfig, device: torch.device, group: 
         head.standardise_by(*channel_statistics(bank))
     if isinstance(head.shortcut, MomentShortcut) and len(bank):
         head.shortcut.standardise_by(*channel_statistics(bank, moments))
+        with torch.no_grad():
+            absent_K = torch.bincount(bank.label_N, minlength=head.classes) == 0
+            head.linear.bias[absent_K] -= NEVER
     return Trainer(head, bank, config.recipe, config.level, config.seed, group)
 
 

@@ -162,7 +162,11 @@ def test_the_dataset_is_the_one_given_else_the_last_one_else_the_demo(tmp_path: 
     assert (given.stdout, given.stderr) == (f"{tmp_path} toy\n", "")
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8:strict", "latin-1", "latin-1:strict", "ascii:strict", "cp1252"])
+@pytest.mark.parametrize(
+    "encoding",
+    ["utf-8:strict", "latin-1", "ascii:strict"]
+    + [pytest.param(each, marks=pytest.mark.slow) for each in ("utf-8", "latin-1:strict", "cp1252")],
+)
 @pytest.mark.parametrize("arguments", [("names",), ("names", "--help"), ("école",)])
 def test_what_the_encoding_cannot_hold_is_replaced(encoding: str, arguments: tuple[str, ...]) -> None:
     code = "from tests.cache.common.test_console import stage; stage(prog_name='stage')"
