@@ -46,6 +46,7 @@ from fuse.scores import (
     run_options,
     split_option,
 )
+from train.split import open_split
 
 if TYPE_CHECKING:
     from extract.network.engine import Engine
@@ -187,13 +188,14 @@ def doctor(choose: Choose, clips: str | None, show: bool) -> None:
       mrrn doctor                        the dataset extracted last, split 1
       mrrn doctor --dataset mine --split 2
     """
-    from fuse.doctor import OTHERS, examine, portions, with_black
-    from fuse.report.findings import LIST, PAGE, publish, shown, to_text
-    from fuse.report.samples import sample_frames
-    from fuse.results import evaluate, made_now
-
     choice = choose(clips)
-    with FeatureCache.open(choice.workspace.cache(choice.dataset)) as cache:
+    with open_split(choice.workspace, choice.dataset, choice.split).cache as cache:
+        # Not before: what is missing is said without waiting for torch.
+        from fuse.doctor import OTHERS, examine, portions, with_black
+        from fuse.report.findings import LIST, PAGE, publish, shown, to_text
+        from fuse.report.samples import sample_frames
+        from fuse.results import evaluate, made_now
+
         diagnosis = examine(cache, choice.split)
     frames, frames_note = sample_frames(choice.workspace, choice.dataset, shown(diagnosis))
     diagnosis, parts, note = with_black(diagnosis, frames), [], ""

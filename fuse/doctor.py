@@ -13,7 +13,6 @@ from typing import Final, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.common.errors import CacheError
 from cache.common.progress import progress
 from cache.dataset import Dataset, Half, Sample
 from cache.fingerprint import LEVELS
@@ -68,6 +67,8 @@ class Diagnosis:
     split: int
     samples: int
     """Those that have features and were examined."""
+    groups: int
+    """Recordings that they are of, as names or the manifest tell."""
     judged: int
     """Those whose label could be judged."""
     findings: tuple[Suspicion, ...]
@@ -100,15 +101,15 @@ class _Means:
 
 
 def examine(cache: FeatureCache, split: int) -> Diagnosis:
-    """Examine all samples that have features, in the center view. Raises `MrrnError` if there is no such split."""
-    cache.require_finished()
+    """Examine all samples that have features, in the center view."""
     dataset = cache.dataset
-    dataset.half(split, "test")
     seen, widths = _read(cache), [cache.widths[level] for level in LEVELS]
-    still_N = Space.of(seen.mean_NC, widths).motion(seen.variance_NC) < FROZEN
-    space = Space.of(seen.mean_NC[~still_N] if still_N.any() and not still_N.all() else seen.mean_NC, widths)
+    still_N = Space.of(seen.mean_NC, seen.variance_NC, widths).motion(seen.variance_NC) < FROZEN
+    moving = np.flatnonzero(~still_N)
+    chosen = moving if 0 < len(moving) < len(still_N) else slice(None)
+    space = Space.of(seen.mean_NC[chosen], seen.variance_NC[chosen], widths)
     group_N = _numbers([each.group_name for each in seen.samples])
-    pairs = _pairs(cache, seen, space, np.flatnonzero(~still_N), group_N)
+    pairs = _pairs(cache, seen, space, moving, group_N)
     label_N = np.array([-1 if each.label is None else each.label for each in seen.samples], dtype=np.int64)
     label_N[still_N] = -1
     first = np.unique(group_N, return_index=True)[1]
@@ -130,6 +131,7 @@ def examine(cache: FeatureCache, split: int) -> Diagnosis:
         dataset=dataset,
         split=split,
         samples=len(seen.samples),
+        groups=len(np.unique(group_N)),
         judged=int((~np.isnan(by_sample_NK).any(axis=1)).sum()),
         findings=tuple(sorted(findings, key=lambda each: (KINDS.index(each.kind), -each.score, each.sample))),
         alike=tuple(alike_classes(by_group_NK, label_N, recording_N)),
@@ -137,10 +139,8 @@ def examine(cache: FeatureCache, split: int) -> Diagnosis:
 
 
 def _read(cache: FeatureCache) -> _Means:
-    """Means and variances of all samples' frames. Raises `CacheError` if there are none."""
+    """Means and variances of the samples' frames."""
     samples = tuple(each for each in cache.dataset.samples if cache.frames_of(each))
-    if not samples:
-        raise CacheError(f"the cache {cache.path} has no features; `mrrn cache info` lists what became of the videos")
     mean_NC, variance_NC = np.empty((2, len(samples), sum(cache.widths[level] for level in LEVELS)), np.float32)
     with progress("reading features", len(samples), cache.dataset.noun) as bar:
         for number, sample in enumerate(samples):

@@ -13,8 +13,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-NEAR: Final = 0.7
-"""Similarity of means from which on frames are compared. Copies encoded anew and cropped or mirrored had 0.75 to 0.94;
+NEAR: Final = 0.6
+"""Similarity of means from which on frames are compared. Copies encoded anew and cropped or mirrored had 0.65 to 0.95;
 the nearest video of another recording has 0.46 in the median (docs/doctor.md)."""
 
 ONE_RECORDING: Final = 0.85
@@ -30,9 +30,7 @@ LIKE: Final = 0.2
 """Least mean similarity of these frames; a frame is its difference from its video's mean."""
 
 FEWEST_FRAMES: Final = 8
-"""Frames below which their order says nothing: then only means as near as EQUAL make a copy."""
-
-EQUAL: Final = 0.98
+"""Frames below which their order says nothing: such videos are copies only if their features are equal."""
 
 _ROWS: Final = 512
 """Videos compared with all others at a time; bounds the memory."""
@@ -60,12 +58,14 @@ class Space:
     same. 0 for a channel that is constant."""
 
     @classmethod
-    def of(cls, mean_NC: NDArray[np.float32], widths: Sequence[int]) -> "Space":
-        """The space of these videos' means; `widths` are the channels of each level."""
+    def of(cls, mean_NC: NDArray[np.float32], variance_NC: NDArray[np.float32], widths: Sequence[int]) -> "Space":
+        """The space of these videos' means and variances over time; `widths` are the channels of each level."""
         mean_C, deviation_C = mean_NC.mean(axis=0), mean_NC.std(axis=0)
+        least_C = np.abs(mean_C) * np.finfo(np.float16).eps
+        # Where all videos have one mean, as a single one has, what varies over time tells how large a difference is.
+        deviation_C = np.where(deviation_C > least_C, deviation_C, np.sqrt(variance_NC.mean(axis=0)))
         weight_C = np.concatenate([np.full(width, (width * len(widths)) ** -0.5) for width in widths])
-        varies_C = deviation_C > np.abs(mean_C) * np.finfo(np.float16).eps
-        scale_C = np.divide(weight_C, deviation_C, out=np.zeros_like(weight_C), where=varies_C)
+        scale_C = np.divide(weight_C, deviation_C, out=np.zeros_like(weight_C), where=deviation_C > least_C)
         return cls(mean_C, scale_C.astype(np.float32))
 
     def directions(self, mean_NC: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -78,17 +78,20 @@ class Space:
         """How far frames are from their video's mean `[N]`, where the videos' means differ by 1."""
         return np.sqrt((variance_NC * self.scale_C**2).sum(axis=1))
 
-    def same_moments(self, one_FC: NDArray[np.float32], other_FC: NDArray[np.float32]) -> bool:
-        """Whether two videos' frames are the same ones in the same order, also if one is a part of the other."""
+    def same_moments(self, one_FC: NDArray[np.float32], other_FC: NDArray[np.float32]) -> float:
+        """How like the frames of two videos are that show the same moments in the same order; else 0.
+
+        One may be a part of the other.
+        """
         short, long = sorted((one_FC, other_FC), key=len)
         if len(short) < FEWEST_FRAMES:
-            return False
+            return 0.0
         units = [_units((each - each.mean(axis=0)) * self.scale_C) for each in (short, long)]
         like_FF = units[0] @ units[1].T
-        place_F = like_FF.argmax(axis=1)
-        if float(like_FF.max(axis=1).mean()) < LIKE or np.ptp(place_F) == 0:
-            return False
-        return bool(np.corrcoef(np.arange(len(short)), place_F)[0, 1] >= IN_ORDER)
+        place_F, like = like_FF.argmax(axis=1), float(like_FF.max(axis=1).mean())
+        if like < LIKE or np.ptp(place_F) == 0:
+            return 0.0
+        return like if np.corrcoef(np.arange(len(short)), place_F)[0, 1] >= IN_ORDER else 0.0
 
 
 def _units(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -98,29 +101,29 @@ def _units(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def near_pairs(
-    unit_NC: NDArray[np.float32], group_N: NDArray[np.int64], same_moments: Callable[[int, int], bool]
+    unit_NC: NDArray[np.float32], group_N: NDArray[np.int64], same_moments: Callable[[int, int], float]
 ) -> list[Pair]:
     """Pairs of different groups that are copies or parts of one recording: each video with its nearest NEIGHBOURS."""
     found: dict[tuple[int, int], float] = {}
+    neighbours = min(NEIGHBOURS, len(unit_NC))
     for start in range(0, len(unit_NC), _ROWS):
         like_BN = unit_NC[start : start + _ROWS] @ unit_NC.T
         like_BN[group_N[start : start + _ROWS, None] == group_N] = -1
         for row in np.flatnonzero(like_BN.max(axis=1) >= NEAR).tolist():
-            for column in np.argsort(-like_BN[row], kind="stable")[:NEIGHBOURS].tolist():
+            for column in np.argpartition(-like_BN[row], neighbours - 1)[:neighbours].tolist():
                 if like_BN[row, column] >= NEAR:
                     found[min(start + row, column), max(start + row, column)] = float(like_BN[row, column])
+    moments = {pair: same_moments(*pair) for pair in sorted(found)}
+    # Other clips of the recording that a copy is of are like it too, but not as much.
     best: dict[tuple[int, int], float] = defaultdict(float)
-    for (one, other), similarity in found.items():
+    for (one, other), like in moments.items():
         for key in ((one, int(group_N[other])), (other, int(group_N[one]))):
-            best[key] = max(best[key], similarity)
+            best[key] = max(best[key], like)
     pairs = []
-    for (one, other), similarity in sorted(found.items()):
-        # Clips of one recording are like a copy of one of them, too, but not as much.
-        nearest = similarity == best[one, int(group_N[other])] == best[other, int(group_N[one])]
-        copy = nearest and same_moments(one, other)
-        if copy or similarity >= ONE_RECORDING:
-            pairs.append(Pair(one, other, similarity, copy=copy))
-    return pairs
+    for (one, other), like in moments.items():
+        most_like = like == best[one, int(group_N[other])] == best[other, int(group_N[one])]
+        pairs.append(Pair(one, other, found[one, other], copy=like > 0 and most_like))
+    return [pair for pair in pairs if pair.copy or pair.similarity >= ONE_RECORDING]
 
 
 def joined(count: int, pairs: Iterable[tuple[int, int]]) -> NDArray[np.int64]:

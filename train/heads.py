@@ -4,6 +4,7 @@ Shapes: T steps, B batch, C channels, D units of the top layer, K classes.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,9 @@ class GatedCell(nn.Module):
             if self.variational_dropout:
                 mask = torch.ones_like(h[:1])
                 h = h * nn.functional.dropout(mask, self.variational_dropout, self.training)
-            h, _ = layer(h)
+            # Under autocast cuDNN computes in float16, whatever was asked for, in which small gradients vanish.
+            with torch.autocast("cuda", enabled=False) if h.is_cuda else nullcontext():
+                h, _ = layer(h)
         return torch.tanh(h)
 
 

@@ -79,7 +79,7 @@ def publish(
     if folder.exists():
         discard_leftovers(folder)
     write_bytes_durably(folder / LIST, to_csv(table(diagnosis)).encode())
-    write_bytes_durably(folder / PAGE, page(diagnosis, parts, notes, frames, made).encode())
+    write_bytes_durably(folder / PAGE, doctor_page(diagnosis, parts, notes, frames, made).encode())
 
 
 def table(diagnosis: Diagnosis) -> Table:
@@ -98,7 +98,9 @@ def table(diagnosis: Diagnosis) -> Table:
     )
 
 
-def page(diagnosis: Diagnosis, parts: Sequence[Portion], notes: Sequence[str], frames: Frames, made: Made) -> str:
+def doctor_page(
+    diagnosis: Diagnosis, parts: Sequence[Portion], notes: Sequence[str], frames: Frames, made: Made
+) -> str:
     """The page. It runs no script."""
     noun = diagnosis.dataset.noun
     return render(
@@ -131,8 +133,8 @@ def to_text(diagnosis: Diagnosis, parts: Sequence[Portion], note: str) -> str:
     """A summary of at most 80 columns."""
     noun = diagnosis.dataset.noun
     lines = [
-        f"{diagnosis.dataset.name}, split {diagnosis.split}: {diagnosis.samples:,} {noun} examined, "
-        f"{len(diagnosis.findings):,} findings"
+        f"{diagnosis.dataset.name}, split {diagnosis.split}: {diagnosis.samples:,} {noun} of {diagnosis.groups:,} "
+        f"groups; findings: {len(diagnosis.findings):,}"
     ]
     for kind in KINDS:
         if found := diagnosis.of_kind(kind):
@@ -142,7 +144,7 @@ def to_text(diagnosis: Diagnosis, parts: Sequence[Portion], note: str) -> str:
         lines.append(ROW.format(f"{len(diagnosis.alike):,}", "pairs of classes that cannot be told apart"))
         lines += [f"          {_pair(diagnosis, each)}" for each in diagnosis.alike[:EXAMPLES]]
     if not diagnosis.judged:
-        lines.append(wrapped("labels are not judged: each class is one recording", "  "))
+        lines.append("labels are not judged: that takes several labelled videos of each class")
     if parts:
         lines.append("accuracy of the fused model")
     for part in parts:

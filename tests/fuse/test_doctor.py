@@ -12,7 +12,7 @@ from cache.fingerprint import CHANNELS, Level
 from cache.store import FeatureCache
 from fuse.doctor import Diagnosis, examine, portions, with_black
 from fuse.labels import alike_classes, doubts
-from fuse.report.findings import page, shown, table, to_text
+from fuse.report.findings import doctor_page, shown, table, to_text
 from fuse.report.tables import to_csv
 from fuse.results import caveats, evaluate, summarise
 from tests.fuse.report.test_html import HOSTILE, tags_of
@@ -125,8 +125,8 @@ def test_a_healthy_dataset_has_no_findings(tmp_path: Path) -> None:
     found = diagnosed(tmp_path, healthy())
     assert not found.findings
     assert not found.alike
-    assert found.samples == found.judged == 72
-    assert "0 findings" in to_text(found, [], "")
+    assert (found.samples, found.groups, found.judged) == (72, 24, 72)
+    assert "findings: 0" in to_text(found, [], "")
 
 
 def test_doubts_are_as_large_as_the_share_of_wrong_labels() -> None:
@@ -191,8 +191,8 @@ def test_names_from_outside_stay_text(planted: Diagnosis) -> None:
         return replace(planted, dataset=dataset, findings=tuple(findings))
 
     frames = {name: np.zeros((8, 6, 8, 3), np.uint8) for name in HOSTILE}
-    wild = page(renamed(list(HOSTILE)), [], [], frames, MADE)
-    tame = page(renamed(list("abcdefgh")), [], [], dict(zip("abcdefgh", frames.values(), strict=True)), MADE)
+    wild = doctor_page(renamed(list(HOSTILE)), [], [], frames, MADE)
+    tame = doctor_page(renamed(list("abcdefgh")), [], [], dict(zip("abcdefgh", frames.values(), strict=True)), MADE)
     for text in (wild, tame):
         assert "<script" not in text
     assert tags_of(wild).tags == tags_of(tame).tags
