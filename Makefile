@@ -41,7 +41,7 @@ override FUSE = --work $(call quoted,$(WORK)) $(call option,--dataset,DATASET) $
 	$(if $(filter-out 0 no false,$(WATCH)),--watch)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo data extract cached train fuse reproduce sweep predict test test-all gpu-check lint format clean clean-venv
+.PHONY: help install demo data extract checked cached train fuse doctor reproduce sweep predict test test-all gpu-check lint format clean clean-venv
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { \
@@ -55,7 +55,7 @@ help: ## this list
 		} }' $(firstword $(MAKEFILE_LIST))
 	@echo; echo "  Variables are given as in make train LEVEL=mid; docs/usage.md has them all"
 
-demo extract cached train fuse data reproduce sweep predict: override export MRRN_MAKE := $(value TYPED)
+demo extract checked cached train fuse data doctor reproduce sweep predict: override export MRRN_MAKE := $(value TYPED)
 
 install: $(READY) ## set up .venv (the other targets do it when needed)
 
@@ -88,7 +88,11 @@ extract: $(READY) ## stage one: videos -> cached features                DATASET
 cached: $(READY)
 	@$(PY) -m extract $(COMMON) $(EXTRACT) || test $$? -eq 3
 
-train: cached ## stage two: cached features -> heads and scores      DATASET= LEVEL=low|mid|high|all POOL= RECIPE= CLIPS= SPLIT= SEED= WATCH=1 FRESH=1
+# Hours before they would be looked at.
+checked: $(READY)
+	@$(PY) -m train $(COMMON) $(call option,--level,LEVEL) $(TRAIN) --check
+
+train: checked cached ## stage two: cached features -> heads and scores      DATASET= LEVEL=low|mid|high|all POOL= RECIPE= CLIPS= SPLIT= SEED= WATCH=1 FRESH=1
 	@$(PY) -m train $(COMMON) $(call option,--level,LEVEL) $(TRAIN)
 
 fuse: ## stage three: scores -> predictions, tables, report  DATASET= POOL= RECIPE= CLIPS= SPLIT= SEED= CALIBRATE=1
@@ -96,10 +100,13 @@ fuse: ## stage three: scores -> predictions, tables, report  DATASET= POOL= RECI
 	@$(if $(filter-out 0 no false,$(WATCH)),,$(if $(filter-out 0 no false,$(CALIBRATE)),$(PY) -m train $(COMMON) $(TRAIN) --holdout))
 	@$(PY) -m fuse $(FUSE)
 
+doctor: checked cached ## what may be wrong with a dataset: copies, wrong labels  DATASET= SPLIT=
+	@$(PY) -m fuse doctor $(FUSE)
+
 data: $(READY) ## download and unpack the official videos and splits  DATASET=ucf101|hmdb51 DATA=
 	@$(PY) -m extract data $(call option,--dataset,DATASET) $(call option,--data,DATA)
 
-reproduce: cached ## all stages, all of the paper's tables and figures   DATASET=
+reproduce: checked cached ## all stages, all of the paper's tables and figures   DATASET=
 	@$(PY) -m fuse reproduce $(FUSE) $(call option,--device,DEVICE) $(if $(filter-out 0 no false,$(FRESH)),--fresh)
 
 sweep: cached ## the paper's grids of settings                       DATASET= TABLE=1|2|fusion

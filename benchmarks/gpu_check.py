@@ -13,13 +13,9 @@ that a run that is cut short keeps what came before. Exit code: 0 right, 1 wrong
 """
 
 import argparse
-import importlib
-import importlib.util
 import json
 import os
-import platform
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -32,31 +28,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)  # in place of this script's own folder, where `cache` and `train` are other files
 
-NEEDED = {
-    "extraction": [
-        "torch",
-        "torchvision",
-        "numpy",
-        "click",
-        "rich",
-        "av",
-        "h5py",
-        "zarr",
-        "xxhash",
-        "msgspec",
-        "safetensors",
-    ],
-    "training": ["torch", "triton", "llvmlite", "tensorboard"],
-    "tests": ["pytest"],
-}
-"""Packages by what needs them."""
-
-EXTRACTION_AIM = 21_000
-"""Frames a second at which UCF-101 takes two minutes."""
-
-EPOCH_AIM = 1.0
-"""Seconds of an epoch of HMDB-51, one level."""
+from benchmarks.gpu_verdict import PROOFS, is_right, verdict  # noqa: E402  (it needs the path)
 
 RIGHT, WRONG, NO_GPU = 0, 1, 2
 
@@ -69,8 +44,6 @@ class Step:
     command: Sequence[str]
     """Arguments of python."""
     limit_seconds: float
-    proves: bool = False
-    """Whether its success is what "right" means."""
     anywhere: bool = False
     """Whether it runs without a GPU, too."""
     figures: str = ""
@@ -145,22 +118,26 @@ class Check:
                 stop(process)
         result.seconds = time.monotonic() - started
         said = log.read_bytes()[begin:].decode(errors="replace")
-        result.status, result.reason = judge(code, said, limit, proves=step.proves)
+        result.status, result.reason = judge(code, said, limit, proves=step.name in PROOFS)
         path = self.scratch / step.figures
         if step.figures and path.exists():
             result.figures = json.loads(path.read_text())
         elif step.name.startswith("run-"):
             result.figures = epochs(self.scratch / "work", step.name.removeprefix("run-"))
 
-    def figures(self, name: str) -> Any:
-        """What the step `name` measured; None where it measured nothing."""
-        return next((each.figures for each in self.results if each.name == name), None)
+    @property
+    def status(self) -> dict[str, str]:
+        """Of each step, by name."""
+        return {each.name: each.status for each in self.results}
 
     def write(self) -> None:
         """Write summary.json and verdict.txt, complete at any time."""
         content = {"gpu": self.gpu, "rehearsal": self.rehearse, "steps": [asdict(each) for each in self.results]}
         replace_text(self.out / "summary.json", json.dumps(content, indent=1))
-        replace_text(self.out / "verdict.txt", "\n".join(verdict(self)) + "\n")
+        lines = ["no GPU: nothing was checked"]
+        if self.gpu or self.rehearse:
+            lines = verdict(self.gpu, self.status, {each.name: each.figures for each in self.results})
+        replace_text(self.out / "verdict.txt", "\n".join(lines) + "\n")
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -194,58 +171,6 @@ def judge(code: int | None, said: str, limit: float, *, proves: bool = False) ->
     return "failed", f"exit code {code}: {last[:160]}" + (f"; packages missing: {lacking}" if lacking else "")
 
 
-def verdict(check: Check) -> list[str]:
-    """The findings in words."""
-    if not check.gpu and not check.rehearse:
-        return ["no GPU: nothing was checked"]
-    lines = [f"GPU: {check.gpu or 'none (a rehearsal on the CPU: figures mean nothing)'}"]
-    proofs = [each for each in check.results if each.name in PROOFS]
-    failed = [each.name for each in check.results if each.status == "failed"]
-    if failed:
-        lines.append(f"WRONG: {', '.join(failed)} failed; log.txt says why")
-    elif all(each.status == "ok" for each in proofs):
-        lines.append("RIGHT: all GPU tests passed, none was skipped, and every benchmark's own check held")
-    else:
-        open_ones = ", ".join(f"{each.name} ({each.status})" for each in proofs if each.status != "ok")
-        lines.append(f"NOT KNOWN: {open_ones}")
-    return [*lines, *extraction_words(check), *training_words(check), *sru_words(check)]
-
-
-def extraction_words(check: Check) -> list[str]:
-    """Frames a second and what limits them."""
-    found = check.figures("extract")
-    if not found:
-        return ["extraction: not measured"]
-    median, shares = found["median"], found["turns"][-1].get("shares", "")
-    whole, network, decoding = (median[name] for name in ("end_to_end", "network", "decoding"))
-    lower = "the network" if network < decoding else "decoding"
-    reached = whole / min(network, decoding)
-    limit = (
-        f"{lower} limits it" if reached >= 0.9 else f"what lies between them limits it (the driving thread: {shares})"
-    )
-    return [
-        f"extraction: {whole:,.0f} frames/s (aim {EXTRACTION_AIM:,}); the network alone {network:,.0f}, decoding alone "
-        f"{decoding:,.0f}: {reached:.0%} of the lesser, so {limit}",
-        *(f"  {part['name']}: {part['frames_per_second']:,.0f} frames/s" for part in check.figures("profile") or []),
-    ]
-
-
-def training_words(check: Check) -> list[str]:
-    """Seconds of an epoch, measured step by step and in real runs."""
-    lines = []
-    for precision in ("fp32", "bf16"):
-        found = check.figures(f"train-{precision}")
-        for table in found["tables"] if found else []:
-            ours = next(row for row in table["rows"] if row["name"] == "ours")
-            lines.append(
-                f"training, {table['level']}, {precision}: {ours['milliseconds']:.2f} ms a step, "
-                f"{ours['epoch_seconds']:.2f} s an epoch (aim {EPOCH_AIM:g}); {table['outside_products']:.0%} of it "
-                "is outside matrix products"
-            )
-        lines += [f"python -m train, {precision}: {row}" for row in check.figures(f"run-{precision}") or []]
-    return lines or ["training: not measured"]
-
-
 def epochs(work: Path, precision: str) -> list[str]:
     """The last epoch of each run of the command line, from its metrics."""
     found = []
@@ -256,39 +181,26 @@ def epochs(work: Path, precision: str) -> list[str]:
     return found
 
 
-def sru_words(check: Check) -> list[str]:
-    """The SRU against its matrix products."""
-    found = check.figures("sru")
-    return [
-        f"SRU, {table['size']}, {table['dtype']}: {row['ratio']:.2f} times its matrix products (aim 1.15)"
-        for table in (found["tables"] if found else [])
-        for row in table["rows"]
-        if row["name"].startswith("SRU")
-    ]
-
-
 def gpu_tests() -> list[str]:
     """Test files with tests for GPUs; others may import what only a development checkout has."""
     files = sorted((ROOT / "tests").rglob("test_*.py"))
     return [str(file.relative_to(ROOT)) for file in files if re.search(r"mark\.gpu\b|\bon_both\b", file.read_text())]
 
 
-PROOFS = ("kernels", "tests")
-
-
 def steps(check: Check) -> list[Step]:
     """All steps in their order: what proves first."""
     small, scratch, carried = check.rehearse, check.scratch, check.carried
     device = "cpu" if small else "cuda"
-    own, work = str(Path(__file__).relative_to(ROOT)), scratch / "work"
+    work = scratch / "work"
     counts = carried / "frames.csv" if (carried / "frames.csv").exists() else scratch / "frames.csv"
     weights = scratch / "weights.pth" if (carried / "weights.npz").exists() else "random:0"
     have_videos = (carried / "videos").is_dir()
     videos = carried / "videos" if have_videos else scratch / "videos"
 
     def tests(name: str, limit: float, *options: str) -> Step:
-        pytest = ("-m", "pytest", "-p", "no:cacheprovider", "-o", "filterwarnings=default", "-rfEs")
-        return Step(name=name, command=[*pytest, *options], limit_seconds=limit, proves=True)
+        pytest = ("-m", "pytest", "-p", "no:cacheprovider", "-o", "filterwarnings=default", "-rfEs", "--durations=15")
+        # A test that hangs leaves a traceback in the log before the step is ended.
+        return Step(name=name, command=[*pytest, "-o", "faulthandler_timeout=100", *options], limit_seconds=limit)
 
     def measure(name: str, limit: float, module: str, *options: object) -> Step:
         figures = scratch / f"{name}.json"
@@ -307,8 +219,8 @@ def steps(check: Check) -> list[Step]:
         what = ["--dataset", "random-features", "--recipe", "paper-24fps", "--epochs", "2", "--precision", precision]
         return Step(name=f"run-{precision}", command=["-m", "train", *where, *what, *size], limit_seconds=60)
 
-    def own_step(name: str, limit: float) -> Step:
-        command = [own, f"--{name}", str(scratch), "--carried", str(carried)]
+    def machine(name: str, limit: float) -> Step:
+        command = ["-m", "benchmarks.gpu_machine", name, str(scratch), str(carried)]
         return Step(name=name, command=command, limit_seconds=limit, anywhere=True, figures=f"{name}.json")
 
     sru = ("--turns", 3, "--seconds", 1, "--shape", 3, 2, 8, 8, 1) if small else ("--turns", 40, "--seconds", 2)
@@ -317,8 +229,8 @@ def steps(check: Check) -> list[Step]:
     profile = ("--seconds", 0.2, "--hidden", 16) if small else ()
     figure = ("--batches", 2, "--model", "Low RRN, cached") if small else ("--batches", 100, "--seconds", 4)
     return [
-        own_step("packages", 90),
-        own_step("versions", 60),
+        machine("packages", 90),
+        machine("versions", 60),
         tests("kernels", 120, "tests/train/sru/test_triton.py"),
         tests("tests", 240, "-m", "not slow" if small else "gpu", *gpu_tests()),
         measure("sru", 60, "sru", *sru),
@@ -328,84 +240,9 @@ def steps(check: Check) -> list[Step]:
         run("bf16"),
         measure("extract", 150, "extract", videos, "--weights", weights, *extract, *rounds),
         measure("profile", 90, "gpu_profile", "--tables", check.out / "profile.txt", *profile),
+        measure("candidates", 150, "gpu_candidates", *(("--seconds", 0.1, "--hidden", 16) if small else ())),
         measure("figure6", 90, "figure6", *figure),
     ]
-
-
-def packages(scratch: Path, carried: Path) -> None:
-    """Put into the scratch folder what the steps need: packages that are missing, weights, frame counts, videos."""
-    wheels = [wheel for wheel in sorted((carried / "wheels").glob("*.whl")) if not installed(wheel)]
-    if wheels:
-        options = ["--quiet", "--no-index", "--no-deps", "--no-compile", "--disable-pip-version-check"]
-        command = [sys.executable, "-m", "pip", "install", *options, "--target", scratch / "site", *wheels]
-        subprocess.run(command, check=True)
-    if (carried / "weights.npz").exists():
-        import numpy as np
-        import torch
-
-        with np.load(carried / "weights.npz", allow_pickle=False) as arrays:
-            torch.save({name: torch.from_numpy(arrays[name]) for name in arrays.files}, scratch / "weights.pth")
-    if not (carried / "frames.csv").exists():
-        make_up_counts(scratch / "frames.csv")
-    if not (carried / "videos").is_dir():
-        # The demo's own videos, made on the spot.
-        importlib.invalidate_caches()
-        from extract.datasets.demo import make
-
-        make(scratch / "videos")
-    print(f"unpacked {', '.join(wheel.name.split('-')[0] for wheel in wheels) or 'no packages'}")
-
-
-def installed(wheel: Path) -> bool:
-    """Whether the machine has a package of this name, in whatever version."""
-    from importlib import metadata
-
-    try:
-        metadata.distribution(wheel.name.split("-")[0])
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def make_up_counts(path: Path) -> None:
-    """Frame counts of a data set of HMDB-51's size: 51 classes, 70 training and 30 test videos each, 95 frames."""
-    rows = ["video,class,split1,frames_decoded_estimate"]
-    for label in range(51):
-        for index in range(100):
-            half = "train" if index < 70 else "test"
-            rows.append(f"v{index:03},class{label:02},{half},{45 + (index * 37 + label * 11) % 101}")
-    path.write_text("\n".join(rows) + "\n")
-
-
-def versions(scratch: Path) -> None:
-    """Write down the machine and its packages."""
-    lacking = {
-        what: [name for name in names if importlib.util.find_spec(name) is None] for what, names in NEEDED.items()
-    }
-    found: dict[str, Any] = {
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_GiB": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "missing": lacking,
-    }
-    for name in ("torch", "torchvision", "triton", "numpy", "av", "zarr", "pytest"):
-        if importlib.util.find_spec(name):
-            found[name] = str(getattr(__import__(name), "__version__", "unknown"))
-    if shutil.which("nvidia-smi"):
-        command = [
-            "nvidia-smi",
-            "--query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit",
-            "--format=csv,noheader",
-        ]
-        found["nvidia_smi"] = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    (scratch / "versions.json").write_text(json.dumps(found))
-    for name, value in found.items():
-        print(f"{name}: {value}")
-    print(
-        "; ".join(f"{what} lacks {', '.join(names)}" for what, names in lacking.items() if names)
-        or "nothing is missing"
-    )
 
 
 def find_gpu() -> str:
@@ -421,19 +258,10 @@ def main() -> int:
     default = Path(os.environ.get("OUT") or ROOT / "work" / "gpu-check")
     parser.add_argument("--out", type=Path, default=default, help="for what it finds [$OUT, else work/gpu-check]")
     parser.add_argument("--carried", type=Path, default=ROOT / "work" / "gpu-pack", help="folder made by gpu_pack.py")
-    parser.add_argument("--minutes", type=float, default=14.0, help="time for all steps [14]; about 7 are needed")
+    parser.add_argument("--minutes", type=float, default=14.0, help="time for all steps [14]; about 8 are needed")
     parser.add_argument("--only", default="", help="comma-separated names of steps to run")
     parser.add_argument("--rehearse", action="store_true", help="run every step in a small size on the CPU")
-    parser.add_argument("--packages", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--versions", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    sys.path[0] = str(ROOT)  # in place of this script's own folder, where `cache` and `train` are other files
-    if given.packages:
-        packages(given.packages, given.carried)
-        return 0
-    if given.versions:
-        versions(given.versions)
-        return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the step under way is ended, too
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "log.txt").write_text("")
@@ -452,9 +280,7 @@ def main() -> int:
     print(f"\n{(given.out / 'verdict.txt').read_text()}\neverything: {given.out}")
     if not check.gpu:
         return NO_GPU
-    by_name = {each.name: each.status for each in check.results}
-    right = all(by_name[name] == "ok" for name in PROOFS) and "failed" not in by_name.values()
-    return RIGHT if right else WRONG
+    return RIGHT if is_right(check.status) else WRONG
 
 
 if __name__ == "__main__":

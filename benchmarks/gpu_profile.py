@@ -36,7 +36,6 @@ from train.trainer import Trainer
 FRAME = (240, 320, 3)
 CLASSES, CHANNELS = 51, 512
 TABLE_ROWS = 30
-OUT = Path("work/benchmarks/profile.json")
 
 
 def rate(action: Callable[[], object], count: int, device: torch.device, seconds: float) -> float:
@@ -103,16 +102,16 @@ def extraction(device: torch.device, seconds: float) -> tuple[list[dict[str, Any
     return rates, table(batch, f"extraction, one batch of {rows}, {settings.precision}", device)
 
 
-def random_bank(device: torch.device, clips: int) -> Bank:
+def random_bank(device: torch.device, clips: int, channels: int) -> Bank:
     """A bank of random features: one clip of 30 frames from each video."""
     rule = ClipRule()
     frames = clips * rule.length
-    offsets = np.arange(0, frames + 1, rule.length)
+    ranges = [range(start, start + rule.length) for start in range(0, frames, rule.length)]
     pts = np.tile(np.arange(rule.length) / 25, clips)
-    listed = cut([f"v{index}" for index in range(clips)], (np.arange(clips) % CLASSES).tolist(), offsets, pts, rule)
+    listed = cut([f"v{index}" for index in range(clips)], (np.arange(clips) % CLASSES).tolist(), ranges, pts, rule)
     generator = torch.Generator().manual_seed(0)
     return Bank(
-        features_VFC=torch.randn(1, frames, CHANNELS, generator=generator).half().to(device),
+        features_VFC=torch.randn(1, frames, channels, generator=generator).half().to(device),
         frames_NT=torch.from_numpy(listed.frames_NT).to(device),
         label_N=torch.from_numpy(listed.label_N).to(device),
         clips=listed,
@@ -122,7 +121,7 @@ def random_bank(device: torch.device, clips: int) -> Bank:
 def training(device: torch.device, precision: Precision, hidden: int) -> str:
     """Tables of one step: as training takes it, and launched eagerly where that differs."""
     recipe = replace(RECIPES["paper"], precision=precision, hidden=hidden)
-    bank = random_bank(device, 4 * recipe.batch)
+    bank = random_bank(device, 4 * recipe.batch, CHANNELS)
     torch.manual_seed(0)
     trainer = Trainer(Head(CHANNELS, CLASSES, recipe).to(device), bank, recipe, "high", 0)
     clip_B = torch.arange(recipe.batch, device=device)

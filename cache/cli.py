@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cache.common.console import NameChoice, StageGroup, choose_dataset, dataset_option, work_option
+from cache.common.console import NameChoice, StageGroup, choose_dataset, dataset_option, say, work_option
 from cache.common.text import visible
 from cache.common.workspace import Workspace
 
@@ -37,8 +37,9 @@ def cache_argument(command: Callable[..., Any]) -> Callable[..., Any]:
     @work_option
     @dataset_option
     def with_path(folder: Path | None, workspace: Workspace, dataset: str | None, **options: Any) -> None:
-        path = folder if folder is not None else workspace.cache(choose_dataset(workspace, dataset))
-        command(path, **options)
+        if folder is None:
+            folder = workspace.existing_cache(choose_dataset(workspace, dataset), damaged=True)
+        command(folder, **options)
 
     with_path.__name__, with_path.__doc__ = command.__name__, command.__doc__
     with_path.__click_params__ += getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
@@ -55,7 +56,10 @@ def info(path: Path, as_json: bool) -> None:
 
     with FeatureCache.open(path) as cache:
         found = cache_info(cache)
-    click.echo(json.dumps(found, indent=2) if as_json else info_text(found))
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        say(info_text(found))
 
 
 @main.command("verify")
@@ -70,16 +74,16 @@ def verify_command(path: Path) -> None:
 
     findings = verify(path)
     for finding in findings:
-        click.echo(("note: " if finding.harmless else "") + visible(finding.what))
+        say(("note: " if finding.harmless else "") + visible(finding.what))
         for video_id in finding.videos:
-            click.echo(f"  {visible(video_id)}")
+            say(f"  {visible(video_id)}")
     damage = [finding for finding in findings if not finding.harmless]
     if damage:
         raise DamageError(
             f"{len(damage)} things in {path} are not as they were written. `mrrn cache repair {path}` moves "
             "damaged shards to quarantine/ and queues their videos again"
         )
-    click.echo(f"{path}: everything is as it was written")
+    say(f"{path}: everything is as it was written")
 
 
 @main.command("repair")
@@ -96,12 +100,12 @@ def repair_command(path: Path, prune: bool, dry_run: bool) -> None:
 
     done = repair(path, prune=prune, dry_run=dry_run)
     for line in done:
-        click.echo(("would have " if dry_run else "") + visible(line))
+        say(("would have " if dry_run else "") + visible(line))
     if dry_run:
-        click.echo(f"{path}: nothing was changed")
+        say(f"{path}: nothing was changed")
     else:
         gaps = "`make extract` (for imported features `mrrn cache import`) now fills the gaps"
-        click.echo(f"{path}: {gaps if done else 'there was nothing to repair'}")
+        say(f"{path}: {gaps if done else 'there was nothing to repair'}")
 
 
 @main.command("leases")
@@ -119,7 +123,7 @@ def leases_command(path: Path, end: bool) -> None:
     with FeatureCache.open(path) as cache:
         lines = break_leases(cache) if end else [lease_text(lease) for lease in cache.storage.leases()]
     for line in lines or [f"{path}: nobody holds anything"]:
-        click.echo(visible(line))
+        say(visible(line))
 
 
 @main.command("convert")
@@ -136,7 +140,7 @@ def convert_command(folder: Path, target: Path, backend: "Backend") -> None:
 
     with FeatureCache.open(folder) as source:
         count = convert(source, target, backend)
-    click.echo(f"{target}: {count:,} videos as {backend}, equal to {folder} bit by bit")
+    say(f"{target}: {count:,} videos as {backend}, equal to {folder} bit by bit")
 
 
 @main.command("attach")
@@ -161,7 +165,7 @@ def attach_command(location: str, workspace: Workspace, dataset: str | None, cop
         counts = cache.ledger.counts()
         workspace.remember_dataset(name)
     shown = ", ".join(f"{number:,} {status}" for status, number in counts.items())
-    click.echo(f"{workspace.cache(name)}: a working copy of {where} ({shown})")
+    say(f"{workspace.cache(name)}: a working copy of {where} ({shown})")
 
 
 @main.command("publish")
@@ -180,8 +184,8 @@ def publish_command(folder: Path, target: Path, source: str | None, licence: str
 
     with FeatureCache.open(folder) as cache:
         digest = publish(cache, target, source, licence)
-    click.echo(f"{target}: published; its index has sha256 {digest}")
-    click.echo(f"look at {target / 'README.md'}, then put the folder on a web server")
+    say(f"{target}: published; its index has sha256 {digest}")
+    say(f"look at {target / 'README.md'}, then put the folder on a web server")
 
 
 @main.command("export")
@@ -200,4 +204,4 @@ def export_command(folder: Path, target: Path, container: "Container", grouping:
     from cache.store import FeatureCache
 
     with FeatureCache.open(folder) as cache:
-        click.echo(f"{target}: {export(cache, target, container, grouping):,} files")
+        say(f"{target}: {export(cache, target, container, grouping):,} files")

@@ -8,17 +8,20 @@ from typing import Any
 
 import click
 
-from cache.common.console import NameChoice, StageGroup, dataset_option, work_option
+from cache.common.commands import advised
+from cache.common.console import NameChoice, StageGroup, dataset_option, say, say_next, work_option
 from cache.common.errors import MrrnError
 from cache.common.workspace import Workspace
-from extract.network.weights import IMAGENET
 from extract.settings import OneTimeOptions, RequestedSettings, flag_of
 
 
-def _options_of(settings: type) -> Callable[[Any], Any]:
-    """A decorator: an option for each field of a dataclass of settings. What is not given is None, or False."""
+def _options_of(settings: type, *names: str) -> Callable[[Any], Any]:
+    """A decorator: an option for each field of a dataclass of settings, or for those of these names.
 
-    options = [_option(each) for each in reversed(fields(settings)) if each.metadata["option"]]
+    What is not given is None, or False.
+    """
+    chosen = [each for each in fields(settings) if each.metadata["option"] and (not names or each.name in names)]
+    options = [_option(each) for each in reversed(chosen)]
     return lambda command: reduce(lambda inner, option: option(inner), options, command)
 
 
@@ -49,10 +52,10 @@ def main(context: click.Context, workspace: Workspace, dataset: str | None, **op
     there. Several extractors may work on one cache at a time. Ends with exit code 3 if videos failed; they are listed.
 
     \b
-    mrrn extract                                          the demo, or what was extracted last
-    mrrn extract --dataset ucf101 --data ~/UCF101         official layout: UCF-101/, ucfTrainTestlist/
-    mrrn extract --dataset mine --data videos/            folders of classes: videos/CLASS/clip.mp4
-    mrrn extract --dataset mine --data list.csv           a manifest: video,label,split1
+    mrrn extract                                  the demo, or the one before
+    mrrn extract --dataset ucf101 --data ~/UCF    UCF-101/, ucfTrainTestlist/
+    mrrn extract --dataset mine --data videos/    videos/CLASS/clip.mp4
+    mrrn extract --dataset mine --data list.csv   video,label,split1
     """
     if context.invoked_subcommand is None:
         from extract.run import run
@@ -87,33 +90,29 @@ def data_command(dataset: str, data: Path | None) -> None:
 
     folder = data or Path("data") / dataset
     complete = prepare(dataset, folder, PARTS[dataset])
-    click.echo(f"{folder}: complete, {len(complete.videos):,} videos in {len(complete.classes)} classes")
+    say(f"{folder}: complete, {len(complete.videos):,} videos in {len(complete.classes)} classes")
+    say_next(advised("extract", Workspace(Path("work")), dataset=dataset, data=str(folder)), "data")
 
 
 @main.command("probe")
 @click.argument("paths", nargs=-1, required=True, metavar="VIDEO...", type=click.Path(exists=True, path_type=Path))
 @click.option("--seconds", type=click.FloatRange(min=0.5), default=5.0, show_default=True, help="For each measurement.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:INDEX.")
-@click.option("--jobs", type=click.IntRange(1, 1024), help="Videos decoded at once. [default: as extraction has it]")
-@click.option(
-    "--weights",
-    default="random:0",
-    show_default=True,
-    help=f"As for extraction ({IMAGENET}, a file, random:SEED); speed does not depend on them.",
-)
-def probe_command(paths: tuple[Path, ...], seconds: float, device: str, jobs: int | None, weights: str) -> None:
+@_options_of(RequestedSettings, "backbone", "device", "precision", "batch_frames", "jobs")
+def probe_command(paths: tuple[Path, ...], seconds: float, **given: Any) -> None:
     """Time each installed decoder on your own videos, and say which is fastest and where the time goes.
 
     VIDEO is a file, or a folder that is searched for videos; 64 of them are drawn. For each decoder: frames a second
-    decoded by all workers, for each second of processor time, and in a whole extraction with this device.
+    decoded by all workers, for each second of processor time, and in a whole extraction with this device. The network
+    has random weights, on which its speed does not depend.
 
     \b
     mrrn probe data/ucf101
-    mrrn probe clip.mp4 --device cpu --seconds 10
+    mrrn probe clip.mp4 --backbone resnet50 --device cpu --seconds 10
     """
     from cache.common.device import find_device
     from extract.probe import measured
 
-    settings = RequestedSettings(weights=weights, jobs=jobs).decided(find_device(device))
+    asked = RequestedSettings(weights="random:0", **{name: value for name, value in given.items() if value is not None})
+    settings = asked.decided(find_device(asked.device))
     for line in measured(settings, paths, seconds):
-        click.echo(line)
+        say(line)

@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 
 from cache.common.commands import advised, source_of
-from cache.common.console import FINISHED_WITH_FAILURES, choose_dataset, say, say_next
+from cache.common.console import FINISHED_WITH_FAILURES, choose_dataset, say, say_next, say_time
 from cache.common.device import check_device
 from cache.common.errors import CacheError, FingerprintError
 from cache.common.interrupts import Interrupted
@@ -58,7 +58,7 @@ def run(workspace: Workspace, dataset: str | None, given: Mapping[str, JSON], op
             raise Interrupted(interrupted.number, _done(workspace.cache(name))) from None
         workspace.remember_dataset(name)
         seconds = time.monotonic() - started
-        say(f"{frames:,} frames in {duration(seconds)} ({frames / seconds:,.0f} a second, the start included)")
+        say_time(f"{frames:,} frames in {duration(seconds)} ({frames / seconds:,.0f} a second, the start included)")
     with FeatureCache.open(workspace.cache(name)) as cache:
         say(summary(cache))
         if extraction is not None:
@@ -73,7 +73,7 @@ def run(workspace: Workspace, dataset: str | None, given: Mapping[str, JSON], op
 
 
 def _with_sources(error: FingerprintError, given: Mapping[str, JSON]) -> FingerprintError:
-    return FingerprintError(f"{error} ({sources(given, error.fields)})", error.fields)
+    return FingerprintError(f"{error}. {sources(given, error.fields)}".removesuffix(". "), error.fields)
 
 
 def _done(path: Path) -> str:

@@ -417,11 +417,12 @@ def sources(given: Collection[str], differing: Collection[str]) -> str:
     """Where the settings come from that `differing` fields of a fingerprint follow from; `given` are their names."""
     behind = {"weights_sha256": "weights", "transform": "backbone", "depths": "levels", "widths": "backbone"}
     names = {behind.get(name, name): None for name in differing}
-    return "; ".join(
-        f"{each.name}: " + (f"given by {source_of(flag_of(each))}" if each.name in given else "recorded, or by default")
+    found = [
+        f"{each.name} " + (f"from {source_of(flag_of(each))}" if each.name in given else "as recorded or by default")
         for each in fields(RequestedSettings)
         if each.name in names
-    )
+    ]
+    return f"This run has {' and '.join(found)}" if found else ""
 
 
 def flag_of(setting: Field[Any]) -> str:

@@ -27,7 +27,7 @@ from cache.common.console import (
     work_option,
 )
 from cache.common.device import check_device
-from cache.common.errors import DecodeError, MrrnError
+from cache.common.errors import DecodeError, MrrnError, ScoreError, TrainingError
 from cache.common.files import write_bytes_durably
 from cache.common.progress import progress
 from cache.common.text import visible, wrapped
@@ -46,6 +46,7 @@ from fuse.scores import (
     run_options,
     split_option,
 )
+from train.split import open_split
 
 if TYPE_CHECKING:
     from extract.network.engine import Engine
@@ -87,7 +88,7 @@ def main(context: click.Context, choose: Choose, clips: str | None, show: bool) 
 def _open(page: Path) -> None:
     """Show the page in the user's browser."""
     if not webbrowser.open(page.resolve().as_uri()):
-        click.echo("note: no browser was found to open it in", err=True)
+        say("note: no browser was found to open it in", err=True)
 
 
 def _fuse(choice: RunChoice) -> Path:
@@ -161,12 +162,55 @@ def reproduce(choose: Choose, clips: str | None, device: str, seeds: int, fresh:
     2), times Figure 6 on this machine, and writes the report; says beforehand about how long each takes. If it was
     interrupted, the same command continues: what is done is not done again. The demo gets smaller grids and batches.
     """
-    from fuse.reproduce import run_all
-
     choice = choose(clips)
     check_device(device)
+    from fuse.reproduce import run_all
+
     run_all(choice, device=device, seeds=seeds, fresh=fresh)
     _fuse(choice)
+
+
+@main.command()
+@run_options
+@clips_option
+@open_option
+def doctor(choose: Choose, clips: str | None, show: bool) -> None:
+    """Look for copies, wrong labels and empty videos in a dataset, by its cached features.
+
+    Finds copies of training videos in the test half (also encoded anew, cropped or mirrored), recordings in both
+    halves, copies with different labels, likely wrong labels, black, frozen and very short videos, and classes that
+    cannot be told apart. Where heads are trained, says what that does to their accuracy. Writes
+    WORK/report/DATASET/splitN/: doctor.html, with frames where the videos are at hand, and doctor.csv, a row for each
+    finding.
+
+    \b
+    Examples:
+      mrrn doctor                        the dataset extracted last, split 1
+      mrrn doctor --dataset mine --split 2
+    """
+    choice = choose(clips)
+    with open_split(choice.workspace, choice.dataset, choice.split).cache as cache:
+        # Not before: what is missing is said without waiting for torch.
+        from fuse.doctor import OTHERS, examine, portions, with_black
+        from fuse.report.findings import LIST, PAGE, publish, shown, to_text
+        from fuse.report.samples import sample_frames
+        from fuse.results import evaluate, made_now
+
+        diagnosis = examine(cache, choice.split)
+    frames, frames_note = sample_frames(choice.workspace, choice.dataset, shown(diagnosis))
+    diagnosis, parts, note = with_black(diagnosis, frames), [], ""
+    try:
+        cached = read_scored_cache(choice.workspace, choice.dataset)
+        parts = portions(evaluate(read_levels(choice), cached, choice.split), diagnosis)
+        note = "" if parts[-1].name == OTHERS else f"There is a finding about every test {cached.dataset.noun[:-1]}."
+    except (ScoreError, TrainingError) as error:
+        why = str(error).splitlines()[0].partition(";")[0]
+        note = f"With trained heads this would say what the findings do to their accuracy. There are none: {why}."
+    folder = choice.workspace.report(choice.dataset, choice.split)
+    publish(folder, diagnosis, parts, [each for each in (note, frames_note) if each], frames, made_now())
+    click.echo(f"{to_text(diagnosis, parts, note)}\n\npage: {folder / PAGE}\nlist: {folder / LIST}")
+    if show:
+        _open(folder / PAGE)
 
 
 @main.command()
@@ -198,7 +242,7 @@ def compare(runs: tuple[str, ...], workspace: Workspace, dataset: str | None, sp
     found = side_by_side(runs, workspace, name, split)
     first, *others = found.runs
     for run in found.runs:
-        click.echo(f"{visible(run.name)}: {accuracy_text(int(run.correct.sum()), len(run.correct))}")
+        say(f"{visible(run.name)}: {accuracy_text(int(run.correct.sum()), len(run.correct))}")
     for run in others:
         _echo(f"{visible(run.name)} against {visible(first.name)}: {found.against_first(run).text}")
     for line in found.settings_that_differ():
@@ -272,13 +316,14 @@ def predict(
     files = _find_files(videos) if follow is None else [_growing(videos[0])]
     check_device(device)
     check_weights(weights or IMAGENET)
+    choice = _chosen(choose, bundle, clips)
     if shape == "vtt" and len(files) > 1:
         raise click.UsageError(f"--format vtt writes one file of subtitles; {len(files)} videos were given")
     from extract.network.engine import open_engine
     from fuse.predict import backbone_weights, settings_for
     from fuse.predict import predict as run
 
-    heads, spec = _heads(choose, bundle, weights, clips)
+    heads, spec = _heads(choice, bundle, weights, clips)
     settings = settings_for(heads, weights=spec, device=device, jobs=jobs)
     engine = open_engine(settings, backbone_weights(heads, settings))
     if as_timeline:
@@ -303,25 +348,38 @@ def export(choose: Choose, bundle: Path | None, weights: str | None, out: Path) 
     Example:
       mrrn export --dataset ucf101 --out ucf101.onnx
     """
+    check_weights(weights or IMAGENET)
+    choice = _chosen(choose, bundle)
     from fuse.export import to_onnx
     from fuse.predict import backbone_weights, settings_for
 
-    heads, spec = _heads(choose, bundle, weights)
+    heads, spec = _heads(choice, bundle, weights)
     settings = settings_for(heads, weights=spec, device="cpu", jobs=1)
     write_bytes_durably(out, to_onnx(heads, settings, backbone_weights(heads, settings)))
-    click.echo(f"{settings.backbone}, three heads and their fusion, {len(heads.classes)} classes: {out}")
+    say(f"{settings.backbone}, three heads and their fusion, {len(heads.classes)} classes: {out}")
 
 
-def _heads(choose: Choose, bundle: Path | None, weights: str | None, clips: str | None = None) -> "tuple[Heads, str]":
+def _chosen(choose: Choose, bundle: Path | None, clips: str | None = None) -> RunChoice | None:
+    """The runs that are chosen if there is no bundle."""
+    if bundle is None:
+        return choose(clips)
+    if not bundle.is_dir():
+        raise MrrnError(f"there is no folder {bundle}; --bundle takes one that `mrrn bundle` has written")
+    return None
+
+
+def _heads(
+    choice: RunChoice | None, bundle: Path | None, weights: str | None, clips: str | None = None
+) -> "tuple[Heads, str]":
     """The heads of a bundle, or else of the chosen runs, and the backbone's weights that go with them."""
     from fuse.bundle import read_bundle
     from fuse.calibration import calibrate
     from fuse.predict import check_not_imported, load_heads, weights_for
 
-    if bundle:
+    if choice is None:
+        assert bundle is not None
         heads, recorded = load_heads(*read_bundle(bundle), clips), None
     else:
-        choice = choose(clips)
         with FeatureCache.open(choice.workspace.cache(choice.dataset)) as cache:
             check_not_imported(cache.fingerprint.identity)
             recorded = cache.settings.get("weights")
@@ -340,7 +398,7 @@ def _find_files(given: Iterable[Path]) -> list[Path]:
             root = require_folder(path, "give a video file or a folder of them")
             scan = scan_folder(root)
             for line in scan.passed_over_text():
-                click.echo(f"{path}: {line}", err=True)
+                say(f"{path}: {line}", err=True)
             inside = [path / name for name in scan.videos]
             if not inside:
                 raise MrrnError(f"the folder {path} holds no video files")
@@ -380,7 +438,8 @@ def _answer(predictions: "Iterator[Prediction]", heads: "Heads", files: list[Pat
 
     notes, done = weights_caveats(heads.identity), []
     if not as_json:
-        click.echo("".join(f"{wrapped(f'! {note}', '  ')}\n" for note in notes), nl=False)
+        for note in notes:
+            _echo(f"! {note}")
     with progress("predict", len(files), "videos") as bar:
         for prediction in predictions:
             done.append(prediction)
@@ -422,7 +481,7 @@ def _show_timelines(
     writer = Writer(shape, heads.classes, style=lambda text, colour: click.style(text, fg="black", bg=colour))
     notes, failed = weights_caveats(heads.identity), []
     for note in notes if shape == "csv" else ():
-        click.echo(f"! {note}", err=True)
+        say(f"! {note}", err=True)
 
     def noting_failures(events: "Iterator[Event]") -> "Iterator[Event]":
         for event in events:
@@ -454,11 +513,11 @@ def bundle(choose: Choose, out: Path | None, clips: str | None) -> None:
 
     The recipient predicts with `mrrn predict --bundle FOLDER`, without the cache or the videos.
     """
+    choice = choose(clips).of_new_videos()
     from fuse.bundle import write_bundle
     from fuse.predict import load_heads
     from fuse.results import caveats, evaluate, made_now, summarise
 
-    choice = choose(clips).of_new_videos()
     cache = read_scored_cache(choice.workspace, choice.dataset)
     results = evaluate(read_levels(choice), cache, choice.split, read_heldout(choice), baseline=read_baseline(choice))
     heads = load_heads(choice.folders(), clips=clips)  # raises unless the bundle can be used

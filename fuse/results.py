@@ -35,7 +35,6 @@ from cache.clips import ClipRule
 from cache.common.errors import ScoreError
 from cache.fingerprint import LEVELS, Level, is_imported
 from cache.scores import ScoreTable
-from extract.network.weights import is_file_spec
 from extract.settings import IMAGENET, RequestedSettings
 from fuse import metrics, paper
 from fuse.calibration import SCALED, Calibration, Refusals, Scaled, calibrate, refusals, reliability, scaled
@@ -141,16 +140,20 @@ class Results:
         return unread / frames if type(frames) is int and type(unread) is int and 0 <= unread <= frames > 0 else None
 
     @property
+    def clip_rule(self) -> ClipRule:
+        """How the videos were cut into clips. Raises `ScoreError` if the scores do not say."""
+        try:
+            return msgspec.convert(self.runs["high"]["clips"], ClipRule)
+        except (KeyError, msgspec.ValidationError) as error:
+            raise ScoreError(f"the scores' clip rule cannot be read: {error}; train again") from error
+
+    @property
     def clips_note(self) -> str:
         """What has to be said of the frames that are in no clip; may be empty."""
         if self.unread_share is None:
             return ""
-        run = self.runs["high"]
-        try:
-            rule = msgspec.convert(run["clips"], ClipRule)
-        except (KeyError, msgspec.ValidationError) as error:
-            raise ScoreError(f"the scores' clip rule cannot be read: {error}; train again") from error
-        return rule.note(run["unread_frames"], run["frames"], f"the scored {self.cache.dataset.noun}'")
+        run, whose = self.runs["high"], f"the scored {self.cache.dataset.noun}'"
+        return self.clip_rule.note(run["unread_frames"], run["frames"], whose)
 
     @property
     def weights(self) -> str:
@@ -168,6 +171,14 @@ class Results:
     def suspect(self) -> dict[str, str]:
         """Test videos whose decoding is in doubt, with the reason; they are used."""
         return {video: self.cache.suspect[video] for video in self.video_ids if video in self.cache.suspect}
+
+    @cached_property
+    def copies(self) -> dict[str, str]:
+        """Test samples whose features equal those of a training sample, with that sample."""
+        samples, contents = self.cache.dataset.samples, self.cache.contents
+        keys = {each.id: (contents[each.video], each.span) for each in samples if each.video in contents}
+        learned = {keys[each.id]: each.id for each in self.cache.dataset.half(self.split, "train") if each.id in keys}
+        return {each: learned[keys[each]] for each in self.video_ids if each in keys and keys[each] in learned}
 
     @cached_property
     def correct(self) -> dict[Model, NDArray[np.bool_]]:
@@ -194,7 +205,7 @@ class Results:
 
     def calibrated(self, name: Scaled) -> NDArray[np.float64] | None:
         """A model's probabilities `[N, K]` at its temperature; None if none was found."""
-        found = self.calibration and self.calibration.temperatures.get(name)
+        found = self.calibration.temperatures.get(name) if self.calibration else None
         return None if found is None else scaled(self.probabilities[name], found)
 
     @cached_property
@@ -386,6 +397,13 @@ def caveats(results: Results) -> list[str]:
             f"missing: {len(results.missing):,} of {test_videos:,} test {dataset.noun} have no features and count as "
             "wrong."
         )
+    if results.copies:
+        test, learned = next(iter(results.copies.items()))
+        found.append(
+            f"copies: {len(results.copies):,} of {test_videos:,} test {dataset.noun} are copies of training "
+            f"{dataset.noun} (equal features; {test} of {learned}), so the accuracy is too high for new ones. `mrrn "
+            "doctor` lists them, and finds copies that were encoded anew."
+        )
     beaten = [
         f"{model} ({100 * results.accuracy(model):.1f} against {100 * accuracy:.1f} %)"
         for model, accuracy in results.linear.items()
@@ -393,8 +411,8 @@ def caveats(results: Results) -> list[str]:
     ]
     if beaten:
         found.append(
-            f"no better than linear: {', '.join(beaten)}. A logistic regression on each video's mean feature, trained "
-            "in seconds, does as well."
+            f"no better than linear: {', '.join(beaten)}. A logistic regression on each {dataset.noun[:-1]}'s mean "
+            "feature, trained in seconds, does as well."
         )
     if test_videos < FEW_VIDEOS:
         found.append(f"test {dataset.noun}: {test_videos}, {TOO_FEW}: accuracies and differences may be chance.")
@@ -407,13 +425,13 @@ def weights_caveats(identity: Mapping[str, Any]) -> list[str]:
     if is_imported(identity):
         return [f"features: {backbone} (another program made them; the paper used {paper.BACKBONE})."]
     found = []
-    if is_file_spec(weights):
-        found.append(f"weights: {weights} (not the paper's ImageNet weights).")
-    elif weights != IMAGENET:
+    if weights.startswith("random:"):
         found.append(
             f"weights: {weights} (random, never trained). The figures show that the pipeline runs, not what the method "
             "can do."
         )
+    elif weights != IMAGENET:
+        found.append(f"weights: {weights} (not the paper's ImageNet weights).")
     if backbone != paper.BACKBONE:
         found.append(f"backbone: {backbone} (the paper used {paper.BACKBONE}).")
     return found
@@ -475,6 +493,7 @@ def summarise(results: Results, notes: Sequence[str], made: Made) -> dict[str, A
         "unread_share": results.unread_share,
         "missing_videos": _with_reasons(results.missing),
         "suspect_videos": _with_reasons(results.suspect),
+        "doctor": {"test_copies_of_training": len(results.copies)} if results.cache.contents else None,
         "accuracy": {model: results.accuracy(model) for model in MODELS},
         "top5": {model: results.top5(model) for model in MODELS},
         "interval95": {model: asdict(results.interval(model)) for model in MODELS},

@@ -163,9 +163,11 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         **rest: Any,
     ) -> Any:
         def choose(clips: str | None = None) -> RunChoice:
+            name = choose_dataset(workspace, dataset)
+            workspace.existing_cache(name)
             return RunChoice(
                 workspace=workspace,
-                dataset=choose_dataset(workspace, dataset),
+                dataset=name,
                 split=split,
                 pool=pool,
                 seed=seed,
@@ -198,6 +200,8 @@ class ScoredCache:
     """What the extraction was asked for, as the cache remembers it."""
     frames: Mapping[str, int] = field(default_factory=dict)
     """Cached frames of each sample that has features."""
+    contents: Mapping[str, bytes] = field(default_factory=dict)
+    """Of each video, equal for videos with equal features; empty if that is not known."""
     cost: Mapping[str, float] = field(default_factory=dict)
     """`videos`, `frames`, `bytes` and `decode_seconds`, the time spent decoding, of the whole cache."""
 
@@ -226,6 +230,7 @@ def read_scored_cache(workspace: Workspace, dataset: str) -> ScoredCache:
             },
             settings=dict(cache.settings),
             frames={each: frames[each] for each in have},
+            contents=cache.contents(),
             cost={
                 "videos": len(outcomes),
                 "frames": sum(outcome.num_frames for outcome in outcomes),

@@ -3,6 +3,8 @@
 Each name is imported when it is first used, so that `import mrrn` and reading a cache cost no torch.
 """
 
+import platform
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,13 @@ if TYPE_CHECKING:
     open_cache = FeatureCache.open
     __version__: str
 
+NOT_HERE = (
+    ""
+    if sys.platform == "linux"
+    else f"MRRN runs on Linux, this is {platform.system()}: use WSL 2, or a container (Dockerfile)"
+)
+"""What other systems are told; empty on Linux."""
+
 _PLACES = {
     "ClipDataset": "train.clip_dataset",
     "FeatureCache": "cache.store",
@@ -24,6 +33,8 @@ __all__ = ["ClipDataset", "FeatureCache", "Predictor", "__version__", "open_cach
 
 
 def __getattr__(name: str) -> Any:
+    if NOT_HERE and name in __all__:
+        raise ImportError(NOT_HERE)
     if name == "__version__":
         return import_module("importlib.metadata").version("mrrn")
     if name == "open_cache":

@@ -10,6 +10,7 @@ COMMANDS = {
     "extract": ("extract.cli", "main", "Stage one: videos to cached features."),
     "train": ("train.cli", "main", "Stage two: cached features to heads and scores."),
     "fuse": ("fuse.cli", "main", "Stage three: scores to predictions, tables, report."),
+    "doctor": ("fuse.cli", "doctor", "What may be wrong with a dataset."),
     "compare": ("fuse.cli", "compare", "Trained runs side by side: paired differences."),
     "predict": ("fuse.cli", "predict", "The most probable classes of new videos."),
     "bundle": ("fuse.cli", "bundle", "Trained heads in one folder, to hand to others."),

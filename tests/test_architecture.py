@@ -278,3 +278,10 @@ def test_the_python_door_is_light():
     with pytest.raises(AttributeError, match="it has ClipDataset"):
         _ = mrrn.open_cash
     assert all(getattr(mrrn, name) for name in dir(mrrn))
+
+
+@pytest.mark.parametrize("code", ["import runpy; runpy.run_module('mrrn', run_name='__main__')", "mrrn.open_cache"])
+def test_other_systems_are_told_so(code):
+    done = python("-c", f"import sys; sys.platform = 'win32'; import mrrn; {code}")
+    assert done.returncode == 1
+    assert "MRRN runs on Linux, this is Linux: use WSL 2, or a container" in done.stderr

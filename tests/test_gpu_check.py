@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu_check, gpu_pack
-from benchmarks.gpu_check import Check, Result, Step, judge, verdict
+from benchmarks import gpu_check, gpu_machine, gpu_pack
+from benchmarks.gpu_check import Check, Result, Step, judge
+from benchmarks.gpu_verdict import is_right, verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -55,24 +56,29 @@ def test_what_a_step_lacks_is_told_apart_from_what_fails():
     assert judge(0, "3 passed", 9) == ("ok", "3 passed")
 
 
-def test_the_verdict_is_right_only_where_all_tests_ran(tmp_path):
-    check = make_check(tmp_path, "kernels", "tests", "extract", "run-fp32")
-    assert verdict(check)[1].startswith("NOT KNOWN: kernels (not reached), tests (not reached)")
-    check.results[0].status = check.results[1].status = "ok"
+def test_the_verdict_is_right_only_where_all_tests_ran():
+    status = dict.fromkeys(("kernels", "tests", "extract", "run-fp32"), "not reached")
+    assert verdict("a GPU", status, {})[1].startswith("NOT KNOWN: kernels (not reached), tests (not reached)")
+    status |= {"kernels": "ok", "tests": "ok"}
     median = {"end_to_end": 900, "network": 2000, "decoding": 1000}
-    check.results[2].figures = {"median": median, "turns": [{"shares": "decode 90 %"}]}
-    check.results[3].figures = ["low-mean-seed0: 0.90 s for epoch 2"]
-    right, extraction, training = verdict(check)[1:]
+    figures = {
+        "extract": {"median": median, "turns": [{"shares": "decode 90 %"}]},
+        "run-fp32": ["low-mean-seed0: 0.90 s for epoch 2"],
+        "candidates": [{"name": "an idea", "said": "1.50 times today's rate"}],
+    }
+    right, extraction, training, candidate = verdict("a GPU", status, figures)[1:]
     assert right.startswith("RIGHT")
     assert "90% of the lesser, so decoding limits it" in extraction
     assert training == "python -m train, fp32: low-mean-seed0: 0.90 s for epoch 2"
-    check.results[2].status = "failed"
-    assert verdict(check)[1].startswith("WRONG: extract failed")
+    assert candidate == "candidate, an idea: 1.50 times today's rate"
+    assert is_right(status)
+    assert verdict("a GPU", status | {"extract": "failed"}, figures)[1].startswith("WRONG: extract failed")
+    assert not is_right(status | {"extract": "failed"})
 
 
 def test_gpu_tests_are_found_and_made_up_counts_have_both_halves(tmp_path):
-    assert {"tests/train/test_gpu.py", "tests/extract/network/test_cuda.py"} <= set(gpu_check.gpu_tests())
-    gpu_check.make_up_counts(tmp_path / "frames.csv")
+    assert {"tests/train/test_gpu.py", "tests/extract/network/test_gpu.py"} <= set(gpu_check.gpu_tests())
+    gpu_machine.make_up_counts(tmp_path / "frames.csv")
     rows = [line.split(",") for line in (tmp_path / "frames.csv").read_text().splitlines()]
     assert rows[0] == ["video", "class", "split1", "frames_decoded_estimate"]
     assert [row[2] for row in rows].count("train") == 3570

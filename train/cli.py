@@ -23,6 +23,7 @@ from cache.common.console import (
     device_option,
     say,
     say_next,
+    say_time,
     work_option,
 )
 from cache.common.device import check_device
@@ -111,6 +112,7 @@ def knob_options(command: Any) -> Any:
     is_flag=True,
     help="Leave that fifth out of training too, and measure its loss and accuracy after each epoch: for curves.",
 )
+@click.option("--check", is_flag=True, hidden=True, help="Look at the options alone: make does so before it extracts.")
 @click.option("--fresh", is_flag=True, help="Throw away what the run's folder holds and train from the start.")
 @click.pass_context
 def main(
@@ -125,6 +127,7 @@ def main(
     recipe: str | None,
     holdout: bool,
     watch: bool,
+    check: bool,
     fresh: bool,
     **overrides: Any,
 ) -> None:
@@ -146,7 +149,7 @@ def main(
         # One of several processes started by torchrun: the first one speaks for all.
         nowhere = context.with_resource(open(os.devnull, "w"))  # noqa: PTH123, SIM115
         context.with_resource(redirect_stdout(nowhere))
-    if context.invoked_subcommand is not None:
+    if check or context.invoked_subcommand is not None:
         return
     if "," in device:
         numbers = ",".join(name.removeprefix("cuda:") for name in device.split(","))
@@ -191,7 +194,7 @@ def main(
 def recipes() -> None:
     """List the recipes and what each changes."""
     for recipe in RECIPES.values():
-        click.echo(f"{recipe.name}\n    {recipe.summary}")
+        say(f"{recipe.name}\n    {recipe.summary}")
 
 
 @main.command()
@@ -213,7 +216,7 @@ def export(run: Path, to: Path | None) -> None:
     head, config = load_head(run)
     path = to or run / "head.onnx"
     write_bytes_durably(path, to_onnx(head, config))
-    click.echo(f"{config.level}-{config.pool} of {config.dataset}, {len(config.classes)} classes: {path}")
+    say(f"{config.level}-{config.pool} of {config.dataset}, {len(config.classes)} classes: {path}")
 
 
 @main.command()
@@ -286,7 +289,7 @@ def sweep(
             say(f"  {each}", err=True)
         raise click.exceptions.Exit(FINISHED_WITH_FAILURES)
     markdown, shown = write_table(plan, workspace, folder, _sweep_command(plan.dataset))
-    click.echo(f"\n{shown}\ntable: {folder / 'table.md'}")
+    click.echo(f"\n{shown}\n\ntable: {folder / 'table.md'}")
     if page:
         write_bytes_durably(Path(page), f"# Results\n\n{markdown}".encode())
 
@@ -375,7 +378,7 @@ def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, devic
         left_out = config.clips.note(scores.run["unread_frames"], scores.run["frames"], f"the {half} {noun}'")
     if left_out:
         say(f"! {left_out}")
-    say(f"{len(configs)} runs in {duration(time.monotonic() - started)}: {configs[0].folder(workspace).parent}")
+    say_time(f"{len(configs)} runs in {duration(time.monotonic() - started)}: {configs[0].folder(workspace).parent}")
 
 
 def _title(config: RunConfig) -> str:

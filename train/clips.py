@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
-import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from cache.clips import ClipRule
+from cache.common.console import say
 from cache.common.device import available_bytes
 from cache.common.errors import TrainingError
 from cache.dataset import Sample
@@ -272,7 +272,7 @@ def load_bank(
     num_bytes = sum(num_frames) * len(views) * cache.widths[level] * 2
     too_large = f"the {level} features ({num_bytes / 2**30:,.1f} GiB) do not fit into"
     if num_bytes > _SHARE * available_bytes():
-        click.echo(f"{too_large} memory: they are read from the cache batch by batch")
+        say(f"{too_large} memory: they are read from the cache batch by batch")
         clips = cut(ids, labels, ranges, np.concatenate([cache.pts_seconds(video) for video in videos]), rule)
         return StreamedBank(clips, len(views), device, from_cache(cache, level, clips, videos, offsets, views))
     fits = device.type != "cuda" or num_bytes <= _SHARE * torch.cuda.mem_get_info(device)[0]
@@ -280,7 +280,7 @@ def load_bank(
     clips = cut(ids, labels, ranges, loaded.pts_seconds, rule)
     check_finite(loaded.features, offsets, videos, level)
     if not fits:
-        click.echo(f"{too_large} the device's memory: they stay in main memory")
+        say(f"{too_large} the device's memory: they stay in main memory")
         return StreamedBank(clips, len(views), device, from_memory(loaded.features, clips.frames_NT))
     return Bank(
         features_VFC=loaded.features,

@@ -8,10 +8,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-import click
 import msgspec
 
 from cache.clips import ClipRule
+from cache.common.console import say
 from cache.common.errors import TrainingError
 from cache.common.files import read_json_and_seal, write_sealed_json
 from cache.common.text import visible
@@ -210,7 +210,7 @@ def write_config(folder: Path, config: RunConfig, status: Status) -> None:
 @functools.cache
 def note_unchecked(folder: Path) -> None:
     """Say, once, that some files in `folder`, of runs or a bundle, have no checksums, as of earlier versions."""
-    click.echo(
+    say(
         f"note: {visible(str(folder))} holds files of an earlier version, which carry no checksums: damage to them "
         "would go unnoticed",
         err=True,

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 import torch
 
+from cache.clips import ClipRule
+from cache.dataset import Sample
 from train.config import RunConfig
 from train.recipes import LINEAR
 from train.split import Split
@@ -35,7 +37,7 @@ def expected_seconds(split: Split, configs: Iterable[RunConfig], device: torch.d
         key = (config.holdout, config.watch, config.seed)
         if key not in counts:
             learned, _ = split.learned_and_scored(holdout=config.holdout, seed=config.seed, watch=config.watch)
-            counts[key] = sum(recipe.clips.count(len(split.cache.frames_of(sample))) for sample in learned)
+            counts[key] = sum(_clips(split, sample, recipe.clips) for sample in learned)
         steps = math.ceil(counts[key] / recipe.batch)
         steps *= recipe.epochs_for(steps)
         # A layer has some four products, each of them forward, and twice backward.
@@ -44,6 +46,13 @@ def expected_seconds(split: Split, configs: Iterable[RunConfig], device: torch.d
         flops += steps * recipe.batch * recipe.clips.length * per_row
         rest += steps * STEP_SECONDS[device.type]
     return ABOVE_PRODUCTS * flops / _flops_per_second(device) + rest if flops else rest
+
+
+def _clips(split: Split, sample: Sample, rule: ClipRule) -> int:
+    frames = split.cache.frames_of(sample)
+    if rule.fps is None:
+        return rule.count(len(frames))
+    return len(rule.frames(split.cache.pts_seconds(sample.video)[frames.start : frames.stop]))
 
 
 def _flops_per_second(device: torch.device) -> float:

@@ -4,6 +4,7 @@ Shapes: T steps, B batch, C channels, D units of the top layer, K classes.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from cache.common.errors import TrainingError
 from train.recipes import AVERAGING, Cell, Pool, Recipe
 from train.sru import SRU
+
+NEVER = 30.0
+"""How much lower than all others the logit of a class without training samples starts: e^-30 of their probability."""
 
 
 class SruCell(nn.Module):
@@ -50,7 +54,9 @@ class GatedCell(nn.Module):
             if self.variational_dropout:
                 mask = torch.ones_like(h[:1])
                 h = h * nn.functional.dropout(mask, self.variational_dropout, self.training)
-            h, _ = layer(h)
+            # Under autocast cuDNN computes in float16, whatever was asked for, in which small gradients vanish.
+            with torch.autocast("cuda", enabled=False) if h.is_cuda else nullcontext():
+                h, _ = layer(h)
         return torch.tanh(h)
 
 
@@ -124,8 +130,10 @@ class MomentShortcut(nn.Module):
 
     def standardise_by(self, mean_M: Tensor, deviation_M: Tensor) -> None:
         """Set the statistics of the moments: float64, on any device."""
+        # What float16 rounds depends on the channel's own mean, also where the moment's is near 0, as a slope's.
+        own_M = mean_M[: len(mean_M) // 4].repeat(4)
         self.mean_M.copy_(mean_M)
-        self.scale_M.copy_(scale_of(mean_M, deviation_M))
+        self.scale_M.copy_(scale_of(torch.maximum(mean_M.abs(), own_M.abs()), deviation_M))
 
 
 class Head(nn.Module):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from cache.common.errors import TrainingError
 from cache.dataset import Sample
 from train.clips import ClipBank, whole_bank
-from train.heads import Head, scale_of
+from train.heads import NEVER, Head, scale_of
 from train.split import FIFTHS, split_off
 
 STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
@@ -24,9 +24,6 @@ _USUAL_STRENGTH = 0.1
 
 _WORTH_THREADS = 100_000_000
 """Multiplications of a product from which on several threads are used."""
-
-_NEVER = 30.0
-"""How much lower than all others the logit of a class without training samples starts: e^-30 of their probability."""
 
 _ALL_TURNS_BELOW = 2_000
 """Means below which every fifth is held out in turn; with more of them one fifth is enough to choose by."""
@@ -39,15 +36,15 @@ def fit_linear(head: Head, bank: ClipBank, samples: Sequence[Sample]) -> float:
     from all of them.
     """
     mean_NC, sample_N, label_N = sample_means(bank)
-    with _one_thread(if_small=mean_NC.numel() * head.classes < _WORTH_THREADS):
+    with one_thread(if_small=mean_NC.numel() * head.classes):
         return _fit_means(head, mean_NC, sample_N, label_N, samples)
 
 
 @contextmanager
-def _one_thread(*, if_small: bool) -> Iterator[None]:
-    """Keep torch to one thread: where products are small, several mostly wait for each other."""
+def one_thread(*, if_small: int) -> Iterator[None]:
+    """Keep torch to one thread if products of so many multiplications are small: several mostly wait for each other."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1 if if_small else threads)
+    torch.set_num_threads(1 if if_small < _WORTH_THREADS else threads)
     try:
         yield
     finally:
@@ -62,7 +59,7 @@ def _fit_means(head: Head, mean_NC: Tensor, sample_N: Tensor, label_N: Tensor, s
         head.standardise_by(*_statistics(mean_NC))
         weights_KC, bias_K = fit(head.standardise(mean_NC), label_N, len(present_K), strength)
         head.linear.weight.zero_()[present_K] = weights_KC.float()
-        head.linear.bias.fill_(float(bias_K.min()) - _NEVER)[present_K] = bias_K.float()
+        head.linear.bias.fill_(float(bias_K.min()) - NEVER)[present_K] = bias_K.float()
     return strength
 
 

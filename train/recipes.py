@@ -254,7 +254,7 @@ RECIPES: dict[str, Recipe] = {
             weight_decay=1.0,
             schedule="cosine",
             batch=32,
-            epochs=10,
+            epochs=6,
             min_steps=600,
         ),
         Recipe(

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-import click
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from cache.aggregate import correct, fraction, log_loss
+from cache.common.console import say
 from cache.common.errors import TrainingError
 from cache.common.files import JSON_BYTES, discard, read_bounded, remove, write_bytes_durably
 from cache.common.interrupts import Interrupted, held_back
@@ -37,7 +37,7 @@ from train.checkpoint import (
 from train.clips import ClipBank, channel_statistics, load_bank
 from train.config import CHECKPOINT_FILE, HELDOUT_SCORES_FILE, METRICS_FILE, RunConfig, state_of, write_config
 from train.distributed import SINGLE, ProcessGroup
-from train.heads import Head, MomentShortcut, moments
+from train.heads import NEVER, Head, MomentShortcut, moments
 from train.linear import fit_linear
 from train.score import score_bank
 from train.split import Split
@@ -143,7 +143,7 @@ def _train(
         check_tensors(found.tensors, expected, path)
         trainer.restore(found.tensors, found.position)
         if group.leads:
-            click.echo(f"{config.level}-{config.pool} goes on at {_place(trainer)}")
+            say(f"{config.level}-{config.pool} goes on at {_place(trainer)}")
     # No process writes a checkpoint before all have read the last one.
     group.wait()
     saved = time.monotonic()
@@ -198,6 +198,9 @@ def _make_trainer(split: Split, config: RunConfig, device: torch.device, group: 
         head.standardise_by(*channel_statistics(bank))
     if isinstance(head.shortcut, MomentShortcut) and len(bank):
         head.shortcut.standardise_by(*channel_statistics(bank, moments))
+        with torch.no_grad():
+            absent_K = torch.bincount(bank.label_N, minlength=head.classes) == 0
+            head.linear.bias[absent_K] -= NEVER
     return Trainer(head, bank, config.recipe, config.level, config.seed, group)
 
 

@@ -136,13 +136,7 @@ class Split:
 
 def open_split(workspace: Workspace, dataset: str, number: int) -> Split:
     """Open the cache of `dataset`. Raises `MrrnError` if its extraction was not begun or is not finished."""
-    folder = workspace.cache(dataset)
-    if not (folder / "cache.json").exists():
-        near = workspace.near_datasets(dataset)
-        raise TrainingError(
-            f"nothing was extracted for dataset {dataset!r} yet: run `make extract DATASET={dataset}`. {near}".rstrip()
-        )
-    cache = FeatureCache.open(folder)
+    cache = FeatureCache.open(workspace.existing_cache(dataset))
     cache.require_finished()
     training, test = (_with_features(cache, number, half) for half in ("train", "test"))
     replaced = cache.ledger.replaced_files()

@@ -6,6 +6,7 @@ import os
 import signal
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from difflib import get_close_matches
@@ -20,11 +21,17 @@ from cache.common.commands import make_call, same_command
 from cache.common.errors import MrrnError
 from cache.common.files import out_of_memory
 from cache.common.interrupts import Interrupted, interruptible
+from cache.common.progress import duration
 from cache.common.text import visible, wrapped
 from cache.common.workspace import Workspace
 
 FINISHED_WITH_FAILURES = 3
 """Exit code of a run that reached its end with some failed videos, which are listed."""
+
+TOLD_SECONDS = 5.0
+"""A command that took longer says so at its end."""
+
+_TOLD, _NEXT = "cache.common.console.told", "cache.common.console.next"
 
 _SYSTEM_REFUSES = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE),
@@ -47,11 +54,25 @@ def say(text: str, *, err: bool = False, file: Any = None) -> None:
     click.echo(text, err=err, file=file)
 
 
+def say_time(text: str) -> None:
+    """Say how long the command took, with what came of it."""
+    click.get_current_context().meta[_TOLD] = True
+    say(text)
+
+
 def say_next(command: str, *goals: str) -> None:
-    """Print the `command` to type next, unless make has another goal than one of these, and goes on by itself."""
+    """Have the `command` to type next printed at the end, unless make has other goals than these and goes on."""
     call = make_call()
     if call is None or set(goals) & set(call.goals):
-        click.echo(f"next: {command}")  # unbroken, to be copied
+        click.get_current_context().meta[_NEXT] = command
+
+
+def _finish(context: click.Context, seconds: float) -> None:
+    """Say how long a command took that did not say so itself, and what to type next."""
+    if seconds >= TOLD_SECONDS and _TOLD not in context.meta and sys.stderr.isatty():
+        say(f"took {duration(seconds)}", err=True)
+    if _NEXT in context.meta:
+        click.echo(f"next: {context.meta[_NEXT]}")  # unbroken, to be copied
 
 
 class _ExpectedError(click.ClickException):
@@ -102,13 +123,21 @@ class StageGroup(click.Group):
                 raise
 
     def invoke(self, ctx: click.Context) -> Any:
+        started = time.monotonic()
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            if ctx.parent is None:
+                _finish(ctx, time.monotonic() - started)
+            return result
         except MrrnError as error:
             raise _ExpectedError(str(error)) from error
         except Interrupted as error:
             raise _Stopped(error) from None
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except click.exceptions.Exit as end:
+            if ctx.parent is None and end.exit_code in (0, FINISHED_WITH_FAILURES):
+                _finish(ctx, time.monotonic() - started)
+            raise
+        except (click.ClickException, click.Abort):
             raise
         except Exception as error:
             if (refusal := _refusal(error)) is None:

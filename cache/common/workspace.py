@@ -50,6 +50,16 @@ class Workspace:
         asked = f"Did you mean {near[0]}? " if near else ""
         return f"{asked}There are {some(known, 20)}" if known else ""
 
+    def existing_cache(self, name: str, *, damaged: bool = False) -> Path:
+        """Folder of a dataset's cache. Raises `DatasetError` if there is none; `damaged`: its description may lack."""
+        folder = self.cache(name)
+        if not (folder.is_dir() if damaged else (folder / "cache.json").exists()):
+            raise DatasetError(
+                f"nothing was extracted for dataset {name!r} yet: run `make extract DATASET={name}`. "
+                f"{self.near_datasets(name)}".rstrip()
+            )
+        return folder
+
     def last_dataset(self) -> str | None:
         """Name of the dataset extracted last; None if nothing was extracted.
 

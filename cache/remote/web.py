@@ -9,6 +9,7 @@ import http.client
 import io
 import os
 import socket
+import ssl
 import threading
 import time
 from collections import Counter
@@ -145,6 +146,7 @@ def fetch(url: str, out: BinaryIO, num_bytes: int, *, exact: bool) -> bool:
     since, pause, best = time.monotonic(), RETRIES.pause_seconds, 0
     # However often it is cut.
     last = since + RETRIES.seconds + num_bytes / _SLOWEST
+    advice = "What has come is kept; the same command goes on from there"
     while True:
         try:
             _one_answer(url, out, num_bytes, exact=exact)
@@ -157,14 +159,14 @@ def fetch(url: str, out: BinaryIO, num_bytes: int, *, exact: bool) -> bool:
             final = error.code < 500 and error.code not in (408, 425, 429)
         except (OSError, http.client.HTTPException) as error:
             cause = error.reason if isinstance(error, URLError) else error
-            reason, final = str(cause)[:200] or type(cause).__name__, "CERTIFICATE" in str(cause)
+            reason, final = str(cause)[:200] or type(cause).__name__, isinstance(cause, ssl.SSLCertVerificationError)
+            if final:
+                advice = "If an authority of your own has signed its certificate, name that one's file: SSL_CERT_FILE="
         now = time.monotonic()
         if out.tell() > best:
             since, pause, best = now, RETRIES.pause_seconds, out.tell()
         if final or now + pause > min(since + RETRIES.seconds, last):
-            raise CacheError(
-                f"{url} cannot be fetched: {reason}. What has come is kept; the same command goes on from there"
-            )
+            raise CacheError(f"{url} cannot be fetched: {reason}. {advice}")
         time.sleep(pause)
         pause = min(2 * pause, RETRIES.longest_pause_seconds)
 

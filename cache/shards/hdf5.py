@@ -20,7 +20,7 @@ _FORMAT = "mrrn-shard-1"
 _INDEX = ("video_id", "offsets", "pts_seconds", "checksum", "notes")
 _PAGE_BYTES = 4096
 _LIBRARY_BYTES = 32 << 20
-"""More than HDF5 needs to open a file. Where its memory runs out, it crashes, or finds links that cannot be iterated."""
+"""More than HDF5 needs to open a file. Where memory runs out, it crashes, or finds "links that cannot be iterated"."""
 
 
 def encode(data: ShardData) -> dict[str, bytes]:

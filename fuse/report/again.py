@@ -21,6 +21,8 @@ def commands_of(results: Results) -> list[str]:
     run = results.runs["high"]
     options = ["--dataset", results.dataset, "--split", str(results.split), "--pool", results.pool]
     options += ["--seed", str(run.get("seed", 0)), "--recipe", str(run.get("recipe"))]
+    # Those of the recipe go without saying; a run of other ones is named after them.
+    options += ["--clips", str(results.clip_rule)] if "clips" in str(run.get("variant")) else []
     options += ["--watch"] if run.get("watch") else []
     commands = [
         _import(results)

@@ -19,7 +19,7 @@ from fuse.report.story import percent
 from fuse.report.tables import NONE
 from fuse.results import text_of
 
-_WORDS: Final = re.compile(r"(?<=[a-z])(?=[A-Z0-9])|(?<=[_/.-])")
+_WORDS: Final = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[_/.-])")
 
 
 def render(template: str, **values: Any) -> str:

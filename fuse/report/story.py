@@ -66,8 +66,9 @@ def where_it_fails(results: Results) -> str:
     if not wrong_KK.any():
         return f"None of the test {noun} was taken for another class."
     row, column = divmod(int(wrong_KK.argmax()), len(results.classes))
+    often = " most often" if wrong_KK[row, column] > 1 else ""
     pair = (
-        f"{results.classes[row]} is taken for {results.classes[column]} most often "
+        f"{results.classes[row]} is taken for {results.classes[column]}{often} "
         f"({wrong_KK[row, column]} of {totals[row]} {noun})."
     )
     if not weak:

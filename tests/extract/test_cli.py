@@ -103,8 +103,8 @@ def test_an_explicit_other_setting_is_refused_by_name(copy, options, named):
 def test_an_exported_variable_that_contradicts_the_cache_is_named(copy, monkeypatch):
     monkeypatch.setenv("MRRN_MAKE", "WEIGHTS=random:1 make extract VIEWS=center")
     result = extract(copy, "--weights", "random:1", "--views", "center", quick=False)
-    assert "weights: given by the environment variable WEIGHTS (`unset WEIGHTS` takes it away)" in result.output
-    assert "views: given by VIEWS= of make's command line" in result.output
+    assert "This run has weights from the environment variable WEIGHTS (`unset WEIGHTS` takes it away)" in result.output
+    assert " and views from VIEWS= of make's command line" in result.output
 
 
 def test_settings_not_given_are_those_of_the_cache_and_new_videos_are_added(finished, tmp_path):

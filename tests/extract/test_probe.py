@@ -86,7 +86,19 @@ def test_the_stages_and_the_whole_are_timed(folder: Path) -> None:
 def test_the_command_prints_a_table_and_says_what_follows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("extract.probe.DECODER_NAMES", ("pyav", "torchcodec"))
     monkeypatch.setattr("extract.decode.backends.util.find_spec", lambda name: None if name == "torchcodec" else name)
-    result = CliRunner().invoke(probe_command, [str(folder), "--seconds", "0.5", "--device", "cpu", "--jobs", "1"])
+    options = [
+        "--seconds",
+        "0.5",
+        "--device",
+        "cpu",
+        "--jobs",
+        "1",
+        "--backbone",
+        "shufflenet_v2_x0_5",
+        "--batch-frames",
+        "4",
+    ]
+    result = CliRunner().invoke(probe_command, [str(folder), *options])
     assert result.exit_code == 0, result.output
     assert "decoded at once, network on cpu" in result.output
     assert any(line.startswith("pyav (av ") for line in result.output.splitlines())

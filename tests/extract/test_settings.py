@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from cache.common.errors import CacheError
-from extract.settings import RequestedSettings, fingerprint, settings_of, weights_text
+from cache.common.errors import CacheError, FingerprintError
+from cache.fingerprint import check_fingerprint
+from extract.settings import RequestedSettings, check_given, fingerprint, settings_of, weights_text
 
 RECORD = {
     "data": None,
@@ -98,3 +99,15 @@ def test_a_fingerprint_gives_the_settings_that_made_it():
 def test_a_record_of_other_types_is_refused(wrong):
     with pytest.raises(CacheError, match=f"not those of an extraction.*{next(iter(wrong))}"):
         RequestedSettings.joined("toy", {}, wrong)
+
+
+def test_caches_of_two_backbones_never_mix():
+    """Not before anything is loaded, and not after, even if the weights' hash were the same."""
+    cached = made_with(RequestedSettings.joined("toy", {"weights": "random:0", "backbone": "resnet18"}))
+    for given in ({"backbone": "resnet50"}, {"backbone": "resnet34"}, {"levels": ["layer1", "layer2", "layer3"]}):
+        asked = RequestedSettings.joined("toy", {"weights": "random:0", "backbone": "resnet18", **given})
+        field = "backbone" if "backbone" in given else "depths"
+        with pytest.raises(FingerprintError, match=rf"{field}: the cache has .*, this run has .*(resnet|layer1)"):
+            check_given(asked, given, cached, allow_drift=True, where="the cache")
+        with pytest.raises(FingerprintError, match=f"{field}: "):
+            check_fingerprint(cached, made_with(asked), allow_drift=True, where="the cache")

@@ -59,6 +59,18 @@ def test_it_prints_the_table_and_writes_the_report(workspace: Workspace, monkeyp
     assert not [name for name in written if name.startswith(".tmp")]
 
 
+def test_the_doctor_writes_a_page_and_a_list_and_counts_the_suspects(workspace: Workspace) -> None:
+    result = CliRunner().invoke(main, ["doctor", "--work", str(workspace.root), "--dataset", "tiny"])
+    assert result.exit_code == 0, result.output
+    assert "tiny, split 1: 24 videos of 12 groups; findings: " in result.output
+    assert "  100.0 % of 6 test videos (61.0 to 100.0)" in result.output
+    written = {path.name for path in workspace.report("tiny", 1).iterdir()}
+    assert written == {"doctor.html", "doctor.csv"}
+    missing = CliRunner().invoke(main, ["doctor", "--work", str(workspace.root), "--dataset", "tiny", "--split", "2"])
+    assert missing.exit_code == 1
+    assert "has no split 2" in missing.output
+
+
 @pytest.mark.slow
 def test_the_same_scores_give_the_same_files(workspace: Workspace) -> None:
     folder = workspace.report("tiny", 1)

@@ -1,6 +1,8 @@
 """A web server for tests: it serves a folder, and misbehaves where it is told to."""
 
 import contextlib
+import ssl
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +16,7 @@ Mischief = Callable[[BaseHTTPRequestHandler, bytes], None]
 class Web:
     """A server on this machine."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, tls: ssl.SSLContext | None = None) -> None:
         self.folder = folder
         self.mischief: dict[str, Mischief] = {}
         """By the beginning of the file's path, with its first slash."""
@@ -42,7 +44,9 @@ class Web:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self.address = f"http://127.0.0.1:{self._server.server_address[1]}"
+        if tls:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
+        self.address = f"http{'s' * bool(tls)}://127.0.0.1:{self._server.server_address[1]}"
         Thread(target=lambda: self._server.serve_forever(0.02), daemon=True).start()
 
     def close(self) -> None:
@@ -51,13 +55,27 @@ class Web:
 
 
 @contextlib.contextmanager
-def web_server(folder: Path) -> Iterator[Web]:
+def web_server(folder: Path, tls: ssl.SSLContext | None = None) -> Iterator[Web]:
     """Serves the folder for as long as it is needed."""
-    web = Web(folder)
+    web = Web(folder, tls)
     try:
         yield web
     finally:
         web.close()
+
+
+def own_authority(folder: Path) -> tuple[Path, ssl.SSLContext]:
+    """The certificate of an authority made up here, and a server's context for 127.0.0.1 that it has signed."""
+    key = "openssl req -x509 -days 2 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
+    signed = "-CA ca.pem -CAkey ca.key -addext subjectAltName=IP:127.0.0.1"
+    for command in (
+        f"{key} -keyout ca.key -out ca.pem -subj /CN=own",
+        f"{key} {signed} -keyout server.key -out server.pem -subj /CN=server",
+    ):
+        subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "server.pem", folder / "server.key")
+    return folder / "ca.pem", context
 
 
 def answer(

@@ -162,6 +162,13 @@ def test_beside_every_head_stands_what_a_regression_reaches(trained):
         assert "linear has 6: no better than that" in line
 
 
+def test_a_class_without_training_videos_is_never_predicted(tmp_path):
+    dataset = grouped_dataset()
+    trainable_cache(tmp_path, replace(dataset, classes=(*dataset.classes, "Nobody")))
+    assert train(tmp_path, "--level", "low").exit_code == 0
+    assert read_scores(run_folder(tmp_path) / "scores.npz").softmax[:, 3].max() < 1e-6
+
+
 def test_heldout_runs_score_held_out_groups_and_never_the_test_half(tmp_path):
     trainable_cache(tmp_path)
     result = train(tmp_path, "--level", "low", "--holdout")

@@ -22,7 +22,7 @@ from cache.common.errors import TrainingError
 from cache.common.workspace import Workspace
 from cache.scores import read_scores
 from cache.store import FeatureCache
-from tests.helpers.devices import on_both, on_gpu
+from tests.helpers.devices import GPU, on_both, on_gpu, where_installed
 from tests.helpers.train import trainable_cache
 from train.checkpoint import load_head, read_checkpoint
 from train.clips import Bank, ClipBank, StreamedBank, load_bank
@@ -99,7 +99,7 @@ def assert_captured_equals_eager(bank: Bank, recipe: Recipe, pool: Pool) -> None
     assert_same(*states)
 
 
-@on_both
+@on_gpu  # without a graph both would be the same code; those below see that the test itself works
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(("cell", "pool"), HEADS)
 def test_a_captured_step_equals_an_eager_one(cache, device, cell, pool, precision):
@@ -110,6 +110,16 @@ def test_a_captured_step_equals_an_eager_one(cache, device, cell, pool, precisio
 @pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES.keys())
 def test_a_captured_step_equals_an_eager_one_with(cache, device, changes):
     assert_captured_equals_eager(resident(cache, device), replace(RECIPE, **changes), "mean")
+
+
+@on_gpu
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_cudnns_cells_stay_in_full_precision(device, cell):
+    module = Head(128, 3, replace(RECIPE, cell=cell, variational_dropout=0.0)).to(device).cell
+    x_TBC = torch.randn(5, 2, 128, device=device)
+    expected = module(x_TBC)
+    with torch.autocast(device, torch.bfloat16):
+        torch.testing.assert_close(module(x_TBC), expected, rtol=0, atol=0)
 
 
 @on_gpu
@@ -200,10 +210,19 @@ def test_features_on_the_device_are_those_of_the_cache(cache, device, views):
         np.testing.assert_array_equal(bank.features_VFC[row].cpu().numpy(), expected_FC)
 
 
-@on_both
-def test_a_streamed_bank_trains_to_the_bits_of_a_resident_one(cache, device, monkeypatch):
+NO_ROOM = {
+    "in main memory": lambda patch: patch.setattr(train.clips, "available_bytes", lambda: 1000),
+    "on the GPU": lambda patch: patch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 1000)),
+}
+
+
+@pytest.mark.parametrize(
+    ("device", "no_room"),
+    [("cpu", "in main memory"), *(pytest.param("cuda", each, marks=pytest.mark.gpu) for each in NO_ROOM)],
+)
+def test_a_streamed_bank_trains_to_the_bits_of_a_resident_one(cache, device, no_room, monkeypatch):
     bank = resident(cache, device)
-    monkeypatch.setattr(train.clips, "available_bytes", lambda: 1000)
+    NO_ROOM[no_room](monkeypatch)
     streamed = load_bank(cache, "low", cache.dataset.half(1, "train"), RULE, choose_device(device))
     assert isinstance(streamed, StreamedBank)
     trainers = [make_trainer(each, replace(RECIPE, mixup=0.2)) for each in (bank, streamed)]
@@ -279,7 +298,7 @@ def test_a_head_trained_there_scores_the_same_on_a_cpu(device, cell, tmp_path):
     assert on_cpu.video_ids.tolist() == scores.video_ids.tolist()
 
 
-@on_both
+@pytest.mark.parametrize("device", ["cpu", *where_installed("onnxruntime", GPU)])
 @pytest.mark.slow
 def test_a_head_trained_there_is_exported(device, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -23,7 +23,18 @@ from cache.store import FeatureCache
 from cache.verify import verify
 from tests.cache.remote.test_objects import assert_complete
 from tests.helpers.cache import fill, filled_cache, make_dataset, make_fingerprint
-from tests.helpers.web import Mischief, Web, answer, cut_with_ranges, dripping, endless, flipped, redirected, stalled
+from tests.helpers.web import (
+    Mischief,
+    Web,
+    answer,
+    cut_with_ranges,
+    dripping,
+    endless,
+    flipped,
+    own_authority,
+    redirected,
+    stalled,
+)
 from tests.helpers.web import web_server as serving
 
 CARD = ("--source", "made up for tests", "--license", "CC0-1.0")
@@ -43,7 +54,7 @@ def publish(cache: Path, target: Path, *options: str) -> str:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gives up soon, and writes shards in this process."""
     monkeypatch.setattr(web, "RETRIES", RetryPolicy(seconds=0.2, pause_seconds=0.01))
-    monkeypatch.setattr(web, "STALL_SECONDS", 0.2)
+    monkeypatch.setattr(web, "STALL_SECONDS", 5.0)
     monkeypatch.setattr(writing.ShardWriter, "write", lambda self, *what: writing.write_shard(*what))
 
 
@@ -146,6 +157,17 @@ def test_it_is_read_only(server: Web, tmp_path: Path) -> None:
             copy.replace_dataset(make_dataset(3))
 
 
+def test_over_tls_with_an_authority_of_ones_own(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tls").mkdir()
+    authority, context = own_authority(tmp_path / "tls")
+    with serving(site, context) as server:
+        with pytest.raises(CacheError, match=r"CERTIFICATE_VERIFY_FAILED.*SSL_CERT_FILE="):
+            attach(server, tmp_path / "copy")
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority))
+        with attach(server, tmp_path / "copy") as copy:
+            assert_complete(copy)
+
+
 # -- servers that misbehave --------------------------------------------------------------------------------------------
 
 
@@ -173,12 +195,18 @@ BAD: dict[str, tuple[Mischief, str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_wrong_answers_are_named_and_never_used(server: Web, tmp_path: Path, kind: str) -> None:
+def test_wrong_answers_are_named_and_never_used(
+    server: Web, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mischief, complaint = BAD[kind]
     with attach(server, tmp_path / "copy") as copy:
+        _ = copy.places
         server.mischief["/shards/"] = mischief
+        if mischief is stalled:
+            monkeypatch.setattr(web, "STALL_SECONDS", 0.2)
         with pytest.raises(CacheError, match=complaint) as raised:
             copy.features(copy.video_ids[0], "low")
+        monkeypatch.setattr(web, "STALL_SECONDS", 5.0)
         assert "secret" not in str(raised.value)
         assert list((copy.path / "shards").iterdir()) == []
         server.mischief.clear()
@@ -190,6 +218,7 @@ def test_a_bad_index_attaches_nothing(
     server: Web, tmp_path: Path, mischief: Mischief, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(web, "MAX_BYTES", 1 << 18)
+    monkeypatch.setattr(web, "STALL_SECONDS", 0.2 if mischief is stalled else 5.0)
     server.mischief["/index.json"] = mischief
     with pytest.raises(CacheError):
         attach(server, tmp_path / "copy")

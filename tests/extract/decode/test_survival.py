@@ -1,5 +1,6 @@
 """Thousands of damaged files, children killed at random, very many and very long videos: it goes on, nothing grows."""
 
+import contextlib
 import os
 import random
 import signal
@@ -34,8 +35,10 @@ def check_damaged_files(folder: Path, count: int, decoder: str, kills: int, seed
     def videos() -> Iterator[tuple[str, Path]]:
         for number in range(count):
             if chance.random() < kills / count and (workers := children()):
-                killed.append(chance.choice(workers))
-                os.kill(killed[-1], signal.SIGKILL)
+                victim = chance.choice(workers)
+                with contextlib.suppress(ProcessLookupError):  # it may have ended since it was listed
+                    os.kill(victim, signal.SIGKILL)
+                    killed.append(victim)
             source = sources[number % len(sources)]
             if number % 10 == 9:
                 expected.append(f"healthy{number}{source.suffix}")

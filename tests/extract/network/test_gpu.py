@@ -16,7 +16,7 @@ from extract.network.preprocess import crop_of, crop_views, resize
 from extract.network.weights import Weights, load_weights
 from extract.pipeline import VideoFeatures, extract_features
 from extract.settings import ExtractSettings
-from tests.helpers.devices import on_both, on_both_slowly
+from tests.helpers.devices import on_both, on_both_slowly, on_gpu, where_installed
 from tests.helpers.video import encode
 
 SETTINGS = ExtractSettings(weights="random:0", backbone="resnet18", precision="fp32", batch_frames=8, jobs=2)
@@ -72,6 +72,46 @@ def test_features_depend_on_the_video_alone(videos, weights, device):
         assert_same(extracted(videos[2:3], other, weights), {"v2": together["v2"]})
 
 
+def blocks() -> list[np.ndarray]:
+    """More blocks than there are page-locked buffers, of two sizes; each with both crops is a batch."""
+    random = np.random.default_rng(0)
+    return [random.integers(0, 256, (4, 120, 160 + 40 * (i % 2), 3), dtype=np.uint8) for i in range(20)]
+
+
+CROPS = [crop_of("v", "center", 0), crop_of("v", "random0", 0)]
+
+
+@on_gpu
+def test_a_blocks_memory_is_free_once_it_is_prepared(weights, device):
+    """Also where batches are submitted as far ahead as the engine allows."""
+    engine = open_engine(replace(SETTINGS, device=device), weights)
+    results: list[list[np.ndarray]] = []
+    for ahead in (0, engine.depth):
+        fetched, under_way = [], 0
+        for block in blocks():
+            engine.fill(engine.prepare(block, CROPS).flatten(0, 1), 0)
+            block[:] = 0
+            engine.submit()
+            under_way += 1
+            while under_way > ahead:
+                fetched.append(engine.fetch().copy())
+                under_way -= 1
+        results.append(fetched + [engine.fetch().copy() for _ in range(under_way)])
+    assert all(map(np.array_equal, *results))
+
+
+@on_gpu
+def test_a_row_does_not_depend_on_its_place(weights, device):
+    engine = open_engine(replace(SETTINGS, device=device, precision="fp16"), weights)
+    rows = engine.prepare(blocks()[0], CROPS).flatten(0, 1)
+    results = []
+    for shift in (0, 3):
+        engine.fill(rows.roll(shift, 0), 0)
+        engine.submit()
+        results.append(np.roll(engine.fetch(), -shift, axis=0))
+    assert np.array_equal(*results)
+
+
 @on_both_slowly
 def test_an_engine_goes_on_with_other_videos_to_the_same_bits(videos, weights, device):
     settings = replace(SETTINGS, device=device)
@@ -106,7 +146,9 @@ def test_resized_frames_are_within_one_level_of_the_cpus(device, size):
 
 
 @on_both
-@pytest.mark.parametrize("backbone", ["resnet34", "resnet18", "timm:test_efficientnet", "timm:test_vit"])
+@pytest.mark.parametrize(
+    "backbone", ["resnet34", "resnet18", *where_installed("timm", "timm:test_efficientnet", "timm:test_vit")]
+)
 def test_some_levels_are_those_of_all_levels(device, backbone):
     """Which levels are kept changes none of them, on each backbone."""
     found = {}

@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fuse.doctor import KINDS, Diagnosis, Suspicion, portions
+from fuse.labels import AlikeClasses
+from fuse.report.findings import doctor_page
 from fuse.report.html import Extras, html
 from fuse.report.samples import choose_mistakes, choose_samples
-from fuse.results import Results, caveats
+from fuse.results import Portion, Results, caveats
 from tests.helpers.scores import MADE, made_up_results, results_of_a_subset
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")
@@ -190,7 +193,9 @@ def test_a_phone_shows_it_whole(browser: Any, name: str, request: pytest.Fixture
         )
         assert min(sizes) >= 12
         report.page.locator("#matrix rect.right").first.tap()
-        assert "recognised" in report.page.locator("#matrix-detail").inner_text()
+        detail = report.page.locator("#matrix-detail")
+        assert "recognised" in detail.inner_text()
+        assert detail.bounding_box()["height"] < 0.45 * 740, "what stands over the matrix leaves room for it"
 
 
 @pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
@@ -203,12 +208,48 @@ def test_axe_finds_nothing(browser: Any, wrong: Path, scheme: str) -> None:
         assert found == []
 
 
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
+def test_axe_finds_nothing_on_the_doctors_page(browser: Any, tmp_path: Path, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
+    path = tmp_path / "doctor.html"
+    path.write_text(doctor_page(*made_up_diagnosis(), MADE), encoding="utf-8")
+    with Opened(browser, path, color_scheme=scheme, viewport={"width": 360, "height": 800}) as doctor:
+        assert doctor.complaints == []
+        assert doctor.fits()
+        violations = axe.Axe().run(doctor.page).response["violations"]
+        assert [f"{each['id']}: {node['html'][:120]}" for each in violations for node in each["nodes"]] == []
+
+
+def made_up_diagnosis() -> tuple[Diagnosis, list[Portion], list[str], dict[str, Any]]:
+    """A finding of each kind, with frames, and classes that are alike."""
+    results = made_up_results([f"some_action_{index}" for index in range(4)], 40)
+    names = results.video_ids
+    findings = [
+        Suspicion(kind=kind, sample=names[i], other=names[i + 10], score=0.9, advice="look")
+        for i, kind in enumerate(KINDS)
+    ]
+    diagnosis = Diagnosis(
+        dataset=results.cache.dataset,
+        split=1,
+        samples=40,
+        groups=40,
+        judged=40,
+        findings=tuple(findings),
+        alike=(AlikeClasses(0, 1, 20, 0.5),),
+    )
+    picture = np.random.default_rng(0).integers(0, 256, (8, 30, 40, 3), np.uint8)
+    return diagnosis, portions(results, diagnosis), ["A note."], dict.fromkeys(names[:15], picture)
+
+
 def test_a_hundred_classes_stay_small_and_quick(browser: Any, large: Path) -> None:
     assert large.stat().st_size < 5_000_000
     with Opened(browser, large) as report:
         assert report.seconds < 2.0
         assert report.complaints == []
         assert report.page.locator("#matrix text").count() >= 202
+        report.page.emulate_media(media="print")
+        report.page.set_viewport_size({"width": 760, "height": 1000})
+        assert report.fits()
 
 
 def test_mistakes_by_class_larger_and_by_keyboard(browser: Any, wrong: Path) -> None:

@@ -30,7 +30,7 @@ HIGHWAYS = pytest.mark.parametrize("projected", [False, True], ids=["input as hi
 @pytest.mark.skipif(torch.cuda.is_available() or INTERPRETED, reason="the kernels run in this process")
 def test_in_the_interpreter():
     child = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__, "tests/test_gpu_candidates.py"],
         env=os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
