@@ -1,6 +1,5 @@
 """Write a cache again in the other format, and prove that both hold the same."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -98,7 +97,7 @@ def _fill(source: FeatureCache, made: FeatureCache, claim: Claim, wanted: Mappin
                 for place in left:
                     shard.check_place(place)
                 data = _selected(shard.reader, [place.position for place in left])
-                environment = json.loads(ShardNotes.of(shard.reader.index).environment)
+                environment = ShardNotes.of(shard.reader).environment_fields()
                 made.commit(claim, data, [outcomes[place.video_id] for place in left], environment)
             shown.update(done)
     failed = [outcome for outcome in outcomes.values() if outcome.status == "failed"]

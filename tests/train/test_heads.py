@@ -115,6 +115,15 @@ def test_a_shortcut_past_the_cell_sees_the_standardised_moments_of_raw_features(
     torch.testing.assert_close(head(x_TBC), before_BK + standard_BM @ head.shortcut.linear.weight.t())
 
 
+def test_moments_of_a_channel_that_float16_merely_rounds_say_nothing():
+    shortcut = make_head(shortcut="moments").shortcut
+    clip_NT6 = torch.randn(50, 7, 6)
+    clip_NT6[:, :, 0] = 8 + 1e-3 * clip_NT6[:, :, 0]
+    moment_NM = moments(clip_NT6.transpose(0, 1)).double()
+    shortcut.standardise_by(moment_NM.mean(0), moment_NM.std(0))
+    assert (shortcut.scale_M.view(4, 6) == 0).tolist() == [[True, *[False] * 5]] * 4
+
+
 def test_input_dropout_zeroes_the_same_channels_at_all_steps_in_training_only():
     head, x_TBC = make_head(input_dropout=0.5, variational_dropout=0.0), torch.ones(7, 3, 6)
     seen = []
