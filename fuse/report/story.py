@@ -45,7 +45,7 @@ def how_good(results: Results) -> str:
     linear = results.linear.get("fused")
     if linear is not None:
         word = "more than" if accuracy > linear else "no more than"
-        against += f", and {word} a logistic regression on the same features ({percent(linear)} %)"
+        against += f", and {word} a logistic regression on mean features ({percent(linear)} %)"
     compared = results.against(best)
     if compared.verdict == "same":
         level = f"fusing changes nothing against the {best} level alone"
