@@ -239,8 +239,8 @@ def steps(check: Check) -> list[Step]:
         run("fp32"),
         run("bf16"),
         measure("extract", 150, "extract", videos, "--weights", weights, *extract, *rounds),
-        measure("candidates", 120, "gpu_candidates", *(("--seconds", 0.1, "--hidden", 16) if small else ())),
         measure("profile", 90, "gpu_profile", "--tables", check.out / "profile.txt", *profile),
+        measure("candidates", 150, "gpu_candidates", *(("--seconds", 0.1, "--hidden", 16) if small else ())),
         measure("figure6", 90, "figure6", *figure),
     ]
 

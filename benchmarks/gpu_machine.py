@@ -20,7 +20,7 @@ from typing import Any
 NEEDED = {
     "extraction": "torch torchvision numpy click rich av h5py zarr xxhash msgspec safetensors",
     "training": "torch triton llvmlite tensorboard",
-    "tests": "pytest",
+    "tests": "pytest hypothesis",
 }
 """Packages by what needs them."""
 

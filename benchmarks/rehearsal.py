@@ -6,7 +6,7 @@
 Makes a video of 64 x 48 pixels and 30 to 46 frames for each class, links it under every name that the official lists
 give that class, and runs `extract`, `extract` again, `train` and `fuse` on all of them, each in a process of its own.
 No subset is asked for, so every count is compared with the published one. **The backbone is replaced by a stand-in**,
-a fixed random projection of the frame shrunk to 8 x 8 pixels; videos are really decoded. Heads are small. All videos of
+a fixed random projection of the frame shrunk to 8 x 8 pixels; videos are really decoded. All videos of
 a class are the same, so an accuracy below 100 % is a fault, and the figures say nothing about the method.
 
 Prints one JSON object. `beside` is the time without waiting for decoded frames and without network: of `extract` by
@@ -43,24 +43,13 @@ from extract.network.engine import Engine, FeaturesBC
 from extract.network.preprocess import PAPER
 from extract.network.weights import Weights
 from extract.settings import ExtractSettings
-from train.recipes import RECIPES, Recipe
 
 if TYPE_CHECKING:
     import torch
 
 LAYOUTS = {"ucf101": ucf101, "hmdb51": hmdb51}
 HEIGHT, WIDTH, SHRUNK = 48, 64, 8
-RECIPE = Recipe(
-    name="rehearsal",
-    summary="small enough for a CPU at the official size",
-    hidden=32,
-    layers=1,
-    epochs=6,
-    batch=256,
-    variational_dropout=0.0,
-    learning_rate=dict.fromkeys(LEVELS, 1e-2),
-    schedule="cosine",
-)
+RECIPE = "small"  # the default for own data
 
 
 class StandInEngine:
@@ -124,7 +113,7 @@ def draw(label: int) -> NDArray[np.uint8]:
 
 
 def run_replaced(stage: str, arguments: Sequence[str], figures: Path) -> None:
-    """`python -m STAGE`, with the stand-in for the backbone, whose meter's seconds go to `figures`, and with RECIPE."""
+    """`python -m STAGE`, with the stand-in for the backbone, whose meter's seconds go to `figures`."""
     meter = Meter()
 
     def stand_in(_spec: str, backbone: str) -> Weights:
@@ -137,8 +126,6 @@ def run_replaced(stage: str, arguments: Sequence[str], figures: Path) -> None:
 
     extract.local.open_engine = open_stand_in
     extract.local.Meter = lambda: meter  # type: ignore[assignment, misc]
-    # Before the command lines are imported, which offer the recipes that there are.
-    RECIPES[RECIPE.name] = RECIPE
     try:
         import_module(f"{stage}.cli").main(list(arguments))
     finally:
@@ -178,9 +165,9 @@ def rehearse(name: str, splits: Path, root: Path) -> dict[str, Any]:
     with FeatureCache.open(workspace.cache(name)) as cache:
         found["cache"] = {"shards": len(cache.ledger.shards()), "counts": cache.ledger.counts()}
     found["cache"]["mib"] = _mib(workspace.cache(name))
-    chosen += ["--recipe", RECIPE.name]
+    chosen += ["--recipe", RECIPE]
     found["train"] = run_stage("train", chosen, root / f"{name}-train.log", figures)
-    folders = sorted(workspace.runs(name, 1).glob(f"*-{RECIPE.name}"))
+    folders = sorted(workspace.runs(name, 1).glob(f"*-{RECIPE}"))
     rows = [json.loads(row) for each in folders for row in (each / "metrics.jsonl").read_text().splitlines()]
     found["train"] |= _beside(found["train"], sum(row["seconds"] for row in rows))
     found["fuse"] = run_stage("fuse", chosen, root / f"{name}-fuse.log", figures)

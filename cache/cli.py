@@ -70,9 +70,11 @@ def verify_command(path: Path) -> None:
     Writes nothing. Exit code 1 if anything is damaged, else 0.
     """
     from cache.common.errors import DamageError
+    from cache.common.interrupts import done_so_far
     from cache.verify import verify
 
-    findings = verify(path)
+    with done_so_far(lambda: "nothing was changed"):
+        findings = verify(path)
     for finding in findings:
         say(("note: " if finding.harmless else "") + visible(finding.what))
         for video_id in finding.videos:

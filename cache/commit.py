@@ -23,17 +23,18 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 
-from cache.common.errors import CacheError
+from cache.common.errors import CacheError, DamageError
 from cache.common.files import discard, from_json, fsync_folder, raise_if_unreadable, remove
 from cache.fingerprint import JSON, canonical_json
 from cache.ledger import LEASE_SECONDS, SHARD_NAME, WITH_FEATURES, Claim, Outcome, ShardRow
 from cache.quarantine import QUARANTINE, quarantine
 from cache.shards import SUFFIXES, open_shard
-from cache.shards.protocol import ShardData, ShardIndex
+from cache.shards.protocol import ShardData, ShardIndex, ShardReader
 from cache.shards.writer import ShardWriter, Written, hash_files
 from cache.storage import StagedShard, Storage
 
@@ -54,9 +55,18 @@ class ShardNotes:
     """Of its videos, in order. Decode and modification times are 0: equal work gives equal bytes."""
 
     @classmethod
-    def of(cls, index: ShardIndex) -> "ShardNotes":
-        """The notes of a shard. Raises `ValueError` if they are something else."""
-        return from_json(msgspec.json.decode(index.notes), cls)
+    def of(cls, reader: ShardReader) -> "ShardNotes":
+        """The notes of a shard. Raises `DamageError` if they are something else."""
+        try:
+            notes = from_json(msgspec.json.decode(reader.index.notes), cls)
+            notes.environment_fields()
+        except (ValueError, RecursionError) as error:
+            raise DamageError(f"shard {reader.path}: its notes are not those of this program: {error}") from error
+        return notes
+
+    def environment_fields(self) -> dict[str, Any]:
+        """The environment, by its fields' names."""
+        return msgspec.json.decode(self.environment, type=dict[str, Any])
 
 
 # -- stage ------------------------------------------------------------------------------------------------------------
@@ -254,7 +264,7 @@ def adopt(storage: Storage, connection: sqlite3.Connection, path: Path, digest: 
         written = hash_files(path)
         reader = open_shard(path, storage.description.backend)
         index = reader.index
-        notes = ShardNotes.of(index)
+        notes = ShardNotes.of(reader)
         same_bytes = written.digest.startswith(digest)
         same_videos = tuple(outcome.video_id for outcome in notes.outcomes) == index.video_ids
         same_features = notes.fingerprint == storage.description.fingerprint.digest

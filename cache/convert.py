@@ -1,6 +1,5 @@
 """Write a cache again in the other format, and prove that both hold the same."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cache.commit import ShardNotes
+from cache.common.console import say
 from cache.common.errors import CacheError, DamageError
 from cache.common.progress import progress
 from cache.ledger import LEASE_SECONDS, WITH_FEATURES, Claim, Outcome, Place
@@ -39,6 +39,8 @@ def copy_all(source: FeatureCache, made: FeatureCache) -> None:
     # What is extracted while this goes on is left to the next time.
     wanted = {outcome.video_id: outcome for outcome in source.ledger.outcomes() if outcome.status != "pending"}
     _forget_changed(source, made, wanted)
+    if there := sum(outcome.status != "pending" for outcome in made.ledger.outcomes()):
+        say(f"going on: {there:,} of {len(wanted):,} videos are in {made.path}")
     claim = made.ledger.claim(this_process(), _EVERYTHING, LEASE_SECONDS)
     if claim is not None:
         _fill(source, made, claim, wanted)
@@ -95,7 +97,7 @@ def _fill(source: FeatureCache, made: FeatureCache, claim: Claim, wanted: Mappin
                 for place in left:
                     shard.check_place(place)
                 data = _selected(shard.reader, [place.position for place in left])
-                environment = json.loads(ShardNotes.of(shard.reader.index).environment)
+                environment = ShardNotes.of(shard.reader).environment_fields()
                 made.commit(claim, data, [outcomes[place.video_id] for place in left], environment)
             shown.update(done)
     failed = [outcome for outcome in outcomes.values() if outcome.status == "failed"]

@@ -13,6 +13,7 @@ import numpy as np
 
 from cache.common.errors import CacheError
 from cache.common.files import discard, fsync_folder, make_folder_durably, plain_files, remove
+from cache.common.interrupts import done_so_far
 from cache.common.progress import progress
 from cache.reading import allocate, offsets_of, place_in, read_features
 from cache.store import FeatureCache
@@ -34,7 +35,8 @@ def export(cache: FeatureCache, target: Path, container: Container, grouping: Gr
     temporary = target.with_name(f".tmp-{target.name}")
     with held_folder(temporary):
         files = _by_video(cache) if grouping == "video" else _by_level(cache)
-        with progress("exporting", len(wanted), "files") as shown:
+        begins_anew = done_so_far(lambda: "nothing of the export is kept, it begins anew")
+        with begins_anew, progress("exporting", len(wanted), "files") as shown:
             for written, (name, arrays, texts) in enumerate(files, 1):
                 path = temporary / f"{name}.{container}"
                 path.parent.mkdir(parents=True, exist_ok=True)

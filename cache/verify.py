@@ -131,7 +131,7 @@ def _disagreement(
         return "its row in the ledger does not agree with its index"
     if reader.widths != cache.widths or index.num_views != len(cache.views):
         return f"it has levels {reader.widths} and {index.num_views} views, the cache {cache.widths} and {cache.views}"
-    notes = ShardNotes.of(index)
+    notes = ShardNotes.of(reader)
     if notes.fingerprint != cache.fingerprint.digest:
         return "its features come from other settings than the cache's"
     if notes.environment != row.environment:

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 
+from cache.common.commands import source_of
 from cache.common.console import say
 from cache.common.errors import CacheError, DatasetError
 from cache.common.text import some, visible
@@ -136,7 +137,7 @@ def update_dataset(cache: FeatureCache, found: Dataset) -> None:
     if before and before.isdisjoint(now):
         raise DatasetError(
             f"none of the {len(before)} videos in the cache of {cached.name!r} is among the {len(now)} found now; "
-            "check DATA= (--data), or give another name with DATASET= (--dataset)"
+            f"check {source_of('--data')}, or give another name with DATASET= (--dataset)"
         )
     if found != cached:
         cache.replace_dataset(found)

@@ -9,7 +9,7 @@ from cache.common.commands import advised, source_of
 from cache.common.console import FINISHED_WITH_FAILURES, choose_dataset, say, say_next, say_time
 from cache.common.device import check_device
 from cache.common.errors import CacheError, FingerprintError
-from cache.common.interrupts import Interrupted
+from cache.common.interrupts import done_so_far
 from cache.common.progress import duration
 from cache.common.text import some, visible
 from cache.common.workspace import Workspace
@@ -51,11 +51,10 @@ def run(workspace: Workspace, dataset: str | None, given: Mapping[str, JSON], op
             from extract.local import extract
         started = time.monotonic()
         try:
-            frames = extract(extraction)
+            with done_so_far(lambda: _done(workspace.cache(name))):
+                frames = extract(extraction)
         except FingerprintError as error:
             raise _with_sources(error, given) from None
-        except Interrupted as interrupted:
-            raise Interrupted(interrupted.number, _done(workspace.cache(name))) from None
         workspace.remember_dataset(name)
         seconds = time.monotonic() - started
         say_time(f"{frames:,} frames in {duration(seconds)} ({frames / seconds:,.0f} a second, the start included)")

@@ -29,6 +29,7 @@ from cache.common.console import (
 from cache.common.device import check_device
 from cache.common.errors import DecodeError, MrrnError, ScoreError, TrainingError
 from cache.common.files import write_bytes_durably
+from cache.common.interrupts import done_so_far
 from cache.common.progress import progress
 from cache.common.text import visible, wrapped
 from cache.common.workspace import Workspace
@@ -106,7 +107,8 @@ def _fuse(choice: RunChoice) -> Path:
     results = evaluate(tables, cache, choice.split, read_heldout(choice), curves, read_baseline(choice))
     notes, mistakes, samples = caveats(results), choose_mistakes(results), choose_samples(results)
     shown = [each.video for each in (*samples, *mistakes)]
-    frames, frames_note = sample_frames(workspace, choice.dataset, shown)
+    with done_so_far(lambda: "the report is as it was before"):
+        frames, frames_note = sample_frames(workspace, choice.dataset, shown)
     extras = Extras(
         mistakes=mistakes,
         samples=samples,
@@ -358,6 +360,7 @@ def export(choose: Choose, bundle: Path | None, weights: str | None, out: Path) 
 
     heads, spec = _heads(choice, bundle, weights)
     settings = settings_for(heads, weights=spec, device="cpu", jobs=1)
+    say(f"{settings.backbone} and its heads become one ONNX graph: a minute or so")
     write_bytes_durably(out, to_onnx(heads, settings, backbone_weights(heads, settings)))
     say(f"{settings.backbone}, three heads and their fusion, {len(heads.classes)} classes: {out}")
 
@@ -439,11 +442,13 @@ def _answer(predictions: "Iterator[Prediction]", heads: "Heads", files: list[Pat
     from fuse.predict import to_json, to_text
     from fuse.results import weights_caveats
 
-    notes, done = weights_caveats(heads.identity), []
+    notes = weights_caveats(heads.identity)
+    done: list[Prediction] = []
     if not as_json:
         for note in notes:
             _echo(f"! {note}")
-    with progress("predict", len(files), "videos") as bar:
+    predicted = done_so_far(lambda: f"{len(done):,} of {len(files):,} videos were predicted")
+    with predicted, progress("predict", len(files), "videos") as bar:
         for prediction in predictions:
             done.append(prediction)
             bar.update(len(done))

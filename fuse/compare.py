@@ -138,7 +138,7 @@ def _read(name: str, folder: Path, dataset: Dataset, expected: Mapping[str, int]
         table = read_scores(path / SCORES_FILE)
         probabilities = align(*table.videos()[:2], ids)
     else:
-        paths = {level: path.with_name(f"{level}-{path.name}") / SCORES_FILE for level in LEVELS}
+        paths = {level: path.parent / f"{level}-{path.name}" / SCORES_FILE for level in LEVELS}
         missing = [level for level, each in paths.items() if not each.exists()]
         if missing:
             raise ScoreError(

@@ -341,11 +341,12 @@ def to_text(prediction: Prediction, classes: Sequence[str]) -> str:
     lines = [
         f"  {shown.ljust(width)}  {100 * share:5.1f} %  {'█' * round(_BAR * share)}".rstrip() for shown, share in top
     ]
-    lines.append(
+    work = (
         f"  {prediction.frames} frames, {prediction.frames_read} read, {prediction.clips} clips; "
         f"features {prediction.features_seconds:.2f} s "
         f"(decoding {prediction.decode_seconds:.2f} s beside the network), heads {prediction.heads_seconds:.2f} s"
     )
+    lines.append(wrapped(work, "    "))
     lines += [
         wrapped(f"  note: {visible(note)}", "    ") for note in (prediction.clips_note, prediction.reason) if note
     ]

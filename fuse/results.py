@@ -35,7 +35,6 @@ from cache.clips import ClipRule
 from cache.common.errors import ScoreError
 from cache.fingerprint import LEVELS, Level, is_imported
 from cache.scores import ScoreTable
-from extract.network.weights import is_file_spec
 from extract.settings import IMAGENET, RequestedSettings
 from fuse import metrics, paper
 from fuse.calibration import SCALED, Calibration, Refusals, Scaled, calibrate, refusals, reliability, scaled
@@ -412,8 +411,8 @@ def caveats(results: Results) -> list[str]:
     ]
     if beaten:
         found.append(
-            f"no better than linear: {', '.join(beaten)}. A logistic regression on each video's mean feature, trained "
-            "in seconds, does as well."
+            f"no better than linear: {', '.join(beaten)}. A logistic regression on each {dataset.noun[:-1]}'s mean "
+            "feature, trained in seconds, does as well."
         )
     if test_videos < FEW_VIDEOS:
         found.append(f"test {dataset.noun}: {test_videos}, {TOO_FEW}: accuracies and differences may be chance.")
@@ -426,13 +425,13 @@ def weights_caveats(identity: Mapping[str, Any]) -> list[str]:
     if is_imported(identity):
         return [f"features: {backbone} (another program made them; the paper used {paper.BACKBONE})."]
     found = []
-    if is_file_spec(weights):
-        found.append(f"weights: {weights} (not the paper's ImageNet weights).")
-    elif weights != IMAGENET:
+    if weights.startswith("random:"):
         found.append(
             f"weights: {weights} (random, never trained). The figures show that the pipeline runs, not what the method "
             "can do."
         )
+    elif weights != IMAGENET:
+        found.append(f"weights: {weights} (not the paper's ImageNet weights).")
     if backbone != paper.BACKBONE:
         found.append(f"backbone: {backbone} (the paper used {paper.BACKBONE}).")
     return found

@@ -97,16 +97,7 @@ class RunChoice:
     def options(self) -> list[str]:
         """The same choice as options of `mrrn train`."""
         options = ["--work", str(self.workspace.root)] if self.workspace != Workspace(Path("work")) else []
-        options += [
-            "--dataset",
-            self.dataset,
-            "--split",
-            str(self.split),
-            "--pool",
-            self.pool,
-            "--seed",
-            str(self.seed),
-        ]
+        options += ["--dataset", self.dataset, *f"--split {self.split} --pool {self.pool} --seed {self.seed}".split()]
         options += ["--recipe", self.recipe] if self.recipe else []
         options += ["--clips", self.clips] if self.clips is not None else []
         return [*options, "--watch"] if self.watch else options

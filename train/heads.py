@@ -4,6 +4,7 @@ Shapes: T steps, B batch, C channels, D units of the top layer, K classes.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,9 @@ class GatedCell(nn.Module):
             if self.variational_dropout:
                 mask = torch.ones_like(h[:1])
                 h = h * nn.functional.dropout(mask, self.variational_dropout, self.training)
-            h, _ = layer(h)
+            # Under autocast cuDNN computes in float16, whatever was asked for, in which small gradients vanish.
+            with torch.autocast("cuda", enabled=False) if h.is_cuda else nullcontext():
+                h, _ = layer(h)
         return torch.tanh(h)
 
 
@@ -127,8 +130,10 @@ class MomentShortcut(nn.Module):
 
     def standardise_by(self, mean_M: Tensor, deviation_M: Tensor) -> None:
         """Set the statistics of the moments: float64, on any device."""
+        # What float16 rounds depends on the channel's own mean, also where the moment's is near 0, as a slope's.
+        own_M = mean_M[: len(mean_M) // 4].repeat(4)
         self.mean_M.copy_(mean_M)
-        self.scale_M.copy_(scale_of(mean_M, deviation_M))
+        self.scale_M.copy_(scale_of(torch.maximum(mean_M.abs(), own_M.abs()), deviation_M))
 
 
 class Head(nn.Module):
@@ -160,7 +165,7 @@ class Head(nn.Module):
         self.attention = nn.Linear(width, 1) if pool == "attention" else None
         self.input_dropout = recipe.input_dropout
         self.shortcut: MomentShortcut | nn.Linear | None = None
-        if recipe.shortcut == "moments" and recipe.cell not in AVERAGING:
+        if recipe.shortcut == "moments" and recipe.cell != "linear":
             self.shortcut = MomentShortcut(channels, classes, recipe.input_dropout)
         elif recipe.shortcut == "mean" and recipe.cell not in AVERAGING:
             self.shortcut = nn.Linear(channels, classes, bias=False)

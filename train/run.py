@@ -274,5 +274,5 @@ def _epoch(line: str) -> float:
     """Epoch of a row; infinity for a row that a kill cut in two, so that it is dropped."""
     try:
         return float(json.loads(line)["epoch"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return float("inf")

@@ -7,6 +7,7 @@ import signal
 import stat
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
@@ -30,7 +31,7 @@ FINISHED_WITH_FAILURES = 3
 TOLD_SECONDS = 5.0
 """A command that took longer says so at its end."""
 
-_TOLD = "cache.common.console.told"
+_TOLD, _NEXT = "cache.common.console.told", "cache.common.console.next"
 
 _SYSTEM_REFUSES = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE),
@@ -55,23 +56,33 @@ def say(text: str, *, err: bool = False, file: Any = None) -> None:
 
 def say_time(text: str) -> None:
     """Say how long the command took, with what came of it."""
-    if context := click.get_current_context(silent=True):
-        context.meta[_TOLD] = True
+    click.get_current_context().meta[_TOLD] = True
     say(text)
 
 
 def say_next(command: str, *goals: str) -> None:
-    """Print the `command` to type next, unless make has another goal than one of these, and goes on by itself."""
+    """Have the `command` to type next printed at the end, unless make has other goals than these and goes on."""
     call = make_call()
     if call is None or set(goals) & set(call.goals):
-        click.echo(f"next: {command}")  # unbroken, to be copied
+        click.get_current_context().meta[_NEXT] = command
+
+
+def _finish(context: click.Context, seconds: float) -> None:
+    """Say how long a command took that did not say so itself, and what to type next."""
+    if seconds >= TOLD_SECONDS and _TOLD not in context.meta and sys.stderr.isatty():
+        say(f"took {duration(seconds)}", err=True)
+    if _NEXT in context.meta:
+        click.echo(f"next: {context.meta[_NEXT]}")  # unbroken, to be copied
 
 
 class _ExpectedError(click.ClickException):
     exit_code = 1
+    memory_ran_out = False
+    """Of the class: whether an error that was shown comes from that."""
 
     def show(self, file: Any = None) -> None:
         say("\n".join(map(visible, f"error: {self.message}".split("\n"))), err=True, file=file)
+        _ExpectedError.memory_ran_out |= _out_of_memory(self)
 
 
 class _Stopped(_ExpectedError):
@@ -97,27 +108,36 @@ class StageGroup(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """As click's; what the encoding of the output cannot hold is replaced, not an error after all the work."""
-        if not args and kwargs.get("args") is None:
+        owns_process = not args and kwargs.get("args") is None
+        if owns_process:
             _read_names_as_utf8()
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
         with interruptible():
-            return super().main(*args, **kwargs)
+            try:
+                return super().main(*args, **kwargs)
+            except BaseException as end:
+                if owns_process and (_ExpectedError.memory_ran_out or _out_of_memory(end)):
+                    _end_without_memory(end)
+                raise
 
     def invoke(self, ctx: click.Context) -> Any:
         started = time.monotonic()
         try:
             result = super().invoke(ctx)
-            seconds = time.monotonic() - started
-            if ctx.parent is None and seconds >= TOLD_SECONDS and _TOLD not in ctx.meta and sys.stderr.isatty():
-                say(f"took {duration(seconds)}", err=True)
+            if ctx.parent is None:
+                _finish(ctx, time.monotonic() - started)
             return result
         except MrrnError as error:
             raise _ExpectedError(str(error)) from error
         except Interrupted as error:
             raise _Stopped(error) from None
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except click.exceptions.Exit as end:
+            if ctx.parent is None and end.exit_code in (0, FINISHED_WITH_FAILURES):
+                _finish(ctx, time.monotonic() - started)
+            raise
+        except (click.ClickException, click.Abort):
             raise
         except Exception as error:
             if (refusal := _refusal(error)) is None:
@@ -138,10 +158,31 @@ def _read_names_as_utf8() -> None:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | output)
 
 
-def _refusal(error: BaseException) -> str | None:
-    """What the system refused, if that is where `error` comes from."""
+def _end_without_memory(end: BaseException) -> None:
+    """End the process without the clean-up of its libraries: HDF5's crashes where memory ran out."""
+    with suppress(Exception):
+        if not isinstance(end, SystemExit):  # memory ran out in telling that it did
+            os.write(2, b"error: the system refuses: memory. What was finished is safe: free some, then go on\n")
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(1)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return any(map(out_of_memory, _causes(error)))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it comes from."""
     cause: BaseException | None = error
     while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _refusal(error: BaseException) -> str | None:
+    """What the system refused, if that is where `error` comes from."""
+    for cause in _causes(error):
         if out_of_memory(cause):
             return f"memory ({cause})" if str(cause) else "memory"
         if isinstance(cause, OSError) and cause.errno in _SYSTEM_REFUSES:
@@ -149,7 +190,6 @@ def _refusal(error: BaseException) -> str | None:
         # A library that is loaded when it is first needed says so in its own words.
         if isinstance(cause, ImportError) and any(text in str(cause) for text in _REFUSAL_TEXTS):
             return str(cause)
-        cause = cause.__cause__ or cause.__context__
     return None
 
 

@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import errno
 import json
+import mmap
 import os
 import re
 import shutil
@@ -227,6 +228,11 @@ def out_of_memory(error: BaseException) -> bool:
         isinstance(error, RuntimeError | OSError | KeyError | ValueError)
         and any(text in str(error) for text in _NO_MEMORY)
     )
+
+
+def require_memory(num_bytes: int) -> None:
+    """Raises `OSError` (ENOMEM) unless so much can be had now, for a library that does not bear it if it cannot."""
+    mmap.mmap(-1, num_bytes).close()
 
 
 def raise_if_unreadable(error: Exception, path: Path) -> None:

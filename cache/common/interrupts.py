@@ -98,3 +98,12 @@ def let_through() -> Iterator[None]:
         yield
     finally:
         _State.holding = holding
+
+
+@contextmanager
+def done_so_far(done: Callable[[], str]) -> Iterator[None]:
+    """Have a signal in the `with` block tell the user what `done` says then is done and saved."""
+    try:
+        yield
+    except Interrupted as interrupted:
+        raise Interrupted(interrupted.number, done()) from None

@@ -12,13 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.common.errors import CacheError, DamageError
-from cache.common.files import PositionedFile, raise_if_unreadable
+from cache.common.files import PositionedFile, raise_if_unreadable, require_memory
 from cache.fingerprint import LEVELS, Level
 from cache.shards.protocol import MAX_INDEX_BYTES, ShardData, ShardIndex
 
 _FORMAT = "mrrn-shard-1"
 _INDEX = ("video_id", "offsets", "pts_seconds", "checksum", "notes")
 _PAGE_BYTES = 4096
+_LIBRARY_BYTES = 32 << 20
+"""More than HDF5 needs to open a file. Where memory runs out, it crashes, or finds "links that cannot be iterated"."""
 
 
 def encode(data: ShardData) -> dict[str, bytes]:
@@ -63,6 +65,7 @@ class Hdf5Shard:
             raise_if_unreadable(error, path)
             raise DamageError(f"shard {path} cannot be read: {error.strerror}") from error
         try:
+            require_memory(_LIBRARY_BYTES)
             self._arrays, content = _stored_arrays(path, self._file.num_bytes)
             self.index = self._read_index()
             self.index.check()

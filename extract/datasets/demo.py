@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cache.common.commands import source_of
 from cache.common.errors import DatasetError
 from cache.common.files import write_bytes_durably
 from cache.dataset import SPLITS, Dataset, group_of, video_id
@@ -166,7 +167,8 @@ def load(name: str, data: Path | None, work: Path) -> tuple[Dataset, Path]:
     """The demo's dataset, its videos made where they are missing, and their folder."""
     home = work / "data" / "demo"
     if data is not None and data.resolve() != home.resolve():
-        raise DatasetError(f"the demo makes its own videos in {home}, not in {data}; leave DATA= (--data) out")
+        where = source_of("--data")
+        raise DatasetError(f"the demo makes its own videos in {home}, not in {data}, given by {where}; leave that out")
     make(home)
     root = home.resolve()
     return replace(folder.arrange(name, find_videos(root), str(root), _halves()), source="demo"), root

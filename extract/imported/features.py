@@ -3,7 +3,7 @@
 Shapes: V views, F frames, C channels.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cache.common.errors import DatasetError
 from cache.common.text import some
+from cache.dataset import Video
 from cache.fingerprint import LEVELS, Level
 from cache.ledger import FileState, Outcome
 from extract.imported.arrays import Array, ForeignArray
@@ -42,18 +43,19 @@ class ImportRules:
     """Channels that they have to have."""
 
 
-def by_video(found: Mapping[str, ForeignArray], ids: Collection[str]) -> tuple[dict[str, VideoArrays], list[str]]:
-    """The arrays of each video of `ids` that has some, and the names of those that belong to none.
+def by_video(found: Mapping[str, ForeignArray], videos: Iterable[Video]) -> tuple[dict[str, VideoArrays], list[str]]:
+    """The arrays of each video that has some, by its id, and the names of those that belong to none.
 
-    An array belongs to the video whose id its name begins with; what comes behind '/' or '_' is the array's own name.
-    Where no array fits so, folders do not count: other programs name files by the video's stem alone. Raises
+    An array belongs to the video whose id or path its name begins with; what comes behind '/' or '_' is the array's own
+    name. Where no array fits so, folders do not count: other programs name files by the video's stem alone. Raises
     `DatasetError` if no array belongs to a video, or two of one name.
     """
+    whole = {name: video.id for video in videos for name in (video.id, video.path)}
     stems: dict[str, str] = {}
-    for each in ids:
+    for each, video_id in whole.items():
         stem = each.rpartition("/")[2]
-        stems[stem] = "" if stem in stems else each
-    for known in (dict(zip(ids, ids, strict=True)), stems):
+        stems[stem] = video_id if stems.get(stem, video_id) == video_id else ""
+    for known in (whole, stems):
         arrays: dict[str, dict[str, ForeignArray]] = {}
         strange = []
         for name, array in found.items():
@@ -65,7 +67,7 @@ def by_video(found: Mapping[str, ForeignArray], ids: Collection[str]) -> tuple[d
         if arrays:
             return dict(arrays), strange
     raise DatasetError(
-        f"no array is of a listed video: the arrays are {some(list(found)) or 'none'}, the videos {some(list(ids))}; "
+        f"no array is of a listed video: the arrays are {some(list(found)) or 'none'}, the videos {some(list(whole))}; "
         "an array is named by its video's id, such as ID.npy, ID_rgb.npy, ID.npz, or ID in an HDF5 file"
     )
 

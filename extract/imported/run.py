@@ -86,14 +86,14 @@ def import_command(
 
     if check_dataset_name(dataset) in PUBLISHED:
         raise DatasetError(f"{dataset!r} names a data set as it is published; give another name, such as {dataset}-i3d")
-    listed = read_manifest(dataset, manifest, files=False, say=say)
+    listed = read_manifest(dataset, manifest, remote=True, files=False, say=say)
     found, told = find_arrays(features)
     for line in told:
         say(f"{features}: {line}")
 
     from extract.imported.features import ImportRules, by_video, choose_arrays, read_video, with_shape
 
-    arrays, strange = by_video(found, [video.id for video in listed.videos])
+    arrays, strange = by_video(found, listed.videos)
     if strange:
         say(f"{features}: {len(strange):,} arrays are of no listed video: {some(strange)}")
     files = [video.path for video in listed.videos if video.id in arrays]

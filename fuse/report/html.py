@@ -85,6 +85,7 @@ def publish(folder: Path, results: Results, notes: Sequence[str], made: Made, ex
 
 def html(results: Results, notes: Sequence[str], made: Made, extras: Extras) -> str:
     """The page."""
+    noun = results.cache.dataset.noun
     pictures = {video: pictures_of(each) for video, each in extras.frames.items()}
     examples = _examples(results, pictures)
     return render(
@@ -109,9 +110,9 @@ def html(results: Results, notes: Sequence[str], made: Made, extras: Extras) -> 
         mistakes=extras.mistakes,
         first=_first(extras.mistakes),
         wrong=int((~results.correct["fused"]).sum()),
-        samples=extras.samples,
+        recognised=[each for each in extras.samples if each.right],
         frames_note=extras.frames_note,
-        noun=results.cache.dataset.noun,
+        noun=noun,
         pictures=pictures,
         curves=_curves(results),
         reliability=_reliability(results),
@@ -123,9 +124,9 @@ def html(results: Results, notes: Sequence[str], made: Made, extras: Extras) -> 
         problems={
             title: reasons
             for title, reasons in {
-                "Test videos without features, counted as wrong": results.missing,
-                "Videos that could not be decoded": results.cache.failed,
-                "Videos whose decoding is in doubt, still used": results.cache.suspect,
+                f"Test {noun} without features, counted as wrong": results.missing,
+                f"{noun.capitalize()} that could not be decoded": results.cache.failed,
+                f"{noun.capitalize()} whose decoding is in doubt, still used": results.cache.suspect,
             }.items()
             if reasons
         },

@@ -45,7 +45,7 @@ def how_good(results: Results) -> str:
     linear = results.linear.get("fused")
     if linear is not None:
         word = "more than" if accuracy > linear else "no more than"
-        against += f", and {word} a logistic regression on the same features ({percent(linear)} %)"
+        against += f", and {word} a logistic regression on mean features ({percent(linear)} %)"
     compared = results.against(best)
     if compared.verdict == "same":
         level = f"fusing changes nothing against the {best} level alone"
@@ -66,8 +66,9 @@ def where_it_fails(results: Results) -> str:
     if not wrong_KK.any():
         return f"None of the test {noun} was taken for another class."
     row, column = divmod(int(wrong_KK.argmax()), len(results.classes))
+    often = " most often" if wrong_KK[row, column] > 1 else ""
     pair = (
-        f"{results.classes[row]} is taken for {results.classes[column]} most often "
+        f"{results.classes[row]} is taken for {results.classes[column]}{often} "
         f"({wrong_KK[row, column]} of {totals[row]} {noun})."
     )
     if not weak:

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -126,7 +125,8 @@ import cache.verify, cache.repair, cache.shards.hdf5, cache.shards.zarr
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 limit = pages * resource.getpagesize() + (int(sys.argv[1]) << 20)
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-main(sys.argv[2:])
+sys.argv[1:2] = []
+main()
 """
 
 
@@ -138,7 +138,7 @@ main(sys.argv[2:])
             pytest.param(backend, command, more, marks=pytest.mark.slow)
             for backend in BACKENDS
             for command in ("info", "verify", "repair")
-            for more in range(0, 44, 4)
+            for more in range(0, 132, 12)
         ),
     ],
 )
@@ -149,8 +149,7 @@ def test_little_memory_ends_with_a_message(tmp_path: Path, backend: str, command
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     arguments = [sys.executable, "-c", LITTLE_MEMORY, str(mebibytes), command, str(path)]
     done = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=60)
-    # HDF5's own clean-up at the end may abort where its memory ran out; the message is there by then.
-    assert done.returncode == 0 or (done.returncode in (1, -signal.SIGABRT) and "error: " in done.stderr), done
+    assert done.returncode == 0 or (done.returncode == 1 and "error: " in done.stderr), done
     assert "not as they were written" not in done.stderr
     assert contents(path) == before
 

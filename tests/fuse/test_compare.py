@@ -83,7 +83,9 @@ def test_what_cannot_be_compared_is_refused(workspace: Workspace, tmp_path: Path
     for names in ((), ("mean-seed0",), ("mean-seed0", "mean-seed0")):
         result = run(workspace, *names)
         assert (result.exit_code, "give two or more different runs" in str(result.exception)) == (1, True)
-    assert "no run is called 'nothing'" in str(run(workspace, "mean-seed0", "nothing").exception)
+    for name in ("nothing", "/", ".."):
+        result = run(workspace, "mean-seed0", name)
+        assert (result.exit_code, f"no run is called {name!r}" in str(result.exception)) == (1, True)
     other = Workspace(tmp_path)
     cache = trainable_cache(tmp_path, grouped_dataset(groups=6, test_groups=5))
     write(other, cache, "mean-seed0", wrong={})

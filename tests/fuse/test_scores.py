@@ -137,6 +137,7 @@ def test_caveats_say_random_and_stand_in_weights_in_words() -> None:
     assert said(weights="imagenet1k_v1").startswith("test videos: 2, too few to judge")
     assert "weights: random:7 (random, never trained)" in said(weights="random:7")
     assert "weights: mine.pth (not the paper's ImageNet weights)" in said(weights="mine.pth")
+    assert "weights: imagenet1k_v2 (not the paper's ImageNet weights)" in said(weights="imagenet1k_v2")
     assert "backbone: resnet18 (the paper used resnet34)" in said(weights="imagenet1k_v1", backbone="resnet18")
 
 

@@ -22,7 +22,7 @@ from cache.common.errors import TrainingError
 from cache.common.workspace import Workspace
 from cache.scores import read_scores
 from cache.store import FeatureCache
-from tests.helpers.devices import on_both, on_gpu
+from tests.helpers.devices import GPU, on_both, on_gpu, where_installed
 from tests.helpers.train import trainable_cache
 from train.checkpoint import load_head, read_checkpoint
 from train.clips import Bank, ClipBank, StreamedBank, load_bank
@@ -110,6 +110,16 @@ def test_a_captured_step_equals_an_eager_one(cache, device, cell, pool, precisio
 @pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES.keys())
 def test_a_captured_step_equals_an_eager_one_with(cache, device, changes):
     assert_captured_equals_eager(resident(cache, device), replace(RECIPE, **changes), "mean")
+
+
+@on_gpu
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_cudnns_cells_stay_in_full_precision(device, cell):
+    module = Head(128, 3, replace(RECIPE, cell=cell, variational_dropout=0.0)).to(device).cell
+    x_TBC = torch.randn(5, 2, 128, device=device)
+    expected = module(x_TBC)
+    with torch.autocast(device, torch.bfloat16):
+        torch.testing.assert_close(module(x_TBC), expected, rtol=0, atol=0)
 
 
 @on_gpu
@@ -288,7 +298,7 @@ def test_a_head_trained_there_scores_the_same_on_a_cpu(device, cell, tmp_path):
     assert on_cpu.video_ids.tolist() == scores.video_ids.tolist()
 
 
-@on_both
+@pytest.mark.parametrize("device", ["cpu", *where_installed("onnxruntime", GPU)])
 @pytest.mark.slow
 def test_a_head_trained_there_is_exported(device, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -105,14 +105,24 @@ def test_moments_are_mean_deviation_step_and_slope():
     assert moments(x_TBC[:1]).tolist() == [[1.0, 5.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]]
 
 
-def test_a_shortcut_past_the_cell_sees_the_standardised_moments_of_raw_features():
-    head, x_TBC = make_head(shortcut="moments", inputs="standardised").eval(), 3 + 5 * torch.randn(7, 9, 6)
+@pytest.mark.parametrize("cell", ["sru", "mean"])
+def test_a_shortcut_past_the_cell_sees_the_standardised_moments_of_raw_features(cell):
+    head, x_TBC = make_head(cell, shortcut="moments", inputs="standardised").eval(), 3 + 5 * torch.randn(7, 9, 6)
     before_BK = head(x_TBC)
     moment_BM = moments(x_TBC)
     head.shortcut.standardise_by(moment_BM.double().mean(0), moment_BM.double().std(0, correction=0))
     torch.nn.init.normal_(head.shortcut.linear.weight)
     standard_BM = (moment_BM - moment_BM.mean(0)) / moment_BM.std(0, correction=0)
     torch.testing.assert_close(head(x_TBC), before_BK + standard_BM @ head.shortcut.linear.weight.t())
+
+
+def test_moments_of_a_channel_that_float16_merely_rounds_say_nothing():
+    shortcut = make_head(shortcut="moments").shortcut
+    clip_NT6 = torch.randn(50, 7, 6)
+    clip_NT6[:, :, 0] = 8 + 1e-3 * clip_NT6[:, :, 0]
+    moment_NM = moments(clip_NT6.transpose(0, 1)).double()
+    shortcut.standardise_by(moment_NM.mean(0), moment_NM.std(0))
+    assert (shortcut.scale_M.view(4, 6) == 0).tolist() == [[True, *[False] * 5]] * 4
 
 
 def test_input_dropout_zeroes_the_same_channels_at_all_steps_in_training_only():

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cache.common.errors import MrrnError
-from cache.common.interrupts import Interrupted, interruptible
+from cache.common.interrupts import Interrupted, done_so_far, interruptible
 from cache.common.progress import progress
 from cache.common.workspace import Workspace
 from train.config import RunConfig, is_another
@@ -57,18 +57,16 @@ def train_all(configs: Sequence[RunConfig], settings: SweepSettings, jobs: int) 
     _open_log(settings.log).close()  # what is refused here would end each worker
     shares = dict.fromkeys(range(len(configs)), 0.0)
     failed = []
-    try:
-        with progress("sweep", len(configs), "runs") as line:
-            for number, event in run_in_workers(configs, settings, jobs):
-                shares[number] = 1.0 if event.ended else event.share
-                folder = configs[number].folder(settings.workspace)
-                if event.error:
-                    failed.append(f"{folder}: {event.error}")
-                line.update(sum(shares.values()), f"{folder.name}: {event.text or 'done'}")
-    except Interrupted as interrupted:
-        done = sum(share == 1.0 for share in shares.values())
-        text = f"{done} of {len(configs)} runs are done, and those under way are saved"
-        raise Interrupted(interrupted.number, text) from None
+    saved = done_so_far(
+        lambda: f"{list(shares.values()).count(1.0)} of {len(configs)} runs are done, and those under way are saved"
+    )
+    with saved, progress("sweep", len(configs), "runs") as line:
+        for number, event in run_in_workers(configs, settings, jobs):
+            shares[number] = 1.0 if event.ended else event.share
+            folder = configs[number].folder(settings.workspace)
+            if event.error:
+                failed.append(f"{folder}: {event.error}")
+            line.update(sum(shares.values()), f"{folder.name}: {event.text or 'done'}")
     return failed
 
 

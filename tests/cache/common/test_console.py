@@ -11,7 +11,15 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from cache.common.console import StageGroup, choose_dataset, dataset_option, say, say_next, work_option
+from cache.common.console import (
+    FINISHED_WITH_FAILURES,
+    StageGroup,
+    choose_dataset,
+    dataset_option,
+    say,
+    say_next,
+    work_option,
+)
 from cache.common.errors import CacheError
 from cache.common.workspace import Workspace
 
@@ -122,13 +130,19 @@ def test_on_a_terminal_lines_are_broken_between_words_and_go_on_indented(monkeyp
     assert terminal.getvalue() == "  six classes: disc_grows,\n    disc_shrinks\nshort\n"
 
 
-def test_the_next_command_is_left_out_where_make_goes_on_by_itself(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for call, told in (("", True), ("make extract DATASET=x", True), ("make fuse", False)):
+@stage.command()
+@click.pass_context
+def first(context: click.Context) -> None:
+    say_next("mrrn second", "first")
+    click.echo("done")
+    context.exit(FINISHED_WITH_FAILURES)
+
+
+def test_the_next_command_comes_last_and_not_where_make_goes_on_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    for call, told in (("", True), ("make first DATASET=x", True), ("make second", False)):
         monkeypatch.setenv("MRRN_MAKE", call)
-        say_next("mrrn train", "extract")
-        assert capsys.readouterr().out == ("next: mrrn train\n" if told else "")
+        ended = CliRunner().invoke(stage, ["first"])
+        assert (ended.exit_code, ended.stdout) == (3, "done\nnext: mrrn second\n" if told else "done\n")
 
 
 def test_wrong_usage_is_exit_code_2() -> None:

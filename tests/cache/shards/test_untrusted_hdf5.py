@@ -5,6 +5,7 @@ Each is refused with an error that names the file, and nothing outside of the ca
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,13 @@ import h5py
 import numpy as np
 import pytest
 
-from tests.helpers.cache import filled_cache
-from tests.helpers.untrusted import TERA, Watch, assert_refused, smuggle
+from cache.common.errors import DamageError
+from cache.convert import convert
+from cache.shards.hdf5 import encode
+from cache.store import FeatureCache
+from cache.verify import verify
+from tests.helpers.cache import filled_cache, make_fingerprint
+from tests.helpers.untrusted import TERA, Watch, assert_refused, shard_data, smuggle, sql
 
 
 def h5(change: Callable[[h5py.File, Path], object]) -> Callable[[Path, Path], None]:
@@ -199,3 +205,19 @@ def test_a_reader_that_trusts_would_have_gone_outside(tmp_path: Path, outside: P
     with h5py.File(shard) as file:
         file["offsets"][...], file["low"][...]
     assert watch.touched()
+
+
+@pytest.mark.parametrize("notes", ["x", "[]", "[" * 100_000, "1" * 5000, '{"environment": "[1]"}'])
+def test_notes_that_are_no_notes_are_damage_and_nothing_is_adopted(tmp_path: Path, notes: str) -> None:
+    """Only what reads the notes finds it: whole shards with features stay readable."""
+    path = filled_cache(tmp_path / "c", 4).path
+    data = replace(shard_data(), notes=notes)
+    shard = smuggle(path, lambda shard: shard.write_bytes(encode(data)[""]))
+    sql(path, "UPDATE shards SET content = ?", data.index.content)
+    assert ["its notes are not those of this program" in finding.what for finding in verify(path)] == [True]
+    with FeatureCache.open(path) as cache, pytest.raises(DamageError, match=shard.name):
+        convert(cache, tmp_path / "target", "zarr")
+    sql(path, "UPDATE videos SET status = 'pending', shard = NULL, position = NULL, num_frames = 0")
+    sql(path, "DELETE FROM shards")
+    with FeatureCache.open_for_extraction(path, make_fingerprint()) as cache:
+        assert cache.video_ids == ()

@@ -118,6 +118,6 @@ def test_videos_of_another_recipe_are_made_again(work, tmp_path):
 
 def test_a_data_folder_of_the_users_own_is_refused_and_left_alone(tmp_path):
     (tmp_path / "mine").mkdir()
-    with pytest.raises(DatasetError, match="leave DATA="):
+    with pytest.raises(DatasetError, match="given by --data; leave that out"):
         load_dataset("demo", tmp_path / "mine", subset=False, work=tmp_path / "work")
     assert list((tmp_path / "mine").iterdir()) == []

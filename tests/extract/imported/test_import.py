@@ -105,6 +105,12 @@ def hdf5_datasets(source: Path) -> None:
             file.create_dataset(video, data=features_of(video), compression="gzip", shuffle=True)
 
 
+def hdf5_by_file_name(source: Path) -> None:
+    with h5py.File(source, "w") as file:
+        for video in IDS:
+            file[f"{video}.avi"] = features_of(video)
+
+
 def hdf5_groups(source: Path) -> None:
     with h5py.File(source, "w") as file:
         for video in IDS:
@@ -125,6 +131,7 @@ LAYOUTS: dict[str, tuple[Callable[[Path], None], str, tuple[str, ...]]] = {
     "video_features": (video_features, "in", ()),
     "one npz": (one_npz, "all.npz", ("--fps", "4")),
     "HDF5, an array per video": (hdf5_datasets, "all.h5", ("--fps", "4")),
+    "HDF5, an array per file": (hdf5_by_file_name, "all.h5", ("--fps", "4")),
     "HDF5, a group per video": (hdf5_groups, "all.hdf5", ("--fps", "4", "--array", "high=rgb", "--array", "mid=flow")),
     "HDF5, one video after the other": (hdf5_ragged, "all.h5", ()),
 }

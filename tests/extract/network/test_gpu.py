@@ -16,7 +16,7 @@ from extract.network.preprocess import crop_of, crop_views, resize
 from extract.network.weights import Weights, load_weights
 from extract.pipeline import VideoFeatures, extract_features
 from extract.settings import ExtractSettings
-from tests.helpers.devices import on_both, on_both_slowly, on_gpu
+from tests.helpers.devices import on_both, on_both_slowly, on_gpu, where_installed
 from tests.helpers.video import encode
 
 SETTINGS = ExtractSettings(weights="random:0", backbone="resnet18", precision="fp32", batch_frames=8, jobs=2)
@@ -146,7 +146,9 @@ def test_resized_frames_are_within_one_level_of_the_cpus(device, size):
 
 
 @on_both
-@pytest.mark.parametrize("backbone", ["resnet34", "resnet18", "timm:test_efficientnet", "timm:test_vit"])
+@pytest.mark.parametrize(
+    "backbone", ["resnet34", "resnet18", *where_installed("timm", "timm:test_efficientnet", "timm:test_vit")]
+)
 def test_some_levels_are_those_of_all_levels(device, backbone):
     """Which levels are kept changes none of them, on each backbone."""
     found = {}
