@@ -64,6 +64,7 @@ def test_the_doctor_writes_a_page_and_a_list_and_counts_the_suspects(workspace: 
     assert result.exit_code == 0, result.output
     assert "tiny, split 1: 24 videos of 12 groups; findings: " in result.output
     assert "  100.0 % of 6 test videos (61.0 to 100.0)" in result.output
+    assert "! The backbone was never trained (random:0)" in result.output
     written = {path.name for path in workspace.report("tiny", 1).iterdir()}
     assert written == {"doctor.html", "doctor.csv"}
     missing = CliRunner().invoke(main, ["doctor", "--work", str(workspace.root), "--dataset", "tiny", "--split", "2"])
