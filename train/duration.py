@@ -18,7 +18,7 @@ PROBE_SECONDS = 0.2
 ABOVE_PRODUCTS = 1.5
 """A step's time by that of its products alone, for large heads."""
 
-STEP_SECONDS = {"cpu": 5e-3, "cuda": 1e-4}
+STEP_SECONDS = {"cpu": 10e-3, "cuda": 1e-4}
 """What a step takes beside its products, which decides for small heads."""
 
 LINEAR_SECONDS = 3.0
@@ -28,13 +28,13 @@ LINEAR_SECONDS = 3.0
 def expected_seconds(split: Split, configs: Iterable[RunConfig], device: torch.device) -> float:
     """Seconds to train all of `configs`, runs of `split`, one after the other or several at once."""
     flops, rest = 0.0, 0.0
-    counts: dict[tuple[bool, bool, int], int] = {}
+    counts: dict[tuple[bool, bool, int, ClipRule], int] = {}
     for config in configs:
         recipe = config.recipe
         if recipe.cell == LINEAR:
             rest += LINEAR_SECONDS
             continue
-        key = (config.holdout, config.watch, config.seed)
+        key = (config.holdout, config.watch, config.seed, recipe.clips)
         if key not in counts:
             learned, _ = split.learned_and_scored(holdout=config.holdout, seed=config.seed, watch=config.watch)
             counts[key] = sum(_clips(split, sample, recipe.clips) for sample in learned)
@@ -45,7 +45,10 @@ def expected_seconds(split: Split, configs: Iterable[RunConfig], device: torch.d
         per_row = 2 * 3 * (4 * recipe.hidden * sum(inputs) + recipe.hidden * len(config.classes))
         flops += steps * recipe.batch * recipe.clips.length * per_row
         rest += steps * STEP_SECONDS[device.type]
-    return ABOVE_PRODUCTS * flops / _flops_per_second(device) + rest if flops else rest
+    if not flops:
+        return rest
+    flops_per_second, slowed = _measured(device)
+    return ABOVE_PRODUCTS * flops / flops_per_second + rest * slowed
 
 
 def _clips(split: Split, sample: Sample, rule: ClipRule) -> int:
@@ -55,13 +58,14 @@ def _clips(split: Split, sample: Sample, rule: ClipRule) -> int:
     return len(rule.frames(split.cache.pts_seconds(sample.video)[frames.start : frames.stop]))
 
 
-def _flops_per_second(device: torch.device) -> float:
-    """Of products as a step of training has them."""
+def _measured(device: torch.device) -> tuple[float, float]:
+    """Operations a second in products as a step has them, and how far other work slows this processor down."""
     left, right = torch.ones(840, 1024, device=device), torch.ones(1024, 1024, device=device)
     for attempt in range(2):  # the first one warms up
-        count, started = 0, time.monotonic()
+        count, started, busy = 0, time.monotonic(), time.process_time()
         while time.monotonic() - started < PROBE_SECONDS * attempt or not count:
             (left @ right).sum().item()
             count += 1
-        seconds = time.monotonic() - started
-    return 2 * left.numel() * right.shape[1] * count / seconds
+        seconds, busy = time.monotonic() - started, time.process_time() - busy
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    return 2 * left.numel() * right.shape[1] * count / seconds, max(1.0, threads * seconds / max(busy, 1e-3))

@@ -165,7 +165,7 @@ class Head(nn.Module):
         self.attention = nn.Linear(width, 1) if pool == "attention" else None
         self.input_dropout = recipe.input_dropout
         self.shortcut: MomentShortcut | nn.Linear | None = None
-        if recipe.shortcut == "moments" and recipe.cell not in AVERAGING:
+        if recipe.shortcut == "moments" and recipe.cell != "linear":
             self.shortcut = MomentShortcut(channels, classes, recipe.input_dropout)
         elif recipe.shortcut == "mean" and recipe.cell not in AVERAGING:
             self.shortcut = nn.Linear(channels, classes, bias=False)

@@ -46,6 +46,9 @@ _ASKED_AT_A_TIME, _ASK_SECONDS = 16, 10.0
 
 _MOST_NS = (1 << 63) - 1
 
+_FAILURES = (OSError, HTTPException, ValueError)
+"""What requests raise; the last for addresses, also of redirections, that cannot be one."""
+
 _RESERVE_BYTES = 1 << 30
 """Left free on the disk of temporary files."""
 
@@ -189,7 +192,7 @@ def ask_servers(addresses: Mapping[str, str]) -> tuple[dict[str, FileState], dic
             if server not in buckets:
                 buckets[server] = Objects(Location(server, ""), RetryPolicy(seconds=_ASK_SECONDS))
             return _store_state(buckets[server].head(address.removeprefix(f"s3://{server}/")))
-        except (OSError, HTTPException, MrrnError) as error:
+        except (*_FAILURES, MrrnError) as error:
             if isinstance(error, HTTPError):
                 error.close()
             elif not isinstance(error, FileNotFoundError | DecodeError):
@@ -247,12 +250,12 @@ def _from_web(address: str, target: Path, most_bytes: int, seconds: float) -> Fi
         attempt += 1
         try:
             return _one_answer(address, target, most_bytes, deadline)
-        except (OSError, HTTPException) as error:
+        except _FAILURES as error:
             if isinstance(error, HTTPError):
                 error.close()
             last = attempt == RETRIES.attempts or time.monotonic() + pause > deadline
             refused_redirect = isinstance(error, HTTPError) and error.code < 400
-            if last or refused_redirect or is_final(error):
+            if last or refused_redirect or is_final(error) or isinstance(error, ValueError):
                 raise DecodeError(f"{address} cannot be fetched: {_error_text(error)}, {attempt} attempts") from error
         time.sleep(pause)
         pause *= 2

@@ -67,6 +67,8 @@ def _avi(descriptor: int, size: int) -> Iterator[str]:
 def _mov(descriptor: int, size: int) -> Iterator[str]:
     position = 0
     for _ in range(MOST_BOXES):
+        if position >= size:
+            return  # also behind what the system takes for a position
         header = os.pread(descriptor, 16, position)
         if len(header) < 8:
             return
@@ -111,7 +113,7 @@ def _flv(descriptor: int, size: int) -> Iterator[str]:
     start = head.find(_FLV_FILESIZE) + len(_FLV_FILESIZE)
     if start >= len(_FLV_FILESIZE) and start + 8 <= len(head):
         (declared,) = struct.unpack_from(">d", head, start)
-        if declared < 1 << 63:
+        if 0 < declared < 1 << 63:
             yield from _beyond("by its metadata it", int(declared), size)
 
 

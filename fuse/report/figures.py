@@ -111,11 +111,11 @@ def label(name: str, length: int = LABEL_LENGTH) -> str:
 
 
 def new_figure(width: float, height: float, title: str, notes: Sequence[str]) -> "Figure":
-    """An empty figure, `width` times `height` inches, with its heading and under it the notes."""
+    """An empty figure, `width` times `height` inches below its heading and the notes under that."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
     lines = [line for note in notes for line in textwrap.wrap(drawable(note), int(width * 13))]
+    figure = Figure(figsize=(width, height + 0.15 * len(lines)), layout="constrained")
     figure.suptitle("\n".join([title, *lines]), fontsize=9, x=0.01, ha="left")
     return figure
 

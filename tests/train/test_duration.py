@@ -20,6 +20,6 @@ def test_it_counts_the_clips_that_a_run_learns_from(tmp_path, monkeypatch, fps):
     split, cpu = open_split(Workspace(tmp_path), "tiny", 1), torch.device("cpu")
     recipe = replace(RECIPES["small"], epochs=1, min_steps=0, batch=1, hidden=4, clips=ClipRule(stride=4, fps=fps))
     config = split.config(level="low", pool="mean", seed=0, recipe=recipe, usual=recipe, holdout=False)
-    monkeypatch.setattr(duration, "_flops_per_second", lambda _: float("inf"))
+    monkeypatch.setattr(duration, "_measured", lambda _: (float("inf"), 1.0))
     steps = duration.expected_seconds(split, [config], cpu) / duration.STEP_SECONDS["cpu"]
     assert round(steps) == len(load_bank(split.cache, "low", split.training, recipe.clips, cpu))

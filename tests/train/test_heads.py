@@ -105,8 +105,9 @@ def test_moments_are_mean_deviation_step_and_slope():
     assert moments(x_TBC[:1]).tolist() == [[1.0, 5.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]]
 
 
-def test_a_shortcut_past_the_cell_sees_the_standardised_moments_of_raw_features():
-    head, x_TBC = make_head(shortcut="moments", inputs="standardised").eval(), 3 + 5 * torch.randn(7, 9, 6)
+@pytest.mark.parametrize("cell", ["sru", "mean"])
+def test_a_shortcut_past_the_cell_sees_the_standardised_moments_of_raw_features(cell):
+    head, x_TBC = make_head(cell, shortcut="moments", inputs="standardised").eval(), 3 + 5 * torch.randn(7, 9, 6)
     before_BK = head(x_TBC)
     moment_BM = moments(x_TBC)
     head.shortcut.standardise_by(moment_BM.double().mean(0), moment_BM.double().std(0, correction=0))

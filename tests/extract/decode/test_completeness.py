@@ -1,6 +1,7 @@
 """Files without their end are found; whole ones that differ from their header are not doubted."""
 
 import os
+import struct
 from pathlib import Path
 from random import Random
 
@@ -81,6 +82,21 @@ def test_any_bytes_have_an_answer(container: str, content: bytes) -> None:
         assert isinstance(missing_bytes(descriptor, container), str)
     finally:
         os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    ("container", "content"),
+    [
+        ("flv", b"FLV\x01\x05\x00\x08filesize\x00" + struct.pack(">d", float("-inf"))),
+        ("flv", b"FLV\x01\x05\x00\x08filesize\x00" + struct.pack(">d", float("nan"))),
+        ("mov", struct.pack(">I4sQ", 1, b"free", (1 << 64) - 1) + bytes(16)),
+        ("mov", struct.pack(">I4sQ", 1, b"free", (1 << 63) - 1) + bytes(16)),
+    ],
+)
+def test_absurd_lengths_have_an_answer(tmp_path: Path, container: str, content: bytes) -> None:
+    (tmp_path / "video").write_bytes(content)
+    with (tmp_path / "video").open("rb") as file:
+        assert missing_bytes(file.fileno(), container) == ""
 
 
 def test_doubt_comes_from_what_is_broken(whole: dict[str, Path], tmp_path: Path) -> None:
