@@ -198,7 +198,7 @@ def doctor(choose: Choose, clips: str | None, show: bool) -> None:
         from fuse.report.samples import sample_frames
         from fuse.results import evaluate, made_now
 
-        diagnosis = examine(cache, choice.split)
+        diagnosis, weights = examine(cache, choice.split), str(cache.fingerprint.identity.get("weights"))
     frames, frames_note = sample_frames(choice.workspace, choice.dataset, shown(diagnosis))
     diagnosis, parts, note = with_black(diagnosis, frames), [], ""
     try:
@@ -209,8 +209,11 @@ def doctor(choose: Choose, clips: str | None, show: bool) -> None:
         why = str(error).splitlines()[0].partition(";")[0]
         note = f"With trained heads this would say what the findings do to their accuracy. There are none: {why}."
     folder = choice.workspace.report(choice.dataset, choice.split)
-    publish(folder, diagnosis, parts, [each for each in (note, frames_note) if each], frames, made_now())
-    click.echo(f"{to_text(diagnosis, parts, note)}\n\npage: {folder / PAGE}\nlist: {folder / LIST}")
+    notes = [each for each in (note, frames_note) if each]
+    if weights.startswith("random:"):
+        notes.insert(0, f"The backbone was never trained ({weights}): what looks alike to it need not be alike.")
+    publish(folder, diagnosis, parts, notes, frames, made_now())
+    click.echo(f"{to_text(diagnosis, parts, notes)}\n\npage: {folder / PAGE}\nlist: {folder / LIST}")
     if show:
         _open(folder / PAGE)
 

@@ -4,7 +4,7 @@ Shapes: N samples with features, F frames, C channels of all levels together, K 
 """
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -40,6 +40,9 @@ DARK: Final = 32
 
 COMPARED_FRAMES: Final = 96
 """Frames of a video that are compared with those of another one, evenly spread."""
+
+CANDIDATES: Final = 64
+"""Copies of one video among which the one most like another is looked for."""
 
 _CHUNK: Final = 4096
 """Frames that are averaged at a time; bounds the memory."""
@@ -172,7 +175,7 @@ def _pairs(
     equal = [*seen.equal(numbers.tolist())]
     unique = np.setdiff1d(numbers, [pair.second for pair in equal])
 
-    @lru_cache(maxsize=256)
+    @lru_cache(maxsize=64)
     def frames(place: int) -> NDArray[np.float32]:
         sample = seen.samples[unique[place]]
         inside = cache.frames_of(sample)
@@ -203,31 +206,38 @@ def _shared(
     for number, root in enumerate(set_N.tolist()):
         members[root].append(number)
 
-    def nearest(number: int, others: Sequence[int]) -> tuple[int, float]:
-        """The one of `others` most like `number`, and how like it is."""
-        like = unit_NC[others] @ unit_NC[number]
-        return others[int(like.argmax())], min(float(like.max()), 1.0)
-
     def finding(kind: Kind, number: int, others: Sequence[int], advice: str) -> Suspicion:
-        other, score = nearest(number, others)
-        return Suspicion(kind=kind, sample=samples[number].id, other=samples[other].id, score=score, advice=advice)
+        """About `number` and the one of `others` most like it; `{}` in `advice` is that one's class."""
+        few = others[:CANDIDATES]
+        like = unit_NC[few] @ unit_NC[number]
+        other = samples[few[int(like.argmax())]]
+        said = advice.replace("{}", str(dataset.class_of(other)))
+        return Suspicion(
+            kind=kind, sample=samples[number].id, other=other.id, score=min(float(like.max()), 1.0), advice=said
+        )
 
     leaked = set()
     for copies in members.values():
-        learned = [each for each in copies if halves[each] == "train"]
-        usual, times = Counter(samples[each].label for each in copies).most_common(1)[0]
+        of_half: dict[Half, list[int]] = defaultdict(list)
+        of_label: dict[int, list[int]] = defaultdict(list)
         for number in copies:
-            if halves[number] == "test" and learned:
+            of_half[halves[number]].append(number)
+            if (label := samples[number].label) is not None:
+                of_label[label].append(number)
+        by_label = sorted(of_label.values(), key=len, reverse=True)
+        for number in copies:
+            if halves[number] == "test" and of_half["train"]:
                 leaked.add(number)
-                yield finding("leak", number, learned, "take one of the two out")
-            elif same := [each for each in copies if each < number and halves[each] == halves[number]]:
-                yield finding("copy", number, same, "take one of the two out: it counts twice")
-            others = [each for each in copies if samples[each].label != samples[number].label]
-            # Where no label is the usual one, each of them may be wrong.
-            if others and (samples[number].label != usual or 2 * times <= len(copies)):
-                there = samples[nearest(number, others)[0]]
-                named = f"{dataset.class_of(samples[number])} here, {dataset.class_of(there)} there"
-                yield finding("conflict", number, others, f"{named}: decide which is right")
+                yield finding("leak", number, of_half["train"], "take one of the two out")
+            elif number != of_half[halves[number]][0]:
+                yield finding("copy", number, of_half[halves[number]][:1], "take one of the two out: it counts twice")
+            if len(by_label) < 2 or samples[number].label is None:
+                continue
+            is_usual = samples[number].label == samples[by_label[0][0]].label
+            # Where no label has the majority, each of them may be wrong.
+            if not (is_usual and 2 * len(by_label[0]) > len(copies)):
+                here = dataset.class_of(samples[number])
+                yield finding("conflict", number, by_label[is_usual], f"{here} here, {{}} there: decide which is right")
     related = defaultdict(set)
     for pair in pairs:
         related[pair.first].add(pair.second)
@@ -237,7 +247,10 @@ def _shared(
         if halves[number] == "train":
             of_group[sample.group_name].append(number)
     for number, sample in enumerate(samples):
-        near = {*of_group[sample.group_name], *(each for each in related[number] if halves[each] == "train")}
+        near = {
+            *of_group[sample.group_name][:CANDIDATES],
+            *(each for each in related[number] if halves[each] == "train"),
+        }
         if halves[number] == "test" and number not in leaked and near:
             yield finding("recording", number, sorted(near), "give both one group, so that they share a half")
 
@@ -281,7 +294,6 @@ SUSPECTS: Final[Mapping[str, tuple[Kind, ...]]] = {
     "black, frozen or short {}": ("black", "frozen", "short"),
 }
 """Test samples that are counted apart: what they are called, and their findings."""
-
 
 OTHERS: Final = "others"
 """The test samples that are none of these."""

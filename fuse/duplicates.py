@@ -1,4 +1,4 @@
-"""Videos that are copies of one another, or parts of one recording, told by their features. Pure arrays, no I/O.
+"""Videos that are copies of one another, or parts of one recording, told by their features.
 
 Two videos are compared by the means of their frames, each channel in units of its deviation among all videos. Where
 these are near, the frames decide whether both show the same moments. Shapes: N videos, F frames, C channels of all
@@ -13,6 +13,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from cache.common.progress import progress
+
 NEAR: Final = 0.6
 """Similarity of means from which on frames are compared. Copies encoded anew and cropped or mirrored had 0.65 to 0.95;
 the nearest video of another recording has 0.46 in the median (docs/doctor.md)."""
@@ -23,6 +25,12 @@ ONE_RECORDING: Final = 0.85
 NEIGHBOURS: Final = 5
 """Nearest videos of other groups whose frames are compared."""
 
+STANDS_OUT: Final = 0.8
+"""Largest distance of a copy from its original, as a share of either one's distance from its third nearest group: where
+all videos of a class look alike, their likeness says little. Means as like as EQUAL need not stand out."""
+
+EQUAL: Final = 0.98
+
 IN_ORDER: Final = 0.94
 """Least correlation between the places of a copy's frames and those of the original's frames most like them."""
 
@@ -31,6 +39,9 @@ LIKE: Final = 0.2
 
 FEWEST_FRAMES: Final = 8
 """Frames below which their order says nothing: such videos are copies only if their features are equal."""
+
+_NEAREST: Final = 64
+"""Nearest videos that are looked through for three groups."""
 
 _ROWS: Final = 512
 """Videos compared with all others at a time; bounds the memory."""
@@ -105,20 +116,33 @@ def near_pairs(
 ) -> list[Pair]:
     """Pairs of different groups that are copies or parts of one recording: each video with its nearest NEIGHBOURS."""
     found: dict[tuple[int, int], float] = {}
-    neighbours = min(NEIGHBOURS, len(unit_NC))
+    # Similarity of the nearest video of the third group: what is usual among such videos.
+    usual_N = np.full(len(unit_NC), -1.0)
+    count = min(_NEAREST, len(unit_NC))
     for start in range(0, len(unit_NC), _ROWS):
         like_BN = unit_NC[start : start + _ROWS] @ unit_NC.T
         like_BN[group_N[start : start + _ROWS, None] == group_N] = -1
         for row in np.flatnonzero(like_BN.max(axis=1) >= NEAR).tolist():
-            for column in np.argpartition(-like_BN[row], neighbours - 1)[:neighbours].tolist():
-                if like_BN[row, column] >= NEAR:
-                    found[min(start + row, column), max(start + row, column)] = float(like_BN[row, column])
-    moments = {pair: same_moments(*pair) for pair in sorted(found)}
+            like_N = like_BN[row]
+            nearest = np.argpartition(-like_N, count - 1)[:count]
+            nearest = nearest[np.argsort(-like_N[nearest], kind="stable")]
+            places = np.sort(np.unique(group_N[nearest], return_index=True)[1])
+            usual_N[start + row] = like_N[nearest[places[2]]] if len(places) > 2 else -1
+            for column in nearest[:NEIGHBOURS].tolist():
+                if like_N[column] >= NEAR:
+                    found[min(start + row, column), max(start + row, column)] = float(like_N[column])
+    moments: dict[tuple[int, int], float] = {}
     # Other clips of the recording that a copy is of are like it too, but not as much.
     best: dict[tuple[int, int], float] = defaultdict(float)
-    for (one, other), like in moments.items():
-        for key in ((one, int(group_N[other])), (other, int(group_N[one]))):
-            best[key] = max(best[key], like)
+    with progress("comparing frames", len(found), "pairs") as bar:
+        for (one, other), similarity in sorted(found.items()):
+            usual = max(usual_N[one], usual_N[other])
+            stands_out = similarity >= EQUAL or 1 - similarity <= STANDS_OUT**2 * (1 - usual)
+            like = same_moments(one, other) if stands_out else 0.0
+            moments[one, other] = like
+            for key in ((one, int(group_N[other])), (other, int(group_N[one]))):
+                best[key] = max(best[key], like)
+            bar.update(len(moments))
     pairs = []
     for (one, other), like in moments.items():
         most_like = like == best[one, int(group_N[other])] == best[other, int(group_N[one])]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from cache.aggregate import align
 from cache.common.console import NameChoice, choose_dataset, dataset_option, work_option
-from cache.common.errors import ScoreError
+from cache.common.errors import MrrnError, ScoreError
 from cache.common.files import read_bounded
 from cache.common.text import some
 from cache.common.workspace import Workspace
@@ -210,6 +210,10 @@ def read_scored_cache(workspace: Workspace, dataset: str) -> ScoredCache:
         have = tuple(each for each, count in frames.items() if count)
         lacking = samples.keys() - have
         outcomes = [outcome for outcome in cache.ledger.outcomes() if outcome.num_frames]
+        try:
+            contents = cache.contents()
+        except (MrrnError, OSError):
+            contents = {}  # the scores are at hand, whatever became of the shards
         return ScoredCache(
             dataset=cache.dataset,
             identity=cache.fingerprint.identity,
@@ -221,7 +225,7 @@ def read_scored_cache(workspace: Workspace, dataset: str) -> ScoredCache:
             },
             settings=dict(cache.settings),
             frames={each: frames[each] for each in have},
-            contents=cache.contents(),
+            contents=contents,
             cost={
                 "videos": len(outcomes),
                 "frames": sum(outcome.num_frames for outcome in outcomes),

@@ -370,7 +370,7 @@ def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, devic
         right_N = correct(probabilities, labels)
         right, total, macro = int(right_N.sum()), len(labels), macro_accuracy(right_N, labels, len(config.classes))
         half = "held-out" if config.holdout else "test"
-        classes_alike = "" if f"{macro:.3f}" == f"{right / total:.3f}" else f"; macro {macro:.1%}"
+        classes_alike = "" if f"{macro:.3f}" == f"{right / total:.3f}" else f"; macro {100 * macro:.1f} %"
         say(
             f"{_title(config)}: {right:,} of {total:,} {half} {noun} right "
             f"({accuracy_text(right, total)}{classes_alike}{_against_baseline(config, right, workspace)})"

@@ -129,7 +129,7 @@ def doctor_page(
     )
 
 
-def to_text(diagnosis: Diagnosis, parts: Sequence[Portion], note: str) -> str:
+def to_text(diagnosis: Diagnosis, parts: Sequence[Portion], notes: Sequence[str]) -> str:
     """A summary of at most 80 columns."""
     noun = diagnosis.dataset.noun
     lines = [
@@ -150,7 +150,7 @@ def to_text(diagnosis: Diagnosis, parts: Sequence[Portion], note: str) -> str:
     for part in parts:
         interval = f"{percent(part.interval.low)} to {percent(part.interval.high)}"
         lines.append(f"  {percent(part.accuracy):>5} % of {part.videos:,} {part.name} ({interval})")
-    return "\n".join([*lines, *([wrapped(note, "  ")] if note else [])])
+    return "\n".join([*lines, *(wrapped(f"! {visible(note)}", "  ") for note in notes)])
 
 
 def _example(finding: Suspicion) -> str:

@@ -65,3 +65,16 @@ def test_a_gpus_claims_grow_to_half_a_minutes_work_at_most(tmp_path, monkeypatch
     assert max(sizes[:first_slow]) / rate <= 2 * GROW_BELOW_SECONDS
     assert max(sizes[:first_slow]) > 4 * smallest
     assert sizes[-1] / (rate / 10) <= 2 * GROW_BELOW_SECONDS
+
+
+@pytest.mark.parametrize("owner", ["another-1", None])
+def test_it_says_for_whom_it_waits_unless_it_is_itself(tmp_path, monkeypatch, owner):
+    said: list[str] = []
+    with (
+        make_cache(tmp_path / "cache", 4) as cache,
+        ClaimQueue(cache, {}, make_fingerprint(), device="cpu", say=said.append) as queue,
+    ):
+        held = cache.ledger.claim(owner or this_process(), 4, 120)
+        monkeypatch.setattr("extract.claims.time.sleep", lambda _: cache.ledger.release(held))
+        assert queue.wait_for_claim().videos == held.videos
+    assert [text.split(" (")[0] for text in said] == (["4 videos are with other extractors"] if owner else [])

@@ -57,6 +57,12 @@ def test_it_prints_the_table_and_writes_the_report(workspace: Workspace, monkeyp
     assert set(promised.split()) <= written
     assert json.loads((folder / "results.json").read_text())["accuracy"]["fused"] == 1.0
     assert not [name for name in written if name.startswith(".tmp")]
+    assert json.loads((folder / "results.json").read_text())["doctor"] == {"test_copies_of_training": 0}
+    for shard in (workspace.cache("tiny") / "shards").iterdir():
+        shard.unlink()
+    result = fuse(workspace)
+    assert result.exit_code == 0, result.output
+    assert json.loads((folder / "results.json").read_text())["doctor"] is None
 
 
 def test_the_doctor_writes_a_page_and_a_list_and_counts_the_suspects(workspace: Workspace) -> None:
@@ -64,6 +70,7 @@ def test_the_doctor_writes_a_page_and_a_list_and_counts_the_suspects(workspace: 
     assert result.exit_code == 0, result.output
     assert "tiny, split 1: 24 videos of 12 groups; findings: " in result.output
     assert "  100.0 % of 6 test videos (61.0 to 100.0)" in result.output
+    assert "! The backbone was never trained (random:0)" in result.output
     written = {path.name for path in workspace.report("tiny", 1).iterdir()}
     assert written == {"doctor.html", "doctor.csv"}
     missing = CliRunner().invoke(main, ["doctor", "--work", str(workspace.root), "--dataset", "tiny", "--split", "2"])

@@ -11,6 +11,7 @@ from cache.dataset import Dataset, Half, Sample
 from cache.fingerprint import CHANNELS, Level
 from cache.store import FeatureCache
 from fuse.doctor import Diagnosis, examine, portions, with_black
+from fuse.duplicates import ONE_RECORDING, near_pairs
 from fuse.labels import alike_classes, doubts
 from fuse.report.findings import doctor_page, shown, table, to_text
 from fuse.report.tables import to_csv
@@ -100,6 +101,20 @@ def test_other_clips_of_a_recording_are_no_copies(planted: Diagnosis) -> None:
     assert found == dict.fromkeys(("row/row3_g03_c2", "row/row3_g03_c3"), MOVED)
 
 
+def test_likeness_says_little_where_all_look_alike() -> None:
+    def units(noise: float) -> NDArray[np.float32]:
+        vectors_NC = np.random.default_rng(0).normal(size=(6, 64)) * noise
+        vectors_NC[:, 0] += 1
+        return (vectors_NC / np.linalg.norm(vectors_NC, axis=1, keepdims=True)).astype(np.float32)
+
+    alike_NC, groups = units(0.06), np.arange(6)
+    assert (alike_NC @ alike_NC.T).min() > ONE_RECORDING - 0.15
+    assert not any(pair.copy for pair in near_pairs(alike_NC, groups, lambda one, other: 1.0))
+    alike_NC[5] = alike_NC[0]
+    copies = [pair for pair in near_pairs(alike_NC, groups, lambda one, other: 1.0) if pair.copy]
+    assert [(pair.first, pair.second) for pair in copies] == [(0, 5)]
+
+
 def test_copies_with_two_labels_are_both_in_doubt(planted: Diagnosis) -> None:
     one, other = "juggle/new", "juggle/juggle2_g02_c2"
     assert of_kind(planted, "conflict") == {one: other, other: one}
@@ -126,7 +141,7 @@ def test_a_healthy_dataset_has_no_findings(tmp_path: Path) -> None:
     assert not found.findings
     assert not found.alike
     assert (found.samples, found.groups, found.judged) == (72, 24, 72)
-    assert "findings: 0" in to_text(found, [], "")
+    assert "findings: 0" in to_text(found, [], [])
 
 
 def test_doubts_are_as_large_as_the_share_of_wrong_labels() -> None:
@@ -197,7 +212,7 @@ def test_names_from_outside_stay_text(planted: Diagnosis) -> None:
         assert "<script" not in text
     assert tags_of(wild).tags == tags_of(tame).tags
     assert tags_of(wild).attributes == tags_of(tame).attributes
-    assert "\u202e" not in wild + to_text(renamed(list(HOSTILE)), [], "")
+    assert "\u202e" not in wild + to_text(renamed(list(HOSTILE)), [], [])
     rows = to_csv(table(renamed(["=1+1", "@sum", "-2", "+3", "e", "f", "g", "h"]))).splitlines()
     assert rows[0] == "video,finding,other_video,score,suggestion"
     assert rows[1].startswith("'=1+1,leak,")
@@ -205,7 +220,7 @@ def test_names_from_outside_stay_text(planted: Diagnosis) -> None:
 
 
 def test_the_terminal_has_80_columns(planted: Diagnosis) -> None:
-    text = to_text(planted, [], "")
+    text = to_text(planted, [], ["a note " * 20])
     assert max(map(len, text.splitlines())) <= 80
     assert "  3  test videos that are copies of training videos" in text
     assert set(shown(planted)) >= {"dive/new", "dive/dive1_g01_c1"}

@@ -1,5 +1,7 @@
 """`mrrn cache import`: features of other programs in each layout, those that are wrong or hostile, and continuing."""
 
+import os
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -408,6 +410,19 @@ def test_nothing_is_followed(tmp_path: Path, spoil: Callable[[h5py.File, Path], 
     assert done.exit_code == (1 if "link" in ELSEWHERE[spoil] or spoil is circle else 3), done.output
     assert f"{tmp_path / 'all.h5'}" in done.output
     assert ELSEWHERE[spoil] in done.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", [(time.sleep, 600), (os.abort,)])
+def test_hdf5_that_hangs_or_crashes_is_ended(call: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    child = arrays._Child()
+    assert child.call(len, "four") == 4
+    monkeypatch.setattr(arrays, "HDF5_SECONDS", 1.0)
+    with pytest.raises(ValueError, match="does not come to its end within 1 s, or crashes"):
+        child.call(*call)
+    monkeypatch.setattr(arrays, "HDF5_SECONDS", 300.0)
+    assert child.call(len, "four") == 4
+    child.pool.terminate()
 
 
 def test_links_to_other_folders_are_not_followed(tmp_path: Path) -> None:
