@@ -107,6 +107,8 @@ def examine(cache: FeatureCache, split: int) -> Diagnosis:
     dataset = cache.dataset
     seen, widths = _read(cache), [cache.widths[level] for level in cache.levels]
     still_N = Space.of(seen.mean_NC, seen.variance_NC, widths).motion(seen.variance_NC) < FROZEN
+    # One frame cannot move: an image, or another program's single vector for a video.
+    still_N &= seen.frames_N > 1
     moving = np.flatnonzero(~still_N)
     chosen = moving if 0 < len(moving) < len(still_N) else slice(None)
     space = Space.of(seen.mean_NC[chosen], seen.variance_NC[chosen], widths)
@@ -127,7 +129,7 @@ def examine(cache: FeatureCache, split: int) -> Diagnosis:
     findings = [
         *_shared(seen.samples, space.directions(seen.mean_NC), pairs, split, dataset),
         *_mislabelled(seen.samples, by_sample_NK, label_N, dataset),
-        *_poor(seen, space.motion(seen.variance_NC), still_N),
+        *_poor(seen, space.motion(seen.variance_NC), still_N, least=0 if cache.imported else FEW_FRAMES),
     ]
     return Diagnosis(
         dataset=dataset,
@@ -265,13 +267,15 @@ def _mislabelled(
         yield Suspicion(kind="label", sample=samples[number].id, score=float(doubt_N[number]), advice=advice)
 
 
-def _poor(seen: _Means, motion_N: NDArray[np.float32], still_N: NDArray[np.bool_]) -> Iterator[Suspicion]:
-    """Videos that show nothing, or next to nothing."""
+def _poor(
+    seen: _Means, motion_N: NDArray[np.float32], still_N: NDArray[np.bool_], *, least: int
+) -> Iterator[Suspicion]:
+    """Videos that show nothing, or have fewer than `least` frames: an imported feature may be of many pictures."""
     for sample, frames, motion, still in zip(seen.samples, seen.frames_N, motion_N, still_N, strict=True):
         if still:
             advice = "one picture all along: watch it"
             yield Suspicion(kind="frozen", sample=sample.id, score=float(motion), advice=advice)
-        if frames < FEW_FRAMES:
+        if frames < least:
             yield Suspicion(kind="short", sample=sample.id, score=int(frames), advice="check the file")
 
 

@@ -182,6 +182,10 @@ def test_one_vector_for_a_video_needs_no_times(tmp_path: Path) -> None:
     assert import_(tmp_path / "in").exit_code == 0
     with imported(tmp_path / "in") as cache:
         assert {cache.num_frames(video) for video in IDS} == {1}
+    examined = mrrn(fuse_main, tmp_path, "doctor")
+    assert "8 videos of 8 groups" in examined.output
+    assert "frozen" not in examined.output
+    assert "few frames" not in examined.output
 
 
 # -- what follows ------------------------------------------------------------------------------------------------------
