@@ -302,7 +302,8 @@ class FeatureCache:
         for view in views:
             if not 0 <= view < len(self.views):
                 raise CacheError(
-                    f"the cache {self.path} has {len(self.views)} views, {', '.join(self.views)}; got {view}"
+                    f"the cache {self.path} has no view {view}; it has "
+                    + ", ".join(f"{number} ({name})" for number, name in enumerate(self.views))
                 )
 
     # -- write --------------------------------------------------------------------------------------------------------

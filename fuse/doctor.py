@@ -269,7 +269,7 @@ def _mislabelled(
 def _poor(seen: _Means, motion_N: NDArray[np.float32], still_N: NDArray[np.bool_]) -> Iterator[Suspicion]:
     """Videos that show nothing, or next to nothing."""
     for sample, frames, motion, still in zip(seen.samples, seen.frames_N, motion_N, still_N, strict=True):
-        if still:
+        if still and frames > 1:
             advice = "one picture all along: watch it"
             yield Suspicion(kind="frozen", sample=sample.id, score=float(motion), advice=advice)
         if frames < FEW_FRAMES:
