@@ -378,6 +378,14 @@ def test_a_bomb_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "declares 1,600,000 bytes; expected 1 to 1,048,576" in import_(tmp_path / "all.npz", "--fps", "4").output
 
 
+def test_the_list_of_an_archive_of_all_videos_is_read_once(tmp_path: Path) -> None:
+    one_npz(tmp_path / "all.npz")
+    arrays._archive.cache_clear()
+    found, _ = arrays.find_arrays(tmp_path / "all.npz")
+    assert all(np.array_equal(found[video].read(), features_of(video)) for video in IDS)
+    assert arrays._archive.cache_info().misses == 1
+
+
 # -- HDF5 that leads elsewhere -----------------------------------------------------------------------------------------
 
 
