@@ -3,6 +3,7 @@
 Found first by name alone, then read one by one, after their declared type and size were checked.
 """
 
+import lzma
 import os
 import signal
 import tokenize
@@ -33,7 +34,7 @@ _SAFE_FILTERS: Final = frozenset((1, 2, 3, 4, 5, 6, 32000))
 
 _UNREADABLE: Final = (
     *(OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, MemoryError, RecursionError),
-    *(zipfile.BadZipFile, zlib.error, OverflowError, SyntaxError, tokenize.TokenError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, OverflowError, SyntaxError, tokenize.TokenError),
 )
 """What numpy, zipfile and h5py raise for files that are not what they should be."""
 
