@@ -31,6 +31,7 @@ from torch import nn
 from benchmarks.plain import PlainClips, PlainLSTM, TakeSteps, batches, plain_loop, write_plain_file
 from benchmarks.random_features import NAME, make_cache
 from benchmarks.turns import machine, take_turns
+from cache.common.device import multiplies_bf16
 from cache.common.files import write_json_durably
 from cache.common.workspace import Workspace
 from cache.fingerprint import LEVELS, Level
@@ -199,6 +200,8 @@ def main(
     """Time training at a dataset's real size against a plain loop."""
     where = choose_device(device)
     name, chosen = machine(where), with_overrides(RECIPES[recipe], precision=precision)
+    if chosen.precision == "auto":
+        chosen = with_overrides(chosen, precision="bf16" if multiplies_bf16(str(where)) else "fp32")
     click.echo(f"{name}, torch {torch.__version__}, recipe {recipe}, {chosen.precision}")
     workspace = Workspace(scratch / f"every{every}" if every else scratch)
     make_cache(counts, workspace, every)

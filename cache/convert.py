@@ -39,8 +39,9 @@ def copy_all(source: FeatureCache, made: FeatureCache) -> None:
     # What is extracted while this goes on is left to the next time.
     wanted = {outcome.video_id: outcome for outcome in source.ledger.outcomes() if outcome.status != "pending"}
     _forget_changed(source, made, wanted)
-    if there := sum(outcome.status != "pending" for outcome in made.ledger.outcomes()):
-        say(f"going on: {there:,} of {len(wanted):,} videos are in {made.path}")
+    there = sum(outcome.status != "pending" for outcome in made.ledger.outcomes())
+    if 0 < there < len(wanted):
+        say(f"going on: {there:,} of {len(wanted):,} videos are in {made.storage.address or made.path}")
     claim = made.ledger.claim(this_process(), _EVERYTHING, LEASE_SECONDS)
     if claim is not None:
         _fill(source, made, claim, wanted)

@@ -251,8 +251,9 @@ class Ledger(Database):
             self.check_claim(connection, claim)
             # Always another value, also while the clock stands still or was set back to the moment of the last renewal.
             connection.execute(
-                "UPDATE claims SET expires = CASE WHEN expires = ?1 THEN ?1 + 0.001 ELSE ?1 END WHERE token = ?2",
-                (time.time() + lease_seconds, claim.token),
+                "UPDATE claims SET expires = CASE WHEN expires = :then THEN :then + 0.001 ELSE :then END"
+                " WHERE token = :token",
+                {"then": time.time() + lease_seconds, "token": claim.token},
             )
 
     def release(self, claim: Claim) -> None:
@@ -373,9 +374,9 @@ class Ledger(Database):
         """Record the files of videos as they are, or were extracted."""
         connection.execute(_FILES)
         connection.executemany(
-            "INSERT INTO files (id, size, modified_ns, hash, first_hash) VALUES (?1, ?2, ?3, ?4, ?4) ON CONFLICT (id)"
+            "INSERT INTO files (id, size, modified_ns, hash, first_hash) VALUES (?, ?, ?, ?, ?) ON CONFLICT (id)"
             " DO UPDATE SET size = excluded.size, modified_ns = excluded.modified_ns, hash = excluded.hash",
-            [(video_id, each.size, each.modified_ns, each.hash) for video_id, each in files.items()],
+            [(video_id, each.size, each.modified_ns, each.hash, each.hash) for video_id, each in files.items()],
         )
 
     def requeue(

@@ -13,7 +13,7 @@ from cache.common.interrupts import done_so_far
 from cache.common.progress import duration
 from cache.common.text import some, visible
 from cache.common.workspace import Workspace
-from cache.fingerprint import JSON
+from cache.fingerprint import JSON, LEVELS
 from cache.ledger import Status
 from cache.remote.address import WebAddress
 from cache.remote.attachment import dataset_name
@@ -67,8 +67,14 @@ def run(workspace: Workspace, dataset: str | None, given: Mapping[str, JSON], op
         more = [f"  and {len(lines) - LISTED} more spans"] if len(lines) > LISTED else []
         for line in [*lines[:LISTED], *more]:
             say(line)
-        say_next(advised("train", workspace, dataset=name), "extract")
+        advise_training(workspace, name, cache)
         return FINISHED_WITH_FAILURES if empty_spans or cache.ledger.counts()["failed"] else 0
+
+
+def advise_training(workspace: Workspace, name: str, cache: FeatureCache) -> None:
+    """Say which command comes next."""
+    one = {} if len(cache.levels) == len(LEVELS) else {"level": cache.levels[-1]}
+    say_next(advised("train", workspace, dataset=name, **one), "extract")
 
 
 def _with_sources(error: FingerprintError, given: Mapping[str, JSON]) -> FingerprintError:

@@ -7,7 +7,6 @@ with everything decided for one device. `OneTimeOptions` holds what the cache do
 """
 
 import os
-import platform
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from importlib import metadata
@@ -19,7 +18,7 @@ import msgspec
 
 from cache.common.commands import source_of
 from cache.common.console import NameChoice
-from cache.common.device import find_device
+from cache.common.device import find_device, multiplies_bf16
 from cache.common.errors import CacheError, MrrnError
 from cache.fingerprint import (
     CENTER_VIEW,
@@ -451,11 +450,7 @@ def default_precision(device: str) -> Precision:
     """fp16 on a GPU, bf16 on a CPU that multiplies it, else fp32; `extract.network.backbones` says why."""
     if device.startswith("cuda"):
         return "fp16"
-    import torch
-
-    # oneDNN also calls bf16 supported where AVX-512 has to emulate it, at a fifth of fp32's rate.
-    emulated = platform.machine() == "x86_64" and not torch.cpu._is_avx512_bf16_supported()
-    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() and not emulated else "fp32"
+    return "bf16" if multiplies_bf16(device) else "fp32"
 
 
 def default_jobs(device: str) -> int:

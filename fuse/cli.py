@@ -27,7 +27,7 @@ from cache.common.console import (
     work_option,
 )
 from cache.common.device import check_device
-from cache.common.errors import DecodeError, MrrnError, ScoreError, TrainingError
+from cache.common.errors import CacheError, DecodeError, MrrnError, ScoreError, TrainingError
 from cache.common.files import write_bytes_durably
 from cache.common.interrupts import done_so_far
 from cache.common.progress import progress
@@ -205,7 +205,7 @@ def doctor(choose: Choose, clips: str | None, show: bool) -> None:
         cached = read_scored_cache(choice.workspace, choice.dataset)
         parts = portions(evaluate(read_levels(choice), cached, choice.split), diagnosis)
         note = "" if parts[-1].name == OTHERS else f"There is a finding about every test {cached.dataset.noun[:-1]}."
-    except (ScoreError, TrainingError) as error:
+    except (CacheError, ScoreError, TrainingError) as error:
         why = str(error).splitlines()[0].partition(";")[0]
         note = f"With trained heads this would say what the findings do to their accuracy. There are none: {why}."
     folder = choice.workspace.report(choice.dataset, choice.split)

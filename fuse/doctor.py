@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from cache.common.progress import progress
 from cache.dataset import Dataset, Half, Sample
-from cache.fingerprint import LEVELS
 from cache.store import FeatureCache
 from fuse.duplicates import Pair, Space, joined, near_pairs
 from fuse.labels import AlikeClasses, alike_classes, doubts, held_out
@@ -106,8 +105,10 @@ class _Means:
 def examine(cache: FeatureCache, split: int) -> Diagnosis:
     """Examine all samples that have features, in the center view."""
     dataset = cache.dataset
-    seen, widths = _read(cache), [cache.widths[level] for level in LEVELS]
+    seen, widths = _read(cache), [cache.widths[level] for level in cache.levels]
     still_N = Space.of(seen.mean_NC, seen.variance_NC, widths).motion(seen.variance_NC) < FROZEN
+    # One frame cannot move: an image, or another program's single vector for a video.
+    still_N &= seen.frames_N > 1
     moving = np.flatnonzero(~still_N)
     chosen = moving if 0 < len(moving) < len(still_N) else slice(None)
     space = Space.of(seen.mean_NC[chosen], seen.variance_NC[chosen], widths)
@@ -117,7 +118,7 @@ def examine(cache: FeatureCache, split: int) -> Diagnosis:
     label_N[still_N] = -1
     first = np.unique(group_N, return_index=True)[1]
     related = [(pair.first, pair.second) for pair in pairs] + list(enumerate(first[group_N].tolist()))
-    levels = dict(zip(LEVELS, np.split(seen.mean_NC, np.cumsum(widths)[:-1], axis=1), strict=True))
+    levels = dict(zip(cache.levels, np.split(seen.mean_NC, np.cumsum(widths)[:-1], axis=1), strict=True))
     # What is known of other clips of the same recording tells best whether one label is wrong; classes are compared
     # without it.
     alone = np.random.default_rng(0).permutation(len(label_N))
@@ -128,7 +129,7 @@ def examine(cache: FeatureCache, split: int) -> Diagnosis:
     findings = [
         *_shared(seen.samples, space.directions(seen.mean_NC), pairs, split, dataset),
         *_mislabelled(seen.samples, by_sample_NK, label_N, dataset),
-        *_poor(seen, space.motion(seen.variance_NC), still_N),
+        *_poor(seen, space.motion(seen.variance_NC), still_N, least=0 if cache.imported else FEW_FRAMES),
     ]
     return Diagnosis(
         dataset=dataset,
@@ -144,11 +145,11 @@ def examine(cache: FeatureCache, split: int) -> Diagnosis:
 def _read(cache: FeatureCache) -> _Means:
     """Means and variances of the samples' frames."""
     samples = tuple(each for each in cache.dataset.samples if cache.frames_of(each))
-    mean_NC, variance_NC = np.empty((2, len(samples), sum(cache.widths[level] for level in LEVELS)), np.float32)
+    mean_NC, variance_NC = np.empty((2, len(samples), sum(cache.widths.values())), np.float32)
     with progress("reading features", len(samples), cache.dataset.noun) as bar:
         for number, sample in enumerate(samples):
             inside = cache.frames_of(sample)
-            moments = [_moments(cache.features(sample.video, lv, 0, inside.start, inside.stop)) for lv in LEVELS]
+            moments = [_moments(cache.features(sample.video, lv, 0, inside.start, inside.stop)) for lv in cache.levels]
             mean_NC[number], variance_NC[number] = map(np.concatenate, zip(*moments, strict=True))
             bar.update(number + 1)
     frames_N = np.array([len(cache.frames_of(each)) for each in samples], dtype=np.int64)
@@ -180,7 +181,7 @@ def _pairs(
         sample = seen.samples[unique[place]]
         inside = cache.frames_of(sample)
         chosen = np.unique(np.linspace(0, len(inside) - 1, COMPARED_FRAMES).round().astype(np.int64))
-        levels = (cache.features(sample.video, level, 0, inside.start, inside.stop)[chosen] for level in LEVELS)
+        levels = (cache.features(sample.video, level, 0, inside.start, inside.stop)[chosen] for level in cache.levels)
         return np.concatenate([each.astype(np.float32) for each in levels], axis=1)
 
     near = near_pairs(
@@ -266,13 +267,15 @@ def _mislabelled(
         yield Suspicion(kind="label", sample=samples[number].id, score=float(doubt_N[number]), advice=advice)
 
 
-def _poor(seen: _Means, motion_N: NDArray[np.float32], still_N: NDArray[np.bool_]) -> Iterator[Suspicion]:
-    """Videos that show nothing, or next to nothing."""
+def _poor(
+    seen: _Means, motion_N: NDArray[np.float32], still_N: NDArray[np.bool_], *, least: int
+) -> Iterator[Suspicion]:
+    """Videos that show nothing, or have fewer than `least` frames: an imported feature may be of many pictures."""
     for sample, frames, motion, still in zip(seen.samples, seen.frames_N, motion_N, still_N, strict=True):
         if still and frames > 1:
             advice = "one picture all along: watch it"
             yield Suspicion(kind="frozen", sample=sample.id, score=float(motion), advice=advice)
-        if frames < FEW_FRAMES:
+        if frames < least:
             yield Suspicion(kind="short", sample=sample.id, score=int(frames), advice="check the file")
 
 

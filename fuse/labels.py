@@ -51,7 +51,9 @@ def held_out(
                     with one_thread(if_small=mean_NC.size * classes):
                         levels[level][held_N] = _predicted(mean_NC, label_N, learned_N, held_N, classes)
                 bar.update(len(levels) * FIFTHS - FIFTHS + fold + 1)
-    fused_NK = fuse_levels(levels, PAPER_WEIGHTS)
+    # A cache of another program's features may have some of the levels.
+    total = sum(PAPER_WEIGHTS[level] for level in levels)
+    fused_NK = fuse_levels(levels, {level: PAPER_WEIGHTS[level] / total for level in levels})
     own_N = np.take_along_axis(fused_NK, np.maximum(label_N, 0)[:, None], axis=1)[:, 0]
     fused_NK[(label_N < 0) | ~(own_N > 0)] = np.nan
     return fused_NK

@@ -26,14 +26,22 @@ from cache.common.console import (
     say_time,
     work_option,
 )
-from cache.common.device import check_device
+from cache.common.device import check_device, multiplies_bf16
 from cache.common.errors import TrainingError
 from cache.common.files import write_bytes_durably
 from cache.common.progress import about, duration
 from cache.common.workspace import Workspace
 from cache.fingerprint import LEVELS, Level
 from cache.scores import read_scores
-from train.config import RunConfig, baseline_of, is_another, state_of, with_recorded_recipe
+from train.config import (
+    RunConfig,
+    baseline_of,
+    is_another,
+    read_config,
+    state_of,
+    with_decided_precision,
+    with_recorded_recipe,
+)
 from train.recipes import KNOBS, LINEAR, POOLS, RECIPES, RETIRED, Pool, with_overrides
 from train.split import Split, open_split
 from train.sweep.grid import AXES, TABLES, parse_axis
@@ -171,7 +179,8 @@ def main(
     ]
     if not fresh and overrides["clips"] is None:
         configs = [with_recorded_recipe(config, workspace, asked=recipe is not None) for config in configs]
-    if configs[0].recipe.to_json() | {"summary": "", "clips": ""} != chosen.to_json() | {"summary": "", "clips": ""}:
+    apart = dict.fromkeys(("summary", "clips", "precision"))
+    if configs[0].recipe.to_json() | apart != chosen.to_json() | apart:
         say(f"recipe {configs[0].recipe.name} as it was when these runs were begun; --fresh takes today's")
     say(f"clips: {configs[0].clips.words}")
     if chosen.cell != "linear":
@@ -348,7 +357,7 @@ def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, devic
     say(
         f"train {', '.join(map(_title, configs))} on {where}: {configs[0].videos['training']:,} {noun} "
         f"of {split.dataset.name}, split {split.number}, seed {configs[0].seed}, backbone weights {configs[0].weights}"
-        f"; {time_needed}"
+        f"{_products(configs[-1], workspace, str(where), fresh)}; {time_needed}"
     )
     for note in split.dataset.one_sided_notes(split.number):
         say(note)
@@ -379,6 +388,19 @@ def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, devic
     if left_out:
         say(f"! {left_out}")
     say_time(f"{len(configs)} runs in {duration(time.monotonic() - started)}: {configs[0].folder(workspace).parent}")
+
+
+def _products(config: RunConfig, workspace: Workspace, device: str, fresh: bool) -> str:
+    """In which precision a head's products are computed, and why if the device decides that; empty for `linear`."""
+    folder = config.folder(workspace)
+    if config.recipe.cell == "linear":
+        return ""
+    if config.recipe.precision != "auto" or (not fresh and read_config(folder)):
+        return f"; products in {with_decided_precision(config, folder, device).recipe.precision}"
+    name = "GPU" if device.startswith("cuda") else "processor"
+    if multiplies_bf16(device):
+        return f"; products in bf16, which this {name} multiplies"
+    return f"; products in fp32: this {name} does not multiply bf16"
 
 
 def _title(config: RunConfig) -> str:

@@ -12,6 +12,7 @@ import msgspec
 
 from cache.clips import ClipRule
 from cache.common.console import say
+from cache.common.device import multiplies_bf16
 from cache.common.errors import TrainingError
 from cache.common.files import read_json_and_seal, write_sealed_json
 from cache.common.text import visible
@@ -131,6 +132,9 @@ class RunConfig:
         for value in (mine, theirs):
             # A reworded summary does not make another recipe.
             del value["recipe"]["summary"]
+        if "auto" in (self.recipe.precision, other.recipe.precision):
+            # A run keeps the precision that it was begun with, wherever it goes on.
+            del mine["recipe"]["precision"], theirs["recipe"]["precision"]
         return [_difference(name, mine[name], theirs[name]) for name in _IDENTITY if mine[name] != theirs[name]]
 
 
@@ -251,6 +255,15 @@ def with_recorded_recipe(config: RunConfig, workspace: Workspace, *, asked: bool
         if found and (not asked or config.recipe.name in (name := found[0].recipe.name, RETIRED.get(name))):
             return replace(config, recipe=found[0].recipe)
     return config
+
+
+def with_decided_precision(config: RunConfig, folder: Path, device: str) -> RunConfig:
+    """Returns `config` with `auto` decided: as the run in `folder` was begun, else by what the device multiplies."""
+    if config.recipe.precision != "auto":
+        return config
+    found = read_config(folder)
+    begun = found[0].recipe.precision if found else "bf16" if multiplies_bf16(device) else "fp32"
+    return replace(config, recipe=replace(config.recipe, precision=begun))
 
 
 def is_another(folder: Path, wanted: RunConfig) -> bool:

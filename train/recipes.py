@@ -14,7 +14,7 @@ from cache.fingerprint import LEVELS, Level
 Cell = Literal["sru", "lstm", "gru", "mean", "linear"]
 Pool = Literal["mean", "max", "attention"]
 Schedule = Literal["step", "cosine"]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16"]
 Inputs = Literal["raw", "standardised"]
 Shortcut = Literal["none", "mean", "moments"]
 Balance = Literal["none", "loss", "sample"]
@@ -22,7 +22,7 @@ Balance = Literal["none", "loss", "sample"]
 CELLS: tuple[Cell, ...] = get_args(Cell)
 POOLS: tuple[Pool, ...] = get_args(Pool)
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 INPUTS: tuple[Inputs, ...] = get_args(Inputs)
 SHORTCUTS: tuple[Shortcut, ...] = get_args(Shortcut)
 BALANCES: tuple[Balance, ...] = get_args(Balance)
@@ -169,9 +169,16 @@ class Recipe:
     mixup: float = field(default=0.0, metadata=_knob(float, most=0.5, axis="mixup", word="mixup"))
     """Largest share of another clip that is blended into each clip, features and target alike; at most 0.5."""
     precision: Precision = field(
-        default="fp32", metadata=_knob(PRECISIONS, axis="precision", place=2, help="Of the products while training.")
+        default="fp32",
+        metadata=_knob(
+            get_args(Precision),
+            axis="precision",
+            place=2,
+            help="Of the products while training; auto is bf16 where the device multiplies it. [default: the recipe's]",
+        ),
     )
-    """Of the head's products in training: `fp32`, or `bf16` (autocast; weights, states and scores stay float32)."""
+    """Of the head's products in training: `fp32`, or `bf16` (autocast; weights, states and scores stay float32). `auto`
+    becomes one of both when a run is begun (`train.config.with_decided_precision`)."""
 
     def __post_init__(self) -> None:
         self._check("name", bool(self.name), "must not be empty")
@@ -256,6 +263,7 @@ RECIPES: dict[str, Recipe] = {
             batch=32,
             epochs=6,
             min_steps=600,
+            precision="auto",
         ),
         Recipe(
             name=LINEAR,

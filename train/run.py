@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -35,7 +36,15 @@ from train.checkpoint import (
     save_checkpoint,
 )
 from train.clips import ClipBank, channel_statistics, load_bank
-from train.config import CHECKPOINT_FILE, HELDOUT_SCORES_FILE, METRICS_FILE, RunConfig, state_of, write_config
+from train.config import (
+    CHECKPOINT_FILE,
+    HELDOUT_SCORES_FILE,
+    METRICS_FILE,
+    RunConfig,
+    state_of,
+    with_decided_precision,
+    write_config,
+)
 from train.distributed import SINGLE, ProcessGroup
 from train.heads import NEVER, Head, MomentShortcut, moments
 from train.linear import fit_linear
@@ -74,9 +83,11 @@ def run(
             for each in folder.iterdir() if fresh else ():
                 if each.name != _LOCK_FILE:
                     remove(each)
+            config = with_decided_precision(config, folder, str(device))
             if state_of(folder, config) != "finished":
                 write_config(folder, config, "training")
-        group.wait()
+        in_bf16 = group.as_leader_says(config.recipe.precision == "bf16", device)  # also waits until it has written
+        config = replace(config, recipe=replace(config.recipe, precision="bf16" if in_bf16 else "fp32"))
         if state_of(folder, config) != "finished":
             watched = None
             if config.watch and group.leads:

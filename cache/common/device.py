@@ -59,6 +59,18 @@ def _driver_here() -> bool:
         return False
 
 
+def multiplies_bf16(device: str) -> bool:
+    """Whether `device` ("cpu", "cuda" or "cuda:INDEX", which is here) multiplies bfloat16 in hardware."""
+    import torch
+
+    if device.startswith("cuda"):
+        supported = torch.cuda.is_bf16_supported(including_emulation=False)
+        return supported and torch.cuda.get_device_capability(device) >= (8, 0)
+    # oneDNN also calls bf16 supported where AVX-512 has to emulate it, at a fifth of fp32's rate.
+    emulated = platform.machine() == "x86_64" and not torch.cpu._is_avx512_bf16_supported()
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported() and not emulated
+
+
 def choose_kernels() -> None:
     """Deterministic kernels on GPUs, chosen by cuDNN's rules rather than by timing, and no TF32 under the name of fp32.
 

@@ -159,10 +159,12 @@ def _as_float16(numbers_VFC: Array, array: ForeignArray) -> NDArray[np.float16]:
         raise DatasetError(f"{array}: the numbers of frame {int(np.argmin(finite_F))} are not finite")
     with np.errstate(over="ignore"):
         half_VFC = np.ascontiguousarray(numbers_VFC, dtype=np.float16)
+    most = float(np.abs(numbers_VFC).max())
     if not np.isfinite(half_VFC).all():
-        most = float(np.abs(numbers_VFC).max())
         raise DatasetError(f"{array} has numbers up to {most:.3g}; the largest float16 is 65504: scale all of them")
-    if np.linalg.norm(numbers_VFC - half_VFC) > _MOST_LOST * np.linalg.norm(numbers_VFC):
+    # In units of the largest number, whose square alone may be 0 in float32.
+    lost, norm = (float(np.linalg.norm(each / (most or 1.0))) for each in (numbers_VFC - half_VFC, numbers_VFC))
+    if lost > _MOST_LOST * norm:
         raise DatasetError(f"{array} has numbers too small for float16 (the least is 6e-8): scale all of them")
     return half_VFC
 

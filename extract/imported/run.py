@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from cache.common.commands import advised
-from cache.common.console import FINISHED_WITH_FAILURES, say, say_next, work_option
+from cache.common.console import FINISHED_WITH_FAILURES, say, work_option
 from cache.common.errors import DatasetError
 from cache.common.progress import progress
 from cache.common.text import some, visible
@@ -118,7 +117,7 @@ def import_command(
 
     from cache.store import FeatureCache
     from extract.plan import update_dataset
-    from extract.run import summary
+    from extract.run import advise_training, summary
 
     path = workspace.cache(dataset)
     if not path.exists():
@@ -130,8 +129,7 @@ def import_command(
         workspace.remember_dataset(dataset)
         levels = ", ".join(f"{level} {width}" for level, width in how.widths.items())
         say(f"{summary(cache)}\n{path}: {cache.ledger.num_frames():,} frames, levels {levels}")
-        one = {} if len(how.widths) == len(LEVELS) else {"level": [*how.widths][-1]}
-        say_next(advised("train", workspace, dataset=dataset, **one))
+        advise_training(workspace, dataset, cache)
         if cache.ledger.counts()["failed"]:
             raise click.exceptions.Exit(FINISHED_WITH_FAILURES)
 

@@ -206,6 +206,42 @@ def test_watching_measures_held_out_videos_and_trains_as_if_they_were_held_out(t
     np.testing.assert_array_equal(read_scores(folder / "heldout-scores.npz").softmax, right.softmax)
 
 
+def test_products_are_in_bf16_where_the_device_multiplies_it_and_a_run_keeps_its_precision(tmp_path, monkeypatch):
+    trainable_cache(tmp_path)
+
+    def train_on(bf16: bool, level: str, *options: str) -> tuple[str, str]:
+        """What was said, and the precision that was recorded, on a device that does or does not multiply bf16."""
+        for module in ("cli", "config"):
+            monkeypatch.setattr(f"train.{module}.multiplies_bf16", lambda _: bf16)
+        result = train(tmp_path, "--level", level, *options)
+        assert result.exit_code == 0, result.output
+        recorded = json.loads((run_folder(tmp_path, level) / "config.json").read_text())
+        return result.output, recorded["recipe"]["precision"]
+
+    said, precision = train_on(True, "low")
+    assert ("products in bf16, which this processor multiplies" in said, precision) == (True, "bf16")
+    assert train_on(False, "low")[0].count("done already") == 1
+    (run_folder(tmp_path) / "scores.npz").unlink()
+    for level in ("low", "mid"):  # the one goes on, the other is of the same run
+        said, precision = train_on(False, level)
+        assert ("products in bf16;" in said, "--fresh takes" in said, precision) == (True, False, "bf16")
+    said, precision = train_on(False, "low", "--fresh")
+    assert ("products in fp32: this processor does not multiply bf16" in said, precision) == (True, "fp32")
+
+
+def test_bf16_reaches_what_fp32_reaches(tmp_path):
+    trainable_cache(tmp_path)
+    tables = []
+    for precision in ("fp32", "bf16"):
+        result = train(tmp_path, "--level", "low", "--holdout", "--precision", precision)
+        assert f"products in {precision};" in result.output
+        folder = run_folder(tmp_path, variant=f"-h8-l2-e2-{precision}-holdout")
+        tables.append(read_scores(folder / "heldout-scores.npz").videos())
+    (_, expected_NK, label_N), (_, found_NK, _) = tables
+    assert fraction(correct(found_NK, label_N)) == fraction(correct(expected_NK, label_N))
+    assert log_loss(found_NK, label_N) == pytest.approx(log_loss(expected_NK, label_N), abs=0.01)
+
+
 def test_nothing_extracted_says_what_to_run(tmp_path):
     result = train(tmp_path, "--dataset", "hmdb51")
     assert result.exit_code == 1

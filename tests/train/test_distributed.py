@@ -40,8 +40,8 @@ workspace = Workspace(Path(sys.argv[1]))
 split = open_split(workspace, "tiny", 1)
 dropout, stop_after = float(sys.argv[2]), int(sys.argv[3])
 recipe = replace(RECIPES["small"], hidden=16, epochs=4, min_steps=0, batch=9)
-recipe = replace(recipe, input_dropout=dropout, variational_dropout=dropout)
-config = split.config(level="low", pool="mean", seed=3, recipe=recipe, usual=RECIPES["small"], holdout=False)
+recipe = replace(recipe, input_dropout=dropout, variational_dropout=dropout, precision="fp32")
+config = split.config(level="low", pool="mean", seed=3, recipe=recipe, usual=recipe, holdout=False)
 group, device = join(torch.device("cpu"))
 if stop_after:
     from train import run as engine

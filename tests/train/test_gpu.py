@@ -35,7 +35,7 @@ from train.split import open_split
 from train.steps import GraphStep
 from train.trainer import Trainer
 
-RECIPE = replace(RECIPES["small"], hidden=12, layers=2, epochs=3, min_steps=0, batch=8)
+RECIPE = replace(RECIPES["small"], hidden=12, layers=2, epochs=3, min_steps=0, batch=8, precision="fp32")
 RULE = ClipRule(stride=4)
 HEADS = [(cell, pool) for cell in CELLS for pool in POOLS if cell not in AVERAGING or pool == "mean"]
 CHANGES = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cache.common import device
-from cache.common.device import check_device, find_device
+from cache.common.device import check_device, find_device, multiplies_bf16
 from cache.common.errors import MrrnError
 
 
@@ -36,3 +36,16 @@ def test_a_gpu_without_any_driver_is_missed_before_torch_is_imported(monkeypatch
     check_device("cpu,auto")
     with pytest.raises(MrrnError, match="'cuda:1' was asked for, but this machine has no CUDA devices"):
         check_device("cpu,cuda:1")
+
+
+def test_a_gpu_multiplies_bf16_from_compute_capability_8_on(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    for capability, expected in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        assert multiplies_bf16("cuda:0") is expected
+
+
+def test_a_cpu_that_has_to_emulate_bf16_does_not_multiply_it(monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert not multiplies_bf16("cpu")

@@ -182,6 +182,10 @@ def test_one_vector_for_a_video_needs_no_times(tmp_path: Path) -> None:
     assert import_(tmp_path / "in").exit_code == 0
     with imported(tmp_path / "in") as cache:
         assert {cache.num_frames(video) for video in IDS} == {1}
+    examined = mrrn(fuse_main, tmp_path, "doctor")
+    assert "8 videos of 8 groups" in examined.output
+    assert "frozen" not in examined.output
+    assert "few frames" not in examined.output
 
 
 # -- what follows ------------------------------------------------------------------------------------------------------
@@ -190,13 +194,19 @@ def test_one_vector_for_a_video_needs_no_times(tmp_path: Path) -> None:
 def test_what_later_stages_say(tmp_path: Path) -> None:
     npy_per_video(tmp_path / "in")
     assert import_(tmp_path / "in", "--fps", "4").exit_code == 0
-    assert "nothing to do" in mrrn(extract_main, tmp_path).output
+    nothing = mrrn(extract_main, tmp_path).output
+    assert "nothing to do" in nothing
+    assert "--level high" in nothing.partition("next: mrrn train")[2]
+    examined = mrrn(fuse_main, tmp_path, "doctor")
+    assert (examined.exit_code, "8 videos of 8 groups" in examined.output) == (0, True), examined.output
     for command, arguments, told in (
         (extract_main, ["--backbone", "resnet50"], "another program made"),
         (extract_main, ["--data", "videos"], "another program made"),
         (train_main, [], "has no level low, mid"),
         (train_main, ["--level", "low"], "has levels high; got 'low'"),
+        (train_main, ["sweep", "--grid", "hidden=8"], "in a sweep by --grid level=high"),
         (fuse_main, [], "has no level low, mid"),
+        (fuse_main, ["reproduce"], "has no level low, mid"),
         (fuse_main, ["predict", tmp_path / "in" / f"{IDS[0]}.npy"], "another program made (imported: a net)"),
         (fuse_main, ["export", "--out", tmp_path / "x"], "another program made (imported: a net)"),
     ):
@@ -293,6 +303,7 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "infinite": (with_value(-np.inf), "the numbers of frame 2 are not finite"),
     "too large": (with_value(1e5), "has numbers up to 1e+05; the largest float16 is 65504"),
     "too small": (lambda path: np.save(path, features_of(IDS[1]) * 1e-9), "too small for float16"),
+    "whose squares are nothing": (lambda path: np.save(path, np.full((4, 6), 1e-30, "f4")), "too small for float16"),
     "integers": (
         lambda path: np.save(path, np.ones((4, 6), dtype=np.int32)),
         "is int32 (4, 6); expected",
@@ -348,6 +359,18 @@ def test_damaged_archives_and_times(tmp_path: Path) -> None:
     assert f"failed {IDS[3]}: there is no array 'low' for level low; there are high, pts_seconds" in done.output
 
 
+def test_damaged_lzma(tmp_path: Path) -> None:
+    npz_per_video(tmp_path / "in")
+    path = tmp_path / "in" / f"{IDS[0]}.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("low.npy", bytes(1000))
+    content = bytearray(path.read_bytes())
+    content[45:60] = b"\xff" * 15
+    path.write_bytes(content)
+    done = import_(tmp_path / "in")
+    assert (done.exit_code, f"{path}, array 'low' cannot be read" in done.output) == (3, True), done.output
+
+
 def test_a_bomb_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrays, "MOST_BYTES", 1 << 20)
     with zipfile.ZipFile(tmp_path / "all.npz", "w", zipfile.ZIP_DEFLATED) as archive:
@@ -355,6 +378,14 @@ def test_a_bomb_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             with archive.open(f"{video}.npy", "w") as member:
                 np.save(member, np.zeros((1000, 200)))
     assert "declares 1,600,000 bytes; expected 1 to 1,048,576" in import_(tmp_path / "all.npz", "--fps", "4").output
+
+
+def test_the_list_of_an_archive_of_all_videos_is_read_once(tmp_path: Path) -> None:
+    one_npz(tmp_path / "all.npz")
+    arrays._archive.cache_clear()
+    found, _ = arrays.find_arrays(tmp_path / "all.npz")
+    assert all(np.array_equal(found[video].read(), features_of(video)) for video in IDS)
+    assert arrays._archive.cache_info().misses == 1
 
 
 # -- HDF5 that leads elsewhere -----------------------------------------------------------------------------------------
