@@ -204,7 +204,9 @@ def test_what_later_stages_say(tmp_path: Path) -> None:
         (extract_main, ["--data", "videos"], "another program made"),
         (train_main, [], "has no level low, mid"),
         (train_main, ["--level", "low"], "has levels high; got 'low'"),
+        (train_main, ["sweep", "--grid", "hidden=8"], "in a sweep by --grid level=high"),
         (fuse_main, [], "has no level low, mid"),
+        (fuse_main, ["reproduce"], "has no level low, mid"),
         (fuse_main, ["predict", tmp_path / "in" / f"{IDS[0]}.npy"], "another program made (imported: a net)"),
         (fuse_main, ["export", "--out", tmp_path / "x"], "another program made (imported: a net)"),
     ):
