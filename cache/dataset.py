@@ -234,7 +234,9 @@ class Dataset:
         return "samples" if any(sample.span for sample in self.samples) else "videos"
 
     def half(self, split: int, half: Half) -> tuple[Sample, ...]:
-        """Returns the samples of one half of a split, in id order. Raises `DatasetError` if there is no such split."""
+        """Returns the samples of one half of a split, in id order. Raises `DatasetError` if there is no such one."""
+        if half not in get_args(Half):
+            raise DatasetError(f"a split has no half {half!r}; it has {', '.join(map(repr, get_args(Half)))}")
         if split not in self.split_numbers:
             raise DatasetError(
                 f"dataset {self.name!r} has no split {split}; it has {self.split_numbers or 'none'}: choose one with "

@@ -298,11 +298,15 @@ class FeatureCache:
     def check_request(self, level: Level, views: Sequence[int]) -> None:
         """Raises `CacheError` unless the cache has this level and the views of these numbers."""
         if level not in self.levels:
-            raise CacheError(f"the cache {self.path} has levels {', '.join(self.levels)}; got {level!r}")
+            raise CacheError(
+                f"the cache {self.path} has levels {', '.join(self.levels)}; got {level!r}: choose another by LEVEL= "
+                f"(--level), in a sweep by --grid level={self.levels[-1]}"
+            )
         for view in views:
             if not 0 <= view < len(self.views):
                 raise CacheError(
-                    f"the cache {self.path} has {len(self.views)} views, {', '.join(self.views)}; got {view}"
+                    f"the cache {self.path} has no view {view}; it has "
+                    + ", ".join(f"{number} ({name})" for number, name in enumerate(self.views))
                 )
 
     # -- write --------------------------------------------------------------------------------------------------------

@@ -166,10 +166,12 @@ def _nothing_to_extract(cache: FeatureCache) -> str:
 
 
 def _check_nothing_asked(cache: FeatureCache, why: str, given: Mapping[str, JSON], options: OneTimeOptions) -> None:
-    asked = {"--data": given.get("data"), "--subset": given.get("subset"), "--again": options.again}
-    asked |= {"--retry-failed": options.retry_failed, "--engine": options.engine != "local"}
     # Other settings of imported features than those of the machine mean another extraction.
-    asked |= {f"--{each.replace('_', '-')}": cache.imported for each in given if each not in ("device", "jobs")}
+    asked: dict[str, object] = {
+        f"--{each.replace('_', '-')}": cache.imported for each in given if each not in ("device", "jobs")
+    }
+    asked |= {"--data": given.get("data"), "--subset": given.get("subset"), "--again": options.again}
+    asked |= {"--retry-failed": options.retry_failed, "--engine": options.engine != "local"}
     if option := next((name for name, value in asked.items() if value), None):
         raise CacheError(
             f"the cache {cache.path} {why}, and {option} was given: leave it out to use the cache, or extract into "

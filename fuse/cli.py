@@ -36,7 +36,7 @@ from cache.common.workspace import Workspace
 from cache.fingerprint import LEVELS
 from cache.store import FeatureCache
 from extract.datasets.paths import require_folder, scan_folder
-from extract.network.weights import IMAGENET, check_weights
+from extract.network.weights import IMAGENET, check_weights, is_file_spec
 from fuse.scores import (
     RunChoice,
     read_baseline,
@@ -533,4 +533,6 @@ def bundle(choose: Choose, out: Path | None, clips: str | None) -> None:
     write_bundle(out, choice.folders(), summarise(results, caveats(results), made_now()), heads.clips)
     _say_certainty(choice, results)
     click.echo(f"bundle: {out}")
-    say_next(shlex.join(["mrrn", "predict", "--bundle", str(out), "clip.mp4"]))
+    weights = cache.settings.get("weights") or heads.identity["weights"]
+    file = ["--weights", str(weights)] if is_file_spec(str(heads.identity["weights"])) else []
+    say_next(shlex.join(["mrrn", "predict", "--bundle", str(out), *file, "clip.mp4"]))

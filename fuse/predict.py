@@ -184,7 +184,7 @@ def weights_for(heads: Heads, given: str | None, recorded: str | None = None) ->
     if is_file_spec(named):
         raise WeightsError(
             f"these heads need the backbone weights {named}, sha256 of their numbers "
-            f"{heads.identity['weights_sha256']}; say where the file is with --weights"
+            f"{heads.identity['weights_sha256']}; say where the file is with --weights (weights= in Python)"
         )
     return named
 
@@ -196,7 +196,7 @@ def backbone_weights(heads: Heads, settings: ExtractSettings) -> Weights:
         raise WeightsError(
             f"the heads were trained on features of weights {heads.identity['weights']} "
             f"(sha256 {heads.identity['weights_sha256']}); {weights.text} has sha256 {weights.sha256}: give the same "
-            "weights with --weights"
+            "weights with --weights (weights= in Python)"
         )
     if (now := str(weights.preprocess)) != (then := heads.identity.get("transform")):
         raise WeightsError(

@@ -105,6 +105,7 @@ def steps_of(choice: RunChoice, *, device: str, seeds: int, fresh: bool = False)
 def _expected(choice: RunChoice, device: str, seeds: int) -> dict[str, float]:
     """Seconds that the three levels take (levels), and those runs of Tables 1 and 2 (1, 2) that are not among them."""
     opened = open_split(choice.workspace, choice.dataset, choice.split)
+    opened.cache.require_levels()
     given = {"recipe": (choice.recipe,)} if choice.recipe else {}
     grids = {"levels": {}, "2": TABLES["2"], "1": TABLES["1"]}
     if choice.dataset == "demo":

@@ -48,7 +48,8 @@ _ASSIGNMENT = re.compile("[A-Z_]+=")
 def same_command() -> str:
     """The running command as it was given, for a shell. Without --fresh: what it did already would be lost."""
     if call := make_call():
-        return _make(*call.goals, **{name: value for name, value in call.given.items() if name != "FRESH"})
+        given = [f"{name}={value}" for name, value in call.given.items() if name != "FRESH"]
+        return shlex.join(["make", *call.goals, *given])
     same = sys.orig_argv if "-m" in sys.orig_argv[:2] else [Path(sys.argv[0]).name, *sys.argv[1:]]
     return shlex.join(each for each in same if each != "--fresh")
 
@@ -70,12 +71,6 @@ def advised(command: str, workspace: Workspace, **options: str) -> str:
     if str(workspace.root) != "work":
         options["work"] = str(workspace.root)
     if make_call():
-        return _make(command, **options)
+        return shlex.join(["make", command, *(f"{name.upper()}={value}" for name, value in options.items())])
     video = [options.pop("video")] if "video" in options else []
     return shlex.join(["mrrn", command, *(word for name in options for word in (f"--{name}", options[name])), *video])
-
-
-def _make(*goals: str, **variables: str) -> str:
-    """A call of make, for a shell. make itself expands `$`."""
-    given = (f"{name.upper()}={value.replace('$', '$$')}" for name, value in variables.items())
-    return shlex.join(["make", *goals, *given])

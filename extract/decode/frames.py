@@ -194,7 +194,7 @@ def _difference(counts: DecodeCounts, header: Header) -> str:
     if counts.stopped or header.declared_frames == counts.decoded:
         return ""
     if header.declared_frames is not None:
-        return f"decoded {counts.decoded} frames, {header.declared_frames} declared"
+        return f"decoded {counts.decoded} frame{'s' * (counts.decoded != 1)}, {header.declared_frames} declared"
     declared_seconds = header.declared_seconds
     if declared_seconds is not None and declared_seconds - counts.seconds > max(SLACK_SECONDS, declared_seconds / 50):
         return f"decoded {counts.seconds:.1f} s of {declared_seconds:.1f} s declared"

@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 from multiprocessing import TimeoutError, get_context
 from pathlib import Path
@@ -74,7 +75,7 @@ class ForeignArray:
                     with self.file.open("rb") as file:
                         return _read_npy(file)
                 case ".npz":
-                    with zipfile.ZipFile(self.file) as archive, archive.open(f"{self.name}.npy") as member:
+                    with _archive(self.file, self.file.stat().st_mtime_ns).open(f"{self.name}.npy") as member:
                         return _read_npy(member)
                 case _:
                     return _CHILD.call(_read_hdf5, self.file, self.name, self.frames)
@@ -116,10 +117,10 @@ def _listed(prefix: str, file: Path) -> Iterator[tuple[str, ForeignArray]]:
             case ".npy":
                 yield prefix or file.stem, ForeignArray(file=file)
             case ".npz":
-                with zipfile.ZipFile(file) as archive:
-                    names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-                for name in names:
-                    yield "/".join(filter(None, (prefix, name))), ForeignArray(file=file, name=name)
+                for each in _archive(file, file.stat().st_mtime_ns).namelist():
+                    if each.endswith(".npy"):
+                        name = each.removesuffix(".npy")
+                        yield "/".join(filter(None, (prefix, name))), ForeignArray(file=file, name=name)
             case _:
                 names, spans = _CHILD.call(_list_hdf5, file)
                 if spans is None:
@@ -132,6 +133,12 @@ def _listed(prefix: str, file: Path) -> Iterator[tuple[str, ForeignArray]]:
     except _UNREADABLE as error:
         raise_if_unreadable(error, file)
         yield prefix or file.stem, ForeignArray(file=file, problem=str(error) or type(error).__name__)
+
+
+@lru_cache(maxsize=1)
+def _archive(path: Path, modified_ns: int) -> zipfile.ZipFile:
+    """The archive last opened stays open: its list of members, as long as there are videos, is read once."""
+    return zipfile.ZipFile(path)
 
 
 def _check(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:

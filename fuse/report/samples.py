@@ -63,6 +63,9 @@ SAMPLED_FPS: Final = 8.0
 STRIP_HEIGHT: Final = 54
 """Pixels of a frame's height in a strip, all frames beside one another."""
 
+STRIP_WIDTH: Final = 8192
+"""Pixels that a strip is wide at most: WebP has at most 16,383, which very wide videos would exceed."""
+
 KEPT_WIDTH: Final = 208
 """Pixels of the longer side of the frames that are kept, and shown as a sheet."""
 
@@ -229,9 +232,9 @@ class Pictures:
 
 def pictures_of(frames_FHW3: NDArray[np.uint8]) -> Pictures:
     """A strip and a sheet of a video's frames."""
-    height = frames_FHW3.shape[1]
     strip = Image.fromarray(np.hstack(list(frames_FHW3)))
-    strip = strip.resize((max(1, round(strip.width * STRIP_HEIGHT / height)), STRIP_HEIGHT))
+    scale = min(STRIP_HEIGHT / strip.height, STRIP_WIDTH / strip.width)
+    strip = strip.resize((max(1, round(strip.width * scale)), max(1, round(strip.height * scale))))
     rows = [np.hstack(list(frames_FHW3[start : start + COLUMNS])) for start in range(0, len(frames_FHW3), COLUMNS)]
     rows = [np.pad(row, ((0, 0), (0, rows[0].shape[1] - row.shape[1]), (0, 0))) for row in rows]
     sheet = Image.fromarray(np.vstack(rows))

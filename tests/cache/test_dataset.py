@@ -115,6 +115,8 @@ def test_a_split_that_is_not_there_is_named_with_those_that_are() -> None:
     dataset = whole(("a.avi", 0, {2: "train"}))
     with pytest.raises(DatasetError, match=r"no split 1; it has \[2\]"):
         dataset.half(1, "train")
+    with pytest.raises(DatasetError, match="no half 'tests'; it has 'train', 'test'"):
+        dataset.half(2, "tests")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

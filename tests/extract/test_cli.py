@@ -325,6 +325,15 @@ def test_what_cannot_start_leaves_nothing_behind(finished, tmp_path, options, me
     assert not (tmp_path / "work" / "cache").exists()
 
 
+@pytest.mark.parametrize("option", ["--data=elsewhere", "--subset", "--again=class0/a", "--retry-failed"])
+def test_what_a_published_cache_cannot_do_is_refused(copy, option, monkeypatch):
+    monkeypatch.setattr("cache.store.FeatureCache.read_only", True)
+    result = extract(copy, option, quick=False)
+    assert result.exit_code == 1
+    assert "read only" in result.output
+    assert f"{option.partition('=')[0]} was given" in result.output
+
+
 @pytest.mark.parametrize(
     "options",
     [["--views", "center,left"], ["--levels", "deep"], ["--max-frames", "0"], ["--fps", "0"], ["--limit", "frames=x"]],

@@ -222,6 +222,15 @@ def make_bundle(workspace: Workspace, out: Path) -> Result:
     return CliRunner().invoke(main, ["bundle", "--work", str(workspace.root), "--out", str(out)])
 
 
+def test_the_advice_after_a_bundle_names_the_weights_file(
+    trained: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fuse.cli.is_file_spec", lambda spec: True)
+    assert re.search(
+        r"next: mrrn predict --bundle \S+ --weights \S+ clip.mp4", make_bundle(trained, tmp_path / "b").output
+    )
+
+
 def test_a_bundle_predicts_the_same_from_an_empty_folder(
     trained: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,12 +31,11 @@ from pathlib import Path
 import torch
 from cache.common.workspace import Workspace
 from train.run import run
-from train.recipes import RECIPES
 from train.split import open_split
 torch.set_num_threads(1)
 workspace = Workspace(Path(sys.argv[1]))
 split = open_split(workspace, "tiny", 1)
-recipe = replace(RECIPES["small"], hidden=16, epochs=30, min_steps=0, batch=7)
+recipe = replace(split.recipes["small"], hidden=16, epochs=30, min_steps=0, batch=7)
 config = split.config(level="mid", pool="max", seed=3, recipe=recipe, usual=recipe, holdout=False, watch=True)
 run(split, config, workspace, torch.device("cpu"), tick_seconds=0, checkpoint_seconds=0)
 """

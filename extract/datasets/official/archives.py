@@ -10,6 +10,7 @@ be exactly the listed ones.
 import ctypes
 import ctypes.util
 import json
+import lzma
 import os
 import re
 import shutil
@@ -70,7 +71,7 @@ def unpack(archive: Path, into: Path, wrote: Callable[[], None] = lambda: None) 
         raise UnreadableArchiveError(f"{archive} is neither a .zip nor a .rar file")
     try:
         write_members(archive, zip_members(archive), into, wrote)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError) as error:
         raise UnreadableArchiveError(f"{archive} cannot be unpacked: {error}; delete it and fetch it again") from error
 
 

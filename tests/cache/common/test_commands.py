@@ -31,12 +31,6 @@ def test_with_make_its_variables_are_named(monkeypatch: pytest.MonkeyPatch) -> N
     assert advised("train", Workspace(Path("w")), dataset="x") == "make train DATASET=x WORK=w"
 
 
-def test_make_gets_its_dollar_signs_doubled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MRRN_MAKE", "make extract DATA='a $b'")
-    assert same_command() == "make extract 'DATA=a $$b'"
-    assert advised("train", Workspace(Path("$w"))) == "make train 'WORK=$$w'"
-
-
 @pytest.mark.parametrize("text", ["'", "", "cmake x", "\x00"])
 def test_what_make_did_not_write_is_ignored(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setattr("cache.common.commands.os.environ", {"MRRN_MAKE": text})

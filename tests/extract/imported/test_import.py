@@ -204,7 +204,9 @@ def test_what_later_stages_say(tmp_path: Path) -> None:
         (extract_main, ["--data", "videos"], "another program made"),
         (train_main, [], "has no level low, mid"),
         (train_main, ["--level", "low"], "has levels high; got 'low'"),
+        (train_main, ["sweep", "--grid", "hidden=8"], "in a sweep by --grid level=high"),
         (fuse_main, [], "has no level low, mid"),
+        (fuse_main, ["reproduce"], "has no level low, mid"),
         (fuse_main, ["predict", tmp_path / "in" / f"{IDS[0]}.npy"], "another program made (imported: a net)"),
         (fuse_main, ["export", "--out", tmp_path / "x"], "another program made (imported: a net)"),
     ):
@@ -376,6 +378,14 @@ def test_a_bomb_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             with archive.open(f"{video}.npy", "w") as member:
                 np.save(member, np.zeros((1000, 200)))
     assert "declares 1,600,000 bytes; expected 1 to 1,048,576" in import_(tmp_path / "all.npz", "--fps", "4").output
+
+
+def test_the_list_of_an_archive_of_all_videos_is_read_once(tmp_path: Path) -> None:
+    one_npz(tmp_path / "all.npz")
+    arrays._archive.cache_clear()
+    found, _ = arrays.find_arrays(tmp_path / "all.npz")
+    assert all(np.array_equal(found[video].read(), features_of(video)) for video in IDS)
+    assert arrays._archive.cache_info().misses == 1
 
 
 # -- HDF5 that leads elsewhere -----------------------------------------------------------------------------------------

@@ -48,7 +48,8 @@ def test_mistakes_are_the_most_confident_ones_and_those_of_frequent_confusions()
 
 
 def test_pictures_of_few_frames_and_of_odd_sizes() -> None:
-    for shape, sheet in {(8, 30, 40, 3): (160, 60), (5, 30, 40, 3): (160, 60), (1, 3, 200, 3): (200, 3)}.items():
+    sheets = {(8, 30, 40, 3): (160, 60), (5, 30, 40, 3): (160, 60), (1, 3, 200, 3): (200, 3), (8, 1, 208, 3): (832, 2)}
+    for shape, sheet in sheets.items():
         pictures = pictures_of(np.zeros(shape, np.uint8))
         assert pictures.sheet_size == sheet
         assert pictures.strip.startswith("data:image/webp;base64,")
