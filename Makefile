@@ -16,6 +16,9 @@ override EXPORTED := $(call from,environment)
 override GIVEN := $(call from,command)
 override literal = $(if $(findstring $(newline),$(value $(1))),$(error $(1) has a line break))$(eval override $(1) := $$(value $(1)))
 $(foreach name,PYTHON3 $(VARIABLES),$(call literal,$(name)))
+# A misspelt one would change nothing in silence. It may also be meant for a program's environment, so it is no error.
+override OTHERS := $(strip $(foreach name,$(filter-out PYTHON3 $(VARIABLES),$(.VARIABLES)),$(if $(filter command,$(firstword $(origin $(name)))),$(name))))
+$(if $(filter 0,$(MAKELEVEL)),$(if $(OTHERS),$(warning no target reads $(OTHERS): docs/usage.md has the variables)))
 
 override VENV := .venv
 override PY := $(VENV)/bin/python

@@ -272,7 +272,7 @@ def _poor(
 ) -> Iterator[Suspicion]:
     """Videos that show nothing, or have fewer than `least` frames: an imported feature may be of many pictures."""
     for sample, frames, motion, still in zip(seen.samples, seen.frames_N, motion_N, still_N, strict=True):
-        if still and frames > 1:
+        if still:
             advice = "one picture all along: watch it"
             yield Suspicion(kind="frozen", sample=sample.id, score=float(motion), advice=advice)
         if frames < least:

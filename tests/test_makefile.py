@@ -73,6 +73,11 @@ def calls(folder: Path) -> list[list[str]]:
     return [json.loads(line) for line in (folder / "calls").read_text().splitlines()]
 
 
+def test_a_variable_that_nothing_reads_is_named(folder: Path) -> None:
+    assert "no target reads LEVL: docs/usage.md" in make(folder, "fuse", "LEVL=mid", "SEED=1").stderr
+    assert make(folder, "fuse", "LEVEL=mid", "WORK=w").stderr == ""
+
+
 @pytest.mark.parametrize("target", OPTIONS)
 @pytest.mark.parametrize("text", HOSTILE)
 def test_values_arrive_as_they_were_given(folder: Path, target: str, text: str) -> None:

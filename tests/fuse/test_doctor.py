@@ -33,7 +33,6 @@ PLANTED = {
     "juggle/later": ("juggle/juggle1_g01_c7", "scene"),
     "row/still": ("row/row1_g01_c9", "frozen"),
     "row/brief": ("row/row4_g04_c8", "short"),
-    "row/cut": ("row/row2_g02_c9", "picture"),
 }
 """Video -> the video whose class, scene and walk through it this one has, and how it differs."""
 
@@ -70,7 +69,7 @@ def diagnosed(work: Path, rows: list[Row]) -> Diagnosis:
     listed = sorted((f"{video}.avi", label, {1: half}) for video, label, half in rows)
     dataset = Dataset.of_whole_videos("mine", "folder", CLASSES, listed)
     videos = [sample.video for sample in dataset.samples]
-    shorter = {"part": FRAMES // 2, "short": 4, "picture": 1}
+    shorter = {"part": FRAMES // 2, "short": 4}
     lengths = [shorter.get(PLANTED[video][1], FRAMES) if video in PLANTED else FRAMES for video in videos]
     trainable_cache(work, dataset, features=features, frames=lambda index: lengths[index])
     with FeatureCache.open(work / "cache" / "mine") as cache:
@@ -130,7 +129,7 @@ def test_a_wrong_label_is_found(planted: Diagnosis) -> None:
 
 def test_videos_that_show_nothing_are_found(planted: Diagnosis) -> None:
     assert set(of_kind(planted, "frozen")) == {"row/still"}
-    assert set(of_kind(planted, "short")) == {"row/brief", "row/cut"}
+    assert set(of_kind(planted, "short")) == {"row/brief"}
     black = with_black(planted, {"row/still": np.zeros((8, 4, 4, 3), np.uint8)})
     assert set(of_kind(black, "black")) == {"row/still"}
     assert not of_kind(black, "frozen")
