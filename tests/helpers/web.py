@@ -67,6 +67,7 @@ def web_server(folder: Path, tls: ssl.SSLContext | None = None) -> Iterator[Web]
 def own_authority(folder: Path) -> tuple[Path, ssl.SSLContext]:
     """The certificate of an authority made up here, and a server's context for 127.0.0.1 that it has signed."""
     key = "openssl req -x509 -days 2 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
+    key += " -addext keyUsage=critical,digitalSignature,keyCertSign"  # without it Python 3.13 trusts no authority
     signed = "-CA ca.pem -CAkey ca.key -addext subjectAltName=IP:127.0.0.1"
     for command in (
         f"{key} -keyout ca.key -out ca.pem -subj /CN=own",
