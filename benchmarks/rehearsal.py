@@ -38,7 +38,7 @@ from cache.fingerprint import CHANNELS, LEVELS
 from cache.store import FeatureCache
 from extract.datasets import hmdb51, ucf101
 from extract.datasets.demo import encode
-from extract.meter import Meter
+from extract.meter import Forecast, Meter
 from extract.network.engine import Engine, FeaturesBC
 from extract.network.preprocess import PAPER
 from extract.network.weights import Weights
@@ -97,10 +97,11 @@ def make_data(name: str, splits: Path, folder: Path) -> int:
     for label, class_name in enumerate(listed.classes):
         (drawn / f"{label}.avi").write_bytes(encode(draw(label), "avi"))
         (folder / layout.VIDEOS / class_name).mkdir(parents=True, exist_ok=True)
+    label_of = {sample.video: sample.label for sample in listed.samples}
     for video in listed.videos:
         path = folder / layout.VIDEOS / video.path
         path.unlink(missing_ok=True)
-        path.hardlink_to(drawn / f"{video.label}.avi")
+        path.hardlink_to(drawn / f"{label_of[video.id]}.avi")
     return len(listed.videos)
 
 
@@ -125,7 +126,12 @@ def run_replaced(stage: str, arguments: Sequence[str], figures: Path) -> None:
         return StandInEngine(settings.batch_frames)
 
     extract.local.open_engine = open_stand_in
-    extract.local.Meter = lambda: meter  # type: ignore[assignment, misc]
+
+    def with_forecast(forecast: Forecast | None) -> Meter:
+        meter.forecast = forecast
+        return meter
+
+    extract.local.Meter = with_forecast  # type: ignore[assignment, misc]
     try:
         import_module(f"{stage}.cli").main(list(arguments))
     finally:
