@@ -22,7 +22,7 @@ from extract.datasets.changes import Change, find_changes
 from extract.datasets.remote import address_of, ask_servers
 from extract.decode import DecodePool, DecodeSettings, VideoEnd, is_complete
 from extract.meter import Forecast
-from extract.network.weights import Weights
+from extract.network.weights import Weights, is_untrained
 from extract.settings import ExtractSettings, OneTimeOptions, RequestedSettings
 
 RESERVE_BYTES = 64 << 20
@@ -269,7 +269,7 @@ def announce(
 ) -> Forecast | None:
     """Say what is about to be done, on the devices `where`; CacheError if the disk is too small for it."""
     dataset, pending = extraction.dataset, cache.ledger.counts()["pending"]
-    which = "untrained" if weights.text.startswith("random:") else f"sha256 {weights.sha256[:12]}"
+    which = "untrained" if is_untrained(weights.text) else f"sha256 {weights.sha256[:12]}"
     subset = " (a subset)" if dataset.subset else ""
     limits = [f"at most {settings.max_frames} frames"] if settings.max_frames else []
     limits += [f"at most {settings.fps:g} frames a second"] if settings.fps else []

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from cache.store import FeatureCache
 from extract import plan
 from extract.network.weights import IMAGENET, check_weights
 from extract.plan import Extraction
-from extract.settings import OneTimeOptions, RequestedSettings, check_given, sources
+from extract.settings import OneTimeOptions, RequestedSettings, check_given, flag_of, sources
 
 LISTED = 20
 """Videos listed of each status, and spans; `mrrn cache info` has all videos."""
@@ -168,7 +169,9 @@ def _nothing_to_extract(cache: FeatureCache) -> str:
 def _check_nothing_asked(cache: FeatureCache, why: str, given: Mapping[str, JSON], options: OneTimeOptions) -> None:
     # Other settings of imported features than those of the machine mean another extraction.
     asked: dict[str, object] = {
-        f"--{each.replace('_', '-')}": cache.imported for each in given if each not in ("device", "jobs")
+        flag_of(each): cache.imported
+        for each in fields(RequestedSettings)
+        if each.name in given and each.name not in ("device", "jobs")
     }
     asked |= {"--data": given.get("data"), "--subset": given.get("subset"), "--again": options.again}
     asked |= {"--retry-failed": options.retry_failed, "--engine": options.engine != "local"}

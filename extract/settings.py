@@ -253,7 +253,7 @@ class RequestedSettings:
     def record(self, decided: "ExtractSettings") -> dict[str, JSON]:
         """What `cache.json` remembers, so that the same command without options continues."""
         values = {
-            each.name: _json(getattr(self, each.name))
+            each.name: as_json(getattr(self, each.name))
             for each in fields(RequestedSettings)
             if each.metadata["recorded"] and (each.name != "depths" or self.depths)
         }
@@ -269,7 +269,7 @@ class RequestedSettings:
 
     def part(self, part: FingerprintPart) -> dict[str, JSON]:
         """The settings in one part of the fingerprint."""
-        return {each.name: _json(getattr(self, each.name)) for each in settings_in(part)}
+        return {each.name: as_json(getattr(self, each.name)) for each in settings_in(part)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,7 +319,7 @@ def settings_in(part: FingerprintPart) -> list[Any]:
     return [each for each in fields(RequestedSettings) if each.metadata["part"] == part]
 
 
-def _json(value: Any) -> JSON:
+def as_json(value: Any) -> JSON:
     """A setting's value as JSON; of the limits only those that are not the defaults."""
     if isinstance(value, Limits):
         return {name: number for name, number in vars(value).items() if number != getattr(Limits, name)}

@@ -36,7 +36,7 @@ from cache.common.workspace import Workspace
 from cache.fingerprint import LEVELS
 from cache.store import FeatureCache
 from extract.datasets.paths import require_folder, scan_folder
-from extract.network.weights import IMAGENET, check_weights, is_file_spec
+from extract.network.weights import IMAGENET, check_weights, is_file_spec, is_untrained
 from fuse.scores import (
     RunChoice,
     read_baseline,
@@ -210,7 +210,7 @@ def doctor(choose: Choose, clips: str | None, show: bool) -> None:
         note = f"With trained heads this would say what the findings do to their accuracy. There are none: {why}."
     folder = choice.workspace.report(choice.dataset, choice.split)
     notes = [each for each in (note, frames_note) if each]
-    if weights.startswith("random:"):
+    if is_untrained(weights):
         notes.insert(0, f"The backbone was never trained ({weights}): what looks alike to it need not be alike.")
     publish(folder, diagnosis, parts, notes, frames, made_now())
     click.echo(f"{to_text(diagnosis, parts, notes)}\n\npage: {folder / PAGE}\nlist: {folder / LIST}")

@@ -4,7 +4,7 @@ Computed once here, then rendered as tables, figures and a page by `fuse.report`
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Final, Literal
@@ -35,7 +35,8 @@ from cache.clips import ClipRule
 from cache.common.errors import ScoreError
 from cache.fingerprint import LEVELS, Level, is_imported
 from cache.scores import ScoreTable
-from extract.settings import IMAGENET, RequestedSettings
+from extract.network.weights import is_untrained
+from extract.settings import IMAGENET, as_json, settings_in
 from fuse import metrics, paper
 from fuse.calibration import SCALED, Calibration, Refusals, Scaled, calibrate, refusals, reliability, scaled
 from fuse.scores import Epoch, Heldout, ScoredCache, check_against_cache, check_same
@@ -425,7 +426,7 @@ def weights_caveats(identity: Mapping[str, Any]) -> list[str]:
     if is_imported(identity):
         return [f"features: {backbone} (another program made them; the paper used {paper.BACKBONE})."]
     found = []
-    if weights.startswith("random:"):
+    if is_untrained(weights):
         found.append(
             f"weights: {weights} (random, never trained). The figures show that the pipeline runs, not what the method "
             "can do."
@@ -441,11 +442,9 @@ def settings_caveats(identity: Mapping[str, Any]) -> list[str]:
     """A sentence for each setting of the extraction that is not the default, and that the features depend on."""
     changed = {
         each.name: identity[each.name]
-        for each in fields(RequestedSettings)
-        if each.metadata["part"] == "identity"
-        and each.name not in ("backbone", "views_seed")
-        and (list(each.default) if isinstance(each.default, tuple) else each.default)
-        != identity.get(each.name, each.default)
+        for each in settings_in("identity")
+        if each.name not in ("backbone", "views_seed")
+        and as_json(each.default) != identity.get(each.name, as_json(each.default))
     }
     said = {
         "max_frames": "only the first {} frames of each video were used.",

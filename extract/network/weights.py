@@ -66,6 +66,11 @@ def is_file_spec(spec: str) -> bool:
     return not _NAMES.fullmatch(spec)
 
 
+def is_untrained(spec: str) -> bool:
+    """Whether the weights `spec`, or what reports call them, are random numbers."""
+    return spec.startswith("random:")
+
+
 def check_weights(spec: str) -> None:
     """Raises `WeightsError` if `spec` is neither a name nor a file that exists; needs no torch."""
     if is_file_spec(spec) and not Path(spec).is_file():
@@ -137,7 +142,7 @@ def _torchvision_weights(backbone: str, spec: str) -> Any:
     known = {each.name.lower(): each for each in models.get_model_weights(backbone)}
     if spec in known:
         return known[spec]
-    if is_file_spec(spec) or spec.startswith("random:"):
+    if is_file_spec(spec) or is_untrained(spec):
         files = {_file_name(each): each for each in known.values()}
         return files.get(Path(spec).name) or known.get(IMAGENET) or next(iter(known.values()))
     raise WeightsError(f"backbone {backbone} has no weights {spec!r}; choose from {', '.join(known)}, or give a file")
@@ -155,7 +160,7 @@ def load_weights(spec: str, backbone: str) -> Weights:
     how = preprocess_of(backbone, spec)
     found = architecture(backbone, how.crop)
     expected, origin = found.shapes, spec
-    if spec.startswith("random:"):
+    if is_untrained(spec):
         seed = spec.removeprefix("random:")
         if not (seed.isascii() and seed.isdigit()) or int(seed) >= 2**32:
             raise WeightsError(f"weights {spec!r}: the seed has to be a whole number below 2^32, for example random:0")

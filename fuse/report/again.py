@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any, Final
 
 from cache.fingerprint import IMPORTED, is_imported
-from extract.settings import RequestedSettings, device_defaults
+from extract.settings import RequestedSettings, as_json, device_defaults, flag_of
 from fuse.results import Results
 
 SETTLED: Final = ("device", "depths")
@@ -54,12 +54,12 @@ def _settings(results: Results) -> Iterator[str]:
     usual = {"batch_frames": device_defaults(str(cache.environment.get("device"))).batch_frames}
     for each in fields(RequestedSettings):
         value = known.get(each.name)
-        default = usual.get(each.name, list(each.default) if isinstance(each.default, tuple) else each.default)
+        default = usual.get(each.name, as_json(each.default))
         if not each.metadata["option"] or each.name in SETTLED or value in (None, {}, default):
             continue
         if each.name == "data" and cache.dataset.source == "demo":
             continue
-        flag = each.metadata["flag"] or f"--{each.name.replace('_', '-')}"
+        flag = flag_of(each)
         match value:
             case bool():
                 yield flag

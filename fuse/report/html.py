@@ -13,6 +13,7 @@ import numpy as np
 
 from cache.aggregate import NO_PREDICTION, predicted
 from cache.common.files import discard_leftovers, write_bytes_durably, write_sealed_json
+from cache.common.progress import duration
 from cache.common.text import visible
 from fuse import metrics, paper
 from fuse.calibration import reliability
@@ -275,22 +276,12 @@ def _cost(results: Results) -> dict[str, str]:
         found["Computed on"] = f"{environment.get('device')}, {environment.get('precision')}"
         if spent := cost["decode_seconds"]:
             found["Decoding"] = (
-                f"{_duration(spent)} of all processes together, {frames / spent:,.0f} frames a second in each"
+                f"{duration(spent)} of all processes together, {frames / spent:,.0f} frames a second in each"
             )
     if sum(seconds.values()):
-        each = ", ".join(f"{level} {_duration(spent)}" for level, spent in seconds.items())
-        found["Training"] = f"{_duration(sum(seconds.values()))} ({each})"
+        each = ", ".join(f"{level} {duration(spent)}" for level, spent in seconds.items())
+        found["Training"] = f"{duration(sum(seconds.values()))} ({each})"
     return found
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
 
 
 def _provenance(results: Results, made: Made) -> list[dict[str, Any]]:

@@ -3,6 +3,8 @@
 from typing import Final
 
 from cache.aggregate import FEW_VIDEOS
+from extract.network.weights import is_untrained
+from fuse.report.tables import NONE
 from fuse.results import TITLES, Model, Results
 
 WIDE: Final = 0.1
@@ -14,7 +16,7 @@ POOR: Final = 0.5
 
 def percent(fraction: float | None, decimals: int = 1) -> str:
     """A fraction as percent, without the sign."""
-    return "–" if fraction is None or fraction != fraction else f"{100 * fraction:.{decimals}f}"
+    return NONE if fraction is None or fraction != fraction else f"{100 * fraction:.{decimals}f}"
 
 
 def best_level(results: Results) -> Model:
@@ -85,7 +87,7 @@ def trust(results: Results) -> str:
     """Whether the accuracy, and the probabilities, can be believed."""
     videos, interval = len(results.video_ids), results.interval("fused")
     half, noun = (interval.high - interval.low) / 2, results.cache.dataset.noun
-    if results.weights.startswith("random:"):
+    if is_untrained(results.weights):
         text = "Not as a measure of the method: the backbone was never trained. The run shows that the pipeline works"
     elif videos < FEW_VIDEOS:
         text = f"Not yet: {videos} test {noun} are too few to tell skill from luck. Add test {noun}"
