@@ -1,4 +1,4 @@
-"""What `gpu_check.py` found, in words: from the status and the figures of each step, as they stand in summary.json."""
+"""What `gpu_check.py` found, as text: from the status and the figures of each step, as they stand in summary.json."""
 
 from collections.abc import Mapping
 from typing import Any

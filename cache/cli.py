@@ -151,7 +151,7 @@ def convert_command(folder: Path, target: Path, backend: "Backend") -> None:
 @dataset_option
 @click.option("--copy-gib", type=click.IntRange(min=1), default=64, show_default=True, help="Room for shards.")
 def attach_command(location: str, workspace: Workspace, dataset: str | None, copy_gib: int) -> None:
-    """Make a working copy of a cache elsewhere: in an object store, or published on a web server.
+    """Make a working copy of a remote cache: in an object store, or published on a web server.
 
     ADDRESS is s3://BUCKET/PREFIX, or https://HOST/PATH (read only; the same command takes what was published since). It
     is made below --work, under the dataset's name, and works with every command as a local cache does: shards are

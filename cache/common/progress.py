@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line now and then in a log; how long it takes, in words."""
+"""Progress of long work: a bar on a terminal, a line now and then in a log; durations as text."""
 
 import os
 import sys

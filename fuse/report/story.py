@@ -1,4 +1,4 @@
-"""What the page says first, in words: how good the fused model is, where it fails, and whether to trust it."""
+"""The sentences that the page begins with: how good the fused model is, where it fails, and whether to trust it."""
 
 from typing import Final
 
