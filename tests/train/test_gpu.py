@@ -315,23 +315,3 @@ def test_a_head_trained_there_is_exported(device, tmp_path):
     x_TBC = torch.randn(config.clips.length, 3, 128)
     (logits,) = session.run(["logits"], {"features": x_TBC.numpy()})
     torch.testing.assert_close(torch.from_numpy(logits), load_head(folder)[0](x_TBC).detach(), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own doing
-@on_both
-@pytest.mark.parametrize("projected", [False, True], ids=["input as highway", "projected highway"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_custom_operators_are_registered_soundly(device, projected, dtype):
-    from tests.helpers.sru import draw
-    from train.sru import backends
-
-    backends.recurrence("auto", torch.device(device))  # registers the operators
-    name = {"cpu": "sru_cpu", "cuda": "sru_triton"}[device]
-    u, x, bias, c0, dh, dc = (each if each is None else each.to(device) for each in draw((5, 2, 70), projected, dtype))
-    forward, backward = (getattr(torch.ops.mrrn, each).default for each in (name, f"{name}_backward"))
-    leaves = [each if each is None else each.requires_grad_() for each in (u, x, bias, c0)]
-    torch.library.opcheck(forward, leaves)
-    with torch.no_grad():
-        states_SBD = forward(*leaves)[2]
-    plain = [each if each is None else each.detach() for each in (dh, dc, u, x, bias, states_SBD)]
-    torch.library.opcheck(backward, plain)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import llvmlite.binding as llvm
 import llvmlite.ir as ir
@@ -31,14 +31,14 @@ LINE_UNITS = 64
 """Hidden units that fill whole lines of the processor's cache in any dtype: pieces are multiples of it."""
 
 _NAME = "kernel"
+_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _INT64 = ir.IntType(64)
 _POINTER = ir.PointerType()
 
 Row = Literal["step", "sequence", "shared"]
 
 
-@dataclass(frozen=True)
-class Array:
+class Array(NamedTuple):
     """Layout of an array in memory, `[rows, parts, D]`: which row belongs to a step of a sequence, and its dtype."""
 
     rows: Row
@@ -79,6 +79,9 @@ class Kernel:
     """Writes the code of a step."""
     last_first: bool = False
     """Whether the loop runs from the last step to the first."""
+    registers: int = 1
+    """How many of the widest registers a vector fills. With two, a processor need not wait for one's results before it
+    goes on with the other; a body that needs most registers is slower so."""
 
     def __call__(self, size: tuple[int, int, int], given: Mapping[Row, Mapping[str, Tensor]]) -> None:
         """Run on contiguous arrays, `given` by kind of rows and name; `size` is T, B, D.
@@ -87,26 +90,30 @@ class Kernel:
         threads.
         """
         steps, batch, hidden = size
-        rows: Mapping[Row, int] = {"step": steps * batch, "sequence": batch, "shared": 1}
-        tensors = {name: (kind, each) for kind, group in given.items() for name, each in group.items()}
-        assert all(each.is_contiguous() for _, each in tensors.values())
-        arrays = tuple(
-            (name, Array(kind, each.numel() // (rows[kind] * hidden), each.dtype))
-            for name, (kind, each) in tensors.items()
-        )
+        units_of_rows: Mapping[Row, int] = {
+            "step": steps * batch * hidden,
+            "sequence": batch * hidden,
+            "shared": hidden,
+        }
+        arrays: list[tuple[str, Array]] = []
+        addresses = []
+        for kind, group in given.items():
+            for name, each in group.items():
+                assert each.is_contiguous(), name
+                arrays.append((name, Array(kind, each.numel() // units_of_rows[kind], each.dtype)))
+                addresses.append(each.data_ptr())
         threads = max(1, min(torch.get_num_threads(), steps * batch * hidden // GRAIN))
         # Two threads never write to one cache line.
         pieces_of_sequence = -(-PIECES_PER_THREAD * threads // batch)
         units = -(-hidden // pieces_of_sequence // LINE_UNITS) * LINE_UNITS
         sizes = (steps, batch, hidden, units, -(-hidden // units))
-        addresses = [each.data_ptr() for _, each in tensors.values()]
         words = (ctypes.c_int64 * (1 + len(sizes) + len(addresses)))(0, *sizes, *addresses)
-        _, address = _compiled(self, arrays)
+        _, function = _compiled(self, tuple(arrays))
         team = _team() if threads > 1 else None
         if team is None:
-            ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)(ctypes.addressof(words))
+            function(ctypes.addressof(words))
         else:
-            team(address, ctypes.addressof(words), threads, 0)
+            team(function, ctypes.addressof(words), threads, 0)
 
 
 @functools.cache
@@ -120,15 +127,15 @@ def _team() -> Callable[..., None] | None:
     for name in (*names, "libgomp.so.1", "libomp.so"):
         with suppress(OSError, AttributeError):
             function = ctypes.CDLL(name, mode=os.RTLD_NOW | os.RTLD_NOLOAD).GOMP_parallel
-            function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+            function.argtypes = (_FUNCTION, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
             function.restype = None
             return function
     return None
 
 
 @functools.cache
-def _compiled(kernel: Kernel, arrays: tuple[tuple[str, Array], ...]) -> tuple[Any, int]:
-    """Returns the engine that keeps the machine code in memory, and the function's address."""
+def _compiled(kernel: Kernel, arrays: tuple[tuple[str, Array], ...]) -> tuple[Any, Any]:
+    """Returns the engine that keeps the machine code in memory, and the function."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     target = llvm.Target.from_default_triple().create_target_machine(
@@ -140,7 +147,7 @@ def _compiled(kernel: Kernel, arrays: tuple[tuple[str, Array], ...]) -> tuple[An
     passes.getModulePassManager().run(parsed, passes)
     engine = llvm.create_mcjit_compiler(parsed, target)
     engine.finalize_object()
-    return engine, engine.get_function_address(_NAME)
+    return engine, _FUNCTION(engine.get_function_address(_NAME))
 
 
 def _written(kernel: Kernel, arrays: Mapping[str, Array]) -> ir.Module:
@@ -159,7 +166,7 @@ def _written(kernel: Kernel, arrays: Mapping[str, Array]) -> ir.Module:
     steps, batch, hidden, units, pieces = (word(number, _INT64) for number in range(1, 6))
     addresses = {name: word(number, _POINTER) for number, name in enumerate(arrays, 6)}
     state = torch.float64 if any(array.dtype == torch.float64 for array in arrays.values()) else torch.float32
-    whole = Lanes(b, VECTOR_BYTES // state.itemsize, state)
+    whole = Lanes(b, kernel.registers * VECTOR_BYTES // state.itemsize, state)
     single = Lanes(b, 1, state)
 
     take, work, end = (b.append_basic_block(name) for name in ("take", "work", "end"))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from train.sru.compiled import At, Kernel
 from train.sru.lanes import Vector
-from train.sru.operator import Gradients, Outputs, make_operator
+from train.sru.operator import Gradients, Outputs, make_recurrence
 
 
 def _forward(at: At) -> None:
@@ -60,20 +60,19 @@ def _highway(at: At) -> Vector:
     return at["x", 0] if "x" in at.arrays else at["u", 3]
 
 
-_FORWARD = Kernel(_forward)
+_FORWARD = Kernel(_forward, registers=2)
 _BACKWARD = Kernel(_backward, last_first=True)
 
 
 def forward(u_TBGD: Tensor, x_TBD: Tensor | None, bias_2D: Tensor, c0_BD: Tensor, out: Outputs) -> None:
     """Equations 3 to 6."""
     steps, batch, _, hidden = u_TBGD.shape
-    h_TBD, last_BD, states_SBD = out
+    h_TBD, states_SBD = out
     states_SBD[0] = c0_BD
     each_step = {"u": u_TBGD.contiguous(), "h": h_TBD, "before": states_SBD[:-1], "after": states_SBD[1:]}
     if x_TBD is not None:
         each_step["x"] = x_TBD.contiguous()
     _FORWARD((steps, batch, hidden), {"step": each_step, "shared": {"bias": bias_2D.contiguous()}})
-    last_BD.copy_(states_SBD[-1])
 
 
 def backward(
@@ -87,13 +86,13 @@ def backward(
     dbias_B4D = torch.zeros(batch, 4, hidden, dtype=c_SBD.dtype)
     each_step = {"dh": dh_TBD.contiguous(), "u": u_TBGD.contiguous(), "du": du_TBGD}
     each_step |= {"before": c_SBD[:-1], "after": c_SBD[1:]}
-    if x_TBD is not None:
+    if x_TBD is not None and dx_TBD is not None:
         each_step |= {"x": x_TBD.contiguous(), "dx": dx_TBD}
     each_sequence = {"carry": dc0_BD, "dbias": dbias_B4D}
     shared = {"bias": bias_2D.contiguous()}
     _BACKWARD((steps, batch, hidden), {"step": each_step, "sequence": each_sequence, "shared": shared})
-    sums_B2D, added_B2D = dbias_B4D.double().split(2, dim=1)
-    dbias_2D.copy_((sums_B2D - added_B2D).sum(0))
+    sums_4D = dbias_B4D.double().sum(0)
+    dbias_2D.copy_(sums_4D[:2] - sums_4D[2:])
 
 
-recurrence = make_operator("cpu", forward, backward)
+recurrence = make_recurrence(forward, backward)

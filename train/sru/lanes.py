@@ -22,9 +22,8 @@ _ELEMENTS: dict[torch.dtype, Any] = {
 
 _INT32 = ir.IntType(32)
 
-_EXP2 = (1.535336188319500e-4, 1.339887440266574e-3, 9.618437357674640e-3, 5.550332471162809e-2,
-         2.402264791363012e-1, 6.931472028550421e-1, 1.0)  # fmt: skip
-"""2^z for |z| <= 1/2 as a polynomial, highest power first, with a relative error of at most 2e-7 (Cephes, exp2f)."""
+_EXP2 = (1.3264727e-3, 9.6715128e-3, 5.5507337e-2, 2.4022242e-1, 6.9314698e-1, 1.0)
+"""2^z for |z| <= 1/2 as a polynomial, highest power first, with a relative error of at most 1e-7 (Lawson's minimax)."""
 
 _LOG2E = 1.44269502162933349609375
 _LOG2E_REST = 1.925962991126617e-8
@@ -136,26 +135,31 @@ class Vector:
 
         In float32 the relative error near 0 is some 2e-7, and the same on every processor.
         """
-        if self.lanes.state == torch.float64:
-            power = self.lanes.intrinsic("exp", (self * -1.0).clamp(-700.0, 700.0))
-        else:
-            power = (self * -1.0)._exp()
-        share = 1 / (power + 1)
-        return share, power * share
+        return self._sigmoid(1.0)
 
     def tanh(self) -> tuple["Vector", "Vector"]:
         """tanh(self), with the absolute error of numbers near 1, and its derivative 1 - tanh(self)^2 = 4 s (1 - s)."""
-        share, rest = (self * 2.0).sigmoid()
+        share, rest = self._sigmoid(2.0)
         return share - rest, share * rest * 4.0
 
-    def _exp(self) -> "Vector":
-        """e^self in float32, with self limited to [-87, 87]."""
+    def _sigmoid(self, factor: float) -> tuple["Vector", "Vector"]:
+        """The sigmoid of `factor` times self, and 1 minus that; `factor` is a power of 2."""
+        if self.lanes.state == torch.float64:
+            power = self.lanes.intrinsic("exp", (self * -factor).clamp(-700.0, 700.0))
+        else:
+            power = self._exp(-factor)
+        share = 1 / (power + 1)
+        return share, power * share
+
+    def _exp(self, factor: float) -> "Vector":
+        """e^(factor * self) in float32, the exponent limited to [-87, 87]; `factor` is a power of 2 or minus one."""
         lanes, b = self.lanes, self.lanes.builder
-        exponent = self.clamp(-87.0, 87.0)
-        rounder = exponent.times_plus(lanes.constant(_LOG2E), _ROUNDER)
+        limit = 87.0 / abs(factor)
+        exponent, log2e = self.clamp(-limit, limit), lanes.constant(_LOG2E * factor)
+        rounder = exponent.times_plus(log2e, _ROUNDER)
         # log2(e) in two parts, so that the rest of the product keeps its digits.
-        rest = exponent.times_plus(lanes.constant(_LOG2E), _ROUNDER - rounder)
-        rest = exponent.times_plus(lanes.constant(_LOG2E_REST), rest)
+        rest = exponent.times_plus(log2e, _ROUNDER - rounder)
+        rest = exponent.times_plus(lanes.constant(_LOG2E_REST * factor), rest)
         power = lanes.constant(_EXP2[0])
         for coefficient in _EXP2[1:]:
             power = power.times_plus(rest, coefficient)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from train.sru.operator import Gradients, Outputs, make_operator
+from train.sru.operator import Gradients, Outputs, make_recurrence
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 """Whether kernels run in Triton's interpreter, on a processor."""
@@ -44,7 +44,7 @@ def _tanh(x):
 
 
 @triton.jit
-def _forward(u, x, bias, c0, h, last, states, T: tl.constexpr, B, D, PROJECTED: tl.constexpr, BLOCK: tl.constexpr):
+def _forward(u, x, bias, c0, h, states, T: tl.constexpr, B, D, PROJECTED: tl.constexpr, BLOCK: tl.constexpr):
     b = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = d < D
@@ -65,7 +65,6 @@ def _forward(u, x, bias, c0, h, last, states, T: tl.constexpr, B, D, PROJECTED: 
         g, _ = _tanh(c)
         tl.store(states + (row + B) * D + d, c, mask=inside)
         tl.store(h + row * D + d, r * g + r_rest * highway, mask=inside)
-    tl.store(last + b * D + d, c, mask=inside)
 
 
 @triton.jit
@@ -115,12 +114,12 @@ def _backward(
 def forward(u_TBGD: Tensor, x_TBD: Tensor | None, bias_2D: Tensor, c0_BD: Tensor, out: Outputs) -> None:
     """Equations 3 to 6."""
     steps, batch, _, hidden = u_TBGD.shape
-    h_TBD, last_BD, states_SBD = out
+    h_TBD, states_SBD = out
     u, bias, c0 = u_TBGD.contiguous(), bias_2D.contiguous(), c0_BD.contiguous()
     x = u if x_TBD is None else x_TBD.contiguous()
     with torch.cuda.device_of(u):
         _forward[batch, triton.cdiv(hidden, BLOCK)](
-            u, x, bias, c0, h_TBD, last_BD, states_SBD,
+            u, x, bias, c0, h_TBD, states_SBD,
             steps, batch, hidden, x_TBD is None, BLOCK, **LAUNCH,
         )  # fmt: skip
 
@@ -143,4 +142,4 @@ def backward(
     dbias_2D.copy_(dbias_B2D.sum(0))
 
 
-recurrence = make_operator("triton", forward, backward)
+recurrence = make_recurrence(forward, backward)

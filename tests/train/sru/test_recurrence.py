@@ -125,13 +125,5 @@ def test_a_second_derivative_is_refused_rather_than_wrong():
     leaves = [None if tensor is None else tensor.requires_grad_() for tensor in arguments]
     h, _ = cpu.recurrence(*leaves)
     (du,) = torch.autograd.grad(h.square().sum(), leaves[0], create_graph=True)
-    with pytest.raises(RuntimeError, match="autograd"):
+    with pytest.raises(RuntimeError, match="once_differentiable"):
         du.sum().backward()
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own doing
-@pytest.mark.parametrize("projected", [False, True], ids=["input as highway", "projected highway"])
-def test_custom_operator_is_registered_soundly(projected):
-    *arguments, _, _ = draw((5, 2, 4), projected, torch.float32)
-    leaves = [None if tensor is None else tensor.requires_grad_() for tensor in arguments]
-    torch.library.opcheck(torch.ops.mrrn.sru_cpu.default, leaves)

@@ -97,17 +97,6 @@ def test_module_with_kernels_equals_module_with_reference():
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-@runs_kernels
-@pytest.mark.skipif(INTERPRETED, reason="the graph is the same as the processor path's, which is tested")
-def test_compiles_into_one_graph():
-    torch.manual_seed(0)
-    module = SRU(6, 5, 2, backend="triton").to(DEVICE)
-    x = torch.randn(3, 2, 6, device=DEVICE)
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    for ours, theirs in zip(compiled(x), module(x), strict=True):
-        torch.testing.assert_close(ours, theirs)
-
-
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter replaces the compiler")
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize(("dtype", "projected"), [("bf16", False), ("fp32", True)])
