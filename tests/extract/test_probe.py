@@ -57,7 +57,7 @@ def test_a_decoder_alone_is_timed_and_its_outcomes_counted(folder: Path) -> None
     rate = measure_decoder(SETTINGS, [("a", folder / "a.mp4"), ("liar", folder / "class" / "liar.mp4")], 0.5)
     assert rate.rate > 80
     assert rate.rate_per_core > 0
-    assert 0 < rate.failed <= rate.videos
+    assert rate.failed > 0
     assert rate.version.startswith("av ")
 
 
