@@ -16,6 +16,7 @@ from cache.aggregate import PAPER_WEIGHTS, accuracy_text
 from cache.common.commands import advised
 from cache.common.console import (
     FINISHED_WITH_FAILURES,
+    FiniteRange,
     NameChoice,
     StageGroup,
     choose_dataset,
@@ -273,7 +274,7 @@ def compare(runs: tuple[str, ...], workspace: Workspace, dataset: str | None, sp
 )
 @click.option(
     "--follow",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     metavar="SECONDS",
     help="With --timeline: read on while the file grows, or from a pipe (-), until nothing has come for SECONDS.",
 )
