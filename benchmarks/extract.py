@@ -39,6 +39,7 @@ from cache.common.files import write_json_durably
 from cache.dataset import Dataset
 from cache.store import FeatureCache
 from extract.datasets.paths import find_videos
+from extract.fingerprint import fingerprint
 from extract.local import extract_pending
 from extract.meter import Meter, ticking
 from extract.network.backbones import read_levels, torch_dtype
@@ -46,7 +47,7 @@ from extract.network.engine import Engine, open_engine
 from extract.network.preprocess import PAPER
 from extract.network.weights import Weights, load_weights
 from extract.probe import measure_decoder
-from extract.settings import ExtractSettings, RequestedSettings, fingerprint
+from extract.settings import ExtractSettings, RequestedSettings
 
 CHECKED_FRAMES = 8
 LEAST_COSINE = 0.999

@@ -20,9 +20,10 @@ from cache.remote.address import WebAddress
 from cache.remote.attachment import dataset_name
 from cache.store import FeatureCache
 from extract import plan
+from extract.fingerprint import check_given, sources
 from extract.network.weights import IMAGENET, check_weights
 from extract.plan import Extraction
-from extract.settings import OneTimeOptions, RequestedSettings, check_given, flag_of, sources
+from extract.settings import OneTimeOptions, RequestedSettings, flag_of
 
 LISTED = 20
 """Videos listed of each status, and spans; `mrrn cache info` has all videos."""

@@ -20,11 +20,12 @@ from cache.common.text import visible, wrapped
 from cache.fingerprint import CENTER_VIEW, Level, is_imported
 from cache.ledger import Outcome
 from extract.decode import DecodePool, VideoEnd, VideoRequest
+from extract.fingerprint import settings_of
 from extract.meter import Meter
 from extract.network.engine import Engine
 from extract.network.weights import Weights, is_file_spec, load_weights
 from extract.pipeline import VideoFeatures, decode_settings, failed, features_of_frames
-from extract.settings import ExtractSettings, device_defaults, settings_of
+from extract.settings import ExtractSettings, device_defaults
 from fuse.calibration import Calibration, scaled
 from fuse.metrics import ranked
 from fuse.scores import differences
