@@ -36,6 +36,7 @@ from cache.common.files import write_json_durably
 from cache.dataset import Dataset
 from cache.store import FeatureCache
 from extract.decode import DecodePool, FrameBlock
+from extract.fingerprint import fingerprint
 from extract.local import extract_pending
 from extract.meter import Meter, ticking
 from extract.network.backbones import columns_of, read_levels, torch_dtype
@@ -43,7 +44,7 @@ from extract.network.engine import Engine, open_engine
 from extract.network.preprocess import MEAN, PAPER, STD
 from extract.network.weights import Weights, load_weights
 from extract.pipeline import decode_settings, extract_features
-from extract.settings import ExtractSettings, RequestedSettings, fingerprint
+from extract.settings import ExtractSettings, RequestedSettings
 
 SUFFIXES = (".avi", ".mp4", ".mkv", ".webm", ".mov")
 CHECKED_FRAMES = 8

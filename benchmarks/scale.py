@@ -30,10 +30,11 @@ from cache.store import FeatureCache
 from extract.cluster.connect import WorkerSlots, connected
 from extract.cluster.driver import extract_pending
 from extract.cluster.worker import ExtractWorker
+from extract.fingerprint import fingerprint
 from extract.meter import Meter
 from extract.network.weights import Weights
 from extract.pipeline import VideoFeatures
-from extract.settings import ExtractSettings, fingerprint
+from extract.settings import ExtractSettings
 
 FRAMES = 5
 COUNTS = (1_000, 10_000, 100_000)

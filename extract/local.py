@@ -19,7 +19,8 @@ from typing import Any, Final
 
 import click
 
-from cache.common.console import StageGroup, say
+from cache.common.console import StageGroup
+from cache.common.device import find_device
 from cache.common.errors import MrrnError
 from cache.common.interrupts import Interrupted, held_back
 from cache.common.progress import progress
@@ -28,12 +29,13 @@ from cache.processes import end_with
 from cache.store import FeatureCache
 from extract import plan
 from extract.claims import ClaimQueue
+from extract.fingerprint import fingerprint
 from extract.meter import Meter, ticking
 from extract.network.engine import Engine, open_engine
 from extract.network.weights import Weights, load_weights
 from extract.pipeline import extract_features
 from extract.plan import Extraction
-from extract.settings import ExtractSettings, device_defaults, find_devices, fingerprint
+from extract.settings import ExtractSettings, device_defaults
 from extract.shards import shards_of
 
 POLL_SECONDS: Final = 1.0
@@ -44,7 +46,7 @@ def extract(extraction: Extraction) -> int:
 
     MrrnError if that cannot be.
     """
-    devices = find_devices(extraction.settings.device)
+    devices = [find_device(device.strip()) for device in extraction.settings.device.split(",")]
     settings, weights, made_with = _decide(extraction, devices[0])
     with plan.open_cache(extraction, settings, made_with) as cache:
         pending = cache.ledger.counts()["pending"]
@@ -77,7 +79,7 @@ def extract_pending(
 
     After Ctrl-C the videos that are finished are committed first.
     """
-    with ClaimQueue(cache, paths, made_with, device=settings.device, say=say) as claims:
+    with ClaimQueue(cache, paths, made_with, device=settings.device) as claims:
         features_of = partial(extract_features, settings=settings, engine=engine, meter=meter)
         rows = device_defaults(settings.device).shard_rows
         while claim := claims.wait_for_claim(siblings=siblings):

@@ -8,46 +8,33 @@ with everything decided for one device. `OneTimeOptions` holds what the cache do
 
 import os
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import Field, dataclass, field, fields, replace
-from importlib import metadata
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import click
 import msgspec
 
-from cache.common.commands import source_of
 from cache.common.console import NameChoice
-from cache.common.device import find_device, multiplies_bf16
+from cache.common.device import multiplies_bf16
 from cache.common.errors import CacheError, MrrnError
-from cache.fingerprint import (
-    CENTER_VIEW,
-    CHANNELS,
-    DTYPE,
-    FORMAT_VERSION,
-    JSON,
-    LEVELS,
-    Fingerprint,
-    Level,
-    check_fingerprint,
-)
+from cache.fingerprint import CENTER_VIEW, JSON, LEVELS, Level
 from cache.remote.address import WebAddress
 from cache.remote.client import Location
 from cache.remote.web import parse_location
 from cache.shards import BACKENDS, Backend
-from extract.decode import DECODER_NAMES, DEFAULT_DECODER, Limits, decoder_version, parse_limits
-from extract.network.architecture import PACKAGED, check_backbone, choose_depths, is_timm
+from extract.decode import DECODER_NAMES, DEFAULT_DECODER, Limits, parse_limits
+from extract.network.architecture import PACKAGED, check_backbone
 from extract.network.backbones import PRECISIONS, Precision
 from extract.network.preprocess import parse_views
-from extract.network.weights import IMAGENET, PACKAGE, is_file_spec, preprocess_of, usual_weights, weights_text
+from extract.network.weights import IMAGENET, PACKAGE, is_file_spec, usual_weights
 
 FingerprintPart = Literal["identity", "environment"]
 
 DEMO_WEIGHTS: Final = "random:0"
 """The demo needs no download; its outputs say that its weights are random."""
 
-RESNET_DEPTHS: Final[Mapping[str, JSON]] = {"low": "layer2", "mid": "layer3", "high": "layer4"}
-"""Where the paper reads ResNet-34. A fingerprint without depths means these, and the widths `CHANNELS`."""
+Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,11 +141,11 @@ class RequestedSettings:
     """The first one is `center`."""
     views_seed: int = setting(0, part="identity")
     """Decides the random views, together with the video's id and the view's name."""
-    max_frames: int | None = setting(
+    max_frames: Positive | None = setting(
         None, part="identity", type=click.IntRange(min=1), help="Keep only the first so many frames of a video."
     )
     """Counted after `fps`; None keeps all."""
-    fps: float | None = setting(
+    fps: Annotated[float, msgspec.Meta(gt=0)] | None = setting(
         None,
         part="identity",
         type=click.FloatRange(min=0, min_open=True),
@@ -166,14 +153,14 @@ class RequestedSettings:
     )
     """None keeps all."""
     device: str = setting("auto", metavar="DEVICE", help="auto, cpu, cuda, or several: cuda:0,cuda:1. [default: auto]")
-    """The fingerprint has its name, see `device_name`."""
+    """The fingerprint has its kind, or its model's name (`extract.fingerprint`)."""
     precision: Precision | None = setting(
         None,
         part="environment",
         type=NameChoice(PRECISIONS),
         help="What the network computes in; fp32 is the reference. [default: bf16 on a CPU that has it, fp16 on a GPU]",
     )
-    batch_frames: int | None = setting(
+    batch_frames: Positive | None = setting(
         None,
         part="environment",
         type=click.IntRange(1, 65536),
@@ -183,7 +170,7 @@ class RequestedSettings:
     decoder: str = setting(
         DEFAULT_DECODER, part="environment", type=NameChoice(DECODER_NAMES), help=f"[default: {DEFAULT_DECODER}]"
     )
-    jobs: int | None = setting(
+    jobs: Positive | None = setting(
         None,
         recorded=False,
         type=click.IntRange(1, 1024),
@@ -203,16 +190,12 @@ class RequestedSettings:
 
     def __post_init__(self) -> None:
         check_backbone(self.backbone)
-        if self.precision not in (None, *PRECISIONS):
-            raise MrrnError(f"precision {self.precision!r} is not one of {', '.join(PRECISIONS)}")
         if len(self.depths) not in (0, len(LEVELS)):
             raise MrrnError(f"depths {self.depths} are not three: one for each of {', '.join(LEVELS)}")
         if not self.levels or self.levels != tuple(level for level in LEVELS if level in self.levels):
             raise MrrnError(f"levels {self.levels} are not some of {LEVELS}, shallow to deep")
         if self.views[:1] != (CENTER_VIEW,):
             raise MrrnError(f"views {self.views} do not begin with {CENTER_VIEW}")
-        if any(count is not None and count < 1 for count in (self.batch_frames, self.jobs)):
-            raise MrrnError(f"batch of {self.batch_frames} frames, {self.jobs} jobs: both have to be at least 1")
 
     @classmethod
     def joined(
@@ -335,115 +318,12 @@ def file_mark(weights: str) -> list[int] | None:
     return [stat.st_size, stat.st_mtime_ns]
 
 
-# -- the fingerprint ---------------------------------------------------------------------------------------------------
-
-
-def fingerprint(settings: ExtractSettings, *, weights_text: str, weights_sha256: str) -> Fingerprint:
-    """What the features made with `settings` depend on."""
-    return Fingerprint(
-        identity=_identity(settings, weights_text, weights_sha256, _network(settings)),
-        environment={
-            **settings.part("environment"),
-            **({"timm": metadata.version("timm")} if is_timm(settings.backbone) else {}),
-            "decoder_version": decoder_version(settings.decoder),
-            "torch": metadata.version("torch"),
-            "torchvision": metadata.version("torchvision"),
-            "device": device_name(settings.device),
-        },
-    )
-
-
-def _network(settings: ExtractSettings) -> dict[str, JSON]:
-    """What of the identity follows from the backbone. Raises `MrrnError` if it does not have the depths asked for."""
-    preprocess = preprocess_of(settings.backbone, settings.weights)
-    chosen = choose_depths(settings.backbone, preprocess.crop, settings.depths)
-    depths = {level: depth.name for level, depth in chosen.items()}
-    widths = {level: depth.width for level, depth in chosen.items()}
-    papers = (depths, widths) == (RESNET_DEPTHS, CHANNELS)
-    return {"transform": str(preprocess), **({} if papers else {"depths": depths, "widths": widths})}
-
-
-def _identity(settings: RequestedSettings, text: str, sha256: JSON, network: Mapping[str, JSON]) -> dict[str, JSON]:
-    return {
-        **settings.part("identity"),
-        "weights_sha256": sha256,
-        "weights": text,
-        **network,
-        "dtype": DTYPE,
-        "format_version": FORMAT_VERSION,
-    }
-
-
-def settings_of(identity: Mapping[str, JSON], environment: Mapping[str, JSON]) -> ExtractSettings:
-    """The settings in the two parts of a fingerprint, the inverse of `fingerprint`; weights and device are not there.
-
-    KeyError if one is missing, msgspec.ValidationError if it has another type.
-    """
-    values = {each.name: identity[each.name] for each in settings_in("identity")}
-    values |= {each.name: environment[each.name] for each in settings_in("environment")}
-    if "depths" in identity:
-        values["depths"] = [identity["depths"][level] for level in LEVELS]
-    return msgspec.convert(values, ExtractSettings)
-
-
-def check_given(
-    settings: RequestedSettings, given: Collection[str], made_with: Fingerprint, *, allow_drift: bool, where: str
-) -> None:
-    """FingerprintError if what was asked for is not what the cache holds. Reads no weights and needs no torch.
-
-    Environment fields are compared only if they are among the `given` settings; all of them are as soon as something
-    is computed.
-    """
-    environment = {**made_with.environment, **{k: v for k, v in settings.part("environment").items() if k in given}}
-    if "decoder" in given:
-        environment["decoder_version"] = decoder_version(settings.decoder)
-    theirs = made_with.identity
-    text, before = weights_text(settings.weights), str(theirs.get("weights"))
-    # Names of weights are told apart at once; of a file, only its numbers tell.
-    renamed = text != before and not (is_file_spec(settings.weights) or is_file_spec(before))
-    sha256 = None if renamed else theirs.get("weights_sha256")
-    network = {name: theirs[name] for name in ("transform", "depths", "widths") if name in theirs}
-    depths = dict(zip(LEVELS, settings.depths, strict=False)) or theirs.get("depths")
-    if depths != theirs.get("depths", RESNET_DEPTHS) and depths:
-        network["depths"] = depths
-    ours = Fingerprint(identity=_identity(settings, text, sha256, network), environment=environment)
-    if renamed:
-        made_with = replace(made_with, identity={**theirs, "weights_sha256": None})
-    check_fingerprint(made_with, ours, allow_drift=allow_drift, where=where)
-
-
-def sources(given: Collection[str], differing: Collection[str]) -> str:
-    """Where the settings come from that `differing` fields of a fingerprint follow from; `given` are their names."""
-    behind = {"weights_sha256": "weights", "transform": "backbone", "depths": "levels", "widths": "backbone"}
-    names = {behind.get(name, name): None for name in differing}
-    found = [
-        f"{each.name} " + (f"from {source_of(flag_of(each))}" if each.name in given else "as recorded or by default")
-        for each in fields(RequestedSettings)
-        if each.name in names
-    ]
-    return f"This run has {' and '.join(found)}" if found else ""
-
-
 def flag_of(setting: Field[Any]) -> str:
     """The option of a setting."""
     return setting.metadata["flag"] or f"--{setting.name.replace('_', '-')}"
 
 
 # -- what follows from the device --------------------------------------------------------------------------------------
-
-
-def find_devices(asked: str) -> tuple[str, ...]:
-    """Each device of "cuda:0,cuda:1"; MrrnError if one is missing."""
-    return tuple(find_device(device.strip()) for device in asked.split(","))
-
-
-def device_name(device: str) -> str:
-    """What the fingerprint calls the device: cpu, or the name of the GPU's model."""
-    if not device.startswith("cuda"):
-        return device
-    import torch
-
-    return f"cuda ({torch.cuda.get_device_name(device)})"
 
 
 def default_precision(device: str) -> Precision:

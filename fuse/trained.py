@@ -11,9 +11,10 @@ from cache.common.errors import MrrnError, ScoreError, WeightsError
 from cache.common.text import visible
 from cache.fingerprint import CENTER_VIEW, Level, is_imported
 from cache.store import FeatureCache
+from extract.fingerprint import settings_of
 from extract.network.weights import Weights, is_file_spec, load_weights
 from extract.pipeline import decode_settings
-from extract.settings import ExtractSettings, device_defaults, settings_of
+from extract.settings import ExtractSettings, device_defaults
 from fuse.bundle import read_bundle
 from fuse.calibration import Calibration, calibrate
 from fuse.choice import RunChoice

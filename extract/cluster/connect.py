@@ -10,8 +10,9 @@ import click
 
 from cache.common.errors import MrrnError
 from cache.fingerprint import Fingerprint
+from extract.fingerprint import fingerprint
 from extract.network.weights import Weights
-from extract.settings import ExtractSettings, RequestedSettings, fingerprint
+from extract.settings import ExtractSettings, RequestedSettings
 
 try:
     import ray

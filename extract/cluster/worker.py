@@ -24,11 +24,12 @@ from cache.ledger import Outcome
 from cache.store import FeatureCache
 from extract.cluster.progress import TaskReport
 from extract.decode import DecodePool
+from extract.fingerprint import fingerprint
 from extract.meter import Meter
 from extract.network.engine import open_engine
 from extract.network.weights import Weights
 from extract.pipeline import VideoFeatures, decode_settings, extract_features, failed
-from extract.settings import ExtractSettings, device_defaults, fingerprint
+from extract.settings import ExtractSettings, device_defaults
 from extract.shards import ExtractTask, FinishedShard, shard_data, shards_of
 
 DEATHS: Final = 3

@@ -33,13 +33,12 @@ def load_dataset(
     holds that is no video. Raises DatasetError if the dataset is not as its source requires.
     """
     check_dataset_name(name)
-    rules = source or (name if name in ("ucf101", "hmdb51", "demo") else None)
     where = data or Path("data") / name
     from extract.datasets import demo, folder, hmdb51, manifest, ucf101
     from extract.datasets.paths import find_videos, require_folder
     from extract.datasets.published import match_files
 
-    match rules or _rules_for(name, where, Workspace(work)):
+    match source or (name if name in PUBLISHED else _rules_for(name, where, Workspace(work))):
         case "demo":
             return demo.load(name, data, work)
         case "ucf101" | "hmdb51" as published:

@@ -4,21 +4,20 @@ Only a manifest can name such videos, and only if the user allows it (--allow-re
 Path, which turns its two slashes into one; `address_of` restores it.
 """
 
+import re
 import shutil
 import tempfile
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
+from email.message import Message
 from email.utils import parsedate_to_datetime
 from functools import partial
-from http.client import HTTPException, HTTPMessage, HTTPResponse
 from itertools import count
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final
-from urllib.error import HTTPError, URLError
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, urlsplit
-from urllib.request import HTTPRedirectHandler, HTTPSHandler, ProxyHandler, Request, build_opener
 
 import xxhash
 
@@ -26,8 +25,8 @@ from cache.common.errors import CacheError, DecodeError, MrrnError
 from cache.common.progress import progress
 from cache.dataset import ADDRESS
 from cache.ledger import FileState, Outcome
+from cache.remote import https
 from cache.remote.client import Location, Objects, RetryPolicy
-from extract.datasets.official.download import BLOCK_BYTES, DownloadRetries, content_length, is_final
 from extract.decode import DecodePool, FrameBlock, Limits, VideoEnd
 
 if TYPE_CHECKING:
@@ -36,18 +35,10 @@ if TYPE_CHECKING:
 FETCHES_PER_WORKER: Final = 2
 """Downloads at a time, for each decode worker."""
 
-RETRIES: Final = DownloadRetries()
-
-_ANSWER_SECONDS = 30.0
-"""A connection that brings no byte for this long counts as cut."""
-
 _ASKED_AT_A_TIME, _ASK_SECONDS = 16, 10.0
 """Videos whose servers are asked for their state at a time; how long an answer may take."""
 
 _MOST_NS = (1 << 63) - 1
-
-_FAILURES = (OSError, HTTPException, ValueError)
-"""What requests raise; the last for addresses, also of redirections, that cannot be one."""
 
 _RESERVE_BYTES = 1 << 30
 """Left free on the disk of temporary files."""
@@ -187,17 +178,21 @@ def ask_servers(addresses: Mapping[str, str]) -> tuple[dict[str, FileState], dic
             return problem
         try:
             if not address.startswith("s3://"):
-                with _open(address, _ASK_SECONDS, method="HEAD") as response:
-                    return _web_state(response.headers, content_length(response) or 0)
+                headers = https.ask(_quoted(address), _ASK_SECONDS)
+                length = headers.get("Content-Length", "")
+                return _web_state(headers, int(length) if re.fullmatch("[0-9]{1,18}", length) else 0)
             if server not in buckets:
                 buckets[server] = Objects(Location(server, ""), RetryPolicy(seconds=_ASK_SECONDS))
             return _store_state(buckets[server].head(address.removeprefix(f"s3://{server}/")))
-        except (*_FAILURES, MrrnError) as error:
-            if isinstance(error, HTTPError):
-                error.close()
-            elif not isinstance(error, FileNotFoundError | DecodeError):
-                silent[server] = _error_text(error)
-            return "it is not there" if isinstance(error, FileNotFoundError) else _error_text(error)
+        except FileNotFoundError:
+            return "it is not there"
+        except https.FetchError as error:
+            problem, answered = error.reason, error.status is not None
+        except MrrnError as error:
+            problem, answered = str(error)[:200], False
+        if not answered:
+            silent[server] = problem
+        return problem
 
     with (
         progress("asking servers", len(addresses), "videos") as shown,
@@ -212,7 +207,7 @@ def ask_servers(addresses: Mapping[str, str]) -> tuple[dict[str, FileState], dic
     return states, problems
 
 
-def _web_state(headers: HTTPMessage, num_bytes: int) -> FileState:
+def _web_state(headers: Message, num_bytes: int) -> FileState:
     try:
         modified = parsedate_to_datetime(headers.get("Last-Modified", "")).timestamp()
     except (ValueError, OverflowError):
@@ -245,67 +240,28 @@ def _from_store(address: str, target: Path, most_bytes: int, seconds: float) -> 
 
 
 def _from_web(address: str, target: Path, most_bytes: int, seconds: float) -> FileState:
-    deadline, pause, attempt = time.monotonic() + seconds, RETRIES.pause_seconds, 0
-    while True:
-        attempt += 1
+    deadline = time.monotonic() + seconds
+    with target.open("wb") as out:
         try:
-            return _one_answer(address, target, most_bytes, deadline)
-        except _FAILURES as error:
-            if isinstance(error, HTTPError):
-                error.close()
-            last = attempt == RETRIES.attempts or time.monotonic() + pause > deadline
-            refused_redirect = isinstance(error, HTTPError) and error.code < 400
-            if last or refused_redirect or is_final(error) or isinstance(error, ValueError):
-                raise DecodeError(f"{address} cannot be fetched: {_error_text(error)}, {attempt} attempts") from error
-        time.sleep(pause)
-        pause *= 2
+            headers = https.fetch(_quoted(address), out, most_bytes, seconds=seconds)
+        except https.LengthError as error:
+            raise _size_error(address, error.found, most_bytes) from error
+        except https.FetchError as error:
+            late = f", {out.tell():,} bytes came (--limit fetch_seconds=…)" if time.monotonic() >= deadline else ""
+            raise DecodeError(f"{address} cannot be fetched: {error.reason}{late}") from error
+        return _web_state(headers, out.tell())
 
 
-def _open(address: str, seconds: float, method: str = "GET") -> HTTPResponse:
-    """The answer to a request; `seconds` without a byte count as a cut connection."""
-    opener = build_opener(ProxyHandler(), HTTPSHandler(), _OnlyHttps())
-    return opener.open(Request(quote(address, safe=":/%"), method=method), timeout=seconds)
-
-
-def _one_answer(address: str, target: Path, most_bytes: int, deadline: float) -> FileState:
-    with _open(address, _ANSWER_SECONDS) as response, target.open("wb") as out:
-        expected = content_length(response)
-        _check_size(address, expected or 0, most_bytes)
-        have = 0
-        # read1 returns what has arrived: a server that sends a byte now and then does not evade the deadline.
-        while block := response.read1(BLOCK_BYTES):
-            out.write(block)
-            have += len(block)
-            _check_size(address, have, most_bytes)
-            if time.monotonic() > deadline:
-                raise DecodeError(f"{address} did not come in time: {have:,} bytes (--limit fetch_seconds=…)")
-        if expected is not None and have < expected:
-            raise ConnectionError(f"the connection was cut at {have:,} of {expected:,} bytes")
-        return _web_state(response.headers, have)
+def _quoted(address: str) -> str:
+    return quote(address, safe=":/%")
 
 
 def _check_size(address: str, num_bytes: int, most_bytes: int) -> None:
     if num_bytes > most_bytes:
-        raise DecodeError(
-            f"{address} has {num_bytes:,} bytes or more, {most_bytes:,} are allowed and have room "
-            "(--limit file_bytes=…, TMPDIR)"
-        )
+        raise _size_error(address, f"{num_bytes:,} bytes", most_bytes)
 
 
-def _error_text(error: Exception) -> str:
-    """The error without the server's own text, since it goes into the ledger and reports."""
-    if isinstance(error, HTTPError):
-        return f"status {error.code}"
-    return str(error.reason if isinstance(error, URLError) else error)[:200]
-
-
-class _OnlyHttps(HTTPRedirectHandler):
-    """Follows redirects to https:// alone: not to servers that prove no identity, and not to local files."""
-
-    def redirect_request(
-        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
-    ) -> Request | None:
-        if not newurl.startswith("https://"):
-            fp.close()
-            raise DecodeError(f"{req.full_url} leads on to an address that is not https://; that is not followed")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+def _size_error(address: str, found: str, most_bytes: int) -> DecodeError:
+    return DecodeError(
+        f"{address} has {found}; {most_bytes:,} are allowed and have room (--limit file_bytes=…, TMPDIR)"
+    )

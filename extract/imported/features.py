@@ -3,8 +3,9 @@
 Shapes: V views, F frames, C channels.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -21,6 +22,9 @@ from extract.pipeline import VideoFeatures, failed
 
 _OTHERS: Final = frozenset(("pts_seconds", "timestamps_ms", "fps", "views"))
 """Names of arrays that come beside features: those of `mrrn cache export`, and of the program video_features."""
+
+SAMPLED: Final = 15
+"""Videos that are read to find out which shape most have."""
 
 _MOST_LOST: Final = 1e-2
 """Share of an array's norm that may be lost in float16."""
@@ -99,17 +103,24 @@ def choose_arrays(videos: Mapping[str, VideoArrays]) -> dict[Level, str]:
 
 
 def with_shape(rules: ImportRules, videos: Mapping[str, VideoArrays]) -> ImportRules:
-    """The rules, with the shape of the first video that can be read. Raises its `DatasetError` if none can."""
+    """The rules, with the views and widths that most of some videos have. Raises a `DatasetError` if none has any."""
+    names = sorted(videos)
+    shapes: Counter[tuple[int, tuple[tuple[Level, int], ...]]] = Counter()
     errors = []
-    for video in sorted(videos):
+    for video in dict.fromkeys([*names[:: len(names) // SAMPLED + 1], *names]):
         try:
             features, _ = _features(videos[video], rules)
         except DatasetError as error:
             errors.append(error)
             continue
-        widths = {level: each.shape[2] for level, each in features.items()}
-        return ImportRules(arrays=rules.arrays, fps=rules.fps, views=len(next(iter(features.values()))), widths=widths)
-    raise errors[0]
+        views = len(next(iter(features.values())))
+        shapes[views, tuple((level, each.shape[2]) for level, each in features.items())] += 1
+        if shapes.total() == SAMPLED:
+            break
+    if not shapes:
+        raise errors[0]
+    [((views, widths), _)] = shapes.most_common(1)
+    return replace(rules, views=views, widths=dict(widths))
 
 
 def read_video(video_id: str, arrays: VideoArrays, rules: ImportRules) -> VideoFeatures:
@@ -147,7 +158,8 @@ def _features(arrays: VideoArrays, rules: ImportRules) -> tuple[dict[Level, NDAr
         width = shape[2] if rules.widths is None else rules.widths[level]
         expected = (rules.views or shape[0], frames or shape[1], width)
         if shape != expected:
-            raise DatasetError(f"{array} is {numbers.shape}; expected [views, frames, channels] {expected}")
+            whose = ", the views and channels of most videos" if rules.widths else ""
+            raise DatasetError(f"{array} is {numbers.shape}; expected [views, frames, channels] {expected}{whose}")
         features[level], frames = _as_float16(numbers.reshape(shape), array), shape[1]
     assert frames
     return features, _times(arrays, frames, rules.fps)

@@ -343,7 +343,7 @@ def test_wrong_usage_exits_with_2(tmp_path, options):
 
 
 def test_a_full_disk_is_noticed_before_the_start(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr("extract.plan.RESERVE_BYTES", 1 << 60)
+    monkeypatch.setattr("extract.forecast.RESERVE_BYTES", 1 << 60)
     result = extract(tmp_path, "--data", str(finished / "videos"))
     assert result.exit_code == 1
     assert re.search(r"about 5\d KiB of disk needed, .* free, in .*: make room", result.output)

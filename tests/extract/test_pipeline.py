@@ -141,7 +141,7 @@ def test_files_go_through_real_decoders(tmp_path, weights):
         "good": "done", "empty": "failed", "gone": "failed",
     }  # fmt: skip
     assert results["good"].features["high"].shape == (2, 5, 512)
-    assert (meter.frames, meter.batches) == (5, 3)
+    assert meter.frames == 5
     assert meter.shares().startswith("decode ")
 
 

@@ -8,7 +8,9 @@ import pytest
 
 from cache.common.errors import CacheError, FingerprintError
 from cache.fingerprint import check_fingerprint
-from extract.settings import RequestedSettings, check_given, fingerprint, settings_of, weights_text
+from extract.fingerprint import check_given, fingerprint, settings_of
+from extract.network.weights import weights_text
+from extract.settings import RequestedSettings
 
 RECORD = {
     "data": None,

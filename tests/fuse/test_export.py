@@ -11,9 +11,10 @@ import torch
 from cache.aggregate import PAPER_WEIGHTS, clips_to_videos, fuse_levels
 from cache.clips import ClipRule
 from cache.fingerprint import LEVELS, widths_of
+from extract.fingerprint import fingerprint
 from extract.network.backbones import build_forward, columns_of
 from extract.network.weights import load_weights
-from extract.settings import ExtractSettings, fingerprint
+from extract.settings import ExtractSettings
 from fuse.calibration import SCALED, Calibration, scaled
 from fuse.export import to_onnx
 from fuse.trained import Heads

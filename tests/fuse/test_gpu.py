@@ -13,9 +13,10 @@ from cache.common.workspace import Workspace
 from cache.fingerprint import LEVELS
 from cache.scores import read_scores
 from cache.store import FeatureCache
+from extract.fingerprint import fingerprint
 from extract.network.weights import load_weights
 from extract.pipeline import extract_features
-from extract.settings import ExtractSettings, fingerprint
+from extract.settings import ExtractSettings
 from extract.shards import shard_data
 from fuse.cli import main
 from tests.helpers.devices import on_both

@@ -21,8 +21,9 @@ from cache.dataset import Dataset
 from cache.fingerprint import LEVELS
 from cache.scores import read_scores, write_scores
 from cache.store import FeatureCache
+from extract.fingerprint import fingerprint
 from extract.network.weights import load_weights
-from extract.settings import CPU_DEFAULTS, ExtractSettings, fingerprint
+from extract.settings import CPU_DEFAULTS, ExtractSettings
 from fuse.bundle import read_bundle
 from fuse.cli import main
 from fuse.report import samples

@@ -82,7 +82,7 @@ def prepare(name: str, data: Path, parts: tuple[Part, ...]) -> Dataset:
             file = fetch(part.archive, data / "archives")
             _put_in_place(part, file, data)
     try:
-        dataset, _ = load_dataset(name, data, subset=False, work=data, source=name)
+        dataset, _ = load_dataset(name, data, subset=False, work=data)
     except DatasetError as error:
         folders = " or ".join(str(data / part.folder) for part in parts)
         raise DatasetError(f"{error}\nTo unpack it again, move {folders} away and run the command again") from error

@@ -5,13 +5,15 @@ video ends with a repeated frame. It cannot be seen from outside, so such frames
 """
 
 import ctypes
+from collections.abc import Generator
 from typing import Any, Final
 
 import decord
 import numpy as np
+from numpy.typing import NDArray
 
 from cache.common.errors import DecodeError
-from extract.decode.backends.protocol import FrameHW3, OpenVideo, VideoSource, first_line
+from extract.decode.backends.protocol import ArrayVideo, FrameHW3, OpenVideo, VideoSource, first_line
 from extract.decode.backends.pyav import read_header
 
 NO_TIME_SECONDS: Final = -1e12
@@ -21,54 +23,34 @@ decord.logging.set_level(decord.logging.ERROR)
 
 def open_video(source: VideoSource) -> OpenVideo:
     """Open with decord, after PyAV has read and accepted the header."""
-    return _DecordVideo(source)
+    header = read_header(source)
+    try:
+        reader = decord.VideoReader(source.name, num_threads=1)
+        times = reader.get_frame_timestamp(range(len(reader)))[:, 0]
+    except (decord.DECORDError, RuntimeError, AssertionError) as error:
+        raise DecodeError(f"decord does not open it: {first_line(error)}") from error
+    # FFmpeg's mark for "no time", in seconds. Decord shows it for files (MPEG-PS) whose other times it gets wrong.
+    return ArrayVideo(
+        header, _frames(reader, np.full_like(times, np.nan) if (times < NO_TIME_SECONDS).any() else times)
+    )
 
 
-class _DecordVideo:
-    errors = 0
-    doubt = ""
-
-    def __init__(self, source: VideoSource) -> None:
-        self.header = read_header(source)
+def _frames(reader: Any, times_F: NDArray[np.floating[Any]]) -> Generator[tuple[FrameHW3, float], None, None]:
+    # Asking beyond the last frame makes some versions go back to the first.
+    for index, seconds in enumerate(times_F):
         try:
-            self._reader = decord.VideoReader(source.name, num_threads=source.threads)
-            self._count = len(self._reader)
-            times = self._reader.get_frame_timestamp(range(self._count))[:, 0]
-        except (decord.DECORDError, RuntimeError, AssertionError) as error:
-            raise DecodeError(f"decord does not open it: {first_line(error)}") from error
-        # FFmpeg's mark for "no time", in seconds. Decord shows it for files (MPEG-PS) whose other times it gets wrong.
-        self._times = np.full_like(times, np.nan) if (times < NO_TIME_SECONDS).any() else times
-        self._index = -1
-        self._frame: Any = None
-        self.shape = (0, 0)
-
-    @property
-    def seconds(self) -> float | None:
-        return float(self._times[self._index])
-
-    def advance(self) -> bool:
-        # Asking beyond the last frame makes some versions go back to the first.
-        if self._index + 1 >= self._count:
-            return False
-        try:
-            self._frame = self._reader.next()
+            frame = reader.next()
         except StopIteration:
-            return False
+            return
         except (decord.DECORDError, RuntimeError) as error:
-            raise DecodeError(f"decord stops after {self._index + 1} frames: {first_line(error)}") from error
-        self._index += 1
-        height, width, _ = self._frame.shape
-        self.shape = (height, width)
-        return True
+            raise DecodeError(f"decord stops after {index} frames: {first_line(error)}") from error
+        yield _pixels(frame), float(seconds)
 
-    def copy_to(self, out_HW3: FrameHW3) -> None:
-        # A view of the native buffer: decord's own way to numpy would copy once more.
-        # Where FFmpeg pads rows to a multiple of the width, decord counts the padding as further "channels".
-        height, width, channels = self._frame.shape
-        buffer = (ctypes.c_uint8 * (height * width * channels)).from_address(self._frame.handle.contents.data)
-        rows = np.ctypeslib.as_array(buffer).reshape(height, width * channels)
-        np.copyto(out_HW3, rows[:, : width * 3].reshape(height, width, 3))
 
-    def close(self) -> None:
-        self._frame = None
-        del self._reader
+def _pixels(frame: Any) -> FrameHW3:
+    """A view of the native buffer, valid as long as `frame`: decord's own way to numpy would copy once more."""
+    height, width, channels = frame.shape
+    buffer = (ctypes.c_uint8 * (height * width * channels)).from_address(frame.handle.contents.data)
+    # Where FFmpeg pads rows to a multiple of the width, decord counts the padding as further "channels".
+    rows = np.ctypeslib.as_array(buffer).reshape(height, width * channels)
+    return rows[:, : width * 3].reshape(height, width, 3)

@@ -1,6 +1,6 @@
 """What every decoder offers: a video whose frames are stepped through one by one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,8 +28,6 @@ class VideoSource:
     """A key of `extract.decode.containers.FFMPEG_NAMES`, by the file's first bytes."""
     max_pixels: int
     """Limit for one picture; a larger one is refused before memory is allocated for it."""
-    threads: int
-    """Threads that decode this one video."""
     cut_short: str
     """What shows that the file's end is missing (`extract.decode.completeness`); empty if nothing does."""
     stream: ByteStream | None = None
@@ -97,3 +95,33 @@ OpenDecoder = Callable[[VideoSource], OpenVideo]
 def first_line(error: Exception) -> str:
     """A native library's message without its C++ stack and the place in its source."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].split("] ")[-1]
+
+
+class ArrayVideo:
+    """An `OpenVideo` of a decoder that gives each frame as an array with its time."""
+
+    errors = 0
+    doubt = ""
+
+    def __init__(self, header: Header, frames: Generator[tuple[FrameHW3, float], None, None]) -> None:
+        """`frames`: pixels, which may be overwritten once the next ones are asked for, and seconds."""
+        self.header, self._frames = header, frames
+        self._pixels_HW3: FrameHW3 = np.empty((0, 0, 3), np.uint8)
+        self.seconds: float | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        height, width, _ = self._pixels_HW3.shape
+        return height, width
+
+    def advance(self) -> bool:
+        if (found := next(self._frames, None)) is None:
+            return False
+        self._pixels_HW3, self.seconds = found
+        return True
+
+    def copy_to(self, out_HW3: FrameHW3) -> None:
+        np.copyto(out_HW3, self._pixels_HW3)
+
+    def close(self) -> None:
+        self._frames.close()

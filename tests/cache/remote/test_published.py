@@ -12,9 +12,9 @@ from click.testing import CliRunner, Result
 from cache.cli import main
 from cache.common.errors import CacheError, DamageError
 from cache.export import export
-from cache.remote import web
+from cache.remote import https, web
 from cache.remote.address import WebAddress
-from cache.remote.client import RetryPolicy
+from cache.remote.https import FetchRetries
 from cache.remote.index import index_bytes, index_of
 from cache.remote.web import parse_location
 from cache.repair import repair
@@ -53,8 +53,8 @@ def publish(cache: Path, target: Path, *options: str) -> str:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gives up soon, and writes shards in this process."""
-    monkeypatch.setattr(web, "RETRIES", RetryPolicy(seconds=0.2, pause_seconds=0.01))
-    monkeypatch.setattr(web, "STALL_SECONDS", 5.0)
+    monkeypatch.setattr(https, "RETRIES", FetchRetries(seconds=0.2, pause_seconds=0.01))
+    monkeypatch.setattr(https, "STALL_SECONDS", 5.0)
     monkeypatch.setattr(writing.ShardWriter, "write", lambda self, *what: writing.write_shard(*what))
 
 
@@ -180,11 +180,13 @@ BAD: dict[str, tuple[Mischief, str]] = {
     "a shorter file": (lambda asked, content: answer(asked, content[:-1]), "were published"),
     "a longer file": (lambda asked, content: answer(asked, content + b"x"), "were published"),
     "an absurd length": (lambda asked, content: answer(asked, content, length=1 << 60), "were published"),
-    "no end": (endless, "has more bytes"),
+    "no end": (endless, "bytes or more"),
     "a gzip bomb": (gzipped, "were published"),
     "a file of this machine": (redirected("file:///etc/passwd"), "leads on to where nothing is read"),
     "another server of this machine": (redirected("http://127.0.0.1:1/x"), "leads on to where nothing is read"),
     "a server without https": (redirected("http://example.org/x"), "not https"),
+    "no host": (redirected("https://a..b/x"), "label empty or too long"),
+    "a user": (redirected("https://me@127.0.0.1/x"), "leads on to where nothing is read"),
     "a circle": (lambda asked, _: redirected(asked.path)(asked, b""), "leads on and on"),
     "a stall": (stalled, "timed out|cannot be fetched"),
     "a refusal": (lambda asked, _: answer(asked, b"<secret>", 403), "status 403"),
@@ -203,10 +205,10 @@ def test_wrong_answers_are_named_and_never_used(
         _ = copy.places
         server.mischief["/shards/"] = mischief
         if mischief is stalled:
-            monkeypatch.setattr(web, "STALL_SECONDS", 0.2)
+            monkeypatch.setattr(https, "STALL_SECONDS", 0.2)
         with pytest.raises(CacheError, match=complaint) as raised:
             copy.features(copy.video_ids[0], "low")
-        monkeypatch.setattr(web, "STALL_SECONDS", 5.0)
+        monkeypatch.setattr(https, "STALL_SECONDS", 5.0)
         assert "secret" not in str(raised.value)
         assert list((copy.path / "shards").iterdir()) == []
         server.mischief.clear()
@@ -218,7 +220,7 @@ def test_a_bad_index_attaches_nothing(
     server: Web, tmp_path: Path, mischief: Mischief, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(web, "MAX_BYTES", 1 << 18)
-    monkeypatch.setattr(web, "STALL_SECONDS", 0.2 if mischief is stalled else 5.0)
+    monkeypatch.setattr(https, "STALL_SECONDS", 0.2 if mischief is stalled else 5.0)
     server.mischief["/index.json"] = mischief
     with pytest.raises(CacheError):
         attach(server, tmp_path / "copy")
@@ -226,8 +228,8 @@ def test_a_bad_index_attaches_nothing(
 
 
 def test_an_answer_that_drips_is_cut(server: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "_ANSWER_SECONDS", 0.2)
-    monkeypatch.setattr(web, "_SLOWEST", 1 << 40)
+    monkeypatch.setattr(https, "_FILE_SECONDS", 0.2)
+    monkeypatch.setattr(https, "_SLOWEST", 1 << 40)
     server.mischief["/index.json"] = dripping
     with pytest.raises(CacheError, match="cannot be fetched"):
         attach(server, tmp_path / "copy")

@@ -338,6 +338,17 @@ def test_a_video_whose_features_are_wrong_fails_alone(tmp_path: Path, kind: str)
     assert import_(tmp_path / "in", "--fps", "4").exit_code == 0
 
 
+@pytest.mark.parametrize("odd", [IDS[0], IDS[5]])
+def test_one_video_of_another_width_is_the_one_that_fails(tmp_path: Path, odd: str) -> None:
+    npy_per_video(tmp_path / "in")
+    save(tmp_path / "in" / f"{odd}.npy", np.ones((5, 4)))
+    done = import_(tmp_path / "in", "--fps", "4")
+    assert done.exit_code == 3, done.output
+    assert "7 done" in done.output
+    expected = "[views, frames, channels] (1, 5, 6), the views and channels of most videos"
+    assert f"failed {odd}: {tmp_path}/in/{odd}.npy is (5, 4); expected {expected}" in done.output
+
+
 def test_damaged_archives_and_times(tmp_path: Path) -> None:
     npz_per_video(tmp_path / "in")
     one, two, three, four = (tmp_path / "in" / f"{video}.npz" for video in IDS[:4])
