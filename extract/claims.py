@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
+from cache.common.console import say
 from cache.common.errors import CacheError, LeaseLostError
 from cache.fingerprint import Fingerprint
 from cache.ledger import LEASE_SECONDS, Claim
@@ -42,11 +43,10 @@ class ClaimQueue:
         made_with: Fingerprint,
         *,
         device: str,
-        say: Callable[[str], None],
     ) -> None:
         """`paths`: the file of each video that the dataset has now. `device`: decides how much is claimed at first."""
         self._cache, self._paths, self._made_with = cache, paths, made_with
-        self._sizes, self._say = device_defaults(device), say
+        self._sizes = device_defaults(device)
         self._size = self._sizes.videos_per_claim
         self._owner = this_process()
         self._held: dict[int, Claim] = {}
@@ -82,7 +82,7 @@ class ClaimQueue:
                 return None
             theirs = sum(each.num_videos for each in self._cache.ledger.leases() if each.owner != self._owner)
             if theirs and not told:
-                self._say(
+                say(
                     f"{theirs:,} videos are with other extractors (`mrrn cache leases {self._cache.path}` lists "
                     "them); waiting, to take over what they leave"
                 )
@@ -136,7 +136,7 @@ class ClaimQueue:
         try:
             commit()
         except LeaseLostError as error:
-            self._say(str(error))
+            say(str(error))
         if last and claim.token in self._held:
             del self._held[claim.token]
             self._resize(len(claim.videos), time.monotonic() - self._since.pop(claim.token))

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import click
 
-from cache.common.console import StageGroup, say
+from cache.common.console import StageGroup
 from cache.common.device import find_device
 from cache.common.errors import MrrnError
 from cache.common.interrupts import Interrupted, held_back
@@ -79,7 +79,7 @@ def extract_pending(
 
     After Ctrl-C the videos that are finished are committed first.
     """
-    with ClaimQueue(cache, paths, made_with, device=settings.device, say=say) as claims:
+    with ClaimQueue(cache, paths, made_with, device=settings.device) as claims:
         features_of = partial(extract_features, settings=settings, engine=engine, meter=meter)
         rows = device_defaults(settings.device).shard_rows
         while claim := claims.wait_for_claim(siblings=siblings):

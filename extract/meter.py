@@ -48,7 +48,6 @@ class Meter:
     forecast: Forecast | None = None
     frames: int = 0
     """Frames decoded and packed."""
-    batches: int = 0
     finished: int = 0
     """Videos with an outcome."""
     failed: int = 0

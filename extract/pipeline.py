@@ -84,7 +84,6 @@ def features_of_frames(
                 yield video
     with meter.during("forward"):
         packer.flush()
-    meter.batches = packer.batches
     yield from _finished(videos, settings, engine.columns)
 
 
@@ -136,7 +135,6 @@ def _pack(
     with meter.during("forward"):
         packer.add(video, rows_FVHW3.flatten(0, 1))
     meter.frames += frames
-    meter.batches = packer.batches
 
 
 def _finished(

@@ -50,7 +50,6 @@ class DecodeRate:
     """Frames a second, from the first block on: without the start of the workers."""
     rate_per_core: float
     """Frames for each second of the workers' processor time, including their start."""
-    videos: int
     failed: int
     suspect: int
 
@@ -141,7 +140,6 @@ def measure_decoder(settings: ExtractSettings, videos: Sequence[tuple[str, Path]
         version=version,
         rate=frames / elapsed,
         rate_per_core=frames / (_children_seconds() - before),
-        videos=len(ends),
         failed=ends.count("failed"),
         suspect=ends.count("suspect"),
     )

@@ -1,7 +1,8 @@
 """One extraction from the command line: prepare it, choose an engine, report what came of it."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
@@ -42,10 +43,8 @@ def run(workspace: Workspace, dataset: str | None, given: Mapping[str, JSON], op
     if options.engine == "local":
         check_device(given.get("device", "auto"))
     check_weights(given.get("weights", IMAGENET))
-    try:
+    with _naming_sources(given):
         extraction = prepare(workspace, name, given, options)
-    except FingerprintError as error:
-        raise _with_sources(error, given) from None
     if extraction is not None:
         check_weights(extraction.settings.weights)
         if options.engine == "ray":
@@ -53,11 +52,8 @@ def run(workspace: Workspace, dataset: str | None, given: Mapping[str, JSON], op
         else:
             from extract.local import extract
         started = time.monotonic()
-        try:
-            with done_so_far(lambda: _done(workspace.cache(name))):
-                frames = extract(extraction)
-        except FingerprintError as error:
-            raise _with_sources(error, given) from None
+        with _naming_sources(given), done_so_far(lambda: _done(workspace.cache(name))):
+            frames = extract(extraction)
         workspace.remember_dataset(name)
         seconds = time.monotonic() - started
         say_time(f"{frames:,} frames in {duration(seconds)} ({frames / seconds:,.0f} a second, the start included)")
@@ -80,8 +76,13 @@ def advise_training(workspace: Workspace, name: str, cache: FeatureCache) -> Non
     say_next(advised("train", workspace, dataset=name, **one), "extract")
 
 
-def _with_sources(error: FingerprintError, given: Mapping[str, JSON]) -> FingerprintError:
-    return FingerprintError(f"{error}. {sources(given, error.fields)}".removesuffix(". "), error.fields)
+@contextmanager
+def _naming_sources(given: Mapping[str, JSON]) -> Iterator[None]:
+    """A FingerprintError says where the settings come from that differ."""
+    try:
+        yield
+    except FingerprintError as error:
+        raise FingerprintError(f"{error}. {sources(given, error.fields)}".removesuffix(". "), error.fields) from None
 
 
 def _done(path: Path) -> str:

@@ -2,11 +2,13 @@
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
 
 from cache.clips import ClipRule
+from cache.common.device import multiplies_bf16
 from cache.dataset import Sample
 from train.config import RunConfig
 from train.recipes import LINEAR
@@ -27,7 +29,8 @@ LINEAR_SECONDS = 3.0
 
 def expected_seconds(split: Split, configs: Iterable[RunConfig], device: torch.device) -> float:
     """Seconds to train all of `configs`, runs of `split`, one after the other or several at once."""
-    flops, rest = 0.0, 0.0
+    flops: dict[torch.dtype, float] = defaultdict(float)
+    rest = 0.0
     counts: dict[tuple[bool, bool, int, ClipRule], int] = {}
     for config in configs:
         recipe = config.recipe
@@ -43,12 +46,14 @@ def expected_seconds(split: Split, configs: Iterable[RunConfig], device: torch.d
         # A layer has some four products, each of them forward, and twice backward.
         inputs = [config.channels, *[recipe.hidden] * (recipe.layers - 1)]
         per_row = 2 * 3 * (4 * recipe.hidden * sum(inputs) + recipe.hidden * len(config.classes))
-        flops += steps * recipe.batch * recipe.clips.length * per_row
+        in_bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and multiplies_bf16(str(device)))
+        flops[torch.bfloat16 if in_bf16 else torch.float32] += steps * recipe.batch * recipe.clips.length * per_row
         rest += steps * STEP_SECONDS[device.type]
-    if not flops:
-        return rest
-    flops_per_second, slowed = _measured(device)
-    return ABOVE_PRODUCTS * flops / flops_per_second + rest * slowed
+    products, slowed = 0.0, 1.0
+    for dtype, count in flops.items():
+        flops_per_second, slowed = _measured(device, dtype)
+        products += ABOVE_PRODUCTS * count / flops_per_second
+    return products + rest * slowed
 
 
 def _clips(split: Split, sample: Sample, rule: ClipRule) -> int:
@@ -58,9 +63,9 @@ def _clips(split: Split, sample: Sample, rule: ClipRule) -> int:
     return len(rule.frames(split.cache.pts_seconds(sample.video)[frames.start : frames.stop]))
 
 
-def _measured(device: torch.device) -> tuple[float, float]:
+def _measured(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
     """Operations a second in products as a step has them, and how far other work slows this processor down."""
-    left, right = torch.ones(840, 1024, device=device), torch.ones(1024, 1024, device=device)
+    left, right = (torch.ones(rows, 1024, device=device, dtype=dtype) for rows in (840, 1024))
     for attempt in range(2):  # the first one warms up
         count, started, busy = 0, time.monotonic(), time.process_time()
         while time.monotonic() - started < PROBE_SECONDS * attempt or not count:

@@ -55,7 +55,8 @@ class Workspace:
         folder = self.cache(name)
         if not (folder.is_dir() if damaged else (folder / "cache.json").exists()):
             raise DatasetError(
-                f"nothing was extracted for dataset {name!r} yet: run `make extract DATASET={name}`. "
+                f"nothing was extracted for dataset {name!r} into {self.root / 'cache'} yet: run "
+                f"`make extract DATASET={name}`, or name another folder with --work (WORK=). "
                 f"{self.near_datasets(name)}".rstrip()
             )
         return folder

@@ -94,7 +94,7 @@ def extract_pending(
     counts = ClusterProgress(forecast)
     with (
         progress("extract", pending, "videos", frames=counts.meter.amounts if forecast else None) as bar,
-        ClaimQueue(cache, paths, made_with, device=settings.device, say=say) as claims,
+        ClaimQueue(cache, paths, made_with, device=settings.device) as claims,
         ticking(1.0, lambda: bar.update(counts.meter.finished, counts.text())),
     ):
         try:

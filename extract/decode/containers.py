@@ -48,8 +48,8 @@ FFMPEG_NAMES: Final = {
 """FFmpeg's names of each container: the `format_whitelist` it is opened with."""
 
 
-def container_of(head: bytes) -> str | None:
-    """The container whose file begins with `head`, a key of `FFMPEG_NAMES`; None if it is unknown."""
+def container_of(head: bytes) -> str:
+    """The container whose file begins with `head`, a key of `FFMPEG_NAMES`. Raises DecodeError if it is unknown."""
     for start, container in _STARTS.items():
         if head.startswith(start):
             return container
@@ -61,15 +61,9 @@ def container_of(head: bytes) -> str | None:
         return "mpegts"
     if _PACK.search(head):
         return "mpeg"
-    return "mpegvideo" if _SEQUENCE.match(head) else None
-
-
-def known_container(head: bytes) -> str:
-    """The same. Raises DecodeError if it is unknown."""
-    container = container_of(head)
-    if container is None:
-        raise DecodeError(f"not a known video container (begins with {head[:12]!r})")
-    return container
+    if _SEQUENCE.match(head):
+        return "mpegvideo"
+    raise DecodeError(f"not a known video container (begins with {head[:12]!r})")
 
 
 def _has_boxes(head: bytes) -> bool:
@@ -100,15 +94,20 @@ def open_regular(path: Path, max_bytes: int) -> tuple[int, str]:
     Decoders are given the descriptor's name and not the path, so that nothing in a file's name has a meaning for them.
     Raises DecodeError, with the reason, if it is missing, not a regular file, empty, too large or no known container.
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise DecodeError(f"cannot be opened: {error.strerror}") from error
+    descriptor = open_for_reading(path)
     try:
         return descriptor, _check(descriptor, max_bytes)
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def open_for_reading(path: Path) -> int:
+    """The descriptor of whatever is at `path`, without waiting for a pipe's writer. Raises DecodeError."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise DecodeError(f"cannot be opened: {error.strerror}") from error
 
 
 def _check(descriptor: int, max_bytes: int) -> str:
@@ -123,4 +122,4 @@ def _check(descriptor: int, max_bytes: int) -> str:
         head = os.pread(descriptor, HEAD_BYTES, 0)
     except OSError as error:
         raise DecodeError(f"cannot be read: {error.strerror}") from error
-    return known_container(head)
+    return container_of(head)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from cache.common.errors import DecodeError
-from extract.decode.containers import HEAD_BYTES, known_container
+from extract.decode.containers import HEAD_BYTES, container_of, open_for_reading
 
 POLL_SECONDS: Final = 0.1
 """Between two looks for more bytes."""
@@ -22,10 +22,7 @@ class FollowedFile:
 
     def __init__(self, path: Path, idle_seconds: float, max_bytes: int, tick: Callable[[], None]) -> None:
         """`tick` is called while it waits. Raises DecodeError, with the reason, if `path` is neither file nor pipe."""
-        try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            raise DecodeError(f"cannot be opened: {error.strerror}") from error
+        self._descriptor = open_for_reading(path)
         mode = os.fstat(self._descriptor).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
             self.close()
@@ -42,7 +39,7 @@ class FollowedFile:
             self._head += piece
         if not self._head:
             raise DecodeError(f"nothing came in {self._idle_seconds:g} s")
-        return known_container(self._head)
+        return container_of(self._head)
 
     def read(self, size: int) -> bytes:
         """The next bytes, at most `size`; none at the end. Raises DecodeError if there are more than `max_bytes`."""

@@ -59,7 +59,7 @@ class DecodeCounts:
 
 @contextmanager
 def opened(
-    path: Path, open_decoder: OpenDecoder, limits: Limits, threads: int = 1, followed: FollowedFile | None = None
+    path: Path, open_decoder: OpenDecoder, limits: Limits, followed: FollowedFile | None = None
 ) -> Iterator[OpenVideo]:
     """The opened video at `path`, or the one that is `followed`, which is closed at the end.
 
@@ -77,7 +77,6 @@ def opened(
             name=name,
             container=container,
             max_pixels=limits.pixels,
-            threads=threads,
             cut_short=cut_short,
             stream=followed,
         )

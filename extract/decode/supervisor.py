@@ -183,37 +183,33 @@ class Supervisor:
     # --- ending workers ---
 
     def _remove_dead_worker(self, worker: WorkerProcess) -> None:
-        """A worker ended by itself: its video has failed if it had begun, and is queued again otherwise."""
+        """A worker ended by itself."""
         self._forget(worker)
-        (reason, from_outside), current = worker.reap(), worker.current
-        if current is not None and current.begun:
-            self._results.put(VideoEnd(current.failed(reason)))
-        elif current is not None:
-            self._queued.appendleft(current.video)
-        if not worker.proven:
-            self._note_failed_start(reason, KILLED_STARTS if from_outside else START_ATTEMPTS)
+        reason, from_outside = worker.reap()
+        self._settle(worker, reason, KILLED_STARTS if from_outside else START_ATTEMPTS)
 
     def _kill(self, worker: WorkerProcess, reason: str = "") -> None:
-        """End a worker; if there is a reason, its video has failed for it, unless it had not begun."""
+        """End a worker; without a reason the video that it has is given up, too."""
         self._forget(worker)
         worker.kill()
-        current = worker.current
-        if current is not None and reason and current.begun:
-            self._results.put(VideoEnd(current.failed(reason)))
-        elif current is not None and reason:
-            self._queued.appendleft(current.video)
-        if not worker.proven and reason:
-            self._note_failed_start(reason, START_ATTEMPTS)
+        if reason:
+            self._settle(worker, reason, START_ATTEMPTS)
+
+    def _settle(self, worker: WorkerProcess, reason: str, attempts: int) -> None:
+        """After a worker's end: its video has failed if it had begun, and is queued again otherwise."""
+        if worker.current is not None and worker.current.begun:
+            self._results.put(VideoEnd(worker.current.failed(reason)))
+        elif worker.current is not None:
+            self._queued.appendleft(worker.current.video)
+        if not worker.proven:
+            self._failed_starts += 1
+            if self._failed_starts >= attempts:
+                raise DecodeError(f"decode workers do not start ({self._failed_starts} tries): {reason}")
 
     def _forget(self, worker: WorkerProcess) -> None:
         self._workers.remove(worker)
         for descriptor in worker.descriptors:
             self._selector.unregister(descriptor)
-
-    def _note_failed_start(self, reason: str, attempts: int) -> None:
-        self._failed_starts += 1
-        if self._failed_starts >= attempts:
-            raise DecodeError(f"decode workers do not start ({self._failed_starts} tries): {reason}")
 
     # --- time ---
 

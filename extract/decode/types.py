@@ -88,9 +88,7 @@ class DecodeSettings:
     decoder: str = DEFAULT_DECODER
     """One of `extract.decode.backends.DECODER_NAMES`."""
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
-    """Videos decoded at once, each in its own process."""
-    threads: int = 1
-    """Decoding threads in each worker: more than one pays only where videos are fewer than cores."""
+    """Videos decoded at once, each in its own process, by one thread."""
     limits: Limits = field(default_factory=Limits)
     """What one video may cost."""
     max_frames: int | None = None
@@ -104,7 +102,7 @@ class DecodeSettings:
 
     def __post_init__(self) -> None:
         require_decoder(self.decoder)
-        for name in ("workers", "threads", "blocks_ahead", "videos_per_worker"):
+        for name in ("workers", "blocks_ahead", "videos_per_worker"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1")
         assert self.sampling, "checks max_frames and fps"
@@ -116,12 +114,7 @@ class DecodeSettings:
 
     def for_worker(self) -> dict[str, object]:
         """The settings as a worker is sent them when it starts."""
-        return {
-            "decoder": self.decoder,
-            "threads": self.threads,
-            "limits": asdict(self.limits),
-            "sampling": asdict(self.sampling),
-        }
+        return {"decoder": self.decoder, "limits": asdict(self.limits), "sampling": asdict(self.sampling)}
 
 
 @dataclass(frozen=True)

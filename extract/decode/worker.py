@@ -80,7 +80,6 @@ class Worker:
         self._channel, self._ring, self._decoder = channel, ring, decoder
         self._limits = Limits(**setup["limits"])
         self._sampling = Sampling(**setup["sampling"])
-        self._threads: int = setup["threads"]
         self._free = deque(range(ring.slots))
         self._slot = self._video = -1
         self._log = ErrorLog()
@@ -131,7 +130,7 @@ class Worker:
         seen, followed = self._seen, None
         if follow_seconds is not None:
             followed = FollowedFile(path, follow_seconds, self._limits.file_bytes, self._report_alive)
-        with opened(path, self._decoder, self._limits, self._threads, followed) as video:
+        with opened(path, self._decoder, self._limits, followed) as video:
             seen.declared = video.header.declared_frames
             reader = FrameReader(video, self._sampling, self._limits, spans)
             for block in reader.blocks(self._next_slot, self._report_alive):

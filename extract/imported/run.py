@@ -155,7 +155,7 @@ def _fill(cache: "FeatureCache", read: "Callable[[str], VideoFeatures]", widths:
     # Claimed as many at a time as for a GPU: they take seconds.
     with (
         progress("import", pending, "videos") as bar,
-        ClaimQueue(cache, {}, cache.fingerprint, device="cuda", say=say) as claims,
+        ClaimQueue(cache, {}, cache.fingerprint, device="cuda") as claims,
     ):
         while claim := claims.wait_for_claim():
             for task in claims.tasks(claim):

@@ -9,6 +9,7 @@ numbers, and each module's output is watched:
 """
 
 import math
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -74,14 +75,8 @@ def torchvision_names() -> tuple[str, ...]:
     """Classifiers that torchvision registers; read off its source, as importing it takes seconds."""
     spec = find_spec("torchvision")
     folder = Path(next(iter(spec.submodule_search_locations or ())), "models") if spec else Path()
-    lines = (line for file in sorted(folder.glob("*.py")) for line in file.read_text(encoding="utf-8").splitlines())
-    return tuple(sorted(_registered(lines)))
-
-
-def _registered(lines: Iterator[str]) -> Iterator[str]:
-    for line in lines:
-        if line.startswith("@register_model("):
-            yield next(each for each in lines if each.startswith("def "))[4:].partition("(")[0]
+    text = "\n".join(file.read_text(encoding="utf-8") for file in folder.glob("*.py"))
+    return tuple(sorted(re.findall(r"^@register_model\(.*?^def (\w+)", text, re.DOTALL | re.MULTILINE)))
 
 
 def check_backbone(name: str) -> str:

@@ -44,8 +44,6 @@ class Packer:
         self._filled: list[tuple[VideoRows, int]] = []
         self._under_way: deque[list[tuple[VideoRows, int]]] = deque()
         self._free = engine.batch_rows
-        self.batches = 0
-        """Batches submitted so far."""
 
     def add(self, video: VideoRows, rows_BHW3: "Tensor") -> None:
         """Pack a video's next rows [n, h, w, 3]; full batches are submitted."""
@@ -68,7 +66,6 @@ class Packer:
 
     def _submit(self) -> None:
         self._engine.submit()
-        self.batches += 1
         self._under_way.append(self._filled)
         self._filled, self._free = [], self._engine.batch_rows
         while len(self._under_way) > self._engine.depth:

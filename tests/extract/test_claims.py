@@ -17,7 +17,7 @@ def test_a_claim_of_videos_that_are_still_in_work_here_is_given_back(tmp_path):
     """As after another machine took this one for dead: else a video would be in two shards at a time."""
     with (
         make_cache(tmp_path / "cache", 6) as cache,
-        ClaimQueue(cache, {}, make_fingerprint(), device="cpu", say=print) as queue,
+        ClaimQueue(cache, {}, make_fingerprint(), device="cpu") as queue,
     ):
         first = cache.ledger.claim(this_process(), 4, 120)
         assert next(queue.tasks(first)).claim == first
@@ -36,7 +36,7 @@ def test_a_gpus_claims_grow_to_half_a_minutes_work_at_most(tmp_path, monkeypatch
     monkeypatch.setattr(claims, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     with (
         make_cache(tmp_path / "cache", 1) as cache,
-        ClaimQueue(cache, {}, make_fingerprint(), device=device, say=print) as queue,
+        ClaimQueue(cache, {}, make_fingerprint(), device=device) as queue,
     ):
 
         def claim(_owner: str, limit: int, _seconds: float) -> SimpleNamespace:
@@ -70,9 +70,10 @@ def test_a_gpus_claims_grow_to_half_a_minutes_work_at_most(tmp_path, monkeypatch
 @pytest.mark.parametrize("owner", ["another-1", None])
 def test_it_says_for_whom_it_waits_unless_it_is_itself(tmp_path, monkeypatch, owner):
     said: list[str] = []
+    monkeypatch.setattr("extract.claims.say", said.append)
     with (
         make_cache(tmp_path / "cache", 4) as cache,
-        ClaimQueue(cache, {}, make_fingerprint(), device="cpu", say=said.append) as queue,
+        ClaimQueue(cache, {}, make_fingerprint(), device="cpu") as queue,
     ):
         held = cache.ledger.claim(owner or this_process(), 4, 120)
         monkeypatch.setattr("extract.claims.time.sleep", lambda _: cache.ledger.release(held))

@@ -14,6 +14,7 @@ from extract.network.engine import open_engine
 from extract.network.weights import load_weights
 from extract.probe import measure_decoder, measure_end_to_end, measure_network, sample_videos
 from extract.settings import ExtractSettings
+from tests.helpers.decoding import without
 from tests.helpers.video import encode
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -57,7 +58,7 @@ def test_a_decoder_alone_is_timed_and_its_outcomes_counted(folder: Path) -> None
     rate = measure_decoder(SETTINGS, [("a", folder / "a.mp4"), ("liar", folder / "class" / "liar.mp4")], 0.5)
     assert rate.rate > 80
     assert rate.rate_per_core > 0
-    assert 0 < rate.failed <= rate.videos
+    assert rate.failed > 0
     assert rate.version.startswith("av ")
 
 
@@ -85,7 +86,7 @@ def test_the_stages_and_the_whole_are_timed(folder: Path) -> None:
 @pytest.mark.slow
 def test_the_command_prints_a_table_and_says_what_follows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("extract.probe.DECODER_NAMES", ("pyav", "torchcodec"))
-    monkeypatch.setattr("extract.decode.backends.util.find_spec", lambda name: None if name == "torchcodec" else name)
+    without(monkeypatch, "torchcodec")
     options = [
         "--seconds",
         "0.5",

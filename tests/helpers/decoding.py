@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import pytest
 import xxhash
 from numpy.typing import NDArray
 
@@ -47,6 +49,18 @@ def decode_here(
             times.extend(block.pts_seconds_F)
         declared, doubt = video.header.declared_frames, video.doubt
     return Decoded(np.array(frames, np.uint8), np.array(times), reader.counts, declared, doubt)
+
+
+def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    """As if `package` were not installed."""
+    version = metadata.version
+
+    def version_of(name: str) -> str:
+        if name == package:
+            raise metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(metadata, "version", version_of)
 
 
 @dataclass

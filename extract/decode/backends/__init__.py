@@ -1,7 +1,7 @@
 """Decoders behind one protocol, chosen by name. Loaded in decode workers only: each brings a native library."""
 
 import importlib
-from importlib import metadata, util
+from importlib import metadata
 from typing import Final, cast
 
 from cache.common.errors import DecodeError
@@ -11,7 +11,6 @@ DEFAULT_DECODER: Final = "pyav"
 """Fastest for each processor core, leanest, and never invents frames: docs/videos.md has the figures."""
 
 _DISTRIBUTIONS: Final = {"pyav": "av", "decord": "decord2", "torchcodec": "torchcodec"}
-_MODULES: Final = {"pyav": "av", "decord": "decord", "torchcodec": "torchcodec"}
 
 DECODER_NAMES: Final = tuple(_DISTRIBUTIONS)
 
@@ -35,10 +34,9 @@ def require_decoder(name: str) -> None:
     """Raises ValueError if `name` is not a decoder, MissingDecoderError if it is one that is not installed."""
     if ":" in name:
         return
-    if name not in _MODULES:
+    if name not in DECODER_NAMES:
         raise ValueError(f"decoder {name!r} is not one of {', '.join(DECODER_NAMES)}")
-    if util.find_spec(_MODULES[name]) is None:
-        raise _missing(name, "it is not installed")
+    decoder_version(name)
 
 
 def load_decoder(name: str) -> OpenDecoder:

@@ -25,7 +25,7 @@ def open_video(source: VideoSource) -> OpenVideo:
     """Open with decord, after PyAV has read and accepted the header."""
     header = read_header(source)
     try:
-        reader = decord.VideoReader(source.name, num_threads=source.threads)
+        reader = decord.VideoReader(source.name, num_threads=1)
         times = reader.get_frame_timestamp(range(len(reader)))[:, 0]
     except (decord.DECORDError, RuntimeError, AssertionError) as error:
         raise DecodeError(f"decord does not open it: {first_line(error)}") from error

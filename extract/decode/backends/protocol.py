@@ -28,8 +28,6 @@ class VideoSource:
     """A key of `extract.decode.containers.FFMPEG_NAMES`, by the file's first bytes."""
     max_pixels: int
     """Limit for one picture; a larger one is refused before memory is allocated for it."""
-    threads: int
-    """Threads that decode this one video."""
     cut_short: str
     """What shows that the file's end is missing (`extract.decode.completeness`); empty if nothing does."""
     stream: ByteStream | None = None

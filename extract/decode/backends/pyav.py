@@ -55,7 +55,7 @@ class _PyavVideo:
         self._stream = _video_stream(container)
         self.header = _header(self._stream, source)
         context = self._stream.codec_context
-        context.thread_count = source.threads
+        context.thread_count = 1
         context.options = {"max_pixels": str(source.max_pixels)}
         # AVI stores the order of decoding alone: its "presentation" times are FFmpeg's guesses, and out of order.
         self._use_dts = source.container == "avi"

@@ -17,7 +17,7 @@ def open_video(source: VideoSource) -> OpenVideo:
     """Open with torchcodec, after PyAV has read and accepted the header."""
     header = read_header(source)
     try:
-        decoder = VideoDecoder(source.name, dimension_order="NHWC", num_ffmpeg_threads=source.threads)
+        decoder = VideoDecoder(source.name, dimension_order="NHWC", num_ffmpeg_threads=1)
     except (RuntimeError, ValueError) as error:
         raise DecodeError(f"torchcodec does not open it: {first_line(error)}") from error
     return ArrayVideo(header, _frames(decoder))

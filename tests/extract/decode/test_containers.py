@@ -1,6 +1,7 @@
 """Which files are opened at all."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -121,13 +122,15 @@ def test_scripts_open_no_other_file_whatever_stands_around_them(kind: str, tmp_p
 
 @given(st.binary(max_size=600))
 def test_any_bytes_are_a_known_container_or_none(head: bytes) -> None:
-    assert container_of(head) in {None, *FFMPEG_NAMES}
+    with suppress(DecodeError):
+        assert container_of(head) in FFMPEG_NAMES
 
 
 def test_a_transport_stream_may_begin_in_the_middle_of_a_packet(tmp_path: Path) -> None:
     content = encode(tmp_path / "video.ts", 30).read_bytes()
     assert container_of(content[100:4196]) == "mpegts"
-    assert container_of(content[:300]) is None, "too short to tell"
+    with pytest.raises(DecodeError):
+        container_of(content[:300])  # too short to tell
 
 
 def test_files_that_cannot_be_read_are_refused_with_the_reason(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from extract.decode.backends import (
 from extract.decode.backends.protocol import Header
 from extract.decode.frames import DecodeCounts, FrameReader, Verdict, judge, opened
 from extract.decode.timeline import Sampling
-from tests.helpers.decoding import Decoded, decode_here
+from tests.helpers.decoding import Decoded, decode_here, without
 from tests.helpers.video import (
     KINDS,
     claim_frames,
@@ -274,7 +274,7 @@ class TestNames:
             require_decoder("opencv")
 
     def test_a_missing_decoder_says_how_to_install_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("extract.decode.backends.util.find_spec", lambda _name: None)
+        without(monkeypatch, "torchcodec")
         with pytest.raises(MissingDecoderError, match=r"pip install torchcodec.*FFmpeg's shared libraries"):
             require_decoder("torchcodec")
 
