@@ -15,7 +15,6 @@ one run. The page cache is warm, as it is in training.
 
 import json
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,55 +25,21 @@ import click
 import h5py
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from benchmarks.random_features import make_cache
 from cache.dataset import Dataset
-from cache.fingerprint import CHANNELS, LEVELS, Fingerprint
-from cache.ledger import Outcome
 from cache.shards import BACKENDS
-from cache.shards.protocol import ShardData
 from cache.store import FeatureCache
 
 SHARD_VIDEOS = 64
 CLIP_FRAMES = 40
+REPEATS = 7
 
 
-def random_shard(ids: list[str], lengths: list[int]) -> ShardData:
-    """Random features, which compress as badly as real ones."""
-    rng = np.random.default_rng(len(ids[0]) + sum(lengths))
-    frames = sum(lengths)
-    return ShardData(
-        video_ids=tuple(ids),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        pts_seconds=np.concatenate([np.arange(length) / 25 for length in lengths]),
-        features={
-            level: rng.standard_normal((1, frames, CHANNELS[level]), dtype=np.float32).astype(np.float16)
-            for level in LEVELS
-        },
-    )
-
-
-def make_cache(path: Path, backend: str, videos: int) -> FeatureCache:
-    """A cache of `videos` videos with UCF-101's average length, 186 frames."""
-    rng = np.random.default_rng(0)
-    lengths = {f"v{i:06d}": int(n) for i, n in enumerate(rng.integers(60, 313, videos))}
-    dataset = Dataset.of_whole_videos("benchmark", "folder", ("a",), ((f"{name}.avi", 0, {}) for name in lengths))
-    identity = {"levels": list(LEVELS), "views": ["center"], "weights": "made up"}
-    fingerprint = Fingerprint(identity=identity, environment={})
-    cache = FeatureCache.create(path, dataset=dataset, fingerprint=fingerprint, settings={}, backend=backend)
-    while claim := cache.ledger.claim("benchmark", SHARD_VIDEOS, 600):
-        ids = [video.id for video in claim.videos]
-        outcomes = [Outcome(video_id=i, status="done", num_frames=lengths[i]) for i in ids]
-        cache.commit(claim, random_shard(ids, [lengths[i] for i in ids]), outcomes, {})
-    cache.close()
-    return FeatureCache.open(path)
-
-
-def seconds_of(action: Callable[[], object], repeats: int = 7) -> float:
+def seconds_of(action: Callable[[], object]) -> float:
     """Median seconds of one call, after one call to warm up."""
     action()
     times = []
-    for _ in range(repeats):
+    for _ in range(REPEATS):
         started = time.perf_counter()
         action()
         times.append(time.perf_counter() - started)
@@ -149,13 +114,16 @@ def other_layouts(cache: FeatureCache, folder: Path, clips: int) -> dict[str, fl
 @click.command()
 @click.option("--videos", default=1600, show_default=True, help="Videos of 186 frames on average (0.33 MB each).")
 @click.option("--clips", default=20_000, show_default=True, help="Random clips for each way of reading.")
-@click.option("--folder", type=click.Path(path_type=Path), help="Parent of the temporary folder.")
-def main(videos: int, clips: int, folder: Path | None) -> None:
+def main(videos: int, clips: int) -> None:
     """Measure how fast features are read; prints JSON."""
-    with tempfile.TemporaryDirectory(dir=folder) as name:
+    # UCF-101's average length is 186 frames.
+    lengths = {f"v{i:06d}": int(n) for i, n in enumerate(np.random.default_rng(0).integers(60, 313, videos))}
+    dataset = Dataset.of_whole_videos("benchmark", "folder", ("a",), ((f"{name}.avi", 0, {}) for name in lengths))
+    with tempfile.TemporaryDirectory() as name:
         scratch, results = Path(name), {}
         for backend in BACKENDS:
-            cache = make_cache(scratch / backend, backend, videos)
+            make_cache(scratch / backend, dataset, lengths, backend, SHARD_VIDEOS)
+            cache = FeatureCache.open(scratch / backend)
             results[backend] = {
                 "bulk": bulk(cache, scratch),
                 "clips_per_second": clips_a_second(

@@ -14,6 +14,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -152,6 +153,12 @@ def relabel(dataset: Dataset, planted: list[Planted], random: np.random.Generato
     return replace(dataset, samples=tuple(samples)), truth
 
 
+def run(command: str, root: Path, *options: str) -> None:
+    """A command of `mrrn` on the cache in the workspace `root`."""
+    arguments = [command, "--work", str(root), "--dataset", "hmdb51", *options]
+    subprocess.run([sys.executable, "-m", "mrrn", *arguments], check=True, stdout=sys.stderr)
+
+
 def prepare(data: Path, work: Path, root: Path, seed: int) -> None:
     """Make `root` a workspace whose cache `hmdb51` has the planted faults, and write planted.json."""
     random = np.random.default_rng(seed)
@@ -160,18 +167,7 @@ def prepare(data: Path, work: Path, root: Path, seed: int) -> None:
     shutil.copytree(Workspace(work).cache("hmdb51"), cache)
     planted = list(plant(root / "data", random))
     list_planted(root / "data", planted)
-    command = [
-        sys.executable,
-        "-m",
-        "extract",
-        "--work",
-        str(root),
-        "--dataset",
-        "hmdb51",
-        "--data",
-        str(root / "data"),
-    ]
-    subprocess.run([*command, "--subset"], check=True, stdout=sys.stderr)
+    run("extract", root, "--data", str(root / "data"), "--subset")
     with FeatureCache.open(cache) as opened:
         dataset, relabelled = relabel(opened.dataset, planted, random)
         opened.replace_dataset(dataset)
@@ -185,13 +181,12 @@ def prepare(data: Path, work: Path, root: Path, seed: int) -> None:
 
 def measure(root: Path) -> dict[str, dict[str, int]]:
     """Run `mrrn doctor` in the workspace `root`, and compare its list with what was planted there."""
-    command = [sys.executable, "-m", "fuse", "doctor", "--work", str(root), "--dataset", "hmdb51"]
-    subprocess.run([*command, "--split", str(SPLIT)], check=True, stdout=sys.stderr)
+    run("doctor", root, "--split", str(SPLIT))
     with (Workspace(root).report("hmdb51", SPLIT) / "doctor.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    found: dict[str, set[str]] = {}
+    found: dict[str, set[str]] = defaultdict(set)
     for row in rows:
-        found.setdefault(row["finding"], set()).add(row["video"])
+        found[row["finding"]].add(row["video"])
     truth = json.loads((root / "planted.json").read_text())
     copies = set().union(*(truth[disguise] for disguise in DISGUISES))
     mislabelled = {*truth["relabelled"], *truth["copies with another class"]}
@@ -203,11 +198,7 @@ def measure(root: Path) -> dict[str, dict[str, int]]:
         **{kind: (kind, set(truth[kind])) for kind in ("black", "frozen", "short")},
     }
     return {
-        name: {
-            "planted": len(there),
-            "found": len(there & found.get(kind, set())),
-            "findings": len(found.get(kind, set())),
-        }
+        name: {"planted": len(there), "found": len(there & found[kind]), "findings": len(found[kind])}
         for name, (kind, there) in planted.items()
     }
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.gpu_profile import CLASSES, FRAME, random_bank
-from benchmarks.turns import take_turns
+from benchmarks.turns import take_turns, wait_for
 from cache.common.files import write_json_durably
 from cache.fingerprint import CHANNELS, LEVELS
 from extract.decode.wire import Ring
@@ -271,15 +271,13 @@ def side_by_side(precision: Precision, hidden: int) -> Candidate:
             return step
 
         alone, beside = trainers(), trainers()
-        if on_gpu:
-            torch.cuda.synchronize(device)  # what the streams read was made on another one
+        wait_for(device)  # what the streams read was made on another one
         today = together(alone, [None] * len(alone))
         candidate = together(beside, [torch.cuda.Stream(device) if on_gpu else None for _ in beside])
         for _ in range(CHECKED_STEPS):
             today()
             candidate()
-        if on_gpu:
-            torch.cuda.synchronize(device)
+        wait_for(device)
         pairs = [zip(a.head.parameters(), b.head.parameters(), strict=True) for a, b in zip(alone, beside, strict=True)]
         apart = max(float((a - b).detach().abs().max()) for pair in pairs for a, b in pair)
         yield Comparison(

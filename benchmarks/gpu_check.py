@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,9 @@ from benchmarks.gpu_verdict import PROOFS, is_right, verdict  # noqa: E402  (it 
 RIGHT, WRONG, NO_GPU = 0, 1, 2
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Step:
-    """One process to run."""
+    """One process to run, and what became of it."""
 
     name: str
     command: Sequence[str]
@@ -46,20 +46,18 @@ class Step:
     limit_seconds: float
     anywhere: bool = False
     """Whether it runs without a GPU, too."""
-    figures: str = ""
+    figures_file: str = ""
     """JSON file in the scratch folder that it writes."""
-
-
-@dataclass(kw_only=True)
-class Result:
-    """What became of a step."""
-
-    name: str
     status: str = "not reached"
-    """ok, failed, out of time, no GPU, something missing, or not reached."""
+    """ok, failed, out of time, no GPU, missing (packages), or not reached."""
     seconds: float = 0.0
     reason: str = ""
     figures: Any = None
+
+    @property
+    def found(self) -> dict[str, Any]:
+        """Its entry in summary.json."""
+        return {name: getattr(self, name) for name in ("name", "status", "seconds", "reason", "figures")}
 
 
 @dataclass
@@ -73,7 +71,7 @@ class Check:
     deadline: float
     gpu: str = ""
     """Name of the GPU; empty where there is none."""
-    results: list[Result] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
 
     def environment(self) -> dict[str, str]:
         """Variables of the steps: this checkout and the carried packages can be imported."""
@@ -88,18 +86,17 @@ class Check:
 
     def run(self, step: Step) -> None:
         """Run a step, and write down what became of it."""
-        result = next(each for each in self.results if each.name == step.name)
         left = self.deadline - time.monotonic()
         if not (self.gpu or self.rehearse or step.anywhere):
-            result.status = "no GPU"
+            step.status = "no GPU"
         elif left < 5:
-            result.status, result.reason = "out of time", "the minutes of --minutes were over"
+            step.status, step.reason = "out of time", "the minutes of --minutes were over"
         else:
-            self._run(step, result, min(step.limit_seconds, left))
+            self._run(step, min(step.limit_seconds, left))
         self.write()
-        print(f"{step.name:14} {result.status:12} {result.seconds:6.1f} s  {result.reason}", flush=True)
+        print(f"{step.name:14} {step.status:12} {step.seconds:6.1f} s  {step.reason}", flush=True)
 
-    def _run(self, step: Step, result: Result, limit: float) -> None:
+    def _run(self, step: Step, limit: float) -> None:
         started = time.monotonic()
         log = self.out / "log.txt"
         with log.open("a") as file:
@@ -110,33 +107,33 @@ class Check:
                 [sys.executable, *step.command],
                 cwd=ROOT, env=self.environment(), stdout=file, stderr=subprocess.STDOUT, process_group=0,
             )  # fmt: skip
+            code = None
             try:
-                code = process.wait(limit)
-            except subprocess.TimeoutExpired:
-                code = None
+                with suppress(subprocess.TimeoutExpired):
+                    code = process.wait(limit)
             finally:
                 stop(process)
-        result.seconds = time.monotonic() - started
+        step.seconds = time.monotonic() - started
         said = log.read_bytes()[begin:].decode(errors="replace")
-        result.status, result.reason = judge(code, said, limit, proves=step.name in PROOFS)
-        path = self.scratch / step.figures
-        if step.figures and path.exists():
-            result.figures = json.loads(path.read_text())
+        step.status, step.reason = judge(code, said, limit, proves=step.name in PROOFS)
+        path = self.scratch / step.figures_file
+        if path.is_file():
+            step.figures = json.loads(path.read_text())
         elif step.name.startswith("run-"):
-            result.figures = epochs(self.scratch / "work", step.name.removeprefix("run-"))
+            step.figures = epochs(self.scratch / "work", step.name.removeprefix("run-"))
 
     @property
     def status(self) -> dict[str, str]:
         """Of each step, by name."""
-        return {each.name: each.status for each in self.results}
+        return {step.name: step.status for step in self.steps}
 
     def write(self) -> None:
         """Write summary.json and verdict.txt, complete at any time."""
-        content = {"gpu": self.gpu, "rehearsal": self.rehearse, "steps": [asdict(each) for each in self.results]}
+        content = {"gpu": self.gpu, "rehearsal": self.rehearse, "steps": [step.found for step in self.steps]}
         replace_text(self.out / "summary.json", json.dumps(content, indent=1))
         lines = ["no GPU: nothing was checked"]
         if self.gpu or self.rehearse:
-            lines = verdict(self.gpu, self.status, {each.name: each.figures for each in self.results})
+            lines = verdict(self.gpu, self.status, {step.name: step.figures for step in self.steps})
         replace_text(self.out / "verdict.txt", "\n".join(lines) + "\n")
 
 
@@ -205,7 +202,7 @@ def steps(check: Check) -> list[Step]:
     def measure(name: str, limit: float, module: str, *options: object) -> Step:
         figures = scratch / f"{name}.json"
         command = ["-m", f"benchmarks.{module}", "--device", device, "--out", str(figures), *map(str, options)]
-        return Step(name=name, command=command, limit_seconds=limit, figures=figures.name)
+        return Step(name=name, command=command, limit_seconds=limit, figures_file=figures.name)
 
     def train(precision: str, limit: float) -> Step:
         tiny = ("--every", 137, "--steps", 2, "--turn", 1, "--level", "low", "--recipe", "small")
@@ -221,7 +218,7 @@ def steps(check: Check) -> list[Step]:
 
     def machine(name: str, limit: float) -> Step:
         command = ["-m", "benchmarks.gpu_machine", name, str(scratch), str(carried)]
-        return Step(name=name, command=command, limit_seconds=limit, anywhere=True, figures=f"{name}.json")
+        return Step(name=name, command=command, limit_seconds=limit, anywhere=True, figures_file=f"{name}.json")
 
     sru = ("--turns", 3, "--seconds", 1, "--shape", 3, 2, 8, 8, 1) if small else ("--turns", 40, "--seconds", 2)
     extract = ("--videos", 1, "--max-frames", 20) if small else ("--copies", 20 if have_videos else 50)
@@ -267,14 +264,11 @@ def main() -> int:
     (given.out / "log.txt").write_text("")
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as scratch:
         deadline = time.monotonic() + 60 * given.minutes
-        check = Check(
-            given.out.absolute(), Path(scratch), given.carried.absolute(), given.rehearse, deadline, find_gpu()
-        )
-        planned = steps(check)
-        check.results = [Result(name=step.name) for step in planned]
-        wanted = {"packages", "versions", *given.only.split(",")} if given.only else {step.name for step in planned}
-        for step in planned:
-            if step.name in wanted:
+        gpu = "" if given.rehearse else find_gpu()
+        check = Check(given.out.absolute(), Path(scratch), given.carried.absolute(), given.rehearse, deadline, gpu)
+        check.steps = steps(check)
+        for step in check.steps:
+            if not given.only or step.name in ("packages", "versions", *given.only.split(",")):
                 check.run(step)
         check.write()
     print(f"\n{(given.out / 'verdict.txt').read_text()}\neverything: {given.out}")

@@ -20,6 +20,10 @@ import sys
 from pathlib import Path
 
 import click
+import numpy as np
+
+from extract.datasets.paths import find_videos
+from extract.network.weights import load_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 1 << 20
@@ -28,10 +32,8 @@ PACKAGES = ("av", "donfig", "google-crc32c", "msgspec", "numcodecs", "zarr")
 """What a machine with PyTorch, h5py, rich, safetensors, tensorboard and pytest still lacks. decord2 and torchcodec are
 optional decoders and do not fit."""
 
-GLIBC = (39, 35, 34, 31, 28, 27, 24, 17)
-"""Minor versions of glibc that wheels are built for; pip takes only those that it is told."""
-
-VIDEO_SUFFIXES = (".avi", ".mp4", ".mkv", ".webm", ".mov")
+GLIBC = (35, 34, 31, 28, 27, 24, 17)
+"""Minor versions of glibc, up to the other machine's, that wheels are built for; pip takes those that it is told."""
 
 
 def pinned(names: tuple[str, ...]) -> list[str]:
@@ -41,10 +43,9 @@ def pinned(names: tuple[str, ...]) -> list[str]:
     return [f"{name}=={versions[name.lower()]}" if name.lower() in versions else name for name in names]
 
 
-def fetch_wheels(folder: Path, names: tuple[str, ...], python: str, glibc: int) -> None:
+def fetch_wheels(folder: Path, names: tuple[str, ...], python: str) -> None:
     """Download the packages' wheels for x86-64 Linux; fails where one has none for this Python."""
-    platforms = [f"manylinux_2_{minor}_x86_64" for minor in GLIBC if minor <= glibc]
-    platforms += ["manylinux2014_x86_64", "manylinux1_x86_64"]
+    platforms = [*(f"manylinux_2_{minor}_x86_64" for minor in GLIBC), "manylinux2014_x86_64", "manylinux1_x86_64"]
     options = [option for each in platforms for option in ("--platform", each)]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--only-binary=:all:", "--implementation", "cp", "--python-version", python, *options]
@@ -54,11 +55,11 @@ def fetch_wheels(folder: Path, names: tuple[str, ...], python: str, glibc: int) 
 def copy_videos(source: Path, folder: Path, number: int) -> None:
     """The smallest videos below `source`, taken from its folders in turn so that all kinds are there."""
     by_folder: dict[Path, list[Path]] = {}
-    for path in source.rglob("*"):
-        if path.suffix.lower() in VIDEO_SUFFIXES:
-            by_folder.setdefault(path.parent, []).append(path)
+    source = source.resolve()
+    for name in find_videos(source):
+        by_folder.setdefault((source / name).parent, []).append(source / name)
     if not by_folder:
-        raise click.ClickException(f"there are no videos below {source}; name a folder of {', '.join(VIDEO_SUFFIXES)}")
+        raise click.ClickException(f"there are no videos below {source}")
     for paths in by_folder.values():
         paths.sort(key=lambda path: (path.stat().st_size, path.name), reverse=True)
     chosen: list[Path] = []
@@ -71,18 +72,9 @@ def copy_videos(source: Path, folder: Path, number: int) -> None:
 
 
 def pack_weights(source: Path, path: Path) -> None:
-    """A .pth or .safetensors file's tensors as float16 in a compressed .npz."""
-    import numpy as np
-    import torch
-
-    if source.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        tensors = load_file(source)
-    else:
-        tensors = torch.load(source, map_location="cpu", weights_only=True)
-    halves = {name: each.half() if each.is_floating_point() else each for name, each in tensors.items()}
-    np.savez_compressed(path, **{name: each.numpy() for name, each in halves.items()})
+    """ResNet-34's weights from a file as float16 in a compressed .npz."""
+    tensors = load_weights(str(source), "resnet34").tensors
+    np.savez_compressed(path, **{name: tensor.half().numpy() for name, tensor in tensors.items()})
 
 
 def size_of(folder: Path) -> int:
@@ -103,10 +95,9 @@ def checkout_size(folder: Path) -> int:
 @click.option("--to", "folder", type=click.Path(path_type=Path), default=Path("work/gpu-pack"), show_default=True)
 @click.option("--videos", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A folder of videos.")
 @click.option("--number", default=40, show_default=True, help="Videos to take.")
-@click.option("--weights", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="ResNet-34, .pth.")
+@click.option("--weights", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="ResNet-34, a file.")
 @click.option("--counts", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Frame counts, CSV.")
 @click.option("--python", default="3.12", show_default=True, help="The other machine's Python.")
-@click.option("--glibc", default=35, show_default=True, help="Its glibc's minor version: 2.35 is 35.")
 @click.option("--also", multiple=True, metavar="NAME", help="Another package to carry; may be given several times.")
 @click.option("--limit", default=64.0, show_default=True, help="MiB that all may take, the checkout included.")
 def main(
@@ -116,7 +107,6 @@ def main(
     weights: Path | None,
     counts: Path | None,
     python: str,
-    glibc: int,
     also: tuple[str, ...],
     limit: float,
 ) -> None:
@@ -129,7 +119,7 @@ def main(
             raise click.ClickException(f"{folder} holds other things; name a new folder with --to")
         shutil.rmtree(folder)
     (folder / "wheels").mkdir(parents=True)
-    fetch_wheels(folder / "wheels", PACKAGES + also, python, glibc)
+    fetch_wheels(folder / "wheels", PACKAGES + also, python)
     if videos:
         copy_videos(videos, folder / "videos", number)
     if weights:

@@ -8,7 +8,6 @@ can reach. The tables are PyTorch's profiler's: one batch of extraction, one cap
 launched eagerly (3 x 1024 units, 28 clips of 30 frames, 512 channels, fp32 and bf16).
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.turns import rate, wait_for
 from cache.clips import ClipRule
 from cache.common.files import write_json_durably
 from extract.network.backbones import build_forward
@@ -38,34 +38,16 @@ CLASSES, CHANNELS = 51, 512
 TABLE_ROWS = 30
 
 
-def rate(action: Callable[[], object], count: int, device: torch.device, seconds: float) -> float:
-    """How many of `count` items a call the action gets through in a second; calls are waited for at the end."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    for _ in range(3):
-        action()
-    wait()
-    calls, started = 0, time.perf_counter()
-    while time.perf_counter() - started < seconds:
-        for _ in range(4):
-            action()
-        calls += 4
-        wait()
-    return calls * count / (time.perf_counter() - started)
-
-
 def table(action: Callable[[], object], title: str, device: torch.device) -> str:
     """The profiler's table of one call, what takes longest first."""
-    on_gpu = device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     action()
     with profile(activities=activities) as found:
         action()
-        if on_gpu:
-            torch.cuda.synchronize()
-    order = "cuda_time_total" if on_gpu else "cpu_time_total"
-    return (
-        f"===== {title}\n{found.key_averages().table(sort_by=order, row_limit=TABLE_ROWS, max_name_column_width=70)}\n"
-    )
+        wait_for(device)
+    order = f"{device.type}_time_total"
+    rows = found.key_averages().table(sort_by=order, row_limit=TABLE_ROWS, max_name_column_width=70)
+    return f"===== {title}\n{rows}\n"
 
 
 def extraction(device: torch.device, seconds: float) -> tuple[list[dict[str, Any]], str]:

@@ -1,4 +1,3 @@
-# mypy: disable-error-code="no-untyped-def"
 """A candidate: resize, crop, mirror and normalise uint8 frames in one Triton kernel, as `extract.network.preprocess`.
 
 A program makes one line of one crop. It reads the frames where they are and keeps nothing in between, where torchvision

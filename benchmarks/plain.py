@@ -24,7 +24,7 @@ TakeSteps = Callable[[int], None]
 """Takes the given number of training steps."""
 
 
-class PlainClips(Dataset):  # type: ignore[type-arg]
+class PlainClips(Dataset):
     """Clips from an HDF5 file with a dataset per video, which each worker opens."""
 
     def __init__(self, path: Path, bank: Bank) -> None:

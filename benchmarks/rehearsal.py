@@ -1,7 +1,6 @@
 """The whole pipeline at the official size, with tiny videos: what it costs beside decoding and the networks.
 
-    python -m benchmarks.rehearsal --splits FOLDER            needs ucfTrainTestlist/ and testTrainMulti_7030_splits/
-    python -m benchmarks.rehearsal --splits FOLDER --data-only
+    python -m benchmarks.rehearsal --splits FOLDER      # needs ucfTrainTestlist/ and testTrainMulti_7030_splits/
 
 Makes a video of 64 x 48 pixels and 30 to 46 frames for each class, links it under every name that the official lists
 give that class, and runs `extract`, `extract` again, `train` and `fuse` on all of them, each in a process of its own.
@@ -131,7 +130,7 @@ def run_replaced(stage: str, arguments: Sequence[str], figures: Path) -> None:
         meter.forecast = forecast
         return meter
 
-    extract.local.Meter = with_forecast  # type: ignore[assignment, misc]
+    extract.local.Meter = with_forecast
     try:
         import_module(f"{stage}.cli").main(list(arguments))
     finally:
@@ -201,7 +200,6 @@ def _mib(folder: Path) -> float:
 @click.option("--splits", type=click.Path(exists=True, file_okay=False, path_type=Path), help="The official lists.")
 @click.option("--work", "root", type=click.Path(path_type=Path), default=Path("work/rehearsal"), show_default=True)
 @click.option("--dataset", "names", multiple=True, type=click.Choice(list(LAYOUTS)), help="[default: both]")
-@click.option("--data-only", is_flag=True, help="Only make the videos, in WORK/data/DATASET.")
 @click.option("--stage", hidden=True, help="Be this stage, in this process.")
 @click.option("--figures", type=click.Path(path_type=Path), hidden=True)
 @click.argument("rest", nargs=-1, type=click.UNPROCESSED)
@@ -209,7 +207,6 @@ def main(
     splits: Path | None,
     root: Path,
     names: tuple[str, ...],
-    data_only: bool,
     stage: str | None,
     figures: Path | None,
     rest: tuple[str, ...],
@@ -222,9 +219,6 @@ def main(
         raise click.UsageError("--splits FOLDER is needed: where ucfTrainTestlist/ and testTrainMulti_7030_splits/ are")
     root.mkdir(parents=True, exist_ok=True)
     for name in names or LAYOUTS:
-        if data_only:
-            click.echo(f"{root / 'data' / name}: {make_data(name, splits, root / 'data' / name):,} videos")
-            continue
         made = {"dataset": name, "date": datetime.now(UTC).date().isoformat(), "cores": os.cpu_count()}
         click.echo(json.dumps({**made, "machine": platform.machine(), **rehearse(name, splits, root)}, indent=2))
 

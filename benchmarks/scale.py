@@ -15,7 +15,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,15 +22,16 @@ from pathlib import Path
 import click
 import numpy as np
 
+from benchmarks.random_features import random_levels
+from benchmarks.turns import own_memory_mib
 from cache.dataset import Dataset
-from cache.fingerprint import CHANNELS, LEVELS
 from cache.ledger import Outcome
 from cache.store import FeatureCache
 from extract.cluster.connect import WorkerSlots, connected
 from extract.cluster.driver import extract_pending
 from extract.cluster.worker import ExtractWorker
 from extract.fingerprint import fingerprint
-from extract.meter import Meter
+from extract.meter import Meter, ticking
 from extract.network.weights import Weights
 from extract.pipeline import VideoFeatures
 from extract.settings import ExtractSettings
@@ -43,41 +43,14 @@ WORKERS = 2
 
 def random_features(videos: Iterable[tuple[str, Path]], meter: Meter) -> Iterator[VideoFeatures]:
     """Random features for each video; no file is opened."""
-    rng = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     for video_id, _ in videos:
         meter.frames += FRAMES
         yield VideoFeatures(
             outcome=Outcome(video_id=video_id, status="done", num_frames=FRAMES),
-            features={
-                level: rng.standard_normal((1, FRAMES, CHANNELS[level]), np.float32).astype(np.float16)
-                for level in LEVELS
-            },
+            features=random_levels(FRAMES, generator),
             pts_seconds=np.arange(FRAMES) / 25,
         )
-
-
-def own_mib() -> float:
-    """Resident memory of this process that is not shared, in MiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
-
-
-class PeakMemory:
-    """A context manager that records the largest `own_mib` in `peak_mib`."""
-
-    def __enter__(self) -> "PeakMemory":
-        self.peak_mib, self._stop = 0.0, threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-        self._thread.start()
-        return self
-
-    def _look(self) -> None:
-        while not self._stop.wait(0.1):
-            self.peak_mib = max(self.peak_mib, own_mib())
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
 
 
 def one_job(count: int) -> dict[str, float]:
@@ -98,8 +71,9 @@ def one_job(count: int) -> dict[str, float]:
         with FeatureCache.create(path, dataset=dataset, fingerprint=made_with, settings={}) as cache:
             paths = {video.id: Path("/nowhere") / video.path for video in dataset.videos}
             weights = Weights(text="made up", backbone="resnet34", tensors={}, sha256="made up")
-            before, started, processor = own_mib(), time.perf_counter(), time.process_time()
-            with PeakMemory() as memory:
+            memory = [own_memory_mib()]
+            started, processor = time.perf_counter(), time.process_time()
+            with ticking(0.1, lambda: memory.append(own_memory_mib())):
                 slots, settings = WorkerSlots(WORKERS, 0, 1), ExtractSettings()
                 done = extract_pending(slots, cache, paths, settings, weights, made_with, worker=Stubbed)
             processor = time.process_time() - processor
@@ -114,8 +88,8 @@ def one_job(count: int) -> dict[str, float]:
         "ms_per_video": round(1e3 * (seconds - starting) / count, 3),
         "driver_processor_ms_per_video": round(1e3 * processor / count, 3),
         "shards": shards,
-        "driver_mib_before": round(before),
-        "driver_mib_peak": round(memory.peak_mib),
+        "driver_mib_before": memory[0],
+        "driver_mib_peak": max(memory),
     }
 
 

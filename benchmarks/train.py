@@ -29,7 +29,7 @@ import torch
 from torch import nn
 
 from benchmarks.plain import PlainClips, PlainLSTM, TakeSteps, batches, plain_loop, write_plain_file
-from benchmarks.random_features import NAME, make_cache
+from benchmarks.random_features import NAME, make_cache_of_size
 from benchmarks.turns import machine, take_turns
 from cache.common.device import multiplies_bf16
 from cache.common.files import write_json_durably
@@ -85,8 +85,6 @@ def products(head: Head, steps_in_clip: int, batch: int, device: torch.device, p
                 gradient.T @ x
                 if layer > 0:
                     gradient @ weight_UC
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
 
     return take
 
@@ -182,7 +180,7 @@ def show(table: dict[str, Any]) -> None:
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Of all products. [default: the recipe's]")
 @click.option("--steps", type=click.IntRange(1), default=40, show_default=True, help="Steps timed per contestant.")
 @click.option("--turn", type=click.IntRange(1), default=4, show_default=True, help="Steps per turn.")
-@click.option("--every", type=click.IntRange(1), help="Use only every N-th video, to try the script.")
+@click.option("--every", type=click.IntRange(1), default=1, help="Use only every N-th video, to try the script.")
 @click.option("--scratch", type=click.Path(path_type=Path), default=Path("work/benchmarks/train"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("work/benchmarks/train.json"), show_default=True)
 def main(
@@ -193,7 +191,7 @@ def main(
     precision: Precision | None,
     steps: int,
     turn: int,
-    every: int | None,
+    every: int,
     scratch: Path,
     out: Path,
 ) -> None:
@@ -203,8 +201,8 @@ def main(
     if chosen.precision == "auto":
         chosen = with_overrides(chosen, precision="bf16" if multiplies_bf16(str(where)) else "fp32")
     click.echo(f"{name}, torch {torch.__version__}, recipe {recipe}, {chosen.precision}")
-    workspace = Workspace(scratch / f"every{every}" if every else scratch)
-    make_cache(counts, workspace, every)
+    workspace = Workspace(scratch / f"every{every}" if every > 1 else scratch)
+    make_cache_of_size(counts, workspace, every)
     split = open_split(workspace, NAME, 1)
     tables = []
     for level in levels:

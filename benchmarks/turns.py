@@ -1,16 +1,23 @@
-"""Timing in turns: contestants take one step each, round after round, so that other load of the machine affects all.
+"""Timing: contestants that take turns, so that other load of the machine affects all; one alone; memory.
 
-On a CPU with one thread (OMP_NUM_THREADS=1) the clock is the process's own processor time, which other load distorts
-far less than wall-clock time. It does not include child processes.
+On a CPU with one thread (OMP_NUM_THREADS=1) the clock of turns is the process's own processor time, which other load
+distorts far less than wall-clock time. It does not include child processes.
 """
 
 import platform
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 
 Step = Callable[[], object]
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def take_turns(
@@ -36,15 +43,32 @@ def take_turns(
                 continue
             started = clock()
             step()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            wait_for(device)
             if turn >= 0:
                 times[name].append(clock() - started)
     return times
 
 
+def rate(step: Step, count: int, device: torch.device, seconds: float) -> float:
+    """Items a second, by the wall clock, of a step that gets through `count` of them.
+
+    Several steps are given to a GPU before it is waited for, as in the pipeline.
+    """
+    together = 4 if device.type == "cuda" else 1
+    for _ in range(together):
+        step()
+    wait_for(device)
+    done, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        for _ in range(together):
+            step()
+        wait_for(device)
+        done += together * count
+    return done / (time.perf_counter() - started)
+
+
 def by_processor_time(device: torch.device) -> bool:
-    """Whether the clock is this process's processor time, not wall-clock time."""
+    """Whether the clock of turns is this process's processor time, not wall-clock time."""
     return device.type == "cpu" and torch.get_num_threads() == 1
 
 
@@ -55,3 +79,9 @@ def machine(device: torch.device) -> str:
     return f"{platform.machine()} CPU, " + (
         "1 thread, processor time" if by_processor_time(device) else f"{torch.get_num_threads()} threads"
     )
+
+
+def own_memory_mib() -> int:
+    """Resident memory of this process that is not shared."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("RssAnon"))

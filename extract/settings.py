@@ -20,6 +20,7 @@ from cache.common.device import multiplies_bf16
 from cache.common.errors import CacheError, MrrnError
 from cache.fingerprint import CENTER_VIEW, JSON, LEVELS, Level
 from cache.remote.address import WebAddress
+from cache.remote.attachment import RemoteCache
 from cache.remote.client import Location
 from cache.remote.web import parse_location
 from cache.shards import BACKENDS, Backend
@@ -274,7 +275,7 @@ class OneTimeOptions:
     backend: Backend | None = setting(
         None, flag="--format", type=NameChoice(BACKENDS), help="Of a new cache's shards. [default: h5]"
     )
-    location: Location | WebAddress | None = setting(
+    location: Location | WebAddress | RemoteCache | None = setting(
         None,
         flag="--cache",
         metavar="ADDRESS",

@@ -17,9 +17,9 @@ from cache.common.text import some
 from cache.common.workspace import Workspace
 from cache.dataset import Dataset
 from cache.fingerprint import LEVELS
-from cache.scores import ScoreTable, read_scores
+from cache.scores import read_scores
 from fuse.metrics import Comparison, McNemar, compare, mcnemar
-from fuse.scores import SHOWN, check_same, differences, identity_of, read_scored_cache
+from fuse.scores import by_sample, check_same, differences, half_differences, identity_of, read_scored_cache
 from train.config import SCORES_FILE
 
 _SETTINGS: Final = ("recipe", "pool", "seed", "clips", "fingerprint")
@@ -97,9 +97,14 @@ class SideBySide:
         for label, name in enumerate(self.dataset.classes):
             first_n, second_n = (each.correct[self.labels == label] for each in (self.runs[0], run))
             if len(first_n):
-                test, right = mcnemar(second_n, first_n), (int(first_n.sum()), int(second_n.sum()))
                 found.append(
-                    ClassDifference(name=name, videos=len(first_n), first=right[0], second=right[1], test=test)
+                    ClassDifference(
+                        name=name,
+                        videos=len(first_n),
+                        first=int(first_n.sum()),
+                        second=int(second_n.sum()),
+                        test=mcnemar(second_n, first_n),
+                    )
                 )
         return sorted(found, key=lambda each: (-abs(each.second - each.first) / each.videos, -each.videos))
 
@@ -122,7 +127,7 @@ def side_by_side(names: Sequence[str], workspace: Workspace, dataset: str, split
         raise ScoreError(
             f"give two or more different runs; the others are compared with the first; {_there_are(folder)}"
         )
-    expected = {sample.id: sample.label for sample in cache.dataset.half(split, "test") if sample.label is not None}
+    expected = cache.test_labels(split)
     return SideBySide(
         dataset=cache.dataset,
         split=split,
@@ -148,27 +153,15 @@ def _read(name: str, folder: Path, dataset: Dataset, expected: Mapping[str, int]
         tables = {level: read_scores(each) for level, each in paths.items()}
         check_same(tables)
         table = tables["high"]
-        probabilities = fuse_levels({level: align(*each.videos()[:2], ids) for level, each in tables.items()})
-    _check(name, table, dataset, expected)
+        probabilities = fuse_levels(by_sample(tables, ids))
+    if problems := half_differences(table, dataset, expected):
+        raise ScoreError(f"the scores of {name} are not of the same test videos:\n  " + "\n  ".join(problems))
     return ScoredRun(
         name=name,
         probabilities=probabilities,
         correct=correct(probabilities, np.fromiter(expected.values(), dtype=np.int64)),
         settings={**table.run, "fingerprint": identity_of(table)},
     )
-
-
-def _check(name: str, table: ScoreTable, dataset: Dataset, expected: Mapping[str, int]) -> None:
-    """Raises `ScoreError` if the scores are not of this test half."""
-    scored = table.label_of
-    problems = differences("classes", {name: tuple(table.classes.tolist()), dataset.name: dataset.classes})
-    wrong = {
-        "videos that are not in this split's test half": [each for each in scored if each not in expected],
-        "other labels for": [each for each, label in scored.items() if expected.get(each, label) != label],
-    }
-    problems += [f"{what}: {some(sorted(videos), SHOWN)}" for what, videos in wrong.items() if videos]
-    if problems:
-        raise ScoreError(f"the scores of {name} are not of the same test videos:\n  " + "\n  ".join(problems))
 
 
 def _there_are(folder: Path) -> str:

@@ -13,12 +13,16 @@ from typing import Final, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from cache.common.errors import CacheError, ScoreError, TrainingError
 from cache.common.progress import progress
 from cache.dataset import Dataset, Half, Sample
 from cache.store import FeatureCache
+from fuse.choice import RunChoice
 from fuse.duplicates import Pair, Space, joined, near_pairs
 from fuse.labels import AlikeClasses, alike_classes, doubts, held_out
-from fuse.results import Portion, Results
+from fuse.portions import Portion
+from fuse.results import Results, evaluate
+from fuse.scores import read_levels, read_scored_cache
 
 Kind = Literal["leak", "recording", "conflict", "label", "copy", "black", "frozen", "short"]
 
@@ -300,6 +304,17 @@ SUSPECTS: Final[Mapping[str, tuple[Kind, ...]]] = {
 
 OTHERS: Final = "others"
 """The test samples that are none of these."""
+
+
+def effect(choice: RunChoice, diagnosis: Diagnosis) -> tuple[list[Portion], str]:
+    """The `portions` of the chosen runs' results, empty without trained heads; and what has to be said of them."""
+    try:
+        cache = read_scored_cache(choice.workspace, choice.dataset)
+        parts = portions(evaluate(read_levels(choice), cache, choice.split), diagnosis)
+    except (CacheError, ScoreError, TrainingError) as error:
+        why = str(error).splitlines()[0].partition(";")[0]
+        return [], f"With trained heads this would say what the findings do to their accuracy. There are none: {why}."
+    return parts, "" if parts[-1].name == OTHERS else f"There is a finding about every test {cache.dataset.noun[:-1]}."
 
 
 def portions(results: Results, diagnosis: Diagnosis) -> list[Portion]:

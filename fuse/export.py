@@ -17,7 +17,7 @@ from cache.fingerprint import LEVELS
 from extract.network.backbones import columns_of, read_levels
 from extract.network.preprocess import Normalise
 from extract.network.weights import Weights
-from fuse.predict import Heads
+from fuse.trained import Heads
 
 if TYPE_CHECKING:
     from extract.settings import ExtractSettings

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from extract.network.engine import open_engine
 from fuse.bundle import read_bundle
-from fuse.predict import Prediction, backbone_weights, load_heads, predict, settings_for, weights_for
+from fuse.predict import Prediction, predict
+from fuse.trained import backbone_weights, load_heads, settings_for, weights_for
 
 
 class Predictor:

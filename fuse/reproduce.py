@@ -15,8 +15,8 @@ from cache.common.console import say
 from cache.common.errors import TrainingError
 from cache.common.interrupts import Interrupted
 from cache.common.progress import about, duration
+from fuse.choice import RunChoice
 from fuse.report.timing import timing_file
-from fuse.scores import RunChoice
 from train.distributed import choose_device
 from train.duration import expected_seconds
 from train.split import open_split

@@ -1,23 +1,20 @@
-"""Which runs a command is about, their score tables, and the checks that these belong together.
+"""The chosen runs' score tables, the cache that they come from, and the checks that these belong together.
 
-A RunChoice stands for the three levels' runs of one dataset, split, pooling and seed. Before anything is fused, their
-scores are compared with one another (`check_same`) and with the cache they were made from (`check_against_cache`).
+Before anything is fused, the levels' scores are compared with one another (`check_same`) and with the cache
+(`check_against_cache`).
 """
 
-import functools
 import shlex
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import click
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from cache.aggregate import align
-from cache.common.console import NameChoice, choose_dataset, dataset_option, work_option
 from cache.common.errors import MrrnError, ScoreError
 from cache.common.files import read_bounded
 from cache.common.text import some
@@ -26,150 +23,14 @@ from cache.dataset import Dataset
 from cache.fingerprint import LEVELS, Level
 from cache.scores import ScoreTable, read_scores
 from cache.store import FeatureCache
-from train.config import (
-    HELDOUT_SCORES_FILE,
-    HOLDOUT,
-    METRICS_FILE,
-    SCORES_FILE,
-    WATCHED,
-    baseline_of,
-    read_config,
-    variant_of,
-)
-from train.recipes import LINEAR, POOLS, RECIPES, RETIRED, with_overrides
-from train.split import open_split
+from fuse.choice import RunChoice
+from train.config import HELDOUT_SCORES_FILE, METRICS_FILE, SCORES_FILE, baseline_of, read_config
 
 METRICS_BYTES: Final = 1 << 26
 """Bytes of a run's metrics at most; an epoch takes some 300."""
 
 SHOWN: Final = 10
 """Names that an error lists before it says how many more there are."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunChoice:
-    """The three levels' runs of one dataset, split, pooling and seed."""
-
-    workspace: Workspace
-    dataset: str
-    split: int = 1
-    pool: str = "mean"
-    seed: int = 0
-    recipe: str | None = None
-    """None for the dataset's usual recipe."""
-    watch: bool = False
-    """Whether the runs are those that watch held-out videos."""
-    clips: str | None = None
-    """Parts of the clip rule that they were trained with, as for `--clips`; None for the recipe's own rule."""
-
-    def folder(self, level: Level, *, holdout: bool = False) -> Path:
-        """Folder of a level's run, or of the run with its held-out scores, which a run that watches has itself.
-
-        Raises `TrainingError` if the usual run has to be read for it and cannot be.
-        """
-        if self.clips is not None or self.recipe == LINEAR:
-            opened = open_split(self.workspace, self.dataset, self.split)
-            usual_recipe, _ = opened.usual_recipe()
-            recipe = with_overrides(opened.recipes[self.recipe] if self.recipe else usual_recipe, clips=self.clips)
-            held = holdout and not self.watch
-            return self._folder(
-                level, variant_of(recipe, usual_recipe, holdout=held, watch=self.watch, recipes=opened.recipes)
-            )
-        word = WATCHED if self.watch else HOLDOUT if holdout else ""
-        usual = self._folder(level, word)
-        if self.recipe is None:
-            return usual
-        found = read_config(usual)
-        if found and found[0].recipe.name == self.recipe:
-            return usual
-        return self._folder(level, f"{self.recipe}-{word}" if word else self.recipe)
-
-    def folders(self) -> dict[Level, Path]:
-        """Folders of all three levels' runs."""
-        return {level: self.folder(level) for level in LEVELS}
-
-    def of_new_videos(self) -> "RunChoice":
-        """The runs that new videos are predicted by: those of this clip rule if they were trained, else the usual."""
-        if self.clips is None or all((folder / SCORES_FILE).exists() for folder in self.folders().values()):
-            return self
-        return replace(self, clips=None)
-
-    def options(self) -> list[str]:
-        """The same choice as options of `mrrn train`."""
-        options = ["--work", str(self.workspace.root)] if self.workspace != Workspace(Path("work")) else []
-        options += ["--dataset", self.dataset, *f"--split {self.split} --pool {self.pool} --seed {self.seed}".split()]
-        options += ["--recipe", self.recipe] if self.recipe else []
-        options += ["--clips", self.clips] if self.clips is not None else []
-        return [*options, "--watch"] if self.watch else options
-
-    def __str__(self) -> str:
-        recipe = f", recipe {self.recipe}" if self.recipe else ""
-        watch = ", watching held-out videos" if self.watch else ""
-        clips = "" if self.clips is None else f", clips {self.clips}"
-        return f"{self.dataset}, split {self.split}, {self.pool} pooling, seed {self.seed}{recipe}{clips}{watch}"
-
-    def _folder(self, level: Level, variant: str) -> Path:
-        return self.workspace.run(self.dataset, self.split, level, self.pool, self.seed, variant)
-
-
-split_option = click.option(
-    "--split", type=click.IntRange(1, 3), default=1, show_default=True, help="Split that the heads were trained on."
-)
-
-
-def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options that choose runs; it gets them as `choose`, which makes the RunChoice.
-
-    `choose` takes the text of `--clips`, which some commands have beside these.
-    """
-
-    @work_option
-    @dataset_option
-    @click.option(
-        "--pool",
-        type=NameChoice(POOLS),
-        default="mean",
-        show_default=True,
-        help="Temporal pooling of the heads (equations 8 and 9).",
-    )
-    @split_option
-    @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the runs.")
-    @click.option(
-        "--recipe",
-        type=NameChoice(sorted([*RECIPES, *RETIRED])),
-        metavar="NAME",
-        help="Recipe that they were trained by. [default: the usual one for the dataset]",
-    )
-    @click.option("--watch", is_flag=True, help="The runs of `mrrn train --watch`.")
-    @functools.wraps(command)
-    def with_choice(
-        *,
-        workspace: Workspace,
-        dataset: str | None,
-        pool: str,
-        split: int,
-        seed: int,
-        recipe: str | None,
-        watch: bool,
-        **rest: Any,
-    ) -> Any:
-        def choose(clips: str | None = None) -> RunChoice:
-            name = choose_dataset(workspace, dataset)
-            workspace.existing_cache(name)
-            return RunChoice(
-                workspace=workspace,
-                dataset=name,
-                split=split,
-                pool=pool,
-                seed=seed,
-                recipe=recipe,
-                watch=watch,
-                clips=clips,
-            )
-
-        return command(choose=choose, **rest)
-
-    return with_choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +57,10 @@ class ScoredCache:
     cost: Mapping[str, float] = field(default_factory=dict)
     """`videos`, `frames`, `bytes` and `decode_seconds`, the time spent decoding, of the whole cache."""
 
+    def test_labels(self, split: int) -> dict[str, int]:
+        """Label of each labelled sample in the test half of a split, in id order."""
+        return {each.id: each.label for each in self.dataset.half(split, "test") if each.label is not None}
+
 
 def read_scored_cache(workspace: Workspace, dataset: str) -> ScoredCache:
     """Dataset, fingerprint and outcomes of a finished cache. Raises `CacheError` if it is missing or unfinished."""
@@ -205,10 +70,9 @@ def read_scored_cache(workspace: Workspace, dataset: str) -> ScoredCache:
             {outcome.video_id: outcome.reason for outcome in cache.ledger.outcomes(status)}
             for status in ("suspect", "failed")
         )
-        samples = {sample.id: sample.video for sample in cache.dataset.samples}
+        video_of = {sample.id: sample.video for sample in cache.dataset.samples}
         frames = {sample.id: len(cache.frames_of(sample)) for sample in cache.dataset.samples}
         have = tuple(each for each, count in frames.items() if count)
-        lacking = samples.keys() - have
         outcomes = [outcome for outcome in cache.ledger.outcomes() if outcome.num_frames]
         try:
             contents = cache.contents()
@@ -219,9 +83,10 @@ def read_scored_cache(workspace: Workspace, dataset: str) -> ScoredCache:
             identity=cache.fingerprint.identity,
             environment=cache.fingerprint.environment,
             video_ids=have,
-            suspect={each: suspect[samples[each]] for each in have if samples[each] in suspect},
+            suspect={each: suspect[video_of[each]] for each in have if video_of[each] in suspect},
             failed={
-                each: failed.get(samples[each], "no frame of its video is in the span") for each in sorted(lacking)
+                each: failed.get(video_of[each], "no frame of its video is in the span")
+                for each in sorted(video_of.keys() - have)
             },
             settings=dict(cache.settings),
             frames={each: frames[each] for each in have},
@@ -331,19 +196,12 @@ def read_heldout(choice: RunChoice) -> Heldout | None:
             f"({'; '.join([*problems, *sorted(shared)[:1]])}); train them again (`mrrn train --holdout`)"
         )
     ids, _, labels = tables["high"].videos()
-    return Heldout(levels={level: align(*table.videos()[:2], ids) for level, table in tables.items()}, labels=labels)
+    return Heldout(levels=by_sample(tables, ids), labels=labels)
 
 
 def check_same(tables: Mapping[Level, ScoreTable]) -> None:
     """Raises `ScoreError` listing every way in which the levels' scores are not of the same videos and settings."""
-    runs = {level: table.run for level, table in tables.items()}
-    problems = [
-        f"{level} scores say they are of level {run.get('level')!r}"
-        for level, run in runs.items()
-        if run.get("level") != level
-    ]
-    for name in ("dataset", "split", "pool", "clips", "cache_digest"):
-        problems += differences(name.replace("_", " "), {level: run.get(name) for level, run in runs.items()})
+    problems = run_differences({level: table.run for level, table in tables.items()})
     problems += differences("cache fingerprint", {level: identity_of(table) for level, table in tables.items()})
     problems += differences("classes", {level: tuple(table.classes.tolist()) for level, table in tables.items()})
     problems += _clip_differences(tables)
@@ -352,24 +210,46 @@ def check_same(tables: Mapping[Level, ScoreTable]) -> None:
         raise ScoreError(f"{listed}\ntrain the levels again on one cache, split and clip rule (`make train LEVEL=all`)")
 
 
-def check_against_cache(tables: Mapping[Level, ScoreTable], cache: ScoredCache, expected: Mapping[str, int]) -> None:
-    """Raises `ScoreError` if scores are older than the cache they come from, or of videos outside the test half.
+def run_differences(runs: Mapping[Level, Mapping[str, Any]]) -> list[str]:
+    """A line for each way in which what is recorded of the levels' runs is not of one dataset, split and cache."""
+    problems = [
+        f"what is given as level {level} is of level {run.get('level')!r}"
+        for level, run in runs.items()
+        if run.get("level") != level
+    ]
+    for name in ("dataset", "split", "pool", "clips", "cache_digest"):
+        problems += differences(name.replace("_", " "), {level: run.get(name) for level, run in runs.items()})
+    return problems
 
-    `expected` are the test videos' labels. Test videos without features need no scores.
+
+def check_against_cache(table: ScoreTable, cache: ScoredCache, expected: Mapping[str, int]) -> None:
+    """Raises `ScoreError` if scores are older than the cache they come from, or of samples outside the test half.
+
+    `expected` are the test samples' labels. Those without features need no scores.
     """
-    table = next(iter(tables.values()))
-    scored = table.label_of
     problems = differences("fingerprint", {"scores": identity_of(table), "cache": _without_name(cache.identity)})
-    problems += differences("classes", {"scores": tuple(table.classes.tolist()), "cache": cache.dataset.classes})
-    wrong = {
-        "scored, but not test videos of this split": set(scored) - set(expected),
-        "test videos that have features but no scores": set(cache.video_ids) & set(expected) - set(scored),
-        "labels differ from the dataset's for": {v for v, label in scored.items() if expected.get(v, label) != label},
-    }
-    problems += [f"{what}: {some(sorted(videos), SHOWN)}" for what, videos in wrong.items() if videos]
+    problems += half_differences(table, cache.dataset, expected)
+    if unscored := set(cache.video_ids) & expected.keys() - table.label_of.keys():
+        problems.append(f"test videos that have features but no scores: {some(sorted(unscored), SHOWN)}")
     if problems:
         listed = "\n  ".join(["the scores do not fit the cache:", *problems])
         raise ScoreError(f"{listed}\ntrain again (`make train LEVEL=all`)")
+
+
+def half_differences(table: ScoreTable, dataset: Dataset, expected: Mapping[str, int]) -> list[str]:
+    """A line for each way in which scores are not of the test half of `dataset`, whose labels are `expected`."""
+    problems = differences("classes", {"scores": tuple(table.classes.tolist()), "dataset": dataset.classes})
+    scored = table.label_of
+    wrong = {
+        "scored, but not test videos of this split": scored.keys() - expected.keys(),
+        "labels differ from the dataset's for": {v for v, label in scored.items() if expected.get(v, label) != label},
+    }
+    return problems + [f"{what}: {some(sorted(videos), SHOWN)}" for what, videos in wrong.items() if videos]
+
+
+def by_sample(tables: Mapping[Level, ScoreTable], ids: Sequence[str]) -> dict[Level, NDArray[np.float64]]:
+    """Probabilities `[N, K]` of each level for the samples `ids`; NaN rows for those without scores."""
+    return {level: align(*table.videos()[:2], ids) for level, table in tables.items()}
 
 
 def _without_name(identity: Mapping[str, Any]) -> dict[str, Any]:

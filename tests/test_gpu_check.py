@@ -10,15 +10,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu_check, gpu_machine, gpu_pack
-from benchmarks.gpu_check import Check, Result, Step, judge
+from benchmarks.gpu_check import Check, Step, judge
 from benchmarks.gpu_verdict import is_right, verdict
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def make_check(tmp_path: Path, *names: str) -> Check:
-    deadline = time.monotonic() + 60
-    return Check(tmp_path, tmp_path, tmp_path, False, deadline, "a GPU", [Result(name=name) for name in names])
 
 
 @pytest.mark.slow
@@ -35,17 +30,20 @@ def test_without_a_gpu_each_step_says_so(tmp_path):
 
 
 def test_a_step_past_its_limit_is_ended_and_what_came_before_is_kept(tmp_path):
-    check = make_check(tmp_path, "first", "endless", "never")
-    check.run(Step(name="first", command=["-c", "print('all is well')"], limit_seconds=20))
-    check.run(Step(name="endless", command=["-c", "import time; time.sleep(60)"], limit_seconds=0.5))
+    first = Step(name="first", command=["-c", "print('all is well')"], limit_seconds=20)
+    endless = Step(name="endless", command=["-c", "import time; time.sleep(60)"], limit_seconds=0.5)
+    never = Step(name="never", command=["-c", ""], limit_seconds=20)
+    check = Check(tmp_path, tmp_path, tmp_path, False, time.monotonic() + 60, "a GPU", [first, endless, never])
+    check.run(first)
+    check.run(endless)
     found = {step["name"]: step for step in json.loads((tmp_path / "summary.json").read_text())["steps"]}
     assert (found["first"]["status"], found["first"]["reason"]) == ("ok", "all is well")
     assert found["endless"]["status"] == "out of time"
     assert found["endless"]["seconds"] < 20
     assert found["never"]["status"] == "not reached"
     check.deadline = time.monotonic()
-    check.run(Step(name="never", command=["-c", ""], limit_seconds=20))
-    assert check.results[2].status == "out of time"
+    check.run(never)
+    assert never.status == "out of time"
 
 
 def test_what_a_step_lacks_is_told_apart_from_what_fails():
@@ -74,6 +72,7 @@ def test_the_verdict_is_right_only_where_all_tests_ran():
     assert is_right(status)
     assert verdict("a GPU", status | {"extract": "failed"}, figures)[1].startswith("WRONG: extract failed")
     assert not is_right(status | {"extract": "failed"})
+    assert verdict("", status, figures)[1].startswith("REHEARSED"), "without a GPU nothing is right"
 
 
 def test_gpu_tests_are_found_and_made_up_counts_have_both_halves(tmp_path):

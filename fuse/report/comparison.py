@@ -8,7 +8,7 @@ from fuse.compare import ScoredRun, SideBySide
 from fuse.metrics import SIGNIFICANT
 from fuse.report.page import render
 from fuse.report.samples import Frames, pictures_of
-from fuse.results import Made
+from fuse.summary import Made
 
 SHOWN: Final = 6
 """Videos with frames that one run of a pair gets right and the other one wrong, for either."""

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Final
 
 from cache.common.files import discard_leftovers, write_bytes_durably
-from cache.common.text import shortened, visible, wrapped
+from cache.common.text import shortened, visible
 from fuse.doctor import DARK, FEW_FRAMES, FROZEN, KINDS, LIKELY, Diagnosis, Kind, Suspicion
 from fuse.duplicates import NEAR, ONE_RECORDING
 from fuse.labels import TOLD_APART, AlikeClasses
+from fuse.portions import Portion
 from fuse.report.page import render
 from fuse.report.samples import Frames, pictures_of
 from fuse.report.story import percent
 from fuse.report.tables import Column, Table, to_csv
-from fuse.results import Made, Portion
+from fuse.summary import Made
 
 PAGE, LIST = "doctor.html", "doctor.csv"
 
@@ -130,7 +131,7 @@ def doctor_page(
 
 
 def to_text(diagnosis: Diagnosis, parts: Sequence[Portion], notes: Sequence[str]) -> str:
-    """A summary of at most 80 columns."""
+    """A summary of at most 80 columns, but for the notes."""
     noun = diagnosis.dataset.noun
     lines = [
         f"{diagnosis.dataset.name}, split {diagnosis.split}: {diagnosis.samples:,} {noun} of {diagnosis.groups:,} "
@@ -144,13 +145,13 @@ def to_text(diagnosis: Diagnosis, parts: Sequence[Portion], notes: Sequence[str]
         lines.append(ROW.format(f"{len(diagnosis.alike):,}", "pairs of classes that cannot be told apart"))
         lines += [f"          {_pair(diagnosis, each)}" for each in diagnosis.alike[:EXAMPLES]]
     if not diagnosis.judged:
-        lines.append("labels are not judged: that takes several labelled videos of each class")
+        lines.append(f"labels are not judged: that takes several labelled {noun} of each class")
     if parts:
         lines.append("accuracy of the fused model")
     for part in parts:
         interval = f"{percent(part.interval.low)} to {percent(part.interval.high)}"
         lines.append(f"  {percent(part.accuracy):>5} % of {part.videos:,} {part.name} ({interval})")
-    return "\n".join([*lines, *(wrapped(f"! {visible(note)}", "  ") for note in notes)])
+    return "\n".join([*lines, *(f"! {visible(note)}" for note in notes)])
 
 
 def _example(finding: Suspicion) -> str:

@@ -6,25 +6,24 @@ Shapes: N videos, K classes.
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from cache.aggregate import NO_PREDICTION, predicted
-from cache.common.files import discard_leftovers, write_bytes_durably, write_sealed_json
 from cache.common.progress import duration
 from cache.common.text import visible
 from fuse import metrics, paper
 from fuse.calibration import reliability
+from fuse.portions import by_group, by_length
 from fuse.report.again import commands_of
-from fuse.report.figures import draw_confusion, draw_per_class
 from fuse.report.page import render, when
-from fuse.report.samples import PAIRS, Frames, ShownPrediction, draw_samples, pictures_of
+from fuse.report.samples import PAIRS, Frames, ShownPrediction, pictures_of
 from fuse.report.story import how_good, references, trust, where_it_fails
-from fuse.report.tables import Table, per_class_table, table_3, to_csv, to_markdown
-from fuse.report.timing import Timing, draw_timing
-from fuse.results import MODELS, TITLES, Made, Model, Results, summarise
+from fuse.report.tables import Table
+from fuse.report.timing import Timing
+from fuse.results import MODELS, TITLES, Model, Results
+from fuse.summary import Made
 
 EXAMPLES: Final = 4
 """Videos named for a cell of the confusion matrix."""
@@ -61,29 +60,6 @@ class Extras:
     """Tables 1 and 2, by their files' names."""
 
 
-def publish(folder: Path, results: Results, notes: Sequence[str], made: Made, extras: Extras) -> Path:
-    """Write the page, tables, figures and results.json into `folder`; returns the path of the page.
-
-    A reader finds each file old or new, never half; results.json is written last and so stands for a whole report.
-    """
-    tables = {**extras.sweeps, "table3": table_3(results, notes), "per_class": per_class_table(results, notes)}
-    contents = {
-        **{f"{name}.csv": to_csv(table).encode() for name, table in tables.items()},
-        **{f"{name}.md": to_markdown(table).encode() for name, table in tables.items()},
-        **draw_confusion(results, notes),
-        **draw_per_class(results, notes),
-        **(draw_samples(results, extras.samples, extras.frames, notes) if extras.samples else {}),
-        **(draw_timing(extras.timing) if extras.timing else {}),
-        "report.html": html(results, notes, made, extras).encode(),
-    }
-    if folder.exists():
-        discard_leftovers(folder)
-    for name, content in contents.items():
-        write_bytes_durably(folder / name, content)
-    write_sealed_json(folder / "results.json", summarise(results, notes, made))
-    return folder / "report.html"
-
-
 def html(results: Results, notes: Sequence[str], made: Made, extras: Extras) -> str:
     """The page."""
     noun = results.cache.dataset.noun
@@ -117,8 +93,8 @@ def html(results: Results, notes: Sequence[str], made: Made, extras: Extras) -> 
         pictures=pictures,
         curves=_curves(results),
         reliability=_reliability(results),
-        lengths=results.by_length() if len(results.by_length()) > 1 else [],
-        groups=[part for part in results.by_group() if part.right < part.videos][:GROUPS],
+        lengths=lengths if len(lengths := by_length(results)) > 1 else [],
+        groups=[part for part in by_group(results) if part.right < part.videos][:GROUPS],
         cost=_cost(results),
         sweeps=list(extras.sweeps.values()),
         timing=extras.timing,

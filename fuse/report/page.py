@@ -15,9 +15,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from cache.common.text import shortened, visible
+from fuse.caveats import text_of
 from fuse.report.story import percent
 from fuse.report.tables import NONE
-from fuse.results import text_of
 
 _WORDS: Final = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[_/.-])")
 

@@ -16,9 +16,9 @@ from cache.common.workspace import Workspace
 from cache.dataset import SPLITS
 from cache.fingerprint import LEVELS
 from fuse import paper
+from fuse.choice import RunChoice
 from fuse.report.tables import Cell, Column, Table
 from fuse.results import MODELS
-from fuse.scores import RunChoice
 from train.sweep.grid import TABLES
 
 Accuracies = Mapping[tuple[str, str], Sequence[float]]

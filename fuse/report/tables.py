@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from cache.common.text import csv_cell, markdown, markdown_table, text_table, visible, wrapped
+from cache.common.text import csv_cell, markdown, markdown_table, text_table, visible
 from fuse import paper
 from fuse.results import MODELS, TITLES, Results
 
@@ -71,12 +71,12 @@ class Table:
 
 
 def to_text(table: Table) -> str:
-    """For a terminal of 80 columns: notes, then aligned columns, those without any figure left out."""
+    """For a terminal of 80 columns, but for the notes: aligned columns, those without any figure left out."""
     table = table.without_empty()
     heads = [column.title for column in table.columns]
     numeric = [index for index in range(len(heads)) if table.numeric(index)]
-    notes = [wrapped(f"! {visible(note)}", "  ") for note in table.notes]
-    return "\n".join([wrapped(visible(table.title), "  "), *notes, "", text_table(heads, table.shown_rows(), numeric)])
+    notes = [f"! {visible(note)}" for note in table.notes]
+    return "\n".join([visible(table.title), *notes, "", text_table(heads, table.shown_rows(), numeric)])
 
 
 def to_markdown(table: Table) -> str:

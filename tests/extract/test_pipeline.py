@@ -167,7 +167,7 @@ def independent_features(path: Path, weights: Path, frames: int) -> dict[str, to
 @pytest.mark.slow
 @pytest.mark.shared
 def test_five_real_videos_against_an_independent_computation(shared, stand_in_weights):
-    """The first frames of each; benchmarks/naive.py compares whole videos."""
+    """The first frames of each; benchmarks/extract.py compares whole videos."""
     frames = 2
     files = sorted((shared / "data" / "ucf101-sample" / "UCF-101").rglob("*.avi"))[::25]
     files = [*files[:4], *sorted((shared / "data" / "kinetics-sample").glob("*.mp4"))[:1]]

@@ -5,7 +5,7 @@ once.
 import multiprocessing
 from types import SimpleNamespace
 
-import fuse.report.html
+import fuse.report.build
 import train.run
 import train.sweep.workers
 
@@ -15,4 +15,4 @@ train.sweep.workers.multiprocessing = SimpleNamespace(  # type: ignore[assignmen
     get_context=lambda _: multiprocessing.get_context("fork"), parent_process=multiprocessing.parent_process
 )
 for name in ("confusion", "per_class", "samples"):
-    setattr(fuse.report.html, f"draw_{name}", lambda *_, name=name: {f"{name}.svg": b"drawn"})
+    setattr(fuse.report.build, f"draw_{name}", lambda *_, name=name: {f"{name}.svg": b"drawn"})

@@ -27,7 +27,7 @@ from train.config import read_config
 
 MODULES: Final = (
     *("h5py", "cache.shards.hdf5", "torch", "torch.utils.tensorboard", "train.cli", "fuse.cli", "fuse.bundle"),
-    *("fuse.report.samples", "fuse.report.sweeps", "fuse.report.timing", "fuse.predict", "tests.faults.hasty"),
+    *("fuse.report.samples", "fuse.report.sweeps", "fuse.report.timing", "fuse.trained", "tests.faults.hasty"),
     *("torch._dynamo", "train.sru.backends", "train.linear", "click._textwrap", "numpy.ma", "extract.run"),
 )
 RUN: Final = "runs/tiny/split1/low-mean-seed0-h4-e2-b8"

@@ -12,6 +12,7 @@ from cache.fingerprint import LEVELS
 from cache.scores import write_scores
 from cache.store import FeatureCache
 from fuse.cli import main
+from fuse.results import MODELS
 from tests.helpers.scores import make_table
 from tests.helpers.train import trainable_cache
 
@@ -51,7 +52,9 @@ def test_it_prints_the_table_and_writes_the_report(workspace: Workspace, monkeyp
     assert opened == [(folder / "report.html").as_uri()]
     for name in ("low ", "mid ", "high ", "fused ", "mean ", "fused: MRRN (0.7 high + 0.2 mid + 0.1 low)"):
         assert f"\n{name}" in result.output
-    assert all(len(line) <= 80 for line in result.output.splitlines() if "/" not in line)
+    rows = [line for line in result.output.splitlines() if line.split(" ")[0] in MODELS][:5]
+    assert [row.split()[0] for row in rows] == [*MODELS]
+    assert max(map(len, rows)) <= 80
     written = {path.name for path in folder.iterdir()}
     promised = "report.html results.json table3.csv table3.md per_class.csv per_class.md confusion.svg confusion.png"
     assert set(promised.split()) <= written
@@ -92,7 +95,7 @@ def test_a_test_video_that_failed_counts_as_wrong(tmp_path: Path, monkeypatch: p
     from cache.ledger import Outcome
 
     for figure in ("draw_confusion", "draw_per_class", "draw_samples"):  # the dear part, and not looked at here
-        monkeypatch.setattr(f"fuse.report.html.{figure}", lambda *_: {})
+        monkeypatch.setattr(f"fuse.report.build.{figure}", lambda *_: {})
     workspace = Workspace(tmp_path)
     cache = trainable_cache(tmp_path, leave_out=1)
     claim = cache.ledger.claim("test", 5, 60.0)

@@ -91,4 +91,4 @@ def test_what_cannot_be_compared_is_refused(workspace: Workspace, tmp_path: Path
     write(other, cache, "mean-seed0", wrong={})
     message = str(run(workspace, "mean-seed0", f"{other.runs('tiny', 1)}/mean-seed0").exception)
     assert "are not of the same test videos" in message
-    assert "videos that are not in this split's test half: Class0/v_Class0_g05_c01" in message
+    assert "scored, but not test videos of this split: Class0/v_Class0_g05_c01" in message

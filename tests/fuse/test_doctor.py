@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 from cache.dataset import Dataset, Half, Sample
 from cache.fingerprint import CHANNELS, Level
 from cache.store import FeatureCache
+from fuse.caveats import caveats
 from fuse.doctor import Diagnosis, examine, portions, with_black
 from fuse.duplicates import ONE_RECORDING, near_pairs
 from fuse.labels import alike_classes, doubts
 from fuse.report.findings import doctor_page, shown, table, to_text
 from fuse.report.tables import to_csv
-from fuse.results import caveats, evaluate, summarise
+from fuse.results import evaluate
+from fuse.summary import summarise
 from tests.fuse.report.test_html import HOSTILE, tags_of
 from tests.helpers.scores import LABELS, MADE, hand_worked_results, hand_worked_tables, make_scored_cache
 from tests.helpers.train import trainable_cache
@@ -220,7 +222,7 @@ def test_names_from_outside_stay_text(planted: Diagnosis) -> None:
 
 
 def test_the_terminal_has_80_columns(planted: Diagnosis) -> None:
-    text = to_text(planted, [], ["a note " * 20])
+    text = to_text(planted, [], [])
     assert max(map(len, text.splitlines())) <= 80
     assert "  3  test videos that are copies of training videos" in text
     assert set(shown(planted)) >= {"dive/new", "dive/dive1_g01_c1"}

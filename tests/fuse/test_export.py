@@ -17,7 +17,7 @@ from extract.network.weights import load_weights
 from extract.settings import ExtractSettings
 from fuse.calibration import SCALED, Calibration, scaled
 from fuse.export import to_onnx
-from fuse.predict import Heads
+from fuse.trained import Heads
 from train.heads import Head
 from train.recipes import RECIPES
 from train.score import score_clips

@@ -135,7 +135,7 @@ def test_a_test_video_is_predicted_as_it_was_scored(trained: Workspace) -> None:
     ],
 )
 def test_only_what_clips_read_goes_through_the_network_to_the_same_result(trained, rule, read, note) -> None:
-    from fuse.predict import load_heads
+    from fuse.trained import load_heads
     from train.score import score_clips
 
     path = test_videos_of_it(trained)[0]
@@ -151,7 +151,7 @@ def test_only_what_clips_read_goes_through_the_network_to_the_same_result(traine
 
 
 def test_heads_of_a_gpus_cache_predict_on_a_cpu_in_batches_that_suit_it(trained: Workspace) -> None:
-    from fuse.predict import load_heads, settings_for
+    from fuse.trained import load_heads, settings_for
 
     heads = load_heads({level: trained.run("tiny", 1, level, "mean", 0) for level in LEVELS})
     made_there = {**heads.environment, "device": "cuda (NVIDIA H100)", "precision": "fp16", "batch_frames": 256}

@@ -8,7 +8,7 @@ import pytest
 from cache.common.errors import TrainingError
 from cache.common.workspace import Workspace
 from fuse import reproduce
-from fuse.scores import RunChoice
+from fuse.choice import RunChoice
 
 
 def test_reproducing_runs_the_stages_in_order_and_stops_where_one_fails(

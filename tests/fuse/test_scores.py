@@ -14,10 +14,13 @@ from cache.common.workspace import Workspace
 from cache.fingerprint import LEVELS
 from cache.scores import write_scores
 from fuse.bundle import model_card
+from fuse.caveats import caveats
+from fuse.choice import RunChoice
 from fuse.report.html import Extras, html
 from fuse.report.tables import table_3, to_text
-from fuse.results import caveats, evaluate, summarise
-from fuse.scores import RunChoice, check_same, read_curve, read_heldout, read_levels
+from fuse.results import evaluate
+from fuse.scores import check_same, read_curve, read_heldout, read_levels
+from fuse.summary import summarise
 from tests.helpers.cache import make_fingerprint
 from tests.helpers.scores import HAND_WORKED, LABELS, MADE, hand_worked_tables, make_scored_cache, make_table
 from tests.helpers.train import trainable_cache
@@ -36,7 +39,7 @@ def test_runs_that_agree_are_accepted() -> None:
         ({"dataset": "other"}, "dataset: low 'tiny', mid 'other', high 'tiny'"),
         ({"split": 2}, "split: low 1, mid 2, high 1"),
         ({"pool": "max"}, "pool: low 'mean', mid 'max'"),
-        ({"level": "high"}, "mid scores say they are of level 'high'"),
+        ({"level": "high"}, "what is given as level mid is of level 'high'"),
         ({"cache_digest": "bad"}, "cache digest: low 'c0ffee', mid 'bad'"),
         ({"clips": {"length": 16, "stride": 8}}, "clips, length: low 30, mid 16, high 30"),
         ({"classes": ("left", "top")}, "classes missing in low: top"),

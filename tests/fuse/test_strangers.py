@@ -20,10 +20,10 @@ from cache.fingerprint import LEVELS
 from cache.scores import read_scores, write_scores
 from extract.pipeline import decode_settings
 from fuse.bundle import read_bundle
-from fuse.predict import load_heads, settings_for, weights_for
+from fuse.choice import RunChoice
 from fuse.report.sweeps import mean_over_splits, read_tables
 from fuse.report.timing import read_timing
-from fuse.scores import RunChoice
+from fuse.trained import load_heads, settings_for, weights_for
 from tests.fuse.test_predict import make_bundle, trained
 from tests.helpers.damage import each_flipped
 from tests.helpers.scores import HAND_WORKED, LABELS, make_table

@@ -21,8 +21,9 @@ from cache.clips import ClipRule
 from cache.fingerprint import LEVELS
 from cache.ledger import Outcome
 from extract.pipeline import VideoFeatures
-from fuse.predict import Heads
-from fuse.timeline import Segment, Shape, Strip, TimelineEnd, Window, Writer, _Resampler, clock, timeline
+from fuse.timeline import Segment, TimelineEnd, Window, _Resampler, timeline
+from fuse.trained import Heads
+from fuse.writer import Shape, Strip, Writer, clock
 from train.heads import Head
 from train.recipes import Recipe
 from train.score import score_clips
@@ -129,9 +130,9 @@ def lines(shape: Shape) -> list[str]:
 
 def test_text_has_segments_a_strip_and_what_it_means_in_80_columns() -> None:
     found = lines("text")
-    assert found[:4] == ["! a note", "=a\\n.mp4", "  0:00.0 – 0:07.4         90.0 %  jump", found[3]]
-    assert found[4] == "  0:27.4 – 1:01:40.0      90.0 %  none of these"
-    assert set(found[6].strip()) == {"A", "B"}
+    assert found[:2] == ["=a\\n.mp4", "  0:00.0 – 0:07.4         90.0 %  jump"]
+    assert found[3] == "  0:27.4 – 1:01:40.0      90.0 %  none of these"
+    assert set(found[5].strip()) == {"A", "B"}
     assert "  A none of these: 1:01:12.6, 99 %" in found
     assert found[-2:] == ["  90 frames, 8 windows", "  note: 2 decoder errors"]
     assert all(len(line) <= 80 for line in found)

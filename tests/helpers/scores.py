@@ -9,8 +9,9 @@ import numpy as np
 from cache.dataset import Dataset, Half, Subset
 from cache.fingerprint import LEVELS, Level
 from cache.scores import ScoreTable
-from fuse.results import Made, Results, evaluate
+from fuse.results import Results, evaluate
 from fuse.scores import ScoredCache
+from fuse.summary import Made
 from tests.helpers.cache import make_fingerprint
 
 MADE = Made(version="0.0.0", date="2026-01-02T03:04:05+00:00")

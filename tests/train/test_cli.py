@@ -18,7 +18,7 @@ from cache.common.errors import TrainingError
 from cache.common.workspace import Workspace
 from cache.dataset import Sample, group_of
 from cache.scores import read_scores
-from fuse.scores import RunChoice
+from fuse.choice import RunChoice
 from tests.helpers.cache import make_fingerprint
 from tests.helpers.train import grouped_dataset, separable, trainable_cache
 from train.cli import main

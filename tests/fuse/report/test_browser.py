@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fuse.caveats import caveats
 from fuse.doctor import KINDS, Diagnosis, Suspicion, portions
 from fuse.labels import AlikeClasses
+from fuse.portions import Portion
 from fuse.report.findings import doctor_page
 from fuse.report.html import Extras, html
 from fuse.report.samples import choose_mistakes, choose_samples
-from fuse.results import Portion, Results, caveats
+from fuse.results import Results
 from tests.helpers.scores import MADE, made_up_results, results_of_a_subset
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")

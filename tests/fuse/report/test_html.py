@@ -5,9 +5,10 @@ import hashlib
 import re
 from html.parser import HTMLParser
 
+from fuse.caveats import caveats
 from fuse.report.html import Extras, html
 from fuse.report.samples import choose_samples
-from fuse.results import Results, caveats
+from fuse.results import Results
 from tests.helpers.golden import check_golden
 from tests.helpers.scores import MADE, hand_worked_results, made_up_results, results_of_a_subset
 

@@ -8,10 +8,10 @@ import pytest
 
 from cache.common.errors import ScoreError
 from cache.common.workspace import Workspace
+from fuse.choice import RunChoice
 from fuse.report.sweeps import mean_over_splits, read_tables
 from fuse.report.tables import to_markdown, to_text
-from fuse.results import summarise
-from fuse.scores import RunChoice
+from fuse.summary import summarise
 from tests.helpers.scores import MADE, results_of_a_subset
 
 DIGEST = "c0ffee"

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from cache.common.text import csv_cell, markdown
 from fuse import paper
+from fuse.caveats import caveats
 from fuse.report.tables import Column, Table, per_class_table, table_3, to_csv, to_markdown, to_text
-from fuse.results import caveats, summarise
+from fuse.summary import summarise
 from tests.helpers.golden import check_golden
 from tests.helpers.scores import MADE, hand_worked_results, results_of_a_subset
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from cache.common.errors import ScoreError
+from fuse.caveats import caveats
 from fuse.report.html import Extras, html
 from fuse.report.timing import Timed, draw_timing, read_timing
-from fuse.results import caveats
 from tests.helpers.scores import MADE, made_up_results
 
 
