@@ -157,12 +157,12 @@ def attach_command(location: str, workspace: Workspace, dataset: str | None, cop
     is made below --work, under the dataset's name, and works with every command as a local cache does: shards are
     fetched when first read, and kept while there is room. Credentials come from the environment (AWS_*).
     """
-    from cache.remote.attachment import dataset_name
+    from cache.remote.attachment import RemoteCache
     from cache.remote.web import parse_location
     from cache.store import FeatureCache
 
-    where = parse_location(location)
-    name = dataset or dataset_name(where)
+    where = RemoteCache(parse_location(location))
+    name = dataset or where.contents[1].name
     with FeatureCache.attach(workspace.cache(name), where, copy_gib << 30) as cache:
         counts = cache.ledger.counts()
         workspace.remember_dataset(name)

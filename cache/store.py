@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from cache.commit import StagedShard, commit_staged, recover, stage
 from cache.common.errors import CacheError
 from cache.dataset import Dataset, Half, Sample, read_dataset
-from cache.description import Description, read_description
+from cache.description import Description, new_cache_id, read_description
 from cache.fingerprint import JSON, LEVELS, Fingerprint, Level, check_fingerprint, is_imported
-from cache.ledger import Claim, FileState, Ledger, Outcome, Place, Status, new_cache_id
+from cache.ledger import Claim, FileState, Outcome, Place, Status
+from cache.ledger.database import Ledger
 from cache.reading import FeatureBank, ShardPool, load_bank
 from cache.remote.address import WebAddress
-from cache.remote.attachment import COPY_BYTES, attach, find_cache, make_cache
+from cache.remote.attachment import COPY_BYTES, RemoteCache, attach, find_cache, make_cache
 from cache.remote.client import Location, Objects
 from cache.remote.storage import open_storage
 from cache.remote.web import parse_location
@@ -77,7 +78,9 @@ class FeatureCache:
         return cls.open(path)
 
     @classmethod
-    def attach(cls, path: Path, location: Location | WebAddress, copy_bytes: int = COPY_BYTES) -> "FeatureCache":
+    def attach(
+        cls, path: Path, location: Location | WebAddress | RemoteCache, copy_bytes: int = COPY_BYTES
+    ) -> "FeatureCache":
         """Make `path` a working copy of the cache at `location`, unless it is one already, and open it.
 
         `copy_bytes` limits the bytes of all shards in it. Raises `CacheError` if there is no cache at `location`.
@@ -86,7 +89,7 @@ class FeatureCache:
         return cls.open(path)
 
     @classmethod
-    def find(cls, path: Path, location: Location | WebAddress | None) -> "FeatureCache | None":
+    def find(cls, path: Path, location: Location | WebAddress | RemoteCache | None) -> "FeatureCache | None":
         """Open the cache at `path`, or attach `path` to the one at `location`; None if there is neither.
 
         Raises `CacheError` if the cache at `path` is not the one at `location`.
@@ -102,7 +105,7 @@ class FeatureCache:
                 "leave CACHE= (--cache) out to go on with it, or choose another folder (WORK= or --work)"
             )
         # What was published since is taken only on request.
-        return cls.attach(path, location) if isinstance(location, WebAddress) else cache
+        return cache if location is None or isinstance(location, Location) else cls.attach(path, location)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "FeatureCache":

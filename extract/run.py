@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from cache.common.workspace import Workspace
 from cache.fingerprint import JSON, LEVELS
 from cache.ledger import Status
 from cache.remote.address import WebAddress
-from cache.remote.attachment import dataset_name
+from cache.remote.attachment import RemoteCache
 from cache.store import FeatureCache
 from extract import plan
 from extract.fingerprint import check_given, sources
@@ -36,7 +36,8 @@ def run(workspace: Workspace, dataset: str | None, given: Mapping[str, JSON], op
     `given`: the settings that were asked for, by the names of `RequestedSettings`.
     """
     if dataset is None and isinstance(options.location, WebAddress):
-        dataset = dataset_name(options.location)
+        found = RemoteCache(options.location)
+        dataset, options = found.contents[1].name, replace(options, location=found)
     name = choose_dataset(workspace, dataset)
     # Before torch is imported, so that what is missing is told at once. Ray's workers have other devices.
     if options.engine == "local":

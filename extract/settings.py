@@ -15,11 +15,12 @@ from typing import Annotated, Any, Final, Literal
 import click
 import msgspec
 
-from cache.common.console import NameChoice
+from cache.common.console import FiniteRange, NameChoice
 from cache.common.device import multiplies_bf16
 from cache.common.errors import CacheError, MrrnError
 from cache.fingerprint import CENTER_VIEW, JSON, LEVELS, Level
 from cache.remote.address import WebAddress
+from cache.remote.attachment import RemoteCache
 from cache.remote.client import Location
 from cache.remote.web import parse_location
 from cache.shards import BACKENDS, Backend
@@ -148,7 +149,7 @@ class RequestedSettings:
     fps: Annotated[float, msgspec.Meta(gt=0)] | None = setting(
         None,
         part="identity",
-        type=click.FloatRange(min=0, min_open=True),
+        type=FiniteRange(min=0, min_open=True),
         help="Keep at most so many frames a second.",
     )
     """None keeps all."""
@@ -274,7 +275,7 @@ class OneTimeOptions:
     backend: Backend | None = setting(
         None, flag="--format", type=NameChoice(BACKENDS), help="Of a new cache's shards. [default: h5]"
     )
-    location: Location | WebAddress | None = setting(
+    location: Location | WebAddress | RemoteCache | None = setting(
         None,
         flag="--cache",
         metavar="ADDRESS",

@@ -10,6 +10,7 @@ import click
 from cache.aggregate import accuracy_text
 from cache.common.commands import advised
 from cache.common.console import (
+    FiniteRange,
     NameChoice,
     StageGroup,
     choose_dataset,
@@ -226,7 +227,7 @@ def compare(runs: tuple[str, ...], workspace: Workspace, dataset: str | None, sp
 )
 @click.option(
     "--follow",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     metavar="SECONDS",
     help="With --timeline: read on while the file grows, or from a pipe (-), until nothing has come for SECONDS.",
 )

@@ -6,6 +6,7 @@ A cache in a store exists once its cache.json does. remote.json in a working cop
 import os
 import secrets
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -78,6 +79,12 @@ class Attachment:
             raise DamageError(f"{file} is not as it was written; remove {folder} and attach the cache again")
         return index_of(content, str(file))
 
+    def write(self, folder: Path, index: bytes) -> None:
+        """Write remote.json, after the index of a published cache."""
+        if index:
+            write_bytes_durably(folder / _index_name(self.index), index)
+        write_sealed_json(folder / FILE, {"format": 1, **asdict(self)})
+
     @classmethod
     def read(cls, folder: Path) -> "Attachment | None":
         """Of the working copy in `folder`; None if the cache is in the folder itself."""
@@ -111,44 +118,49 @@ def make_in_store(objects: Objects, dataset: Dataset, description: Description) 
         raise CacheError(f"{objects.location} holds a cache already; open it, or choose another prefix")
 
 
-def attach(folder: Path, location: Location | WebAddress, copy_bytes: int = COPY_BYTES) -> None:
-    """Make `folder` a working copy of the cache at `location`; it must not exist, or be one already."""
+class RemoteCache:
+    """A cache as it is now where it is kept; each part is asked for once."""
+
+    def __init__(self, location: Location | WebAddress) -> None:
+        """Raises `CacheError` if nothing is published at a web address."""
+        self.location = location
+        self.index = fetch_index(location) if isinstance(location, WebAddress) else b""
+        """Of a published cache."""
+
+    def __str__(self) -> str:
+        return str(self.location)
+
+    @cached_property
+    def contents(self) -> tuple[Description, Dataset]:
+        """Its description, and the dataset it was made with. Raises `CacheError` if there is no cache."""
+        if isinstance(self.location, WebAddress):
+            return required(WebObjects(self.location, index_of(self.index, f"{self}/index.json")))
+        return required(Objects(self.location))
+
+
+def attach(folder: Path, location: Location | WebAddress | RemoteCache, copy_bytes: int = COPY_BYTES) -> None:
+    """Make `folder` a working copy of the cache at `location`; it must not exist, or be one already.
+
+    Trusts the index that a web server has at first; later ones only if they add to it.
+    """
+    remote = location if isinstance(location, RemoteCache) else RemoteCache(location)
+    digest = sha256_of(remote.index) if remote.index else ""
+    made = Attachment(location=str(remote), driver=secrets.token_hex(8), copy_bytes=copy_bytes, index=digest)
     there = Attachment.read(folder)
-    if isinstance(location, WebAddress):
-        _attach_published(folder, location, copy_bytes, there)
+    if there is None or there.location != str(remote):
+        description, dataset = remote.contents
+        create_folder(folder, dataset, description, lambda new: made.write(new, remote.index))
+        if digest:
+            click.echo(f"{remote} has the index sha256 {digest}; from now on it is held to that")
         return
-    description, dataset = required(Objects(location))
-    if there is not None and there.location == str(location):
-        if there.copy_bytes != copy_bytes:
-            write_sealed_json(folder / FILE, {"format": 1, **asdict(replace(there, copy_bytes=copy_bytes))})
-        return
-    attachment = Attachment(location=str(location), driver=secrets.token_hex(8), copy_bytes=copy_bytes)
-    content = {"format": 1, **asdict(attachment)}
-    create_folder(folder, dataset, description, lambda made: write_sealed_json(made / FILE, content))
-
-
-def _attach_published(folder: Path, location: WebAddress, copy_bytes: int, there: Attachment | None) -> None:
-    """Trusts the index that the server has at first; later ones only if they add to it."""
-    content = fetch_index(location)
-    index, digest = index_of(content, f"{location}/index.json"), sha256_of(content)
-    attachment = Attachment(location=str(location), driver=secrets.token_hex(8), copy_bytes=copy_bytes, index=digest)
-    made = {"format": 1, **asdict(attachment)}
-    if there is None or there.location != str(location):
-        description, dataset = required(WebObjects(location, index))
-
-        def complete(made_folder: Path) -> None:
-            write_bytes_durably(made_folder / _index_name(digest), content)
-            write_sealed_json(made_folder / FILE, made)
-
-        create_folder(folder, dataset, description, complete)
-        click.echo(f"{location} has the index sha256 {digest}; from now on it is held to that")
-        return
+    if not digest:
+        _ = remote.contents  # it may have been removed
+    made = replace(made, driver=there.driver)
     if there.index != digest:
-        added = check_successor(there.pinned(folder), index, str(location))
-        click.echo(f"{location} has more than before ({added}): its index is sha256 {digest} now, was {there.index}")
-        write_bytes_durably(folder / _index_name(digest), content)
-    if (there.index, there.copy_bytes) != (digest, copy_bytes):
-        write_sealed_json(folder / FILE, made | {"driver": there.driver})
+        added = check_successor(there.pinned(folder), index_of(remote.index, f"{remote}/index.json"), str(remote))
+        click.echo(f"{remote} has more than before ({added}): its index is sha256 {digest} now, was {there.index}")
+    if there != made:
+        made.write(folder, remote.index)
     for file in folder.glob("index-*.json"):
         if file.name != _index_name(digest):
             discard(file)
@@ -156,15 +168,6 @@ def _attach_published(folder: Path, location: WebAddress, copy_bytes: int, there
 
 def _index_name(digest: str) -> str:
     return f"index-{digest[:16]}.json"
-
-
-def dataset_name(location: Location | WebAddress) -> str:
-    """Name of the dataset of the cache at `location`. Raises `CacheError` if there is no cache."""
-    if isinstance(location, WebAddress):
-        objects: Objects = WebObjects(location, index_of(fetch_index(location), f"{location}/index.json"))
-    else:
-        objects = Objects(location)
-    return required(objects)[1].name
 
 
 def find_cache(objects: Objects) -> tuple[Description, str] | None:

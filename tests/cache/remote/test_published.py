@@ -21,6 +21,7 @@ from cache.repair import repair
 from cache.shards import writer as writing
 from cache.store import FeatureCache
 from cache.verify import verify
+from extract.cli import main as extract
 from tests.cache.remote.test_objects import assert_complete
 from tests.helpers.cache import fill, filled_cache, make_dataset, make_fingerprint
 from tests.helpers.web import (
@@ -114,6 +115,17 @@ def test_once_fetched_nothing_is_asked_again(server: Web, tmp_path: Path) -> Non
     with FeatureCache.open(tmp_path / "copy") as copy:
         assert_complete(copy)
     assert len(server.requests) == before
+
+
+@pytest.mark.parametrize(("command", "options"), [(main, ["attach"]), (extract, ["--cache"])])
+def test_each_file_is_asked_for_once_also_where_nobody_names_the_dataset(
+    server: Web, tmp_path: Path, command: Any, options: list[str]
+) -> None:
+    done = CliRunner().invoke(command, [*options, server.address, "--work", str(tmp_path)])
+    assert "from now on it is held to that" in done.output
+    paths = [path for path, _ in server.requests]
+    assert "/index.json" in paths
+    assert len(set(paths)) == len(paths)
 
 
 def test_publishing_again_adds_what_is_new(site: Path, server: Web, tmp_path: Path) -> None:
