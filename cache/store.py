@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from cache.commit import StagedShard, commit_staged, recover, stage
 from cache.common.errors import CacheError
 from cache.dataset import Dataset, Half, Sample, read_dataset
-from cache.description import Description, read_description
+from cache.description import Description, new_cache_id, read_description
 from cache.fingerprint import JSON, LEVELS, Fingerprint, Level, check_fingerprint, is_imported
-from cache.ledger import Claim, FileState, Ledger, Outcome, Place, Status, new_cache_id
+from cache.ledger import Claim, FileState, Outcome, Place, Status
+from cache.ledger.database import Ledger
 from cache.reading import FeatureBank, ShardPool, load_bank
 from cache.remote.address import WebAddress
 from cache.remote.attachment import COPY_BYTES, RemoteCache, attach, find_cache, make_cache

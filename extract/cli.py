@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from cache.common.commands import advised
-from cache.common.console import NameChoice, StageGroup, dataset_option, say, say_next, work_option
+from cache.common.console import FiniteRange, NameChoice, StageGroup, dataset_option, say, say_next, work_option
 from cache.common.errors import MrrnError
 from cache.common.workspace import Workspace
 from extract.settings import OneTimeOptions, RequestedSettings, flag_of
@@ -96,7 +96,7 @@ def data_command(dataset: str, data: Path | None) -> None:
 
 @main.command("probe")
 @click.argument("paths", nargs=-1, required=True, metavar="VIDEO...", type=click.Path(exists=True, path_type=Path))
-@click.option("--seconds", type=click.FloatRange(min=0.5), default=5.0, show_default=True, help="For each measurement.")
+@click.option("--seconds", type=FiniteRange(min=0.5), default=5.0, show_default=True, help="For each measurement.")
 @_options_of(RequestedSettings, "backbone", "device", "precision", "batch_frames", "jobs")
 def probe_command(paths: tuple[Path, ...], seconds: float, **given: Any) -> None:
     """Time each installed decoder on your own videos, and say which is fastest and where the time goes.

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, Literal
 import click
 import msgspec
 
-from cache.common.console import NameChoice
+from cache.common.console import FiniteRange, NameChoice
 from cache.common.device import multiplies_bf16
 from cache.common.errors import CacheError, MrrnError
 from cache.fingerprint import CENTER_VIEW, JSON, LEVELS, Level
@@ -149,7 +149,7 @@ class RequestedSettings:
     fps: Annotated[float, msgspec.Meta(gt=0)] | None = setting(
         None,
         part="identity",
-        type=click.FloatRange(min=0, min_open=True),
+        type=FiniteRange(min=0, min_open=True),
         help="Keep at most so many frames a second.",
     )
     """None keeps all."""

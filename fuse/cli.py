@@ -10,6 +10,7 @@ import click
 from cache.aggregate import accuracy_text
 from cache.common.commands import advised
 from cache.common.console import (
+    FiniteRange,
     NameChoice,
     StageGroup,
     choose_dataset,
@@ -226,7 +227,7 @@ def compare(runs: tuple[str, ...], workspace: Workspace, dataset: str | None, sp
 )
 @click.option(
     "--follow",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     metavar="SECONDS",
     help="With --timeline: read on while the file grows, or from a pipe (-), until nothing has come for SECONDS.",
 )
@@ -339,7 +340,7 @@ def bundle(choose: Choose, out: Path | None, clips: str | None) -> None:
     results = results_of(choice)
     heads = load_heads(choice.folders(), clips=clips)  # raises unless the bundle can be used
     out = out or choice.workspace.root / "bundles" / f"{choice.dataset}-split{choice.split}"
-    write_bundle(out, choice.folders(), summarise(results, caveats(results), made_now()), heads.clips)
+    write_bundle(out, choice.folders(), summarise(results, caveats(results), made_now()), heads.clips, results.noun)
     _say_certainty(choice, results)
     click.echo(f"bundle: {out}")
     weights = results.cache.settings.get("weights") or heads.identity["weights"]

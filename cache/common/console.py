@@ -2,6 +2,7 @@
 
 import errno
 import io
+import math
 import os
 import signal
 import stat
@@ -199,6 +200,16 @@ class NameChoice(click.Choice[str]):
     def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
         near = get_close_matches(str(value), [str(each) for each in self.choices], n=1)
         return super().get_invalid_choice_message(value, ctx) + (f" Did you mean {near[0]}?" if near else "")
+
+
+class FiniteRange(click.FloatRange):
+    """Numbers of a range without infinity and NaN, which `click.FloatRange` takes."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a finite number.", param, ctx)
+        return number
 
 
 def _workspace(_context: click.Context, _parameter: click.Parameter, value: str) -> Workspace:

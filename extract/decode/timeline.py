@@ -74,12 +74,6 @@ class Sampling:
     fps: float | None = None
     """At most `fps` frames a second; None for all."""
 
-    def __post_init__(self) -> None:
-        if self.max_frames is not None and self.max_frames < 1:
-            raise ValueError(f"max_frames is {self.max_frames}, it must be at least 1")
-        if self.fps is not None and not 0 < self.fps < math.inf:
-            raise ValueError(f"fps is {self.fps}, it must be above zero and finite")
-
     def keeps(self, last_kept_seconds: float | None, seconds: float) -> bool:
         """Whether the frame at `seconds` is kept: the first one, then the first one after each tick of `fps`.
 

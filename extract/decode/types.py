@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from cache.ledger import Outcome
 from extract.decode.backends import DEFAULT_DECODER, require_decoder
-from extract.decode.timeline import Sampling
 
 MEBIBYTE: Final = 1 << 20
 GIBIBYTE: Final = 1 << 30
@@ -102,19 +101,11 @@ class DecodeSettings:
 
     def __post_init__(self) -> None:
         require_decoder(self.decoder)
-        for name in ("workers", "blocks_ahead", "videos_per_worker"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1")
-        assert self.sampling, "checks max_frames and fps"
-
-    @property
-    def sampling(self) -> Sampling:
-        """Which frames are kept."""
-        return Sampling(max_frames=self.max_frames, fps=self.fps)
 
     def for_worker(self) -> dict[str, object]:
         """The settings as a worker is sent them when it starts."""
-        return {"decoder": self.decoder, "limits": asdict(self.limits), "sampling": asdict(self.sampling)}
+        sampling = {"max_frames": self.max_frames, "fps": self.fps}
+        return {"decoder": self.decoder, "limits": asdict(self.limits), "sampling": sampling}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from cache.common.console import FINISHED_WITH_FAILURES, say, work_option
+from cache.common.console import FINISHED_WITH_FAILURES, FiniteRange, say, work_option
 from cache.common.errors import DatasetError
 from cache.common.progress import progress
 from cache.common.text import some, visible
@@ -59,7 +59,7 @@ def _parse_arrays(_context: click.Context, _parameter: click.Parameter, given: t
 )
 @click.option(
     "--fps",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     metavar="RATE",
     help="Features a second, for videos without times.",
 )

@@ -336,7 +336,15 @@ def test_what_a_published_cache_cannot_do_is_refused(copy, option, monkeypatch):
 
 @pytest.mark.parametrize(
     "options",
-    [["--views", "center,left"], ["--levels", "deep"], ["--max-frames", "0"], ["--fps", "0"], ["--limit", "frames=x"]],
+    [
+        ["--views", "center,left"],
+        ["--levels", "deep"],
+        ["--max-frames", "0"],
+        ["--fps", "0"],
+        ["--fps", "inf"],
+        ["--fps", "nan"],
+        ["--limit", "frames=x"],
+    ],
 )
 def test_wrong_usage_exits_with_2(tmp_path, options):
     assert extract(tmp_path, *options).exit_code == 2

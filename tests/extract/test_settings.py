@@ -97,7 +97,9 @@ def test_a_fingerprint_gives_the_settings_that_made_it():
     assert all(getattr(again, name) == getattr(settings, name) for name in in_it)
 
 
-@pytest.mark.parametrize("wrong", [{"levels": "low"}, {"fps": "5"}, {"limits": {"frames": "many"}}])
+@pytest.mark.parametrize(
+    "wrong", [{"levels": "low"}, {"fps": "5"}, {"fps": 0}, {"max_frames": 0}, {"limits": {"frames": "many"}}]
+)
 def test_a_record_of_other_types_is_refused(wrong):
     with pytest.raises(CacheError, match=f"not those of an extraction.*{next(iter(wrong))}"):
         RequestedSettings.joined("toy", {}, wrong)
