@@ -40,11 +40,13 @@ CARD: Final = "README.md"
 _FILES: Final = (CONFIG_FILE, CHECKPOINT_FILE)
 
 
-def write_bundle(out: Path, folders: Mapping[Level, Path], summary: Mapping[str, Any], clips: ClipRule) -> None:
+def write_bundle(
+    out: Path, folders: Mapping[Level, Path], summary: Mapping[str, Any], clips: ClipRule, noun: str
+) -> None:
     """Write the heads of the run folders `folders` and their figures (`summary`, as in results.json) to `out`.
 
-    `clips` is how it cuts new videos. An older bundle is replaced as a whole, once the new one is complete beside it.
-    Raises `ScoreError` if `out` holds anything else.
+    `clips` is how it cuts new videos, `noun` what test samples are called. An older bundle is replaced as a whole, once
+    the new one is complete beside it. Raises `ScoreError` if `out` holds anything else.
     """
     out = Path(os.path.realpath(out))  # a link to a folder stays one
     _check_replaceable(out)
@@ -58,7 +60,7 @@ def write_bundle(out: Path, folders: Mapping[Level, Path], summary: Mapping[str,
     also = ("calibration", "weights", "subset", "classes", "fingerprint", "runs", "made")
     description = {"format": FORMAT, **{name: summary[name] for name in (*kept, *also)}}
     description |= {"clip_rule": str(clips), "sha256": hashes}
-    files |= {CARD: model_card(summary, clips).encode(), DESCRIPTION: sealed_json(description)}
+    files |= {CARD: model_card(summary, clips, noun).encode(), DESCRIPTION: sealed_json(description)}
     temporary = out.with_name(f".tmp-{out.name}")
     remove(temporary)
     make_folder_durably(out.parent)
@@ -113,25 +115,27 @@ def read_bundle(
     return {level: folder / level for level in LEVELS}, weights, calibration, rule
 
 
-def model_card(summary: Mapping[str, Any], clips: ClipRule) -> str:
-    """README.md of a bundle: what the heads are, what they need, how good they are, what they are not for."""
+def model_card(summary: Mapping[str, Any], clips: ClipRule, noun: str) -> str:
+    """README.md of a bundle: what the heads are, what they need, how good they are, what they are not for.
+
+    `noun`: what test samples are called.
+    """
     identity, environment = summary["fingerprint"]["identity"], summary["fingerprint"]["environment"]
     measured = msgspec.convert(summary["runs"]["high"]["clips"], ClipRule)
     printed = summary["paper"]
-    rows = []
+    rows, heads = [], ["model", "accuracy %", "95 % interval", "macro %", *(["paper %"] if printed else [])]
     for model, accuracy in summary["accuracy"].items():
         low, high = (f"{100 * summary['interval95'][model][end]:.1f}" for end in ("low", "high"))
         macro = f"{100 * summary['macro'][model]:.2f}"
-        beside = f"{100 * printed[model]:.2f}" if model in printed else NONE
-        rows.append((TITLES[model], f"{100 * accuracy:.2f}", f"{low} to {high}", macro, beside))
+        beside = [f"{100 * printed[model]:.2f}" if model in printed else NONE] if printed else []
+        rows.append((TITLES[model], f"{100 * accuracy:.2f}", f"{low} to {high}", macro, *beside))
     return _CARD.format(
         dataset=markdown(str(summary["dataset"])),
         notes="".join(f"> **Note:** {markdown(note)}\n>\n" for note in summary["notes"]) or "\n",
         split=summary["split"],
         videos=f"{summary['videos']:,}",
-        accuracies=markdown_table(
-            ("model", "accuracy %", "95 % interval", "macro %", "paper %"), rows, numeric=(1, 3, 4)
-        ),
+        noun=noun,
+        accuracies=markdown_table(heads, rows, numeric=(1, 3, 4)),
         against=summary["fused_against"]["high"]["text"],
         weights=markdown(str(identity["weights"])),
         sha256=identity["weights_sha256"],
@@ -174,14 +178,14 @@ Zheng, An, Ruan, "Multi-Level Recurrent Residual Networks for Action Recognition
 
 ## How good it is
 
-{videos} test videos of split {split}, none of them seen in training; videos without features count as wrong. Macro:
+{videos} test {noun} of split {split}, none of them seen in training; {noun} without features count as wrong. Macro:
 the mean of the classes' accuracies. Fused against the high level alone: {against}.
 
 {accuracies}
 
 ## What it is not for
 
-Its probabilities: {certainty}.
+Its probabilities are {certainty}.
 
 {unknown} Decisions about people should not rest on it. The licences of the backbone's weights and of the training
 videos apply to what is made with them.

@@ -340,7 +340,7 @@ def bundle(choose: Choose, out: Path | None, clips: str | None) -> None:
     results = results_of(choice)
     heads = load_heads(choice.folders(), clips=clips)  # raises unless the bundle can be used
     out = out or choice.workspace.root / "bundles" / f"{choice.dataset}-split{choice.split}"
-    write_bundle(out, choice.folders(), summarise(results, caveats(results), made_now()), heads.clips)
+    write_bundle(out, choice.folders(), summarise(results, caveats(results), made_now()), heads.clips, results.noun)
     _say_certainty(choice, results)
     click.echo(f"bundle: {out}")
     weights = results.cache.settings.get("weights") or heads.identity["weights"]

@@ -111,7 +111,7 @@ class Comparison:
         points, p_value = f"{_signed(self.difference)} points", f"McNemar's exact test, {_p_value(self.test.p_value)}"
         match self.verdict:
             case "same":
-                return f"{points}, the very same videos right"
+                return f"{points}, the very same ones right"
             case "too few":
                 return f"{points}, {TOO_FEW}"
             case "chance" if not self.difference:

@@ -117,12 +117,9 @@ def table_3(results: Results, notes: Sequence[str], *, short: bool = False) -> T
         if not short and row.accuracy(results.dataset) is not None
     ]
     kind = "Table 3" if results.dataset in paper.DATASETS else "Accuracy"
-    name, videos = (
-        paper.DATASETS.get(results.dataset, results.dataset),
-        f"{len(results.video_ids):,} test {results.cache.dataset.noun}",
-    )
+    name, test = paper.DATASETS.get(results.dataset, results.dataset), f"{len(results.video_ids):,} test {results.noun}"
     return Table(
-        title=f"{kind}: {name}, split {results.split}, {results.pool} pooling, {videos}",
+        title=f"{kind}: {name}, split {results.split}, {results.pool} pooling, {test}",
         notes=tuple(notes),
         columns=(
             Column(title="model", name="model"),
@@ -152,7 +149,7 @@ def per_class_table(results: Results, notes: Sequence[str]) -> Table:
         notes=tuple(notes),
         columns=(
             Column(title="class", name="class"),
-            Column(title="videos", name="videos"),
+            Column(title=results.noun, name="videos"),
             *(Column(title=f"{model} %", name=f"{model}_percent", decimals=1) for model in MODELS),
             Column(title="most often taken for", name="taken_for"),
             Column(title="times", name="times"),

@@ -14,7 +14,7 @@ from cache.clips import ClipRule
 from cache.common import files
 from cache.common.errors import ScoreError
 from cache.fingerprint import LEVELS, Level
-from fuse.bundle import read_bundle, write_bundle
+from fuse.bundle import model_card, read_bundle, write_bundle
 
 _GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "fuse" / "results.json").read_text())
 SUMMARY = _GOLDEN | {"runs": {"high": {"clips": asdict(ClipRule())}}}
@@ -63,7 +63,7 @@ def test_wherever_writing_is_refused_the_older_or_the_new_one_is_there(
         monkeypatch.setattr(files, "_exchange", cannot)
     out, real, refused = tmp_path / "place" / "bundle", getattr(os, call), 0
     for number in itertools.count():
-        write_bundle(out, older, SUMMARY, ClipRule())
+        write_bundle(out, older, SUMMARY, ClipRule(), "videos")
         count = itertools.count()
 
         def refusing(*arguments: Any, count: Any = count, number: int = number, **more: Any) -> Any:
@@ -74,11 +74,11 @@ def test_wherever_writing_is_refused_the_older_or_the_new_one_is_there(
         with monkeypatch.context() as patched:
             patched.setattr(os, call, refusing)
             try:
-                write_bundle(out, newer, SUMMARY, ClipRule())
+                write_bundle(out, newer, SUMMARY, ClipRule(), "videos")
             except OSError:
                 refused += 1
         assert content(out) in (b"older", b"newer")
-        write_bundle(out, newer, SUMMARY, ClipRule())
+        write_bundle(out, newer, SUMMARY, ClipRule(), "videos")
         assert content(out) == b"newer"
         assert [path.name for path in out.parent.iterdir()] == ["bundle"]
         if next(count) <= number:
@@ -86,13 +86,21 @@ def test_wherever_writing_is_refused_the_older_or_the_new_one_is_there(
     assert refused
 
 
+def test_the_card_of_own_data_has_no_figures_of_the_paper() -> None:
+    assert "| paper % |" in model_card(SUMMARY, ClipRule(), "videos")
+    card = model_card(SUMMARY | {"paper": {}}, ClipRule(), "samples")
+    assert "paper %" not in card
+    assert "test samples of split 1" in card
+    assert "Its probabilities are not calibrated, because no runs held 10 training videos or more out." in card
+
+
 @pytest.mark.parametrize("name", ["notes.txt", "low/head.onnx", ".git/config"])
 def test_files_of_others_are_never_replaced(tmp_path: Path, older: dict[Level, Path], name: str) -> None:
-    write_bundle(tmp_path / "out", older, SUMMARY, ClipRule())
+    write_bundle(tmp_path / "out", older, SUMMARY, ClipRule(), "videos")
     (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
     (tmp_path / "out" / name).write_text("mine")
     with pytest.raises(ScoreError, match=f"not only a bundle: {name}"):
-        write_bundle(tmp_path / "out", older, SUMMARY, ClipRule())
+        write_bundle(tmp_path / "out", older, SUMMARY, ClipRule(), "videos")
     assert (tmp_path / "out" / name).read_text() == "mine"
 
 
@@ -101,20 +109,20 @@ def test_a_folder_that_holds_only_a_readme_is_somebodys(tmp_path: Path, older: d
     (tmp_path / "file").touch()
     for out in (tmp_path, tmp_path / "file"):
         with pytest.raises(ScoreError, match="--out"):
-            write_bundle(out, older, SUMMARY, ClipRule())
+            write_bundle(out, older, SUMMARY, ClipRule(), "videos")
 
 
 def test_what_an_earlier_version_left_half_written_is_replaced(tmp_path: Path, older: dict[Level, Path]) -> None:
-    write_bundle(tmp_path / "out", older, SUMMARY, ClipRule())
+    write_bundle(tmp_path / "out", older, SUMMARY, ClipRule(), "videos")
     (tmp_path / "out" / "bundle.json").unlink()
     (tmp_path / "out" / "high" / ".tmp-1-config.json").touch()
-    write_bundle(tmp_path / "out", older, SUMMARY, ClipRule())
+    write_bundle(tmp_path / "out", older, SUMMARY, ClipRule(), "videos")
     assert content(tmp_path / "out") == b"older"
 
 
 def test_a_link_to_a_folder_stays_one(tmp_path: Path, older: dict[Level, Path]) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "out")
     for _ in range(2):
-        write_bundle(tmp_path / "link", older, SUMMARY, ClipRule())
+        write_bundle(tmp_path / "link", older, SUMMARY, ClipRule(), "videos")
     assert (tmp_path / "link").is_symlink()
     assert content(tmp_path / "elsewhere" / "out") == b"older"

@@ -155,7 +155,7 @@ def test_frames_in_no_clip_and_frames_not_extracted_are_said_in_every_output() -
         to_text(table_3(results, notes, short=True)),
         html(results, notes, MADE, Extras()),
         json.dumps(summary),
-        model_card(summary, ClipRule().changed("keep=all")),
+        model_card(summary, ClipRule().changed("keep=all"), "videos"),
     )
     for output in outputs:
         assert "25 % of the scored videos" in output
@@ -198,7 +198,7 @@ def test_weights_are_searched_on_held_out_videos_alone(tmp_path: Path) -> None:
     assert summary["reliability"]["fused"]["bins_calibrated"]
     assert summary["calibration"]["temperatures"]["searched"] == summary["calibration"]["temperatures"]["mid"]
     assert summary["reliability"]["searched"]["bins_calibrated"]
-    assert "weights found on held-out training videos" in to_text(table_3(results, []))
+    assert "weights found on held-out training data" in to_text(table_3(results, []))
     assert "1 mid" in html(results, [], MADE, Extras())
 
 
@@ -215,7 +215,7 @@ def test_held_out_videos_may_stand_in_another_order_in_each_level(tmp_path: Path
     assert results.searched_weights is not None
     assert results.searched_weights["mid"] == 1.0
     assert results.calibration is None
-    assert "not calibrated: there are no runs that held 10 training videos or more out" in results.certainty
+    assert "not calibrated, because no runs held 10 training videos or more out" in results.certainty
 
 
 def test_held_out_scores_of_test_videos_or_of_another_cache_are_refused(tmp_path: Path) -> None:
