@@ -227,7 +227,7 @@ def steps(check: Check) -> list[Step]:
     figure = ("--batches", 2, "--model", "Low RRN, cached") if small else ("--batches", 100, "--seconds", 4)
     return [
         machine("packages", 90),
-        machine("versions", 60),
+        machine("versions", 90),
         tests("kernels", 120, "tests/train/sru/test_triton.py"),
         tests("tests", 240, "-m", "not slow" if small else "gpu", *gpu_tests()),
         measure("sru", 60, "sru", *sru),

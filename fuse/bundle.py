@@ -38,6 +38,11 @@ FORMAT: Final = 1
 DESCRIPTION: Final = "bundle.json"
 CARD: Final = "README.md"
 _FILES: Final = (CONFIG_FILE, CHECKPOINT_FILE)
+_KEPT: Final = (
+    *("notes", "dataset", "split", "pool", "videos", "accuracy", "interval95", "macro", "paper", "fusion_weights"),
+    *("calibration", "weights", "subset", "classes", "fingerprint", "runs", "made"),
+)
+"""Names of results.json that a bundle takes along."""
 
 
 def write_bundle(
@@ -56,10 +61,8 @@ def write_bundle(
         for name in _FILES
     }
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    kept = ("notes", "dataset", "split", "pool", "videos", "accuracy", "interval95", "macro", "paper", "fusion_weights")
-    also = ("calibration", "weights", "subset", "classes", "fingerprint", "runs", "made")
-    description = {"format": FORMAT, **{name: summary[name] for name in (*kept, *also)}}
-    description |= {"clip_rule": str(clips), "sha256": hashes}
+    about = {name: summary[name] for name in _KEPT}
+    description = {"format": FORMAT, **about, "clip_rule": str(clips), "sha256": hashes}
     files |= {CARD: model_card(summary, clips, noun).encode(), DESCRIPTION: sealed_json(description)}
     temporary = out.with_name(f".tmp-{out.name}")
     remove(temporary)

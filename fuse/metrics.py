@@ -35,22 +35,15 @@ def ranked(probabilities_K: NDArray[np.float64]) -> list[int]:
     return np.argsort(-probabilities_K, kind="stable")[:TOP].tolist()
 
 
-def label_rank(probabilities_NK: Probabilities, labels_N: Labels) -> Labels:
-    """How many classes come before the true one `[N]`: 0 is a correct prediction, K stands for no prediction.
+def top_k_correct(probabilities_NK: Probabilities, labels_N: Labels, k: int) -> NDArray[np.bool_]:
+    """Whether the true class is among the `k` most probable ones, per video `[N]`.
 
     Ties go to the class with the smaller index, as in `cache.aggregate.predicted`.
     """
-    classes = probabilities_NK.shape[1]
-    own = np.take_along_axis(probabilities_NK, labels_N[:, None], axis=1)
-    tied_before = (probabilities_NK == own) & (np.arange(classes) < labels_N[:, None])
-    ahead = ((probabilities_NK > own) | tied_before).sum(axis=1)
-    return np.where(np.isnan(probabilities_NK).any(axis=1), classes, ahead)
-
-
-def top_k_correct(probabilities_NK: Probabilities, labels_N: Labels, k: int) -> NDArray[np.bool_]:
-    """Whether the true class is among the `k` most probable ones, per video `[N]`."""
-    rank = label_rank(probabilities_NK, labels_N)
-    return (rank < k) & (rank < probabilities_NK.shape[1])
+    own_N1 = np.take_along_axis(probabilities_NK, labels_N[:, None], axis=1)
+    tied_before_NK = (probabilities_NK == own_N1) & (np.arange(probabilities_NK.shape[1]) < labels_N[:, None])
+    ahead_N = ((probabilities_NK > own_N1) | tied_before_NK).sum(axis=1)
+    return np.asarray((ahead_N < k) & ~np.isnan(probabilities_NK).any(axis=1))
 
 
 def confusion(predicted_N: Labels, labels_N: Labels, classes: int) -> NDArray[np.int64]:

@@ -228,9 +228,10 @@ class Results:
         accuracy, printed = self.accuracy(model), self.paper[model]
         # A part of the videos is another test than the whole.
         difference = None if printed is None or self.cache.dataset.subset else accuracy - printed
-        found = {"accuracy": accuracy, **asdict(self.interval(model)), "linear": self.linear.get(model)}
         return {
-            **found,
+            "accuracy": accuracy,
+            **asdict(self.interval(model)),
+            "linear": self.linear.get(model),
             "macro": self.macro(model),
             "top5": self.top5(model),
             "paper": printed,

@@ -63,6 +63,11 @@ class Table:
         for row in self.rows:
             yield [column.text(cell) for column, cell in zip(self.columns, row, strict=True)]
 
+    def shown(self) -> tuple[list[str], Iterator[list[str]], list[int]]:
+        """The headings, the rows as people read them, and the columns that are set flush right."""
+        numeric = [index for index in range(len(self.columns)) if self.numeric(index)]
+        return [column.title for column in self.columns], self.shown_rows(), numeric
+
     def without_empty(self) -> "Table":
         """The same table without the columns that have no figure in any row."""
         kept = [index for index in range(len(self.columns)) if any(row[index] is not None for row in self.rows)]
@@ -72,20 +77,14 @@ class Table:
 
 def to_text(table: Table) -> str:
     """For a terminal of 80 columns, but for the notes: aligned columns, those without any figure left out."""
-    table = table.without_empty()
-    heads = [column.title for column in table.columns]
-    numeric = [index for index in range(len(heads)) if table.numeric(index)]
     notes = [f"! {visible(note)}" for note in table.notes]
-    return "\n".join([visible(table.title), *notes, "", text_table(heads, table.shown_rows(), numeric)])
+    return "\n".join([visible(table.title), *notes, "", text_table(*table.without_empty().shown())])
 
 
 def to_markdown(table: Table) -> str:
     """A GitHub-flavoured Markdown table under its heading and notes; columns without any figure are left out."""
-    table = table.without_empty()
-    heads = [column.title for column in table.columns]
-    numeric = [index for index in range(len(heads)) if table.numeric(index)]
     notes = "".join(f"> **Note:** {markdown(note)}\n\n" for note in table.notes)
-    return f"# {markdown(table.title)}\n\n{notes}{markdown_table(heads, table.shown_rows(), numeric)}\n"
+    return f"# {markdown(table.title)}\n\n{notes}{markdown_table(*table.without_empty().shown())}\n"
 
 
 def to_csv(table: Table) -> str:
