@@ -16,7 +16,13 @@ WITH_FEATURES: Final[tuple[Status, ...]] = ("done", "suspect")
 """Statuses of videos whose features are in a shard."""
 
 LEASE_SECONDS: Final = 120.0
-"""How long a worker that gives no sign of life keeps its videos; one that died on this machine loses them at once."""
+"""How long a worker that gives no sign of life keeps its videos, and a driver its object store.
+
+One that died on this machine loses them at once.
+"""
+
+WATCH_SECONDS: Final = LEASE_SECONDS / 2
+"""Leases are renewed twice in that time."""
 
 SHARD_NAME: Final = re.compile(r"\d{6,}-(?P<digest>[0-9a-f]{16})\.(h5|zarr)")
 """Number, first half of the hash over its bytes, format."""
