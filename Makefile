@@ -31,17 +31,16 @@ override quoted = '$(subst ','\'',$(1))'
 override option = $(if $($(2)),$(1) $(call quoted,$($(2))))
 override assigned = $(foreach name,$(1),$(name)=$(call quoted,$($(name))))
 override TYPED := $(if $(value MRRN_MAKE),$(value MRRN_MAKE),$(strip $(call assigned,$(EXPORTED)) make $(MAKECMDGOALS) $(call assigned,$(GIVEN))))
-override COMMON = --work $(call quoted,$(WORK)) $(call option,--dataset,DATASET) $(call option,--device,DEVICE)
-override EXTRACT = $(call option,--data,DATA) $(if $(filter-out 0 no false,$(SUBSET)),--subset) \
-	$(if $(filter-out 0 no false,$(ALLOW_REMOTE)),--allow-remote) $(call option,--weights,WEIGHTS) \
-	$(call option,--backbone,BACKBONE) \
-	$(call option,--views,VIEWS) $(call option,--format,FORMAT) $(call option,--cache,CACHE) $(call option,--jobs,JOBS) \
-	$(call option,--engine,ENGINE) $(call option,--workers,WORKERS) $(call option,--again,AGAIN)
-override TRAIN = $(call option,--pool,POOL) $(call option,--split,SPLIT) $(call option,--seed,SEED) $(call option,--recipe,RECIPE) \
-	$(call option,--clips,CLIPS) $(if $(filter-out 0 no false,$(WATCH)),--watch) $(if $(filter-out 0 no false,$(FRESH)),--fresh)
-override FUSE = --work $(call quoted,$(WORK)) $(call option,--dataset,DATASET) $(call option,--pool,POOL) $(call option,--split,SPLIT) \
-	$(call option,--seed,SEED) $(call option,--recipe,RECIPE) $(call option,--clips,CLIPS) \
-	$(if $(filter-out 0 no false,$(WATCH)),--watch)
+override flag = $(if $(filter-out 0 no false,$($(2))),$(1))
+override WHERE = --work $(call quoted,$(WORK)) $(call option,--dataset,DATASET)
+override ON = $(call option,--device,DEVICE)
+override EXTRACT = $(WHERE) $(ON) $(call option,--data,DATA) $(call flag,--subset,SUBSET) $(call flag,--allow-remote,ALLOW_REMOTE) \
+	$(call option,--weights,WEIGHTS) $(call option,--backbone,BACKBONE) $(call option,--views,VIEWS) $(call option,--format,FORMAT) \
+	$(call option,--cache,CACHE) $(call option,--jobs,JOBS) $(call option,--engine,ENGINE) $(call option,--workers,WORKERS) \
+	$(call option,--again,AGAIN)
+override FUSE = $(WHERE) $(call option,--pool,POOL) $(call option,--split,SPLIT) $(call option,--seed,SEED) $(call option,--recipe,RECIPE) \
+	$(call option,--clips,CLIPS) $(call flag,--watch,WATCH)
+override TRAIN = $(FUSE) $(ON) $(call flag,--fresh,FRESH)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo data extract checked cached train fuse doctor reproduce sweep predict test test-all gpu-check lint format clean clean-venv
@@ -85,22 +84,22 @@ demo: $(READY) ## the whole pipeline on a small dataset made on the spot, withou
 	@$(MAKE) --no-print-directory fuse DATASET=demo $(if $(BACKBONE),WORK=$(call quoted,$(WORK)/$(BACKBONE)))
 
 extract: $(READY) ## stage one: videos -> cached features                DATASET= DATA= SUBSET=1 ALLOW_REMOTE=1 BACKBONE= WEIGHTS= VIEWS= FORMAT=
-	@$(PY) -m extract $(COMMON) $(EXTRACT)
+	@$(PY) -m extract $(EXTRACT)
 
 # For the later stages: a cache in which some videos failed (exit code 3) is complete enough to train from.
 cached: $(READY)
-	@$(PY) -m extract $(COMMON) $(EXTRACT) || test $$? -eq 3
+	@$(PY) -m extract $(EXTRACT) || test $$? -eq 3
 
 # Hours before they would be looked at.
 checked: $(READY)
-	@$(PY) -m train $(COMMON) $(call option,--level,LEVEL) $(TRAIN) --check
+	@$(PY) -m train $(TRAIN) $(call option,--level,LEVEL) --check
 
 train: checked cached ## stage two: cached features -> heads and scores      DATASET= LEVEL=low|mid|high|all POOL= RECIPE= CLIPS= SPLIT= SEED= WATCH=1 FRESH=1
-	@$(PY) -m train $(COMMON) $(call option,--level,LEVEL) $(TRAIN)
+	@$(PY) -m train $(TRAIN) $(call option,--level,LEVEL)
 
 fuse: ## stage three: scores -> predictions, tables, report  DATASET= POOL= RECIPE= CLIPS= SPLIT= SEED= CALIBRATE=1
 	@$(MAKE) --no-print-directory train LEVEL=all
-	@$(if $(filter-out 0 no false,$(WATCH)),,$(if $(filter-out 0 no false,$(CALIBRATE)),$(PY) -m train $(COMMON) $(TRAIN) --holdout))
+	@$(if $(call flag,on,WATCH),,$(if $(call flag,on,CALIBRATE),$(PY) -m train $(TRAIN) --holdout))
 	@$(PY) -m fuse $(FUSE)
 
 doctor: checked cached ## what may be wrong with a dataset: copies, wrong labels  DATASET= SPLIT=
@@ -110,15 +109,15 @@ data: $(READY) ## download and unpack the official videos and splits  DATASET=uc
 	@$(PY) -m extract data $(call option,--dataset,DATASET) $(call option,--data,DATA)
 
 reproduce: checked cached ## all stages, all of the paper's tables and figures   DATASET=
-	@$(PY) -m fuse reproduce $(FUSE) $(call option,--device,DEVICE) $(if $(filter-out 0 no false,$(FRESH)),--fresh)
+	@$(PY) -m fuse reproduce $(TRAIN)
 
 sweep: cached ## the paper's grids of settings                       DATASET= TABLE=1|2|fusion
-	@$(PY) -m train sweep $(COMMON) $(call option,--table,TABLE) $(if $(filter-out 0 no false,$(FRESH)),--fresh)
+	@$(PY) -m train sweep $(WHERE) $(ON) $(call option,--table,TABLE) $(call flag,--fresh,FRESH)
 
 # If VIDEO is an existing path, it is one video or folder, even with blanks in its name; otherwise blanks separate several.
 predict: $(READY) ## top-5 classes of new videos                         VIDEO=clip.mp4 DATASET=
 	@video=$(call quoted,$(VIDEO)); if [ -e "$$video" ]; then set -- "$$video"; else set -- $$video; fi; \
-	$(PY) -m fuse predict $(FUSE) $(call option,--device,DEVICE) -- "$$@"
+	$(PY) -m fuse predict $(FUSE) $(ON) -- "$$@"
 
 test: $(DEV) ## the tests, without the slow ones
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m 'not slow' --numprocesses auto --dist worksteal

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import secrets
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,11 @@ _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 CacheId = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+
+
+def new_cache_id() -> int:
+    """Returns a random id for a cache."""
+    return secrets.randbelow((1 << 31) - 1) + 1
 
 
 @dataclass(frozen=True, kw_only=True)

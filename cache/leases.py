@@ -3,12 +3,9 @@
 import time
 
 from cache.common.errors import CacheError
-from cache.ledger import LEASE_SECONDS, HeldLease
+from cache.ledger import LEASE_SECONDS, WATCH_SECONDS, HeldLease
 from cache.processes import host_and_pid, is_alive, is_dead, stays_same
 from cache.store import FeatureCache
-
-WATCH_SECONDS = LEASE_SECONDS / 2
-"""Leases are renewed twice in that time."""
 
 
 def lease_text(lease: HeldLease) -> str:

@@ -26,10 +26,9 @@ from cache.common.files import (
 from cache.common.progress import progress
 from cache.common.text import visible
 from cache.convert import copy_all
-from cache.description import Description
+from cache.description import Description, new_cache_id
 from cache.export import held_folder
 from cache.fingerprint import JSON, LEVELS
-from cache.ledger import new_cache_id
 from cache.remote.attachment import Attachment, find_cache, make_in_store, required
 from cache.remote.folder import FolderObjects, NoLease
 from cache.remote.index import MAX_BYTES, NAME, Entry, Index, check_successor, index_bytes, index_of, sha256_of

@@ -8,7 +8,8 @@ from cache.common.errors import DamageError
 from cache.common.files import fsync_folder
 from cache.dataset import Dataset, read_dataset
 from cache.description import read_description
-from cache.ledger import Ledger, broken_structure
+from cache.ledger.consistency import broken_structure
+from cache.ledger.database import Ledger
 from cache.quarantine import delete, quarantine, quarantined
 from cache.storage import Storage, ids_and_paths
 from cache.store import FeatureCache

@@ -25,7 +25,8 @@ from cache.common.files import (
 from cache.dataset import Dataset, read_dataset, update_format, write_dataset
 from cache.description import Description, description_json
 from cache.fingerprint import JSON
-from cache.ledger import HeldLease, Ledger, Outcome, ShardRow, Status, free
+from cache.ledger import HeldLease, Outcome, ShardRow, Status
+from cache.ledger.database import Ledger, free
 from cache.processes import is_dead, this_process
 from cache.quarantine import quarantine
 from cache.shards.writer import hash_files

@@ -10,7 +10,8 @@ from cache.commit import ShardNotes, token_of
 from cache.common.errors import DamageError, MrrnError
 from cache.common.files import raise_if_unreadable
 from cache.common.progress import progress
-from cache.ledger import Outcome, Place, ShardRow, broken_structure, contradictions
+from cache.ledger import Outcome, Place, ShardRow
+from cache.ledger.consistency import broken_structure, contradictions
 from cache.shards import SUFFIXES, open_shard
 from cache.shards.protocol import ShardReader, damaged_videos
 from cache.storage import Finding, bytes_problem

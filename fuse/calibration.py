@@ -73,15 +73,15 @@ class Calibration:
         """Held-out videos."""
         return self.heldout.right + self.heldout.wrong
 
-    @property
-    def text(self) -> str:
-        """What was found, in words."""
+    def text(self, noun: str) -> str:
+        """What was found on the samples, which are called `noun`."""
         each = ", ".join(f"{name} {found:.2f}" for name, found in self.temperatures.items())
         lost = f"{self.heldout.right_lost:,} of {self.heldout.right:,} right answers"
         refused = f"{self.heldout.wrong_refused:,} of {self.heldout.wrong:,} wrong ones"
         return (
-            f"temperatures {each}, of {self.videos:,} held-out training videos; below {100 * self.threshold:.0f} % "
-            f'"none of these", chosen to lose at most {100 * LOST:.0f} % of the right answers there ({lost}, {refused})'
+            f"calibrated by temperatures {each}, found on {self.videos:,} held-out training {noun}; "
+            f'below {100 * self.threshold:.0f} % "none of these", chosen to lose at most {100 * LOST:.0f} % of the '
+            f"right answers there ({lost}, {refused})"
         )
 
     @classmethod

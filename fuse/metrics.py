@@ -35,22 +35,15 @@ def ranked(probabilities_K: NDArray[np.float64]) -> list[int]:
     return np.argsort(-probabilities_K, kind="stable")[:TOP].tolist()
 
 
-def label_rank(probabilities_NK: Probabilities, labels_N: Labels) -> Labels:
-    """How many classes come before the true one `[N]`: 0 is a correct prediction, K stands for no prediction.
+def top_k_correct(probabilities_NK: Probabilities, labels_N: Labels, k: int) -> NDArray[np.bool_]:
+    """Whether the true class is among the `k` most probable ones, per video `[N]`.
 
     Ties go to the class with the smaller index, as in `cache.aggregate.predicted`.
     """
-    classes = probabilities_NK.shape[1]
-    own = np.take_along_axis(probabilities_NK, labels_N[:, None], axis=1)
-    tied_before = (probabilities_NK == own) & (np.arange(classes) < labels_N[:, None])
-    ahead = ((probabilities_NK > own) | tied_before).sum(axis=1)
-    return np.where(np.isnan(probabilities_NK).any(axis=1), classes, ahead)
-
-
-def top_k_correct(probabilities_NK: Probabilities, labels_N: Labels, k: int) -> NDArray[np.bool_]:
-    """Whether the true class is among the `k` most probable ones, per video `[N]`."""
-    rank = label_rank(probabilities_NK, labels_N)
-    return (rank < k) & (rank < probabilities_NK.shape[1])
+    own_N1 = np.take_along_axis(probabilities_NK, labels_N[:, None], axis=1)
+    tied_before_NK = (probabilities_NK == own_N1) & (np.arange(probabilities_NK.shape[1]) < labels_N[:, None])
+    ahead_N = ((probabilities_NK > own_N1) | tied_before_NK).sum(axis=1)
+    return np.asarray((ahead_N < k) & ~np.isnan(probabilities_NK).any(axis=1))
 
 
 def confusion(predicted_N: Labels, labels_N: Labels, classes: int) -> NDArray[np.int64]:
@@ -108,27 +101,28 @@ class Comparison:
     @property
     def text(self) -> str:
         """The difference in points, and the one thing that the interval and the test together allow to say of it."""
-        points, p_value = f"{_signed(self.difference)} points", f"McNemar's exact test, {_p_value(self.test.p_value)}"
+        found, p_value = f"{points(self.difference)} points", f"McNemar's exact test, {_p_value(self.test.p_value)}"
         match self.verdict:
             case "same":
-                return f"{points}, the very same videos right"
+                return f"{found}, the very same ones right"
             case "too few":
-                return f"{points}, {TOO_FEW}"
+                return f"{found}, {TOO_FEW}"
             case "chance" if not self.difference:
-                return f"{points}: as many right, though not the same ones"
+                return f"{found}: as many right, though not the same ones"
             case "chance":
-                return f"{points}, which chance may explain ({p_value})"
+                return f"{found}, which chance may explain ({p_value})"
             case _:
-                ends = f"95 % interval {_signed(self.interval.low)} to {_signed(self.interval.high)}"
-                return f"{points} ({ends}; {p_value}), which chance hardly explains"
+                ends = f"95 % interval {points(self.interval.low)} to {points(self.interval.high)}"
+                return f"{found} ({ends}; {p_value}), which chance hardly explains"
 
 
 def _p_value(p_value: float) -> str:
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
 
 
-def _signed(fraction: float) -> str:
-    return f"{100 * fraction:+.1f}".replace("-", "−")
+def points(fraction: float, decimals: int = 1) -> str:
+    """A difference of fractions in points, with a true minus."""
+    return f"{100 * fraction:+.{decimals}f}".replace("-", "−")
 
 
 def compare(first_N: NDArray[np.bool_], second_N: NDArray[np.bool_]) -> Comparison:

@@ -6,7 +6,7 @@ clip rule of the runs, `train.score.score_clips`, `cache.aggregate`. Shapes: N c
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -40,24 +40,24 @@ class Prediction:
     """Why there are no probabilities, or why the video is suspect; empty for a sound video."""
     frames: int
     """Frames of the video, as far as it was decoded."""
-    frames_read: int
+    frames_read: int = 0
     """Frames that went through the network."""
-    clips_note: str
+    clips_note: str = ""
     """What has to be said where clips leave frames out; empty if they do not."""
-    clips: int
-    levels: Mapping[Level, NDArray[np.float64]]
+    clips: int = 0
+    levels: Mapping[Level, NDArray[np.float64]] = field(default_factory=dict)
     """`[K]` for each level; empty for a video that failed."""
-    fused: NDArray[np.float64] | None
+    fused: NDArray[np.float64] | None = None
     """`[K]`; None for a video that failed."""
-    calibrated: NDArray[np.float64] | None
+    calibrated: NDArray[np.float64] | None = None
     """`[K]`: `fused` at its temperature; None without calibration, or for a video that failed."""
-    none_of_these: bool | None
+    none_of_these: bool | None = None
     """Whether the probability of the first choice is below the threshold; None without calibration."""
     features_seconds: float
     """Time since the video before it (for the first: since the start) until its features were there."""
     decode_seconds: float
     """Time that decoding took, in its own process, beside the network."""
-    heads_seconds: float
+    heads_seconds: float = 0.0
     """Time that the three heads took; 0 for a video that failed."""
 
 
@@ -134,41 +134,44 @@ def _predict_features(
 
     Without a `reading` they are those of the frames from its beginning.
     """
-    started, outcome = time.monotonic(), video.outcome
-    read, frames, reason = len(video.pts_seconds), outcome.num_frames, outcome.reason
-    if video.features and reading and read < len(reading.frames_R):
-        video = failed(outcome, "the file changed while it was read")
-        outcome, frames, reason = video.outcome, 0, video.outcome.reason
-    elif video.features and reading:
-        frames, reason = reading.outcome.num_frames, reading.outcome.reason
-    levels: dict[Level, NDArray[np.float64]] = {}
-    clips, fused, calibrated, refused = 0, None, None, None
-    if video.features:
-        if reading is None:
-            clips_NT = heads.clips.frames(video.pts_seconds)
-        else:
-            clips_NT = np.searchsorted(reading.frames_R, reading.clips_NT)
-        for level, head in heads.heads.items():
-            softmax_NK = score_clips(head, video.features[level][0].astype(np.float32), clips_NT)
-            levels[level] = clips_to_videos([outcome.video_id] * len(softmax_NK), softmax_NK)[1][0]
-        clips, fused = len(clips_NT), fuse_levels(levels, heads.fusion_weights)
-        if found := heads.calibration:
-            calibrated = scaled(fused, found.temperatures["fused"])
-            refused = bool(calibrated.max() < found.threshold)
+    started = time.monotonic()
+    if video.features and reading and len(video.pts_seconds) < len(reading.frames_R):
+        video = failed(video.outcome, "the file changed while it was read")
+    outcome, decode_seconds = video.outcome, video.outcome.seconds + (reading.outcome.seconds if reading else 0.0)
+    if not video.features:
+        return Prediction(
+            video=outcome.video_id,
+            reason=outcome.reason,
+            frames=outcome.num_frames,
+            features_seconds=features_seconds,
+            decode_seconds=decode_seconds,
+        )
+    if reading:
+        whole, clips_NT = reading.outcome, np.searchsorted(reading.frames_R, reading.clips_NT)
+    else:
+        whole, clips_NT = outcome, heads.clips.frames(video.pts_seconds)
+    levels = {}
+    for level, head in heads.heads.items():
+        softmax_NK = score_clips(head, video.features[level][0].astype(np.float32), clips_NT)
+        levels[level] = clips_to_videos([outcome.video_id] * len(softmax_NK), softmax_NK)[1][0]
+    fused, calibrated, refused = fuse_levels(levels, heads.fusion_weights), None, None
+    if found := heads.calibration:
+        calibrated = scaled(fused, found.temperatures["fused"])
+        refused = bool(calibrated.max() < found.threshold)
     return Prediction(
         video=outcome.video_id,
-        reason=reason,
-        frames=frames,
-        frames_read=read if levels else 0,
-        clips_note=_clips_note(heads.clips, outcome, frames, clips_NT) if levels else "",
-        clips=clips,
+        reason=whole.reason,
+        frames=whole.num_frames,
+        frames_read=len(video.pts_seconds),
+        clips_note=_clips_note(heads.clips, outcome, whole.num_frames, clips_NT),
+        clips=len(clips_NT),
         levels=levels,
         fused=fused,
         calibrated=calibrated,
         none_of_these=refused,
         features_seconds=features_seconds,
-        decode_seconds=outcome.seconds + (reading.outcome.seconds if reading else 0.0),
-        heads_seconds=time.monotonic() - started if levels else 0.0,
+        decode_seconds=decode_seconds,
+        heads_seconds=time.monotonic() - started,
     )
 
 

@@ -60,7 +60,7 @@ TITLES: Final[Mapping[Model, str]] = {
     "high": "High RRN",
     "fused": "MRRN (0.7 high + 0.2 mid + 0.1 low)",
     "mean": "MRRN (plain mean)",
-    "searched": "MRRN (weights found on held-out training videos)",
+    "searched": "MRRN (weights found on held-out training data)",
 }
 
 
@@ -105,6 +105,11 @@ class Results:
         return self.cache.dataset.classes
 
     @property
+    def noun(self) -> str:
+        """What the test samples are called: videos, or samples."""
+        return self.cache.dataset.noun
+
+    @property
     def pool(self) -> str:
         """Temporal pooling of the heads: mean, max or attention."""
         return str(self.runs["high"].get("pool"))
@@ -128,7 +133,7 @@ class Results:
         """What has to be said of the frames that are in no clip; may be empty."""
         if self.unread_share is None:
             return ""
-        run, whose = self.runs["high"], f"the scored {self.cache.dataset.noun}'"
+        run, whose = self.runs["high"], f"the scored {self.noun}'"
         return self.clip_rule.note(run["unread_frames"], run["frames"], whose)
 
     @property
@@ -194,15 +199,15 @@ class Results:
 
     @property
     def certainty(self) -> str:
-        """How far the probabilities can be believed, in words."""
+        """How far the probabilities can be believed, as what can be said of them: "calibrated by …"."""
         fused, test = self.calibrated("fused"), self.refusals
         if self.calibration is None or fused is None or test is None:
-            return f"not calibrated: there are no runs that held {FEW_VIDEOS} training videos or more out"
+            return f"not calibrated, because no runs held {FEW_VIDEOS} training {self.noun} or more out"
         kinds = (self.probabilities["fused"], fused)
         before, after = (f"{100 * reliability(each, self.labels)[0]:.1f}" for each in kinds)
         loss_before, loss_after = (f"{log_loss(each, self.labels):.3f}" for each in kinds)
         return (
-            f"{self.calibration.text}. On the test {self.cache.dataset.noun}: log loss {loss_after}, "
+            f"{self.calibration.text(self.noun)}. On the test {self.noun}: log loss {loss_after}, "
             f"was {loss_before}; calibration error {after} points, was {before}; "
             f"loses {test.right_lost:,} of {test.right:,} right answers and {test.wrong_refused:,} of {test.wrong:,} "
             "wrong ones"
@@ -223,9 +228,10 @@ class Results:
         accuracy, printed = self.accuracy(model), self.paper[model]
         # A part of the videos is another test than the whole.
         difference = None if printed is None or self.cache.dataset.subset else accuracy - printed
-        found = {"accuracy": accuracy, **asdict(self.interval(model)), "linear": self.linear.get(model)}
         return {
-            **found,
+            "accuracy": accuracy,
+            **asdict(self.interval(model)),
+            "linear": self.linear.get(model),
             "macro": self.macro(model),
             "top5": self.top5(model),
             "paper": printed,
@@ -236,12 +242,6 @@ class Results:
     def chance(self) -> float:
         """Accuracy of naming a class at random, each as likely."""
         return 1 / len(self.classes)
-
-    def class_intervals(self) -> list[Interval | None]:
-        """95 % interval of each class's fused accuracy; None for a class without test videos."""
-        totals = np.bincount(self.labels, minlength=len(self.classes))
-        right = np.bincount(self.labels[self.correct["fused"]], minlength=len(self.classes))
-        return [wilson(int(r), int(n)) if n else None for r, n in zip(right, totals, strict=True)]
 
     def confusion(self) -> NDArray[np.int64]:
         """Counts of the fused model `[K, K + 1]`: row = true class, column = predicted, the last one = none."""

@@ -8,19 +8,19 @@ Shapes: N windows, T frames of a window, F frames, C channels, K classes.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache.aggregate import fuse_levels
-from cache.clips import TOLERANCE_SECONDS, ClipRule
+from cache.clips import TOLERANCE_SECONDS
 from cache.fingerprint import Level
 from cache.ledger import Outcome
 from extract.decode import DecodePool, VideoRequest
 from extract.network.engine import Engine
-from extract.pipeline import VideoFeatures, stream_features
+from extract.pipeline import stream_features
 from extract.settings import ExtractSettings
 from fuse.calibration import scaled
 from fuse.trained import Heads
@@ -70,26 +70,54 @@ class TimelineEnd:
 Event = Window | Segment | TimelineEnd
 
 
+@dataclass(frozen=True)
+class _Frames:
+    """Frames that follow one another: times, and features `[F, C]` of each level."""
+
+    pts_F: NDArray[np.float64]
+    features: dict[Level, NDArray[np.float16]]
+
+    def at(self, places: slice | NDArray[np.int64]) -> "_Frames":
+        """Those at some places."""
+        return _Frames(self.pts_F[places], {level: each[places] for level, each in self.features.items()})
+
+    def before(self, more: "_Frames") -> "_Frames":
+        """These, and `more` after them."""
+        features = {level: np.concatenate([each, more.features[level]]) for level, each in self.features.items()}
+        return _Frames(np.concatenate([self.pts_F, more.pts_F]), features)
+
+
 class _Resampler:
     """`ClipRule.resample` for a video that comes in pieces."""
 
-    def __init__(self, rule: ClipRule) -> None:
-        self._fps, self._tick, self._held = rule.fps, 0, np.empty(0, dtype=np.int64)
+    def __init__(self, fps: float) -> None:
+        self._fps, self._tick, self._first = fps, 0, 0.0
+        self.held: _Frames | None = None
+        """The last frame: it may be shown again, beside the next piece."""
 
-    def indices(self, pts_F: NDArray[np.float64], first: float, *, last: bool) -> NDArray[np.int64]:
-        """The frames that are shown, one for each tick before the last of them; of the `last` piece, also at it.
-
-        A piece's last frame has to come again as the first one of the next piece.
-        """
-        assert self._fps is not None
-        until = pts_F[-1] - first
-        count = int(np.floor((until + TOLERANCE_SECONDS) * self._fps)) + 1
-        times = np.arange(self._tick, max(count, self._tick)) / self._fps
-        shown = np.searchsorted(pts_F - first, times + TOLERANCE_SECONDS, side="right") - 1
-        if not last:
-            shown = shown[shown < len(pts_F) - 1]
+    def add(self, frames: _Frames) -> _Frames:
+        """The frames that are shown at the ticks before the last of them."""
+        if self.held is None:
+            self._first = float(frames.pts_F[0])
+        else:
+            frames = self.held.before(frames)
+        shown = self._shown(frames)
+        shown = shown[shown < len(frames.pts_F) - 1]
         self._tick += len(shown)
-        return shown
+        self.held = frames.at(slice(-1, None))
+        return frames.at(shown)
+
+    def rest(self) -> _Frames:
+        """The last frame, as often as it is still shown."""
+        assert self.held is not None
+        return self.held.at(self._shown(self.held))
+
+    def _shown(self, frames: _Frames) -> NDArray[np.int64]:
+        """The place of the frame at each tick up to the last frame."""
+        seconds_F = frames.pts_F - self._first
+        count = int(np.floor((seconds_F[-1] + TOLERANCE_SECONDS) * self._fps)) + 1
+        times = np.arange(self._tick, max(count, self._tick)) / self._fps
+        return np.searchsorted(seconds_F, times + TOLERANCE_SECONDS, side="right") - 1
 
 
 @dataclass
@@ -100,39 +128,32 @@ class _Windows:
     made: int = 0
     skip: int = 0
     """Frames to pass over before the next window, where windows are further apart than they are long."""
-    pts_F: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
-    features: dict[Level, NDArray[np.float16]] = field(default_factory=dict)
+    held: _Frames | None = None
 
-    def add(self, pts_F: NDArray[np.float64], features: dict[Level, NDArray[np.float16]]) -> Iterator[Window]:
+    def add(self, frames: _Frames) -> Iterator[Window]:
         """The windows that are complete with these frames."""
-        self.pts_F = np.concatenate([self.pts_F, pts_F])
-        self.features = {
-            level: np.concatenate([self.features[level], new]) if self.features else new
-            for level, new in features.items()
-        }
-        self._drop(0)
+        self.held = held = self._skipped(self.held.before(frames) if self.held else frames)
         rule = self.heads.clips
-        count = max(0, (len(self.pts_F) - rule.length) // rule.stride + 1)
+        count = max(0, (len(held.pts_F) - rule.length) // rule.stride + 1)
         if count:
-            yield from self._score(np.arange(count)[:, None] * rule.stride + np.arange(rule.length))
-            self._drop(count * rule.stride)
+            yield from self._score(held, np.arange(count)[:, None] * rule.stride + np.arange(rule.length))
+            self.skip += count * rule.stride
+            self.held = self._skipped(held)
 
     def finish(self) -> Iterator[Window]:
         """The one window of a video that is shorter than a window: it loops."""
-        if not self.made and len(self.pts_F):
-            yield from self._score(np.arange(self.heads.clips.length)[None] % len(self.pts_F))
+        if not self.made and self.held and len(self.held.pts_F):
+            yield from self._score(self.held, np.arange(self.heads.clips.length)[None] % len(self.held.pts_F))
 
-    def _drop(self, frames: int) -> None:
-        self.skip += frames
-        now = min(self.skip, len(self.pts_F))
+    def _skipped(self, frames: _Frames) -> _Frames:
+        now = min(self.skip, len(frames.pts_F))
         self.skip -= now
-        self.pts_F = self.pts_F[now:]
-        self.features = {level: each[now:] for level, each in self.features.items()}
+        return frames.at(slice(now, None))
 
-    def _score(self, frames_NT: NDArray[np.int64]) -> Iterator[Window]:
+    def _score(self, held: _Frames, frames_NT: NDArray[np.int64]) -> Iterator[Window]:
         heads, rule = self.heads, self.heads.clips
         levels = {
-            level: score_clips(head, self.features[level].astype(np.float32), frames_NT).astype(np.float64)
+            level: score_clips(head, held.features[level].astype(np.float32), frames_NT).astype(np.float64)
             for level, head in heads.heads.items()
         }
         fused_NK = fuse_levels(levels, heads.fusion_weights)
@@ -142,9 +163,9 @@ class _Windows:
             if heads.calibration:
                 shown_K = scaled(fused_K, heads.calibration.temperatures["fused"])
             refused = heads.calibration is not None and shown_K[label] < heads.calibration.threshold
-            times_T = self.pts_F[frames_T]
+            times_T = held.pts_F[frames_T]
             gap = float(times_T[-1] - times_T[-2]) if rule.length > 1 else 0.0
-            own = self.pts_F[min(frames_T[0] + before, len(self.pts_F) - 1)] if self.made else times_T[0]
+            own = held.pts_F[min(frames_T[0] + before, len(held.pts_F) - 1)] if self.made else times_T[0]
             self.made += 1
             yield Window(
                 start_seconds=float(times_T[0]),
@@ -167,33 +188,24 @@ def timeline(
 
     `follow_seconds`: as in `VideoRequest`.
     """
-    windows, resampler = _Windows(heads), _Resampler(heads.clips)
+    windows, resampler = _Windows(heads), _Resampler(heads.clips.fps) if heads.clips.fps else None
     segment: Segment | None = None
-    outcome, seconds, first = None, 0.0, None
-    waiting: VideoFeatures | None = None
-
-    def shown(piece: VideoFeatures, *, last: bool) -> tuple[NDArray[np.float64], dict[Level, NDArray[np.float16]]]:
-        chosen = resampler.indices(piece.pts_seconds, first or 0.0, last=last)
-        return piece.pts_seconds[chosen], {level: each[0][chosen] for level, each in piece.features.items()}
+    outcome, seconds = None, 0.0
 
     def pieces() -> Iterator[Window]:
-        nonlocal outcome, seconds, first, waiting
+        nonlocal outcome, seconds
         stream = pool.decode([VideoRequest(str(path), path, follow_seconds=follow_seconds)])
         for item in stream_features(stream, settings, engine):
             if isinstance(item, Outcome):
                 outcome = item
                 continue
-            first = float(item.pts_seconds[0]) if first is None else first
-            gap = float(item.pts_seconds[-1] - (item.pts_seconds[-2] if len(item.pts_seconds) > 1 else seconds))
-            seconds = float(item.pts_seconds[-1]) + max(gap, 0.0)
-            if heads.clips.fps is None:
-                yield from windows.add(item.pts_seconds, {level: each[0] for level, each in item.features.items()})
-                continue
-            piece = item if waiting is None else _joined(waiting, item)
-            yield from windows.add(*shown(piece, last=False))
-            waiting = _tail(piece)
-        if waiting is not None:
-            yield from windows.add(*shown(waiting, last=True))
+            times_F = item.pts_seconds
+            gap = float(times_F[-1] - (times_F[-2] if len(times_F) > 1 else seconds))
+            seconds = float(times_F[-1]) + max(gap, 0.0)
+            frames = _Frames(times_F, {level: each[0] for level, each in item.features.items()})
+            yield from windows.add(resampler.add(frames) if resampler else frames)
+        if resampler and resampler.held:
+            yield from windows.add(resampler.rest())
         yield from windows.finish()
 
     for window in pieces():
@@ -210,22 +222,3 @@ def timeline(
         yield segment
     assert outcome is not None
     yield TimelineEnd(outcome=outcome, windows=windows.made, seconds=seconds)
-
-
-def _tail(piece: VideoFeatures) -> VideoFeatures:
-    """The piece's last frame."""
-    return VideoFeatures(
-        outcome=piece.outcome,
-        features={level: each[:, -1:] for level, each in piece.features.items()},
-        pts_seconds=piece.pts_seconds[-1:],
-    )
-
-
-def _joined(before: VideoFeatures, after: VideoFeatures) -> VideoFeatures:
-    return VideoFeatures(
-        outcome=after.outcome,
-        features={
-            level: np.concatenate([before.features[level], each], axis=1) for level, each in after.features.items()
-        },
-        pts_seconds=np.concatenate([before.pts_seconds, after.pts_seconds]),
-    )

@@ -248,11 +248,11 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             name="small",
-            summary="for own data: one layer of 128 units beside a linear layer on what each channel does over time "
+            summary="for own data: one layer of 64 units beside a linear layer on what each channel does over time "
             "(mean, deviation, steps, slope), standardised, half of the inputs dropped, AdamW on a cosine schedule; "
             "seconds where `paper` takes minutes",
             inputs="standardised",
-            hidden=128,
+            hidden=64,
             layers=1,
             shortcut="moments",
             input_dropout=0.5,

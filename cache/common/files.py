@@ -259,27 +259,24 @@ def plain_files(path: Path) -> list[Path]:
     return [file for entry in path.iterdir() for file in plain_files(entry)]
 
 
-def read_plain(path: Path) -> bytes:
-    """Returns the content of a plain file of at most PLAIN_BYTES. Raises `OSError` if it is something else."""
+def read_plain(path: Path, limit: int = PLAIN_BYTES) -> bytes:
+    """Returns the content of a plain file of at most `limit` bytes. Raises `OSError` if it is something else."""
     with os.fdopen(open_plain(path), "rb") as file:
-        if (size := os.fstat(file.fileno()).st_size) > PLAIN_BYTES:
-            raise OSError(errno.EFBIG, f"it has {size:,} bytes; expected at most {PLAIN_BYTES:,}", str(path))
+        if (size := os.fstat(file.fileno()).st_size) > limit:
+            raise OSError(errno.EFBIG, f"it has {size:,} bytes; expected at most {limit:,}", str(path))
         return file.read(size)  # memory for as much as is asked for is taken at once
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
-    """Returns the content of a plain file of at most `limit` bytes. Raises `ValueError` if it is something else."""
+    """As `read_plain`, with a `ValueError` if there is something else at `path`, or more."""
     try:
-        descriptor = open_plain(path)
+        return read_plain(path, limit)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ELOOP, errno.ENXIO, errno.ENOTDIR):
-            raise
-        raise ValueError("it is not a plain file (but a link, a pipe, a device or a folder)") from None
-    with os.fdopen(descriptor, "rb") as file:
-        size = os.fstat(descriptor).st_size
-        if size > limit:
-            raise ValueError(f"it has {size:,} bytes; expected at most {limit:,}")
-        return file.read(size)
+        if error.errno == errno.EFBIG:
+            raise ValueError(error.strerror) from None
+        if error.errno in (errno.EINVAL, errno.ELOOP, errno.ENXIO, errno.ENOTDIR):
+            raise ValueError("it is not a plain file (but a link, a pipe, a device or a folder)") from None
+        raise
 
 
 def read_json(path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""Addresses of published caches on web servers, and what may be asked of which server."""
+"""Addresses of published caches on web servers."""
 
 import re
 from dataclasses import dataclass
@@ -31,7 +31,11 @@ class WebAddress:
                 "a published cache's address has a password, a query or a fragment in it: expected https://host/path. "
                 "No credentials are ever sent"
             )
-        check_secure(text)
+        if parts.scheme != "https" and not (parts.scheme == "http" and host in _THIS_MACHINE):
+            raise CacheError(
+                f"{parts.scheme}://{parts.netloc} is not https: whoever is on the way could change what comes. Only "
+                "https:// is read (http:// on this machine, to try it out)"
+            )
         if not _HOST.fullmatch(host) or not _PATH.fullmatch(parts.path) or {".", ".."} & {*parts.path.split("/")}:
             raise CacheError(
                 f"{text!r} is not the address of a published cache: expected https://host/path, the path of letters, "
@@ -41,13 +45,3 @@ class WebAddress:
 
     def __str__(self) -> str:
         return self.text
-
-
-def check_secure(url: str) -> None:
-    """Raises `CacheError` unless the server at `url` proves its identity, or is this machine."""
-    parts = urlsplit(url)
-    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _THIS_MACHINE):
-        raise CacheError(
-            f"{parts.scheme}://{parts.netloc.rpartition('@')[2]} is not https: whoever is on the way could change what "
-            "comes. Only https:// is read (http:// on this machine, to try it out)"
-        )

@@ -17,17 +17,11 @@ import click
 
 from cache.common.errors import CacheError
 from cache.common.files import from_json
-from cache.ledger import HeldLease
+from cache.ledger import LEASE_SECONDS, WATCH_SECONDS, HeldLease
 from cache.processes import host_and_pid, is_dead, stays_same, this_process
 from cache.remote.client import Objects
 
 NAME: Final = "driver.json"
-LEASE_SECONDS: Final = 120.0
-"""Time for which a driver that does not renew its lease keeps others out (unless it died on this machine)."""
-
-WATCH_SECONDS: Final = LEASE_SECONDS / 2
-"""A living driver renews its lease twice in that time."""
-
 _MAX_BYTES = 4096
 _ATTEMPTS = 8
 

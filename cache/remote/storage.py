@@ -20,7 +20,8 @@ from cache.common.errors import CacheError, DamageError, UnsafePathError
 from cache.common.files import discard, write_bytes_durably
 from cache.dataset import Dataset, dataset_bytes, read_dataset
 from cache.description import Description, description_json
-from cache.ledger import HeldLease, Ledger, ShardRow, Status
+from cache.ledger import HeldLease, ShardRow, Status
+from cache.ledger.database import Ledger
 from cache.quarantine import quarantine
 from cache.remote.attachment import Attachment, find_cache, read_dataset_object, required, write_dataset_object
 from cache.remote.client import Objects

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Final, Literal, get_args
 
+from cache.common.errors import CacheError, DamageError
+from cache.common.files import raise_if_unreadable
 from cache.shards.protocol import ShardData, ShardReader
 
 Backend = Literal["h5", "zarr"]
@@ -27,10 +29,14 @@ def encode(backend: Backend, data: ShardData) -> dict[str, bytes]:
 
 def open_shard(path: Path, backend: Backend) -> ShardReader:
     """Open a shard and check its structure and index. Raises `DamageError` if it was changed."""
-    if backend == "h5":
-        from cache.shards.hdf5 import Hdf5Shard
+    try:
+        if backend == "h5":
+            from cache.shards.hdf5 import Hdf5Shard
 
-        return Hdf5Shard(path)
-    from cache.shards.zarr import ZarrShard
+            return Hdf5Shard(path)
+        from cache.shards.zarr import ZarrShard
 
-    return ZarrShard(path)
+        return ZarrShard(path)
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError, CacheError) as error:
+        raise_if_unreadable(error, path)
+        raise DamageError(f"shard {path} is not what was written: {error}") from error

@@ -11,8 +11,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.common.errors import CacheError, DamageError
-from cache.common.files import PositionedFile, raise_if_unreadable, require_memory
+from cache.common.errors import CacheError
+from cache.common.files import PositionedFile, require_memory
 from cache.fingerprint import LEVELS, Level
 from cache.shards.protocol import MAX_INDEX_BYTES, ShardData, ShardIndex
 
@@ -57,28 +57,19 @@ class Hdf5Shard:
     """ShardReader of one file."""
 
     def __init__(self, path: Path) -> None:
-        """Check the structure and read the index. Raises `DamageError` if it is not a shard of ours."""
-        self.path = path
-        try:
-            self._file = PositionedFile(path)
-        except OSError as error:
-            raise_if_unreadable(error, path)
-            raise DamageError(f"shard {path} cannot be read: {error.strerror}") from error
-        try:
-            require_memory(_LIBRARY_BYTES)
-            self._arrays, content = _stored_arrays(path, self._file.num_bytes)
-            self.index = self._read_index()
-            self.index.check()
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError, CacheError) as error:
-            raise_if_unreadable(error, path)
-            raise DamageError(f"shard {path} is not what was written: {error}") from error
+        """Check the structure and read the index. What it raises for another file, `open_shard` translates."""
+        self.path, self._file = path, PositionedFile(path)
+        require_memory(_LIBRARY_BYTES)
+        self._arrays, content = _stored_arrays(path, self._file.num_bytes)
+        self.index = self._read_index()
+        self.index.check()
         if self.index.content != content:
-            raise DamageError(f"shard {path} is not what was written: its index does not agree with its own hash")
+            raise CacheError("its index does not agree with its own hash")
         for level in self.index.levels:
             shape = self._arrays[level].shape
             if len(shape) != 3 or shape[:2] != (self.index.num_views, self.index.num_frames):
                 expected = f"({self.index.num_views}, {self.index.num_frames}, channels)"
-                raise DamageError(f"shard {path}: {level} is {shape}; expected {expected}")
+                raise CacheError(f"{level} has the shape {shape}; expected {expected}")
         self.widths = {level: self._arrays[level].shape[2] for level in self.index.levels}
 
     def read_into(self, level: Level, view: int, start: int, out_FC: NDArray[np.float16]) -> None:

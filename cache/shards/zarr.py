@@ -18,8 +18,8 @@ from zarr.codecs import Crc32cCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
-from cache.common.errors import CacheError, DamageError
-from cache.common.files import PositionedFile, plain_files, raise_if_unreadable
+from cache.common.errors import CacheError
+from cache.common.files import PositionedFile, plain_files
 from cache.fingerprint import LEVELS, Level
 from cache.shards.protocol import MAX_INDEX_BYTES, ShardData, ShardIndex
 
@@ -73,21 +73,17 @@ class ZarrShard:
     """ShardReader of one group."""
 
     def __init__(self, path: Path) -> None:
-        """Check the structure and read the index. Raises `DamageError` if it is not a shard of ours."""
+        """Check the structure and read the index. What it raises for another folder, `open_shard` translates."""
         self.path = path
-        try:
-            attributes = _check_structure(path)
-            if attributes["format"] != _FORMAT:
-                raise CacheError(f"its format is not {_FORMAT}; another version of this program may have written it")
-            self.index = _read_index(path, str(attributes["notes"]))
-            self.index.check()
-            self.widths: dict[Level, int] = {}
-            self._chunks = {level: self._open_level(level) for level in self.index.levels}
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError, CacheError) as error:
-            raise_if_unreadable(error, path)
-            raise DamageError(f"shard {path} is not what was written: {error}") from error
+        attributes = _check_structure(path)
+        if attributes["format"] != _FORMAT:
+            raise CacheError(f"its format is not {_FORMAT}; another version of this program may have written it")
+        self.index = _read_index(path, str(attributes["notes"]))
+        self.index.check()
+        self.widths: dict[Level, int] = {}
+        self._chunks = {level: self._open_level(level) for level in self.index.levels}
         if self.index.content != attributes["content"]:
-            raise DamageError(f"shard {path} is not what was written: its index does not agree with its own hash")
+            raise CacheError("its index does not agree with its own hash")
 
     def _open_level(self, level: Level) -> "list[_ViewFile]":
         declared = _read_json(self.path / level / "zarr.json")["shape"]

@@ -179,7 +179,7 @@ def draw_per_class(results: Results, notes: Sequence[str]) -> Files:
         axes.set_yticks(places, names, fontsize=8)
         axes.set_xlim(0, 100)
         axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.set_xlabel("accuracy, % of the class's test videos")
+        axes.set_xlabel(f"accuracy, % of the class's test {results.noun}")
         axes.grid(axis="x", color=theme.faint, linewidth=0.6)
         axes.set_axisbelow(True)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower right", ncols=3, frameon=False, fontsize=8)

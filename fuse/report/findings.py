@@ -1,7 +1,6 @@
 """What `mrrn doctor` found, as text for the terminal, as CSV, and as a page with frames."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -28,43 +27,34 @@ EXAMPLES: Final = 2
 ROW: Final = "  {:>6}  {}"
 
 
-@dataclass(frozen=True)
-class Words:
-    """How a kind of finding is explained."""
-
-    title: str
-    """With `{}` for what samples are called: videos, or samples."""
-    meaning: str
-    """Why it matters, and how it is told."""
-
-
-WORDS: Final[Mapping[Kind, Words]] = {
-    "leak": Words(
+WORDS: Final[Mapping[Kind, tuple[str, str]]] = {
+    "leak": (
         "test {} that are copies of training {}",
         f"The heads have seen them, so they raise the accuracy. Their means are as like as {NEAR:g} or more (1: the "
         "same) and their frames follow one another in the same order, also if encoded anew, cropped, mirrored or cut.",
     ),
-    "recording": Words(
+    "recording": (
         "test {} of one recording with training {}",
         "Place and people are known from training, so they raise the accuracy. They have one group, or their means are "
         f"as like as {ONE_RECORDING:g} or more.",
     ),
-    "conflict": Words("copies with different labels", "One of the labels is wrong."),
-    "label": Words(
+    "conflict": ("copies with different labels", "One of the labels is wrong."),
+    "label": (
         "likely wrong labels",
         "By predictions of a regression that did not learn from the sample itself, and by the share of all labels that "
         f"seem to be drawn at random. The score is the probability that the label is wrong, {LIKELY:g} or more.",
     ),
-    "copy": Words("copies within one half", "They count twice."),
-    "black": Words("black {}", f"They do not move, and their frames are darker than {DARK} of 255."),
-    "frozen": Words("frozen {}", f"They do not move: {FROZEN:g} or less, where {{}} differ by 1."),
-    "short": Words("{} of a few frames", f"They have fewer than {FEW_FRAMES} frames."),
+    "copy": ("copies within one half", "They count twice."),
+    "black": ("black {}", f"They do not move, and their frames are darker than {DARK} of 255."),
+    "frozen": ("frozen {}", f"They do not move: {FROZEN:g} or less, where {{}} differ by 1."),
+    "short": ("{} of a few frames", f"They have fewer than {FEW_FRAMES} frames."),
 }
+"""What a kind of finding is, and why it matters and how it is told; `{}` stands for what samples are called."""
 
 
 def title(kind: Kind, noun: str) -> str:
     """What findings of a kind are, `noun` being what samples are called."""
-    return WORDS[kind].title.replace("{}", noun)
+    return WORDS[kind][0].replace("{}", noun)
 
 
 def shown(diagnosis: Diagnosis) -> list[str]:
@@ -114,7 +104,7 @@ def doctor_page(
             {
                 "kind": kind,
                 "title": title(kind, noun),
-                "meaning": WORDS[kind].meaning.replace("{}", noun),
+                "meaning": WORDS[kind][1].replace("{}", noun),
                 "findings": found,
                 "shown": found[:SHOWN],
             }

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from cache.aggregate import NO_PREDICTION, predicted
+from cache.aggregate import NO_PREDICTION, predicted, wilson
 from cache.common.progress import duration
 from cache.common.text import visible
 from fuse import metrics, paper
@@ -62,7 +62,7 @@ class Extras:
 
 def html(results: Results, notes: Sequence[str], made: Made, extras: Extras) -> str:
     """The page."""
-    noun = results.cache.dataset.noun
+    noun = results.noun
     pictures = {video: pictures_of(each) for video, each in extras.frames.items()}
     examples = _examples(results, pictures)
     return render(
@@ -86,7 +86,7 @@ def html(results: Results, notes: Sequence[str], made: Made, extras: Extras) -> 
         pairs=_pairs(results, examples),
         mistakes=extras.mistakes,
         first=_first(extras.mistakes),
-        wrong=int((~results.correct["fused"]).sum()),
+        wrong=int(results.confused().sum()),
         recognised=[each for each in extras.samples if each.right],
         frames_note=extras.frames_note,
         noun=noun,
@@ -118,7 +118,7 @@ def _titles(results: Results) -> dict[Model, tuple[str, str]]:
     titles = dict(TITLES)
     if weights := results.searched_weights:
         shares = " + ".join(f"{share:g} {level}" for level, share in weights.items())
-        titles["searched"] = f"MRRN ({shares}, found on held-out training videos)"
+        titles["searched"] = f"MRRN ({shares}, found on held-out training data)"
     parts = {model: titles[model].rstrip(")").partition(" (") for model in results.models}
     return {model: (name, formula) for model, (name, _, formula) in parts.items()}
 
@@ -144,16 +144,17 @@ def _examples(results: Results, pictures: Collection[str]) -> Examples:
 def _classes(results: Results) -> list[dict[str, Any]]:
     """The classes that have test videos, the worst first, then the others."""
     shares = {model: results.per_class(model).tolist() for model in MODELS}
-    totals, rivals = results.confusion().sum(axis=1).tolist(), results.rivals()
+    counts, rivals = results.confusion(), results.rivals()
+    totals, right = counts.sum(axis=1).tolist(), counts.diagonal().tolist()
     rows = [
         {
             "name": name,
             "videos": totals[index],
-            "interval": interval,
+            "interval": wilson(right[index], totals[index]),
             "rival": rivals[index],
             **{model: share[index] for model, share in shares.items()},
         }
-        for index, (name, interval) in enumerate(zip(results.classes, results.class_intervals(), strict=True))
+        for index, name in enumerate(results.classes)
     ]
     return sorted(rows, key=lambda row: (not row["videos"], row["fused"], -row["videos"]))
 
@@ -197,7 +198,7 @@ def _matrix(results: Results, examples: Examples) -> dict[str, Any]:
             for (row, column), videos in examples.items()
         },
         "first": [place[row], place[column]],
-        "noun": results.cache.dataset.noun,
+        "noun": results.noun,
     }
     return {"cells": cells, "data": data, "count": int(counts[row, column])}
 
@@ -269,8 +270,8 @@ def _provenance(results: Results, made: Made) -> list[dict[str, Any]]:
                 "program": f"mrrn {made.version}",
                 "made": when(made.date),
                 "fusion": "0.7 high + 0.2 mid + 0.1 low (equation 10); plain mean beside it",
-                "intervals": "95 %; of one accuracy Wilson's, of a difference the paired bootstrap over videos "
-                f"({metrics.RESAMPLES:,} resamples, seed {metrics.SEED})",
+                "intervals": "95 %; of one accuracy Wilson's, of a difference the paired bootstrap over "
+                f"{results.noun} ({metrics.RESAMPLES:,} resamples, seed {metrics.SEED})",
             },
         },
         {"title": "Features (what they depend on)", "values": results.cache.identity},

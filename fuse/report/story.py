@@ -64,7 +64,7 @@ def where_it_fails(results: Results) -> str:
     tested = [index for index in range(len(results.classes)) if totals[index]]
     order = sorted(tested, key=lambda index: (shares[index], -totals[index]))
     weak = [index for index in order if shares[index] < POOR]
-    wrong_KK, noun = results.confused(), results.cache.dataset.noun
+    wrong_KK, noun = results.confused(), results.noun
     if not wrong_KK.any():
         return f"None of the test {noun} was taken for another class."
     row, column = divmod(int(wrong_KK.argmax()), len(results.classes))
@@ -86,7 +86,7 @@ def where_it_fails(results: Results) -> str:
 def trust(results: Results) -> str:
     """Whether the accuracy, and the probabilities, can be believed."""
     videos, interval = len(results.video_ids), results.interval("fused")
-    half, noun = (interval.high - interval.low) / 2, results.cache.dataset.noun
+    half, noun = (interval.high - interval.low) / 2, results.noun
     if is_untrained(results.weights):
         text = "Not as a measure of the method: the backbone was never trained. The run shows that the pipeline works"
     elif videos < FEW_VIDEOS:
@@ -99,6 +99,6 @@ def trust(results: Results) -> str:
     if calibration is None:
         sure = "the probabilities are not calibrated, so read them as an order, not as chances"
     else:
-        sure = "the probabilities are calibrated on held-out videos"
+        sure = f"the probabilities are calibrated on held-out {noun}"
     part = " Published figures are of all videos, and these are a part of them." if results.cache.dataset.subset else ""
     return f"{text}; {sure}.{part}"

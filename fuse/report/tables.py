@@ -2,13 +2,13 @@
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from cache.common.text import csv_cell, markdown, markdown_table, text_table, visible
 from fuse import paper
-from fuse.results import MODELS, TITLES, Results
+from fuse.results import MODELS, TITLES, Model, Results
 
 Cell = str | float | int | None
 
@@ -63,6 +63,11 @@ class Table:
         for row in self.rows:
             yield [column.text(cell) for column, cell in zip(self.columns, row, strict=True)]
 
+    def shown(self) -> tuple[list[str], Iterator[list[str]], list[int]]:
+        """The headings, the rows as people read them, and the columns that are set flush right."""
+        numeric = [index for index in range(len(self.columns)) if self.numeric(index)]
+        return [column.title for column in self.columns], self.shown_rows(), numeric
+
     def without_empty(self) -> "Table":
         """The same table without the columns that have no figure in any row."""
         kept = [index for index in range(len(self.columns)) if any(row[index] is not None for row in self.rows)]
@@ -72,20 +77,14 @@ class Table:
 
 def to_text(table: Table) -> str:
     """For a terminal of 80 columns, but for the notes: aligned columns, those without any figure left out."""
-    table = table.without_empty()
-    heads = [column.title for column in table.columns]
-    numeric = [index for index in range(len(heads)) if table.numeric(index)]
     notes = [f"! {visible(note)}" for note in table.notes]
-    return "\n".join([visible(table.title), *notes, "", text_table(heads, table.shown_rows(), numeric)])
+    return "\n".join([visible(table.title), *notes, "", text_table(*table.without_empty().shown())])
 
 
 def to_markdown(table: Table) -> str:
     """A GitHub-flavoured Markdown table under its heading and notes; columns without any figure are left out."""
-    table = table.without_empty()
-    heads = [column.title for column in table.columns]
-    numeric = [index for index in range(len(heads)) if table.numeric(index)]
     notes = "".join(f"> **Note:** {markdown(note)}\n\n" for note in table.notes)
-    return f"# {markdown(table.title)}\n\n{notes}{markdown_table(heads, table.shown_rows(), numeric)}\n"
+    return f"# {markdown(table.title)}\n\n{notes}{markdown_table(*table.without_empty().shown())}\n"
 
 
 def to_csv(table: Table) -> str:
@@ -100,29 +99,20 @@ def to_csv(table: Table) -> str:
     return out.getvalue()
 
 
-def table_3(results: Results, notes: Sequence[str], *, short: bool = False) -> Table:
-    """Our rows of Table 3, each beside the paper's figure, then the literature as the paper lists it.
+def table_3(results: Results, notes: Sequence[str]) -> Table:
+    """Our rows of Table 3, each beside the paper's figure, then the literature as the paper lists it."""
+    literature = [(row.model, row.accuracy(results.dataset)) for row in paper.TABLE_3]
+    rows = tuple((model, *[None] * 6, accuracy, None) for model, accuracy in literature if accuracy is not None)
+    ours = models_table(results, notes)
+    return replace(ours, rows=ours.rows + rows)
 
-    `short`: our models alone, by the names that `mrrn` has for them.
-    """
-    rows: list[tuple[Cell, ...]] = []
-    for model in results.models:
-        figures = results.figures(model).values()
-        rows.append(
-            (model if short else TITLES[model], *(None if figure is None else 100 * figure for figure in figures))
-        )
-    rows += [
-        (row.model, *[None] * 6, row.accuracy(results.dataset), None)
-        for row in paper.TABLE_3
-        if not short and row.accuracy(results.dataset) is not None
-    ]
+
+def models_table(results: Results, notes: Sequence[str], titles: Mapping[Model, str] = TITLES) -> Table:
+    """The figures of our models alone, which are called by their `titles`."""
     kind = "Table 3" if results.dataset in paper.DATASETS else "Accuracy"
-    name, videos = (
-        paper.DATASETS.get(results.dataset, results.dataset),
-        f"{len(results.video_ids):,} test {results.cache.dataset.noun}",
-    )
+    name, test = paper.DATASETS.get(results.dataset, results.dataset), f"{len(results.video_ids):,} test {results.noun}"
     return Table(
-        title=f"{kind}: {name}, split {results.split}, {results.pool} pooling, {videos}",
+        title=f"{kind}: {name}, split {results.split}, {results.pool} pooling, {test}",
         notes=tuple(notes),
         columns=(
             Column(title="model", name="model"),
@@ -135,7 +125,10 @@ def table_3(results: Results, notes: Sequence[str], *, short: bool = False) -> T
             Column(title="paper %", name="paper_percent", decimals=2),
             Column(title="difference", name="difference_points", decimals=2, signed=True),
         ),
-        rows=tuple(rows),
+        rows=tuple(
+            (titles[model], *(None if each is None else 100 * each for each in results.figures(model).values()))
+            for model in results.models
+        ),
     )
 
 
@@ -152,7 +145,7 @@ def per_class_table(results: Results, notes: Sequence[str]) -> Table:
         notes=tuple(notes),
         columns=(
             Column(title="class", name="class"),
-            Column(title="videos", name="videos"),
+            Column(title=results.noun, name="videos"),
             *(Column(title=f"{model} %", name=f"{model}_percent", decimals=1) for model in MODELS),
             Column(title="most often taken for", name="taken_for"),
             Column(title="times", name="times"),

@@ -1,8 +1,10 @@
 """Time per batch of our heads and of other models, as `benchmarks/figure6.py` measured it: the paper's Figure 6."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from cache.common.errors import ScoreError
 from cache.common.files import read_json
@@ -60,13 +62,12 @@ def read_timing(path: Path) -> Timing | None:
     Raises `ScoreError` if the file is of another kind.
     """
     try:
-        value: dict[str, Any] = read_json(path)
-        models = tuple(sorted((Timed(**model) for model in value["models"]), key=lambda model: model.seconds))
-        return Timing(device=value["device"], date=value["date"], notes=tuple(value["notes"]), models=models)
+        timing = msgspec.convert(read_json(path), Timing)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise ScoreError(f"{path} is not a measurement of benchmarks/figure6.py: {error!r}; measure again") from error
+    except ValueError as error:
+        raise ScoreError(f"{path} is not a measurement of benchmarks/figure6.py: {error}; measure again") from error
+    return replace(timing, models=tuple(sorted(timing.models, key=lambda model: model.seconds)))
 
 
 def draw_timing(timing: Timing) -> Files:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from cache.common.errors import CacheError, LeaseLostError
-from cache.ledger import Claim, Ledger, Outcome
+from cache.ledger import Claim, Outcome
+from cache.ledger.database import Ledger
 from cache.processes import this_process
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cache.ledger import Ledger, Outcome, ShardRow
+from cache.ledger import Outcome, ShardRow
+from cache.ledger.database import Ledger
 
 
 def shard_row(number: int) -> ShardRow:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cache.ledger import free
+from cache.ledger.database import free
 from cache.processes import this_process
 from extract import claims
 from extract.claims import EXTRACTORS, GROW_BELOW_SECONDS, ClaimQueue

@@ -71,7 +71,7 @@ def test_it_says_so_and_writes_a_page(workspace: Workspace) -> None:
     assert result.exit_code == 0, result.output
     assert "mean-seed0: 83.3 %" in result.output
     assert "mean-seed0-better against mean-seed0: +8.3 points, which chance may explain" in result.output
-    assert "the very same videos right" in result.output
+    assert "the very same ones right" in result.output
     page = (workspace.report("tiny", 1) / "compare.html").read_text()
     assert "tiny, split 1: 3 runs side by side" in page
     assert "Without frames:" in page or "There are no frames" in page

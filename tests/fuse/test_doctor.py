@@ -212,8 +212,9 @@ def test_names_from_outside_stay_text(planted: Diagnosis) -> None:
     tame = doctor_page(renamed(list("abcdefgh")), [], [], dict(zip("abcdefgh", frames.values(), strict=True)), MADE)
     for text in (wild, tame):
         assert "<script" not in text
-    assert tags_of(wild).tags == tags_of(tame).tags
-    assert tags_of(wild).attributes == tags_of(tame).attributes
+    found, expected = tags_of(wild), tags_of(tame)
+    assert found.tags | {"wbr": 0} == expected.tags | {"wbr": 0}  # where names may break
+    assert found.attributes == expected.attributes
     assert "\u202e" not in wild + to_text(renamed(list(HOSTILE)), [], [])
     rows = to_csv(table(renamed(["=1+1", "@sum", "-2", "+3", "e", "f", "g", "h"]))).splitlines()
     assert rows[0] == "video,finding,other_video,score,suggestion"

@@ -17,7 +17,7 @@ from fuse.bundle import model_card
 from fuse.caveats import caveats
 from fuse.choice import RunChoice
 from fuse.report.html import Extras, html
-from fuse.report.tables import table_3, to_text
+from fuse.report.tables import models_table, table_3, to_text
 from fuse.results import evaluate
 from fuse.scores import check_same, read_curve, read_heldout, read_levels
 from fuse.summary import summarise
@@ -152,10 +152,10 @@ def test_frames_in_no_clip_and_frames_not_extracted_are_said_in_every_output() -
     summary = summarise(results, notes, MADE)
     assert summary["unread_share"] == 0.25
     outputs = (
-        to_text(table_3(results, notes, short=True)),
+        to_text(models_table(results, notes)),
         html(results, notes, MADE, Extras()),
         json.dumps(summary),
-        model_card(summary, ClipRule().changed("keep=all")),
+        model_card(results, summary, ClipRule().changed("keep=all")),
     )
     for output in outputs:
         assert "25 % of the scored videos" in output
@@ -198,7 +198,7 @@ def test_weights_are_searched_on_held_out_videos_alone(tmp_path: Path) -> None:
     assert summary["reliability"]["fused"]["bins_calibrated"]
     assert summary["calibration"]["temperatures"]["searched"] == summary["calibration"]["temperatures"]["mid"]
     assert summary["reliability"]["searched"]["bins_calibrated"]
-    assert "weights found on held-out training videos" in to_text(table_3(results, []))
+    assert "weights found on held-out training data" in to_text(table_3(results, []))
     assert "1 mid" in html(results, [], MADE, Extras())
 
 
@@ -215,7 +215,7 @@ def test_held_out_videos_may_stand_in_another_order_in_each_level(tmp_path: Path
     assert results.searched_weights is not None
     assert results.searched_weights["mid"] == 1.0
     assert results.calibration is None
-    assert "not calibrated: there are no runs that held 10 training videos or more out" in results.certainty
+    assert "not calibrated, because no runs held 10 training videos or more out" in results.certainty
 
 
 def test_held_out_scores_of_test_videos_or_of_another_cache_are_refused(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from cache.clips import ClipRule
 from cache.fingerprint import LEVELS
 from cache.ledger import Outcome
 from extract.pipeline import VideoFeatures
-from fuse.timeline import Segment, TimelineEnd, Window, _Resampler, timeline
+from fuse.timeline import Segment, TimelineEnd, Window, _Frames, _Resampler, timeline
 from fuse.trained import Heads
 from fuse.writer import Shape, Strip, Writer, clock
 from train.heads import Head
@@ -96,12 +96,9 @@ def test_windows_are_all_clips_of_the_video_and_segments_cover_it(monkeypatch, h
 def test_resampling_in_pieces_is_resampling_at_once(gaps: list[float], piece: int, fps: float) -> None:
     pts_F = np.cumsum([0.0, *gaps])
     rule = ClipRule(fps=fps)
-    resampler, found, held = _Resampler(rule), [], np.empty(0)
-    for first in range(0, len(pts_F), piece):
-        part = np.concatenate([held, pts_F[first : first + piece]])
-        found.append(part[resampler.indices(part, 0.0, last=False)])
-        held = part[-1:]
-    found.append(held[resampler.indices(held, 0.0, last=True)])
+    resampler = _Resampler(fps)
+    found = [resampler.add(_Frames(pts_F[at : at + piece], {})).pts_F for at in range(0, len(pts_F), piece)]
+    found.append(resampler.rest().pts_F)
     np.testing.assert_array_equal(np.concatenate(found), pts_F[rule.resample(pts_F)])
 
 

@@ -80,18 +80,20 @@
   const [across, down, box] = cursor.children;
   let [row, column] = [-1, -1], pinned = false;
 
+  const words = /(?<=[a-z])(?=[A-Z])|(?<=[_/.-])/;
   const element = (name, className, text) => {
     const made = document.createElement(name);
     if (className) made.className = className;
-    made.textContent = text;
+    // Names break between their words, as in the tables.
+    for (const part of text.split(words)) made.append(part, document.createElement("wbr"));
     return made;
   };
   const describe = () => {
     const [count, videos] = data.cells[`${row},${column}`] ?? [0, []];
     const total = data.totals[row];
     const share = total ? ` (${Math.round((100 * count) / total)} %)` : "";
-    const head = element("p", "big name", data.names[row]);
-    head.append(row === column ? " recognised" : ` taken for ${data.names[column]}`);
+    const verdict = row === column ? "recognised" : `taken for ${data.names[column]}`;
+    const head = element("p", "big name", `${data.names[row]} ${verdict}`);
     const list = document.createElement("ul");
     for (const video of videos) {
       const item = element("li", "name file", video);

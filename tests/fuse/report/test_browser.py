@@ -165,6 +165,16 @@ def test_the_matrix_tells_by_mouse_keyboard_and_tap(browser: Any, small: Path) -
         assert report.complaints == []
 
 
+def test_a_name_in_the_panel_breaks_between_its_words(browser: Any, large: Path) -> None:
+    with Opened(browser, large) as report:
+        report.page.locator("#matrix rect.right").first.hover()
+        found = report.page.locator("#matrix-detail li.file").first
+        name = found.text_content()
+        parts = found.evaluate("item => [...item.childNodes].filter(each => each.data).map(each => each.data)")
+        assert "".join(parts) == name
+        assert [part[-1] for part in parts[:-1]].count("_") == name.count("_")
+
+
 def test_hostile_names_stay_text(browser: Any, hostile: Path) -> None:
     with Opened(browser, hostile) as report:
         assert report.complaints == []

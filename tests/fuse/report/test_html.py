@@ -5,12 +5,23 @@ import hashlib
 import re
 from html.parser import HTMLParser
 
+import pytest
+
+from cache.dataset import Dataset
 from fuse.caveats import caveats
 from fuse.report.html import Extras, html
-from fuse.report.samples import choose_samples
-from fuse.results import Results
+from fuse.report.samples import choose_mistakes, choose_samples
+from fuse.results import Results, evaluate
 from tests.helpers.golden import check_golden
-from tests.helpers.scores import MADE, hand_worked_results, made_up_results, results_of_a_subset
+from tests.helpers.scores import (
+    HAND_WORKED,
+    MADE,
+    hand_worked_results,
+    made_up_results,
+    make_scored_cache,
+    make_table,
+    results_of_a_subset,
+)
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -92,3 +103,20 @@ def test_missing_failed_and_suspect_videos_are_listed_with_reasons() -> None:
     assert "Videos that could not be decoded: 1" in text
     assert "truncated &lt;file&gt;" in text
     assert "48 of 50" in text
+
+
+def test_samples_that_are_spans_are_called_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Dataset, "noun", "samples")
+    whole = re.sub(r"<(script|style)\b.*?</\1>", "", page(results_of_a_subset()), flags=re.DOTALL)
+    said = {line.strip() for line in re.sub(r"<[^>]*>", "\n", whole).splitlines() if "video" in line.lower()}
+    said -= {line for line in said if line.startswith(": 44 of 13,320 videos") or "backbone" in line}
+    assert said == {"The same settings on the same videos give the same figures:"}
+
+
+def test_one_mistake_beside_a_video_without_features_is_the_only_one() -> None:
+    labels = {"a/one": 0, "b/two": 0, "c/gone": 0}
+    tables = {level: make_table(level, clips, labels) for level, clips in HAND_WORKED.items()}
+    results = evaluate(tables, make_scored_cache(labels, failed={"c/gone": "cut short"}), 1)
+    mistakes = choose_mistakes(results)
+    assert len(mistakes) == 1
+    assert "The only mistake," in html(results, [], MADE, Extras(mistakes=mistakes))

@@ -1,192 +1,36 @@
-"""The ledger: one SQLite row per video with what became of it, a row per claim and per shard.
+"""The ledger's database: one SQLite row per video with what became of it, a row per claim and per shard.
 
 Every change is one transaction, on disk when it returns (WAL, synchronous=FULL). Work is shared by claims: leases with
 a fencing token. Claims and commits touch only their own rows through indexes, so their cost does not depend on how many
 videos there are.
 """
 
-import re
-import secrets
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NamedTuple, get_args
+from typing import Any
 
 import msgspec
 
 from cache.common.errors import DamageError, LeaseLostError
-from cache.common.files import ADDED_LATER, from_json
+from cache.common.files import from_json
+from cache.description import new_cache_id
+from cache.ledger import (
+    STATUSES,
+    WITH_FEATURES,
+    Claim,
+    ClaimedVideo,
+    FileState,
+    HeldLease,
+    Outcome,
+    Place,
+    ShardRow,
+    Status,
+)
+from cache.ledger.tables import FILES, SCHEMA
 from cache.processes import LeaseWatch, is_dead, this_process
 from cache.sqlite import Database
-
-Status = Literal["pending", "done", "suspect", "failed"]
-
-STATUSES: Final[tuple[Status, ...]] = get_args(Status)
-
-WITH_FEATURES: Final[tuple[Status, ...]] = ("done", "suspect")
-"""Statuses of videos whose features are in a shard."""
-
-LEASE_SECONDS: Final = 120.0
-"""How long a worker that gives no sign of life keeps its videos; one that died on this machine loses them at once."""
-
-SHARD_NAME: Final = re.compile(r"\d{6,}-(?P<digest>[0-9a-f]{16})\.(h5|zarr)")
-"""Number, first half of the hash over its bytes, format."""
-
-HEADER_NOTE: Final = re.compile(r"decoded \d+ frames, \d+ declared")
-"""Reason that names a header's count alone. It is a note; earlier versions made such a video suspect."""
-
-Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
-"""Checked where a value comes from outside, by `from_json`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileState:
-    """A video's file as it was extracted, so that a later extraction can tell whether it has changed."""
-
-    size: Count
-    """In bytes; 0 if a remote video's server does not say."""
-    modified_ns: Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
-    """Its modification time, on the machine that extracted it; 0 if that is not known."""
-    hash: Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{32})?\Z")] = ""
-    """xxh3_128 of its bytes; empty if it is not known, because it changed while the video was extracted.
-
-    Of a remote video's ETag; empty if its server sends none.
-    """
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What became of one video."""
-
-    video_id: str
-    status: Status
-    reason: str = ""
-    """Why it failed or is suspect."""
-    num_frames: Count = 0
-    """Frames decoded and cached."""
-    declared_frames: Count | None = None
-    """Frames that the file's header declares; None if it does not."""
-    decoder_errors: Count = 0
-    """Errors that the decoder reported."""
-    seconds: float = 0.0
-    """Time spent decoding."""
-    file: FileState | None = field(default=None, compare=False, metadata=ADDED_LATER)
-    """The file; None where `Ledger.outcomes` reads it."""
-
-    def __post_init__(self) -> None:
-        if self.status not in STATUSES:
-            raise ValueError(f"status of video {self.video_id!r} is {self.status!r}; expected one of {STATUSES}")
-
-    @property
-    def is_header_doubt(self) -> bool:
-        """Whether it is suspect for nothing but the count in its header."""
-        return self.status == "suspect" and not self.decoder_errors and bool(HEADER_NOTE.fullmatch(self.reason))
-
-
-class ClaimedVideo(NamedTuple):
-    """One video to work on."""
-
-    id: str
-    path: str
-    """Relative to the dataset's root."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """The right to commit some videos, until somebody else takes them because it is not renewed."""
-
-    owner: str
-    token: int
-    """Fencing token: later claims have larger ones, and a token that was taken away never comes back."""
-    videos: tuple[ClaimedVideo, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeldLease:
-    """Who holds what in a cache."""
-
-    owner: str
-    """See `cache.processes.this_process`."""
-    token: int
-    """Of the claim; 0 is the lease of an object store's driver."""
-    expires: float
-    """Unix time by its owner's clock, for people; each renewal changes it."""
-    num_videos: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardRow:
-    """The ledger's row of one shard."""
-
-    number: Count
-    name: Annotated[str, msgspec.Meta(pattern=rf"\A{SHARD_NAME.pattern}\Z")]
-    """Of the file or folder in `shards/`."""
-    digest: str
-    """Over its bytes; see `cache.shards.writer.hash_files`."""
-    content: str
-    """Over its index; see `ShardIndex.content`."""
-    num_videos: Count
-    num_frames: Count
-    num_bytes: Count
-    environment: str
-    """JSON: the fingerprint's environment fields as they were when this shard was made."""
-
-
-class Place(NamedTuple):
-    """Where a video's features are."""
-
-    video_id: str
-    shard: int
-    position: int
-    num_frames: int
-
-
-_SCHEMA = """
-CREATE TABLE videos (
-    number INTEGER PRIMARY KEY,
-    id TEXT NOT NULL UNIQUE,
-    path TEXT NOT NULL,
-    status TEXT NOT NULL DEFAULT 'pending',
-    claim INTEGER,
-    shard INTEGER,
-    position INTEGER,
-    reason TEXT NOT NULL DEFAULT '',
-    num_frames INTEGER NOT NULL DEFAULT 0,
-    declared_frames INTEGER,
-    decoder_errors INTEGER NOT NULL DEFAULT 0,
-    seconds REAL NOT NULL DEFAULT 0
-);
-CREATE INDEX videos_free ON videos (number) WHERE status = 'pending' AND claim IS NULL;
-CREATE INDEX videos_claimed ON videos (claim) WHERE claim IS NOT NULL;
-CREATE INDEX videos_status ON videos (status);
-CREATE INDEX videos_shard ON videos (shard) WHERE shard IS NOT NULL;
-CREATE TABLE claims (token INTEGER PRIMARY KEY AUTOINCREMENT, owner TEXT NOT NULL, expires REAL NOT NULL);
-CREATE TABLE shards (
-    number INTEGER PRIMARY KEY,
-    name TEXT NOT NULL UNIQUE,
-    digest TEXT NOT NULL,
-    content TEXT NOT NULL,
-    num_videos INTEGER NOT NULL,
-    num_frames INTEGER NOT NULL,
-    num_bytes INTEGER NOT NULL,
-    environment TEXT NOT NULL
-);
-"""
-
-_FILES = """
-CREATE TABLE IF NOT EXISTS files (
-    id TEXT PRIMARY KEY,
-    size INTEGER NOT NULL,
-    modified_ns INTEGER NOT NULL,
-    hash TEXT NOT NULL,
-    first_hash TEXT NOT NULL
-);
-"""
-"""The files as they were extracted, and the hash of the first one; made in ledgers of earlier versions by a write."""
-
-_OUTCOME_COLUMNS = ("status", "reason", "num_frames", "declared_frames", "decoder_errors", "seconds")
 
 _ANEW = (
     "status = 'pending', claim = NULL, shard = NULL, position = NULL, reason = '', num_frames = 0,"
@@ -200,7 +44,7 @@ class Ledger(Database):
 
     def __init__(self, path: Path, cache_id: int = 0) -> None:
         """Raises `CacheError` if there is no ledger at `path`. Its use does so if it is not that of `cache_id`."""
-        super().__init__(path, _SCHEMA + _FILES, cache_id, earlier=_SCHEMA)
+        super().__init__(path, SCHEMA + FILES, cache_id, earlier=SCHEMA)
         self._watch = LeaseWatch()
 
     @classmethod
@@ -372,7 +216,7 @@ class Ledger(Database):
     @staticmethod
     def put_files(connection: sqlite3.Connection, files: Mapping[str, FileState]) -> None:
         """Record the files of videos as they are, or were extracted."""
-        connection.execute(_FILES)
+        connection.execute(FILES)
         connection.executemany(
             "INSERT INTO files (id, size, modified_ns, hash, first_hash) VALUES (?, ?, ?, ?, ?) ON CONFLICT (id)"
             " DO UPDATE SET size = excluded.size, modified_ns = excluded.modified_ns, hash = excluded.hash",
@@ -424,16 +268,14 @@ class Ledger(Database):
 
     def outcomes(self, status: Status | None = None) -> Iterator[Outcome]:
         """Yields what became of each video, in id order; only of videos with `status` if it is given."""
-        names, columns = ("video_id", *_OUTCOME_COLUMNS), ", ".join(("id", *_OUTCOME_COLUMNS))
-        chosen = "" if status is None else "AND status = ?"
+        names = ("video_id", "status", "reason", "num_frames", "declared_frames", "decoder_errors", "seconds")
+        chosen, values = ("", ()) if status is None else (" AND status = ?", (status,))
+        page = f"FROM videos WHERE id > ? AND path != ''{chosen} ORDER BY id LIMIT 10000"
         last = ""
         while True:
             # Page by page, so that neither memory nor the time for which a lock is held grows with the ledger.
             with self.reading() as connection:
-                rows = connection.execute(
-                    f"SELECT {columns} FROM videos WHERE id > ? AND path != '' {chosen} ORDER BY id LIMIT 10000",
-                    (last,) if status is None else (last, status),
-                ).fetchall()
+                rows = connection.execute(f"SELECT id, {', '.join(names[1:])} {page}", (last, *values)).fetchall()
             if not rows:
                 return
             for row in rows:
@@ -497,59 +339,8 @@ class Ledger(Database):
             raise DamageError(f"{self.path} lists a shard that no ledger of ours does: {error}") from error
 
 
-def new_cache_id() -> int:
-    """Returns a random id for a cache."""
-    return secrets.randbelow((1 << 31) - 1) + 1
-
-
 def free(connection: sqlite3.Connection, tokens: Sequence[int]) -> None:
     """End these claims: their videos can be claimed again, and commits with these tokens are refused."""
     for token in tokens:
         connection.execute("UPDATE videos SET claim = NULL WHERE claim = ?", (token,))
         connection.execute("DELETE FROM claims WHERE token = ?", (token,))
-
-
-# -- consistency ------------------------------------------------------------------------------------------------------
-
-_ALL = ", ".join(f"'{status}'" for status in STATUSES)
-_WITH_FEATURES = ", ".join(f"'{status}'" for status in WITH_FEATURES)
-
-_CONTRADICTIONS = {
-    "its status is unknown": f"status NOT IN ({_ALL})",
-    "its row holds text where a number belongs, or the other way round": (
-        "typeof(id) != 'text' OR typeof(path) != 'text' OR typeof(reason) != 'text'"
-        " OR typeof(num_frames) != 'integer' OR typeof(decoder_errors) != 'integer' OR typeof(seconds) != 'real'"
-        " OR typeof(shard) NOT IN ('integer', 'null') OR typeof(position) NOT IN ('integer', 'null')"
-        " OR typeof(declared_frames) NOT IN ('integer', 'null') OR typeof(claim) NOT IN ('integer', 'null')"
-    ),
-    "it counts as extracted, but the ledger does not say where its features are": (
-        f"status IN ({_WITH_FEATURES}) AND (shard IS NULL OR position IS NULL OR position < 0 OR num_frames < 1)"
-    ),
-    "it counts as not extracted, but the ledger says where its features are": (
-        f"status NOT IN ({_WITH_FEATURES}) AND (shard IS NOT NULL OR position IS NOT NULL OR num_frames != 0)"
-    ),
-    "its features are in a shard that the ledger does not list": (
-        "shard IS NOT NULL AND shard NOT IN (SELECT number FROM shards)"
-    ),
-    "another video has the same place in the same shard": (
-        "shard IS NOT NULL AND (shard, position) IN"
-        " (SELECT shard, position FROM videos WHERE shard IS NOT NULL GROUP BY shard, position HAVING count(*) > 1)"
-    ),
-    "it is claimed by a worker that the ledger does not list": (
-        "claim IS NOT NULL AND claim NOT IN (SELECT token FROM claims)"
-    ),
-    "it is claimed, but not pending": "claim IS NOT NULL AND status != 'pending'",
-}
-
-
-def contradictions(connection: sqlite3.Connection) -> Iterator[tuple[str, list[str]]]:
-    """Yields what is wrong with rows of videos, and the ids of those videos."""
-    for what, where in _CONTRADICTIONS.items():
-        ids = [str(row[0]) for row in connection.execute(f"SELECT id FROM videos WHERE {where} ORDER BY id")]
-        if ids:
-            yield what, ids
-
-
-def broken_structure(connection: sqlite3.Connection) -> list[str]:
-    """Returns what SQLite itself finds wrong with the file."""
-    return [row[0] for row in connection.execute("PRAGMA integrity_check(20)") if row[0] != "ok"]
