@@ -3,7 +3,7 @@ PYTHON3 ?=
 WORK ?= work
 
 # The variables of the three stages; each may be given on the command line or in the environment.
-override VARIABLES := DATASET DATA SUBSET ALLOW_REMOTE WEIGHTS LEVEL POOL SPLIT SEED RECIPE CLIPS VIEWS FORMAT DEVICE JOBS ENGINE WORKERS WATCH CALIBRATE FRESH TABLE VIDEO CACHE AGAIN WORK BACKBONE
+override VARIABLES := DATASET DATA SUBSET ALLOW_REMOTE WEIGHTS LEVEL POOL SPLIT SEED RECIPE CLIPS RUN VIEWS FORMAT DEVICE JOBS ENGINE WORKERS WATCH CALIBRATE FRESH TABLE VIDEO CACHE AGAIN WORK BACKBONE
 
 # What is given is text. Make would expand it: `$(shell ...)` in a file's name would run, `$HOME` become OME.
 override define newline
@@ -38,9 +38,10 @@ override EXTRACT = $(WHERE) $(ON) $(call option,--data,DATA) $(call flag,--subse
 	$(call option,--weights,WEIGHTS) $(call option,--backbone,BACKBONE) $(call option,--views,VIEWS) $(call option,--format,FORMAT) \
 	$(call option,--cache,CACHE) $(call option,--jobs,JOBS) $(call option,--engine,ENGINE) $(call option,--workers,WORKERS) \
 	$(call option,--again,AGAIN)
-override FUSE = $(WHERE) $(call option,--pool,POOL) $(call option,--split,SPLIT) $(call option,--seed,SEED) $(call option,--recipe,RECIPE) \
+override CHOICE = $(WHERE) $(call option,--pool,POOL) $(call option,--split,SPLIT) $(call option,--seed,SEED) $(call option,--recipe,RECIPE) \
 	$(call option,--clips,CLIPS) $(call flag,--watch,WATCH)
-override TRAIN = $(FUSE) $(ON) $(call flag,--fresh,FRESH)
+override TRAIN = $(CHOICE) $(ON) $(call flag,--fresh,FRESH)
+override FUSE = $(CHOICE) $(call option,--run,RUN)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo data extract checked cached train fuse doctor reproduce sweep predict test test-all gpu-check lint format clean clean-venv
@@ -97,9 +98,9 @@ checked: $(READY)
 train: checked cached ## stage two: cached features -> heads and scores      DATASET= LEVEL=low|mid|high|all POOL= RECIPE= CLIPS= SPLIT= SEED= WATCH=1 FRESH=1
 	@$(PY) -m train $(TRAIN) $(call option,--level,LEVEL)
 
-fuse: ## stage three: scores -> predictions, tables, report  DATASET= POOL= RECIPE= CLIPS= SPLIT= SEED= CALIBRATE=1
-	@$(MAKE) --no-print-directory train LEVEL=all
-	@$(if $(call flag,on,WATCH),,$(if $(call flag,on,CALIBRATE),$(PY) -m train $(TRAIN) --holdout))
+fuse: $(READY) ## stage three: scores -> predictions, tables, report  DATASET= POOL= RECIPE= CLIPS= SPLIT= SEED= CALIBRATE=1 RUN=
+	@$(if $(RUN),,$(MAKE) --no-print-directory train LEVEL=all)
+	@$(if $(RUN)$(call flag,on,WATCH),,$(if $(call flag,on,CALIBRATE),$(PY) -m train $(TRAIN) --holdout))
 	@$(PY) -m fuse $(FUSE)
 
 doctor: checked cached ## what may be wrong with a dataset: copies, wrong labels  DATASET= SPLIT=

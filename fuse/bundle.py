@@ -127,6 +127,7 @@ def model_card(results: Results, summary: Mapping[str, Any], clips: ClipRule) ->
         dataset=markdown(results.dataset),
         notes="".join(f"> **Note:** {markdown(note)}\n>\n" for note in summary["notes"]) or "\n",
         split=results.split,
+        run=results.run,
         videos=f"{len(results.video_ids):,}",
         noun=results.noun,
         accuracies=markdown_table(*models_table(results, ()).without_empty().shown()),
@@ -154,7 +155,7 @@ _UNKNOWN: Final = (
 
 _CARD = """# MRRN heads for {dataset}
 
-Three stacked-SRU heads (low, mid, high level) on frozen image features, fused by 0.7 high + 0.2 mid + 0.1 low; after
+Three heads (low, mid, high level; run {run}) on frozen image features, fused by 0.7 high + 0.2 mid + 0.1 low; after
 Zheng, An, Ruan, "Multi-Level Recurrent Residual Networks for Action Recognition", arXiv 1711.08238.
 
 {notes}

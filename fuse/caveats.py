@@ -9,6 +9,7 @@ from extract.network.weights import is_untrained
 from extract.settings import IMAGENET, as_json, settings_in
 from fuse import paper
 from fuse.results import Results
+from train.config import WATCHED
 from train.recipes import Recipe
 
 PAPER_RECIPE: Final = Recipe().name
@@ -18,7 +19,7 @@ PAPER_RECIPE: Final = Recipe().name
 def caveats(results: Results) -> list[str]:
     """What to know before the figures are compared or believed, a sentence each; empty for the paper's own setting."""
     found = weights_caveats(results.cache.identity)
-    recipes = sorted({str(run.get("recipe")) for run in results.runs.values()} - {PAPER_RECIPE})
+    recipes = sorted({_recipe(run) for run in results.runs.values()} - {PAPER_RECIPE})
     if recipes:
         found.append(f"recipe: {', '.join(recipes)} (not the paper's training settings).")
     if results.runs["high"].get("watch"):
@@ -66,6 +67,13 @@ def caveats(results: Results) -> list[str]:
     if test_videos < FEW_VIDEOS:
         found.append(f"test {dataset.noun}: {test_videos}, {TOO_FEW}: accuracies and differences may be chance.")
     return found
+
+
+def _recipe(run: Mapping[str, Any]) -> str:
+    """The recipe of a run, and what it changes of that: `paper with l4`."""
+    recipe = str(run.get("recipe"))
+    changed = str(run.get("variant") or "").removeprefix(recipe).removesuffix(WATCHED).strip("-")
+    return f"{recipe} with {changed}" if changed else recipe
 
 
 def weights_caveats(identity: Mapping[str, Any]) -> list[str]:

@@ -27,8 +27,10 @@ from cache.common.text import visible
 from cache.common.workspace import Workspace
 from cache.fingerprint import LEVELS
 from extract.network.weights import IMAGENET, check_weights, is_file_spec, is_untrained
-from fuse.choice import Choose, RunChoice, run_options, split_option
+from fuse.choice import Choose, RunChoice, run_option, run_options, split_option
 from fuse.given import find_files, growing, unless_bundled
+from train.config import train_command
+from train.recipes import recipes_for
 from train.split import open_split
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ open_option = click.option("--open", "show", is_flag=True, help="Show the page i
 
 @click.group(cls=StageGroup, invoke_without_command=True)
 @run_options
+@run_option
 @clips_option
 @open_option
 @click.pass_context
@@ -88,9 +91,9 @@ def _fuse(choice: RunChoice) -> Path:
     if several := mean_over_splits(choice):
         say(f"\n{several}")
     click.echo(f"\nreport: {page}")
-    say_next(
-        advised("predict", choice.workspace, dataset=choice.dataset, video="clip.mp4"), "fuse", "demo", "reproduce"
-    )
+    which = {"run": choice.run} if choice.run else {}
+    command = advised("predict", choice.workspace, dataset=choice.dataset, **which, video="clip.mp4")
+    say_next(command, "fuse", "demo", "reproduce")
     return page
 
 
@@ -100,8 +103,16 @@ def _say_certainty(choice: RunChoice, results: "Results") -> None:
     if results.calibration is None:
         seconds = sum(epoch.seconds for epochs in results.curves.values() for epoch in epochs)
         price = f" in about {0.8 * seconds:,.0f} s" if seconds else ""
-        command = shlex.join(["mrrn", "train", *choice.options(), "--holdout"])
-        click.echo(f"  `make fuse` with CALIBRATE=1 trains such runs{price}, or:\n  {command}")
+        by_make = "" if choice.run else "`make fuse` with CALIBRATE=1, or "
+        click.echo(f"  such runs are trained{price} by {by_make}this command:\n  {_holdout_command(choice, results)}")
+
+
+def _holdout_command(choice: RunChoice, results: "Results") -> str:
+    """Trains the held-out runs beside the chosen ones."""
+    if choice.run is None or results.config is None:
+        return shlex.join(["mrrn", "train", *choice.options(), "--holdout"])
+    command = train_command(results.config, recipes_for(results.cache.dataset.source), holdout=True)
+    return shlex.join(["mrrn", *command, *choice.work_option()])
 
 
 @main.command()
@@ -127,6 +138,7 @@ def reproduce(choose: Choose, clips: str | None, device: str, seeds: int, fresh:
 
 @main.command()
 @run_options
+@run_option
 @clips_option
 @open_option
 def doctor(choose: Choose, clips: str | None, show: bool) -> None:
@@ -217,6 +229,7 @@ def compare(runs: tuple[str, ...], workspace: Workspace, dataset: str | None, sp
 @main.command()
 @click.argument("videos", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="VIDEO...")
 @run_options
+@run_option
 @heads_option
 @weights_option
 @device_option
@@ -295,6 +308,7 @@ def predict(
 
 @main.command()
 @run_options
+@run_option
 @heads_option
 @weights_option
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="ONNX file to write.")
@@ -323,6 +337,7 @@ def export(choose: Choose, bundle: Path | None, weights: str | None, out: Path) 
 
 @main.command()
 @run_options
+@run_option
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write. [default: WORK/bundles/DATASET-splitN]")
 @clips_option
 def bundle(choose: Choose, out: Path | None, clips: str | None) -> None:

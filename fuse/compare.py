@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 
 from cache.aggregate import Interval, align, correct, fraction, fuse_levels, predicted, wilson
 from cache.common.errors import ScoreError
-from cache.common.text import some
 from cache.common.workspace import Workspace
 from cache.dataset import Dataset
-from cache.fingerprint import LEVELS
 from cache.scores import read_scores
+from fuse.choice import names_of_runs, run_folders
 from fuse.metrics import Comparison, McNemar, compare, mcnemar
 from fuse.scores import by_sample, check_same, differences, half_differences, identity_of, read_scored_cache
 from train.config import SCORES_FILE
@@ -118,14 +117,14 @@ class SideBySide:
 def side_by_side(names: Sequence[str], workspace: Workspace, dataset: str, split: int) -> SideBySide:
     """The runs called `names`, on a split of an extracted dataset.
 
-    A name is that of the runs' folders without their level, `mean-seed0-paper`, for the three levels fused; a folder's
-    whole name, `high-mean-seed0-paper`, for one level alone; or the path of either, if it is in another place. Raises
-    `ScoreError` unless all are of the same test videos, labels and classes.
+    A name is one that `run_folders` takes, for the three levels fused; or a folder's whole name or path,
+    `high-mean-seed0-paper`, for one level alone. Raises `ScoreError` unless all are of the same test videos, labels and
+    classes.
     """
     cache, folder = read_scored_cache(workspace, dataset), workspace.runs(dataset, split)
     if len(names) < 2 or len(set(names)) < len(names):
         raise ScoreError(
-            f"give two or more different runs; the others are compared with the first; {_there_are(folder)}"
+            f"give two or more different runs; the others are compared with the first; {names_of_runs(folder)}"
         )
     expected = cache.test_labels(split)
     return SideBySide(
@@ -143,14 +142,8 @@ def _read(name: str, folder: Path, dataset: Dataset, expected: Mapping[str, int]
         table = read_scores(path / SCORES_FILE)
         probabilities = align(*table.videos()[:2], ids)
     else:
-        paths = {level: path.parent / f"{level}-{path.name}" / SCORES_FILE for level in LEVELS}
-        missing = [level for level, each in paths.items() if not each.exists()]
-        if missing:
-            raise ScoreError(
-                f"no run is called {name!r} in {path.parent}, alone or with the levels {', '.join(LEVELS)} before it "
-                f"(missing: {', '.join(missing)}); {_there_are(folder)}"
-            )
-        tables = {level: read_scores(each) for level, each in paths.items()}
+        folders = run_folders(folder, name, or_alone=True)
+        tables = {level: read_scores(each / SCORES_FILE) for level, each in folders.items()}
         check_same(tables)
         table = tables["high"]
         probabilities = fuse_levels(by_sample(tables, ids))
@@ -162,11 +155,3 @@ def _read(name: str, folder: Path, dataset: Dataset, expected: Mapping[str, int]
         correct=correct(probabilities, np.fromiter(expected.values(), dtype=np.int64)),
         settings={**table.run, "fingerprint": identity_of(table)},
     )
-
-
-def _there_are(folder: Path) -> str:
-    """The names that may be given."""
-    runs = sorted(path.parent.name for path in folder.glob(f"*/{SCORES_FILE}"))
-    fused = [name.partition("-")[2] for name in runs if name.startswith("high-")]
-    fused = [name for name in fused if all(f"{level}-{name}" in runs for level in LEVELS)]
-    return f"in {folder} there are {some([*fused, *runs], 30)}" if runs else f"in {folder} there are none"

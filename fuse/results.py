@@ -4,7 +4,7 @@ Computed once here, then rendered as tables, figures and a page by `fuse.report`
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final, Literal
 
@@ -30,6 +30,7 @@ from cache.aggregate import (
 )
 from cache.clips import ClipRule
 from cache.common.errors import ScoreError
+from cache.common.workspace import run_name
 from cache.fingerprint import LEVELS, Level
 from cache.scores import ScoreTable
 from fuse import metrics, paper
@@ -48,6 +49,7 @@ from fuse.scores import (
     read_levels,
     read_scored_cache,
 )
+from train.config import RunConfig, read_config
 
 Model = Literal["low", "mid", "high", "fused", "mean", "searched"]
 
@@ -86,6 +88,8 @@ class Results:
     """Temperatures and threshold found on them; None without such runs, or with too few videos."""
     curves: Mapping[Level, Sequence[Epoch]] = field(default_factory=dict)
     """The epochs of each level's training."""
+    config: RunConfig | None = None
+    """The high level's run; None if its scores are all there is."""
     linear: Mapping[Model, float] = field(default_factory=dict)
     """Accuracy of the baseline `linear` in the place of each model's heads; empty if it was not trained beside them."""
 
@@ -113,6 +117,11 @@ class Results:
     def pool(self) -> str:
         """Temporal pooling of the heads: mean, max or attention."""
         return str(self.runs["high"].get("pool"))
+
+    @property
+    def run(self) -> str:
+        """Name of the runs: their folders' without the level."""
+        return run_name(self.pool, self.runs["high"].get("seed", 0), str(self.runs["high"].get("variant") or ""))
 
     @property
     def unread_share(self) -> float | None:
@@ -264,7 +273,8 @@ class Results:
 
 def results_of(choice: RunChoice) -> Results:
     """What the chosen runs and those trained beside them scored. Raises `ScoreError` as `evaluate`, or for none."""
-    return evaluate(
+    config = read_config(choice.folder("high"))
+    results = evaluate(
         read_levels(choice),
         read_scored_cache(choice.workspace, choice.dataset),
         choice.split,
@@ -272,6 +282,7 @@ def results_of(choice: RunChoice) -> Results:
         {level: read_curve(folder) for level, folder in choice.folders().items()},
         read_baseline(choice),
     )
+    return replace(results, config=config and config[0])
 
 
 def evaluate(

@@ -109,6 +109,11 @@ def test_other_variables_run_nothing(folder: Path, name: str) -> None:
     assert not (folder / "P").exists()
 
 
+def test_a_named_run_is_fused_as_it_is(folder: Path) -> None:
+    assert make(folder, "fuse", "RUN=mean-seed0-l4", "CALIBRATE=1").returncode == 0
+    assert calls(folder) == [["-m", "fuse", "--work", "work", "--run", "mean-seed0-l4"]]
+
+
 def test_a_line_break_is_refused(folder: Path) -> None:
     run = make(folder, "predict", VIDEO="x\ntouch P\n")
     assert run.returncode == 2

@@ -190,7 +190,9 @@ def main(
     if waiting:
         _run_all(opened, waiting, workspace, device, fresh)
     if level == "all" and not holdout:
-        say_next(advised("fuse", workspace, dataset=opened.dataset.name), "train")
+        which = {"split": str(split), "run": configs[-1].name}
+        unusual = {name: value for name, value in which.items() if value not in ("1", "mean-seed0")}
+        say_next(advised("fuse", workspace, dataset=opened.dataset.name, **unusual), "train")
 
 
 @main.command()

@@ -16,7 +16,7 @@ from cache.common.device import multiplies_bf16
 from cache.common.errors import TrainingError
 from cache.common.files import read_json_and_seal, write_sealed_json
 from cache.common.text import visible
-from cache.common.workspace import Workspace
+from cache.common.workspace import Workspace, run_name
 from cache.fingerprint import LEVELS, Level, widths_of
 from train.recipes import KNOBS, LINEAR, RECIPES, RETIRED, Pool, Recipe
 
@@ -100,6 +100,11 @@ class RunConfig:
         """Name of the file that the run's scores go to."""
         return HELDOUT_SCORES_FILE if self.holdout else SCORES_FILE
 
+    @property
+    def name(self) -> str:
+        """Name of this run and those of the other levels: their folders' without the level."""
+        return run_name(self.pool, self.seed, self.variant)
+
     def folder(self, workspace: Workspace) -> Path:
         """Returns the run's folder."""
         return workspace.run(self.dataset, self.split, self.level, self.pool, self.seed, self.variant)
@@ -171,14 +176,41 @@ def variant_of(
 
     Of `linear` it says all clips but the paper's: heads of one dataset may have different ones beside them.
     """
-    base = RECIPES[LINEAR] if recipe.name == LINEAR else recipes.get(recipe.name, recipe)
-    parts = [] if recipe.name == usual.name else [recipe.name]
-    for name, knob in KNOBS.items():
-        # Asking for a number of epochs also sets `min_steps` to 0, which else adds epochs.
-        exact = name == "epochs" and recipe.min_steps != base.min_steps
-        if exact or getattr(recipe, name) != getattr(base, name):
-            parts.append(f"{knob.word}{_short(getattr(recipe, name))}")
+    parts = [*([] if recipe.name == usual.name else [recipe.name]), *_changes(recipe, recipes).values()]
     return "-".join([*parts, *[WATCHED] * watch, *[HOLDOUT] * holdout])
+
+
+def _changes(recipe: Recipe, recipes: Mapping[str, Recipe]) -> dict[str, str]:
+    """The fields in which `recipe` differs from the one of its name, and what a folder's name says of each."""
+    base = RECIPES[LINEAR] if recipe.name == LINEAR else recipes.get(recipe.name, recipe)
+    return {
+        name: f"{knob.word}{_short(getattr(recipe, name))}"
+        for name, knob in KNOBS.items()
+        if getattr(recipe, name) != getattr(base, name)
+        # Asking for a number of epochs also sets `min_steps` to 0, which else adds epochs.
+        or (name == "epochs" and recipe.min_steps != base.min_steps)
+    }
+
+
+def train_command(config: RunConfig, recipes: Mapping[str, Recipe], *, holdout: bool = False) -> list[str]:
+    """Words after `mrrn` that train all levels as `config` was trained; `holdout`: the held-out runs beside them.
+
+    What `mrrn train` has no option for is one point of a sweep, which trains the seeds below this one, too.
+    """
+    recipe = config.recipe
+    # Not what a recipe of this name was before, nor the precision that the device decided: the folder says neither.
+    changed = [name for name, part in _changes(recipe, recipes).items() if part in config.variant]
+    values = {str(KNOBS[name].axis): getattr(recipe, name) for name in changed}
+    texts = {axis: _short(each) if isinstance(each, Mapping) else str(each) for axis, each in values.items()}
+    where = ["--dataset", config.dataset, "--split", str(config.split)]
+    given = {"pool": config.pool, "recipe": recipe.name, **texts}
+    if all(KNOBS[name].help for name in changed):
+        options = [word for axis, text in given.items() for word in (f"--{axis}", text)]
+        command = ["train", *where, "--seed", str(config.seed), *options, *["--watch"] * config.watch]
+    else:
+        grid = [word for axis, text in given.items() for word in ("--grid", f"{axis}={text.replace(',', '+')}")]
+        command = ["sweep", *where, "--seeds", str(config.seed + 1), *grid]
+    return [*command, *["--holdout"] * holdout]
 
 
 def linear_beside(recipe: Recipe) -> Recipe:

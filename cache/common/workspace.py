@@ -15,6 +15,11 @@ from cache.fingerprint import Level
 _NAME_BYTES = 4096
 
 
+def run_name(pool: str, seed: int, variant: str) -> str:
+    """Name of the runs of all levels: that of their folders without the level."""
+    return f"{pool}-seed{seed}" + (f"-{variant}" if variant else "")
+
+
 @dataclass(frozen=True)
 class Workspace:
     """The folder that holds all outputs (`--work`, `WORK=`)."""
@@ -31,8 +36,7 @@ class Workspace:
 
     def run(self, dataset: str, split: int, level: Level, pool: str, seed: int, variant: str = "") -> Path:
         """Folder of one run; `variant` distinguishes runs with other settings than the dataset's usual ones."""
-        name = f"{level}-{pool}-seed{seed}" + (f"-{variant}" if variant else "")
-        return self.runs(dataset, split) / name
+        return self.runs(dataset, split) / f"{level}-{run_name(pool, seed, variant)}"
 
     def report(self, dataset: str, split: int) -> Path:
         """Folder of the tables, figures and page for one split."""

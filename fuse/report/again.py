@@ -8,6 +8,8 @@ from typing import Any, Final
 from cache.fingerprint import IMPORTED, is_imported
 from extract.settings import RequestedSettings, as_json, device_defaults, flag_of
 from fuse.results import Results
+from train.config import train_command
+from train.recipes import recipes_for
 
 SETTLED: Final = ("device", "depths")
 """Settings of which the first may be another one, and the second stands in `--levels`."""
@@ -18,19 +20,15 @@ def commands_of(results: Results) -> list[str]:
 
     Names are quoted, because they come from outside. They work in `work/`; with `--work` anywhere else.
     """
-    run = results.runs["high"]
-    options = ["--dataset", results.dataset, "--split", str(results.split), "--pool", results.pool]
-    options += ["--seed", str(run.get("seed", 0)), "--recipe", str(run.get("recipe"))]
-    # Those of the recipe go without saying; a run of other ones is named after them.
-    options += ["--clips", str(results.clip_rule)] if "clips" in str(run.get("variant")) else []
-    options += ["--watch"] if run.get("watch") else []
+    which = ["--dataset", results.dataset, "--split", str(results.split)]
+    recipes, config = recipes_for(results.cache.dataset.source), results.config
+    held = (False, True) if results.searched_weights and not results.runs["high"].get("watch") else (False,)
     commands = [
         _import(results)
         if is_imported(results.cache.identity)
         else ["extract", "--dataset", results.dataset, *_settings(results)],
-        ["train", *options],
-        *([["train", *options, "--holdout"]] if results.searched_weights and not run.get("watch") else []),
-        ["fuse", *options],
+        *([train_command(config, recipes, holdout=each) for each in held] if config else [["train", *which]]),
+        ["fuse", *which, "--run", results.run],
     ]
     return [shlex.join(["mrrn", *command]) for command in commands]
 

@@ -105,24 +105,25 @@ def _numbers(accuracies: Sequence[float] | None, printed: float | None) -> tuple
 
 
 def mean_over_splits(choice: RunChoice) -> str:
-    """A line with each model's mean accuracy over the splits whose reports have this pooling and seed.
+    """A line with each model's mean accuracy over the splits with a report of the same kind of runs and cache.
 
-    Empty if fewer than two have, or if these are of different caches. Raises `ScoreError` if a report cannot be read.
+    Empty if no other one is. Raises `ScoreError` if a report cannot be read.
     """
-    found, fingerprints = {}, []
+    found = {}
     for split in SPLITS:
         path = choice.workspace.report(choice.dataset, split) / "results.json"
         try:
             report: dict[str, Any] = read_json(path)
-            if (report["pool"], report["runs"]["high"].get("seed")) == (choice.pool, choice.seed):
-                found[split] = {model: float(report["accuracy"][model]) for model in MODELS}
-                fingerprints.append(report["fingerprint"])
+            run = report["runs"]["high"]
+            kind = [report["fingerprint"], report["pool"], *map(run.get, ("seed", "recipe", "variant"))]
+            found[split] = kind, {model: float(report["accuracy"][model]) for model in MODELS}
         except FileNotFoundError:
             continue
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ScoreError(f"{path} is not a report's result: {error!r}; make that report again") from error
-    if len(found) < 2 or any(fingerprint != fingerprints[0] for fingerprint in fingerprints):
+    alike = {split: accuracy for split, (kind, accuracy) in found.items() if kind == found[choice.split][0]}
+    if len(alike) < 2:
         return ""
-    means = {model: statistics.fmean(accuracy[model] for accuracy in found.values()) for model in MODELS}
-    splits = ", ".join(map(str, found))
+    means = {model: statistics.fmean(accuracy[model] for accuracy in alike.values()) for model in MODELS}
+    splits = ", ".join(map(str, alike))
     return f"mean over splits {splits}: " + ", ".join(f"{model} {100 * mean:.2f} %" for model, mean in means.items())
