@@ -92,7 +92,8 @@ class Check:
         elif left < 5:
             step.status, step.reason = "out of time", "the minutes of --minutes were over"
         else:
-            self._run(step, min(step.limit_seconds, left))
+            # The limits are a GPU's: a busy processor takes longer to rehearse.
+            self._run(step, left if self.rehearse else min(step.limit_seconds, left))
         self.write()
         print(f"{step.name:14} {step.status:12} {step.seconds:6.1f} s  {step.reason}", flush=True)
 

@@ -101,27 +101,28 @@ class Comparison:
     @property
     def text(self) -> str:
         """The difference in points, and the one thing that the interval and the test together allow to say of it."""
-        points, p_value = f"{_signed(self.difference)} points", f"McNemar's exact test, {_p_value(self.test.p_value)}"
+        found, p_value = f"{points(self.difference)} points", f"McNemar's exact test, {_p_value(self.test.p_value)}"
         match self.verdict:
             case "same":
-                return f"{points}, the very same ones right"
+                return f"{found}, the very same ones right"
             case "too few":
-                return f"{points}, {TOO_FEW}"
+                return f"{found}, {TOO_FEW}"
             case "chance" if not self.difference:
-                return f"{points}: as many right, though not the same ones"
+                return f"{found}: as many right, though not the same ones"
             case "chance":
-                return f"{points}, which chance may explain ({p_value})"
+                return f"{found}, which chance may explain ({p_value})"
             case _:
-                ends = f"95 % interval {_signed(self.interval.low)} to {_signed(self.interval.high)}"
-                return f"{points} ({ends}; {p_value}), which chance hardly explains"
+                ends = f"95 % interval {points(self.interval.low)} to {points(self.interval.high)}"
+                return f"{found} ({ends}; {p_value}), which chance hardly explains"
 
 
 def _p_value(p_value: float) -> str:
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
 
 
-def _signed(fraction: float) -> str:
-    return f"{100 * fraction:+.1f}".replace("-", "−")
+def points(fraction: float, decimals: int = 1) -> str:
+    """A difference of fractions in points, with a true minus."""
+    return f"{100 * fraction:+.{decimals}f}".replace("-", "−")
 
 
 def compare(first_N: NDArray[np.bool_], second_N: NDArray[np.bool_]) -> Comparison:

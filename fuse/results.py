@@ -243,12 +243,6 @@ class Results:
         """Accuracy of naming a class at random, each as likely."""
         return 1 / len(self.classes)
 
-    def class_intervals(self) -> list[Interval | None]:
-        """95 % interval of each class's fused accuracy; None for a class without test videos."""
-        totals = np.bincount(self.labels, minlength=len(self.classes))
-        right = np.bincount(self.labels[self.correct["fused"]], minlength=len(self.classes))
-        return [wilson(int(r), int(n)) if n else None for r, n in zip(right, totals, strict=True)]
-
     def confusion(self) -> NDArray[np.int64]:
         """Counts of the fused model `[K, K + 1]`: row = true class, column = predicted, the last one = none."""
         return metrics.confusion(predicted(self.probabilities["fused"]), self.labels, len(self.classes))

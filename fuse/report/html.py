@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from cache.aggregate import NO_PREDICTION, predicted
+from cache.aggregate import NO_PREDICTION, predicted, wilson
 from cache.common.progress import duration
 from cache.common.text import visible
 from fuse import metrics, paper
@@ -144,16 +144,17 @@ def _examples(results: Results, pictures: Collection[str]) -> Examples:
 def _classes(results: Results) -> list[dict[str, Any]]:
     """The classes that have test videos, the worst first, then the others."""
     shares = {model: results.per_class(model).tolist() for model in MODELS}
-    totals, rivals = results.confusion().sum(axis=1).tolist(), results.rivals()
+    counts, rivals = results.confusion(), results.rivals()
+    totals, right = counts.sum(axis=1).tolist(), counts.diagonal().tolist()
     rows = [
         {
             "name": name,
             "videos": totals[index],
-            "interval": interval,
+            "interval": wilson(right[index], totals[index]),
             "rival": rivals[index],
             **{model: share[index] for model, share in shares.items()},
         }
-        for index, (name, interval) in enumerate(zip(results.classes, results.class_intervals(), strict=True))
+        for index, name in enumerate(results.classes)
     ]
     return sorted(rows, key=lambda row: (not row["videos"], row["fused"], -row["videos"]))
 
