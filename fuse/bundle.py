@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
 from cache.aggregate import PAPER_WEIGHTS, check_weights
 from cache.clips import ClipRule
 from cache.common.errors import ScoreError, WeightsError
@@ -30,8 +28,10 @@ from cache.common.files import (
 from cache.common.text import markdown, markdown_table, some
 from cache.fingerprint import LEVELS, Level
 from fuse.calibration import Calibration
-from fuse.report.tables import NONE
-from fuse.results import TITLES
+from fuse.caveats import caveats
+from fuse.report.tables import models_table
+from fuse.results import Results
+from fuse.summary import made_now, summarise
 from train.config import CHECKPOINT_BYTES, CHECKPOINT_FILE, CONFIG_FILE, note_unchecked
 
 FORMAT: Final = 1
@@ -45,13 +45,11 @@ _KEPT: Final = (
 """Names of results.json that a bundle takes along."""
 
 
-def write_bundle(
-    out: Path, folders: Mapping[Level, Path], summary: Mapping[str, Any], clips: ClipRule, noun: str
-) -> None:
-    """Write the heads of the run folders `folders` and their figures (`summary`, as in results.json) to `out`.
+def write_bundle(out: Path, folders: Mapping[Level, Path], results: Results, clips: ClipRule) -> None:
+    """Write the heads of the run folders `folders` and what they reached to `out`; `clips` is how it cuts new videos.
 
-    `clips` is how it cuts new videos, `noun` what test samples are called. An older bundle is replaced as a whole, once
-    the new one is complete beside it. Raises `ScoreError` if `out` holds anything else.
+    An older bundle is replaced as a whole, once the new one is complete beside it. Raises `ScoreError` if `out` holds
+    anything else.
     """
     out = Path(os.path.realpath(out))  # a link to a folder stays one
     _check_replaceable(out)
@@ -61,9 +59,10 @@ def write_bundle(
         for name in _FILES
     }
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    summary = summarise(results, caveats(results), made_now())
     about = {name: summary[name] for name in _KEPT}
     description = {"format": FORMAT, **about, "clip_rule": str(clips), "sha256": hashes}
-    files |= {CARD: model_card(summary, clips, noun).encode(), DESCRIPTION: sealed_json(description)}
+    files |= {CARD: model_card(results, summary, clips).encode(), DESCRIPTION: sealed_json(description)}
     temporary = out.with_name(f".tmp-{out.name}")
     remove(temporary)
     make_folder_durably(out.parent)
@@ -118,37 +117,29 @@ def read_bundle(
     return {level: folder / level for level in LEVELS}, weights, calibration, rule
 
 
-def model_card(summary: Mapping[str, Any], clips: ClipRule, noun: str) -> str:
+def model_card(results: Results, summary: Mapping[str, Any], clips: ClipRule) -> str:
     """README.md of a bundle: what the heads are, what they need, how good they are, what they are not for.
 
-    `noun`: what test samples are called.
+    `summary` is of the same results.
     """
-    identity, environment = summary["fingerprint"]["identity"], summary["fingerprint"]["environment"]
-    measured = msgspec.convert(summary["runs"]["high"]["clips"], ClipRule)
-    printed = summary["paper"]
-    rows, heads = [], ["model", "accuracy %", "95 % interval", "macro %", *(["paper %"] if printed else [])]
-    for model, accuracy in summary["accuracy"].items():
-        low, high = (f"{100 * summary['interval95'][model][end]:.1f}" for end in ("low", "high"))
-        macro = f"{100 * summary['macro'][model]:.2f}"
-        beside = [f"{100 * printed[model]:.2f}" if model in printed else NONE] if printed else []
-        rows.append((TITLES[model], f"{100 * accuracy:.2f}", f"{low} to {high}", macro, *beside))
+    identity, environment, measured = results.cache.identity, results.cache.environment, results.clip_rule
     return _CARD.format(
-        dataset=markdown(str(summary["dataset"])),
+        dataset=markdown(results.dataset),
         notes="".join(f"> **Note:** {markdown(note)}\n>\n" for note in summary["notes"]) or "\n",
-        split=summary["split"],
-        videos=f"{summary['videos']:,}",
-        noun=noun,
-        accuracies=markdown_table(heads, rows, numeric=(1, 3, 4)),
-        against=summary["fused_against"]["high"]["text"],
-        weights=markdown(str(identity["weights"])),
+        split=results.split,
+        videos=f"{len(results.video_ids):,}",
+        noun=results.noun,
+        accuracies=markdown_table(*models_table(results, ()).without_empty().shown()),
+        against=results.against("high").text,
+        weights=markdown(results.weights),
         sha256=identity["weights_sha256"],
         backbone=markdown(str(identity["backbone"])),
         transform=markdown(str(identity["transform"])),
         precision=markdown(f"{environment['precision']} on {environment['device']}"),
         clips=clips.words + ("" if clips == measured else f"; trained and measured with {measured.words}"),
-        certainty=markdown(summary["certainty"]),
-        unknown=_UNKNOWN[summary["calibration"] is not None].format(count=len(summary["classes"])),
-        classes=", ".join(map(markdown, summary["classes"])),
+        certainty=markdown(results.certainty),
+        unknown=_UNKNOWN[results.calibration is not None].format(count=len(results.classes)),
+        classes=", ".join(map(markdown, results.classes)),
         version=summary["made"]["version"],
         date=summary["made"]["date"],
     )

@@ -77,11 +77,11 @@ def _fuse(choice: RunChoice) -> Path:
     """Write the report and print its figures; returns the path of its page."""
     from fuse.report.build import build
     from fuse.report.sweeps import mean_over_splits
-    from fuse.report.tables import table_3, to_text
+    from fuse.report.tables import models_table, to_text
     from fuse.results import TITLES
 
     results, notes, page = build(choice)
-    say(to_text(table_3(results, notes, short=True)))
+    say(to_text(models_table(results, notes, {model: model for model in results.models})))
     say("; ".join(f"{model}: {TITLES[model]}" for model in results.models if model not in LEVELS))
     say(f"\nfused against the high level alone: {results.against('high').text}")
     _say_certainty(choice, results)
@@ -332,15 +332,13 @@ def bundle(choose: Choose, out: Path | None, clips: str | None) -> None:
     """
     choice = choose(clips).of_new_videos()
     from fuse.bundle import write_bundle
-    from fuse.caveats import caveats
     from fuse.results import results_of
-    from fuse.summary import made_now, summarise
     from fuse.trained import load_heads
 
     results = results_of(choice)
     heads = load_heads(choice.folders(), clips=clips)  # raises unless the bundle can be used
     out = out or choice.workspace.root / "bundles" / f"{choice.dataset}-split{choice.split}"
-    write_bundle(out, choice.folders(), summarise(results, caveats(results), made_now()), heads.clips, results.noun)
+    write_bundle(out, choice.folders(), results, heads.clips)
     _say_certainty(choice, results)
     click.echo(f"bundle: {out}")
     weights = results.cache.settings.get("weights") or heads.identity["weights"]

@@ -5,9 +5,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from extract.network.engine import open_engine
-from fuse.bundle import read_bundle
 from fuse.predict import Prediction, predict
-from fuse.trained import backbone_weights, load_heads, settings_for, weights_for
+from fuse.trained import backbone_weights, chosen_heads, settings_for
 
 
 class Predictor:
@@ -26,10 +25,9 @@ class Predictor:
 
         Raises `WeightsError` if the bundle or the backbone's weights cannot be read, or do not belong together.
         """
-        self._heads = load_heads(*read_bundle(Path(bundle)), clips)
+        self._heads, spec = chosen_heads(None, Path(bundle), weights, clips)
         self.classes = self._heads.classes
         """`[K]` names in label order."""
-        spec = weights_for(self._heads, weights)
         self._settings = settings_for(self._heads, weights=spec, device=device, jobs=jobs)
         self._engine = open_engine(self._settings, backbone_weights(self._heads, self._settings))
 

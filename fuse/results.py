@@ -30,6 +30,7 @@ from cache.aggregate import (
 )
 from cache.clips import ClipRule
 from cache.common.errors import ScoreError
+from cache.comparison import Comparison, compare
 from cache.fingerprint import LEVELS, Level
 from cache.scores import ScoreTable
 from fuse import metrics, paper
@@ -213,9 +214,9 @@ class Results:
             "wrong ones"
         )
 
-    def against(self, other: Model) -> metrics.Comparison:
+    def against(self, other: Model) -> Comparison:
         """The fused model against another one."""
-        return metrics.compare(self.correct["fused"], self.correct[other])
+        return compare(self.correct["fused"], self.correct[other])
 
     def top5(self, model: Model) -> float | None:
         """Fraction whose true class is among the five most probable; None with five classes or fewer."""
@@ -242,12 +243,6 @@ class Results:
     def chance(self) -> float:
         """Accuracy of naming a class at random, each as likely."""
         return 1 / len(self.classes)
-
-    def class_intervals(self) -> list[Interval | None]:
-        """95 % interval of each class's fused accuracy; None for a class without test videos."""
-        totals = np.bincount(self.labels, minlength=len(self.classes))
-        right = np.bincount(self.labels[self.correct["fused"]], minlength=len(self.classes))
-        return [wilson(int(r), int(n)) if n else None for r, n in zip(right, totals, strict=True)]
 
     def confusion(self) -> NDArray[np.int64]:
         """Counts of the fused model `[K, K + 1]`: row = true class, column = predicted, the last one = none."""

@@ -53,15 +53,8 @@ def show_timelines(
     plain = False if "NO_COLOR" in os.environ else None
     writer = Writer(shape, heads.classes, style=lambda text, colour: click.style(text, fg="black", bg=colour))
     notes = weights_caveats(heads.identity)
-    failed: dict[str, str] = {}
     for note in notes if shape in ("text", "csv") else ():
         say(f"! {note}", err=shape == "csv")
-
-    def noting_failures(events: Iterator[Event]) -> Iterator[Event]:
-        for event in events:
-            if isinstance(event, TimelineEnd) and event.outcome.status == "failed":
-                failed[event.outcome.video_id] = event.outcome.reason
-            yield event
 
     for line in writer.head(notes):
         click.echo(line, color=plain)
@@ -69,9 +62,9 @@ def show_timelines(
         for path in files:
             events = timeline(path, heads, settings, engine, pool, follow_seconds)
             name = "-" if path.match("/proc/*/fd/*") else str(path)
-            for line in writer.lines(name, noting_failures(events)):
+            for line in writer.lines(name, events):
                 click.echo(line, color=plain)
-    finish(failed, len(files), "read to the end")
+    finish(writer.failed, len(files), "read to the end")
 
 
 class Strip:
@@ -136,6 +129,8 @@ class Writer:
     classes: Sequence[str]
     style: Style = lambda text, _colour: text
     strip: Strip = field(default_factory=Strip)
+    failed: dict[str, str] = field(default_factory=dict)
+    """Why videos could not be read to their end, by their ids."""
 
     def head(self, notes: Iterable[str]) -> Iterator[str]:
         """What stands before all videos."""
@@ -155,6 +150,8 @@ class Writer:
         for event in events:
             if isinstance(event, Segment):
                 self.strip.add(event)
+            elif isinstance(event, TimelineEnd) and event.outcome.status == "failed":
+                self.failed[event.outcome.video_id] = event.outcome.reason
             yield from getattr(self, f"_{self.shape}")(video, event)
 
     def _name(self, label: int | None) -> str:

@@ -10,10 +10,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from cache.aggregate import NO_PREDICTION, predicted
+from cache.aggregate import NO_PREDICTION, predicted, wilson
 from cache.common.progress import duration
 from cache.common.text import visible
-from fuse import metrics, paper
+from cache.comparison import RESAMPLES, SEED
+from fuse import paper
 from fuse.calibration import reliability
 from fuse.portions import by_group, by_length
 from fuse.report.again import commands_of
@@ -144,16 +145,17 @@ def _examples(results: Results, pictures: Collection[str]) -> Examples:
 def _classes(results: Results) -> list[dict[str, Any]]:
     """The classes that have test videos, the worst first, then the others."""
     shares = {model: results.per_class(model).tolist() for model in MODELS}
-    totals, rivals = results.confusion().sum(axis=1).tolist(), results.rivals()
+    counts, rivals = results.confusion(), results.rivals()
+    totals, right = counts.sum(axis=1).tolist(), counts.diagonal().tolist()
     rows = [
         {
             "name": name,
             "videos": totals[index],
-            "interval": interval,
+            "interval": wilson(right[index], totals[index]),
             "rival": rivals[index],
             **{model: share[index] for model, share in shares.items()},
         }
-        for index, (name, interval) in enumerate(zip(results.classes, results.class_intervals(), strict=True))
+        for index, name in enumerate(results.classes)
     ]
     return sorted(rows, key=lambda row: (not row["videos"], row["fused"], -row["videos"]))
 
@@ -270,7 +272,7 @@ def _provenance(results: Results, made: Made) -> list[dict[str, Any]]:
                 "made": when(made.date),
                 "fusion": "0.7 high + 0.2 mid + 0.1 low (equation 10); plain mean beside it",
                 "intervals": "95 %; of one accuracy Wilson's, of a difference the paired bootstrap over "
-                f"{results.noun} ({metrics.RESAMPLES:,} resamples, seed {metrics.SEED})",
+                f"{results.noun} ({RESAMPLES:,} resamples, seed {SEED})",
             },
         },
         {"title": "Features (what they depend on)", "values": results.cache.identity},

@@ -14,6 +14,7 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from cache import comparison
 from cache.common.text import shortened, visible
 from fuse.caveats import text_of
 from fuse.report.story import percent
@@ -70,5 +71,5 @@ def when(date: str) -> str:
 
 
 def points(fraction: float | None, decimals: int = 1) -> str:
-    """A difference of fractions in points, with a true minus."""
-    return NONE if fraction is None else f"{100 * fraction:+.{decimals}f}".replace("-", "−")
+    """As in `cache.comparison`, and NONE for a figure that is missing."""
+    return NONE if fraction is None else comparison.points(fraction, decimals)

@@ -2,13 +2,13 @@
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from cache.common.text import csv_cell, markdown, markdown_table, text_table, visible
 from fuse import paper
-from fuse.results import MODELS, TITLES, Results
+from fuse.results import MODELS, TITLES, Model, Results
 
 Cell = str | float | int | None
 
@@ -99,22 +99,16 @@ def to_csv(table: Table) -> str:
     return out.getvalue()
 
 
-def table_3(results: Results, notes: Sequence[str], *, short: bool = False) -> Table:
-    """Our rows of Table 3, each beside the paper's figure, then the literature as the paper lists it.
+def table_3(results: Results, notes: Sequence[str]) -> Table:
+    """Our rows of Table 3, each beside the paper's figure, then the literature as the paper lists it."""
+    literature = [(row.model, row.accuracy(results.dataset)) for row in paper.TABLE_3]
+    rows = tuple((model, *[None] * 6, accuracy, None) for model, accuracy in literature if accuracy is not None)
+    ours = models_table(results, notes)
+    return replace(ours, rows=ours.rows + rows)
 
-    `short`: our models alone, by the names that `mrrn` has for them.
-    """
-    rows: list[tuple[Cell, ...]] = []
-    for model in results.models:
-        figures = results.figures(model).values()
-        rows.append(
-            (model if short else TITLES[model], *(None if figure is None else 100 * figure for figure in figures))
-        )
-    rows += [
-        (row.model, *[None] * 6, row.accuracy(results.dataset), None)
-        for row in paper.TABLE_3
-        if not short and row.accuracy(results.dataset) is not None
-    ]
+
+def models_table(results: Results, notes: Sequence[str], titles: Mapping[Model, str] = TITLES) -> Table:
+    """The figures of our models alone, which are called by their `titles`."""
     kind = "Table 3" if results.dataset in paper.DATASETS else "Accuracy"
     name, test = paper.DATASETS.get(results.dataset, results.dataset), f"{len(results.video_ids):,} test {results.noun}"
     return Table(
@@ -131,7 +125,10 @@ def table_3(results: Results, notes: Sequence[str], *, short: bool = False) -> T
             Column(title="paper %", name="paper_percent", decimals=2),
             Column(title="difference", name="difference_points", decimals=2, signed=True),
         ),
-        rows=tuple(rows),
+        rows=tuple(
+            (titles[model], *(None if each is None else 100 * each for each in results.figures(model).values()))
+            for model in results.models
+        ),
     )
 
 

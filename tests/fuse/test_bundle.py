@@ -2,9 +2,7 @@
 
 import errno
 import itertools
-import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +11,14 @@ import pytest
 from cache.clips import ClipRule
 from cache.common import files
 from cache.common.errors import ScoreError
+from cache.dataset import Dataset
 from cache.fingerprint import LEVELS, Level
 from fuse.bundle import model_card, read_bundle, write_bundle
+from fuse.results import Results
+from fuse.summary import summarise
+from tests.helpers.scores import MADE, hand_worked_results, results_of_a_subset
 
-_GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "fuse" / "results.json").read_text())
-SUMMARY = _GOLDEN | {"runs": {"high": {"clips": asdict(ClipRule())}}}
+RESULTS = hand_worked_results()
 
 
 def runs(folder: Path, content: bytes) -> dict[Level, Path]:
@@ -63,7 +64,7 @@ def test_wherever_writing_is_refused_the_older_or_the_new_one_is_there(
         monkeypatch.setattr(files, "_exchange", cannot)
     out, real, refused = tmp_path / "place" / "bundle", getattr(os, call), 0
     for number in itertools.count():
-        write_bundle(out, older, SUMMARY, ClipRule(), "videos")
+        write_bundle(out, older, RESULTS, ClipRule())
         count = itertools.count()
 
         def refusing(*arguments: Any, count: Any = count, number: int = number, **more: Any) -> Any:
@@ -74,11 +75,11 @@ def test_wherever_writing_is_refused_the_older_or_the_new_one_is_there(
         with monkeypatch.context() as patched:
             patched.setattr(os, call, refusing)
             try:
-                write_bundle(out, newer, SUMMARY, ClipRule(), "videos")
+                write_bundle(out, newer, RESULTS, ClipRule())
             except OSError:
                 refused += 1
         assert content(out) in (b"older", b"newer")
-        write_bundle(out, newer, SUMMARY, ClipRule(), "videos")
+        write_bundle(out, newer, RESULTS, ClipRule())
         assert content(out) == b"newer"
         assert [path.name for path in out.parent.iterdir()] == ["bundle"]
         if next(count) <= number:
@@ -86,21 +87,26 @@ def test_wherever_writing_is_refused_the_older_or_the_new_one_is_there(
     assert refused
 
 
-def test_the_card_of_own_data_has_no_figures_of_the_paper() -> None:
-    assert "| paper % |" in model_card(SUMMARY, ClipRule(), "videos")
-    card = model_card(SUMMARY | {"paper": {}}, ClipRule(), "samples")
-    assert "paper %" not in card
-    assert "test samples of split 1" in card
-    assert "Its probabilities are not calibrated, because no runs held 10 training videos or more out." in card
+def card(results: Results) -> str:
+    return model_card(results, summarise(results, [], MADE), ClipRule())
+
+
+def test_the_card_of_own_data_has_no_figures_of_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "| paper % |" in card(results_of_a_subset())
+    monkeypatch.setattr(Dataset, "noun", "samples")
+    own = card(RESULTS)
+    assert "paper %" not in own
+    assert "2 test samples of split 1" in own
+    assert "Its probabilities are not calibrated, because no runs held 10 training samples or more out." in own
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "low/head.onnx", ".git/config"])
 def test_files_of_others_are_never_replaced(tmp_path: Path, older: dict[Level, Path], name: str) -> None:
-    write_bundle(tmp_path / "out", older, SUMMARY, ClipRule(), "videos")
+    write_bundle(tmp_path / "out", older, RESULTS, ClipRule())
     (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
     (tmp_path / "out" / name).write_text("mine")
     with pytest.raises(ScoreError, match=f"not only a bundle: {name}"):
-        write_bundle(tmp_path / "out", older, SUMMARY, ClipRule(), "videos")
+        write_bundle(tmp_path / "out", older, RESULTS, ClipRule())
     assert (tmp_path / "out" / name).read_text() == "mine"
 
 
@@ -109,20 +115,20 @@ def test_a_folder_that_holds_only_a_readme_is_somebodys(tmp_path: Path, older: d
     (tmp_path / "file").touch()
     for out in (tmp_path, tmp_path / "file"):
         with pytest.raises(ScoreError, match="--out"):
-            write_bundle(out, older, SUMMARY, ClipRule(), "videos")
+            write_bundle(out, older, RESULTS, ClipRule())
 
 
 def test_what_an_earlier_version_left_half_written_is_replaced(tmp_path: Path, older: dict[Level, Path]) -> None:
-    write_bundle(tmp_path / "out", older, SUMMARY, ClipRule(), "videos")
+    write_bundle(tmp_path / "out", older, RESULTS, ClipRule())
     (tmp_path / "out" / "bundle.json").unlink()
     (tmp_path / "out" / "high" / ".tmp-1-config.json").touch()
-    write_bundle(tmp_path / "out", older, SUMMARY, ClipRule(), "videos")
+    write_bundle(tmp_path / "out", older, RESULTS, ClipRule())
     assert content(tmp_path / "out") == b"older"
 
 
 def test_a_link_to_a_folder_stays_one(tmp_path: Path, older: dict[Level, Path]) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "out")
     for _ in range(2):
-        write_bundle(tmp_path / "link", older, SUMMARY, ClipRule(), "videos")
+        write_bundle(tmp_path / "link", older, RESULTS, ClipRule())
     assert (tmp_path / "link").is_symlink()
     assert content(tmp_path / "elsewhere" / "out") == b"older"

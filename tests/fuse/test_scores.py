@@ -17,7 +17,7 @@ from fuse.bundle import model_card
 from fuse.caveats import caveats
 from fuse.choice import RunChoice
 from fuse.report.html import Extras, html
-from fuse.report.tables import table_3, to_text
+from fuse.report.tables import models_table, table_3, to_text
 from fuse.results import evaluate
 from fuse.scores import check_same, read_curve, read_heldout, read_levels
 from fuse.summary import summarise
@@ -152,10 +152,10 @@ def test_frames_in_no_clip_and_frames_not_extracted_are_said_in_every_output() -
     summary = summarise(results, notes, MADE)
     assert summary["unread_share"] == 0.25
     outputs = (
-        to_text(table_3(results, notes, short=True)),
+        to_text(models_table(results, notes)),
         html(results, notes, MADE, Extras()),
         json.dumps(summary),
-        model_card(summary, ClipRule().changed("keep=all"), "videos"),
+        model_card(results, summary, ClipRule().changed("keep=all")),
     )
     for output in outputs:
         assert "25 % of the scored videos" in output
