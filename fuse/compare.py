@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from cache.aggregate import Interval, align, correct, fraction, fuse_levels, predicted, wilson
 from cache.common.errors import ScoreError
 from cache.common.workspace import Workspace
+from cache.comparison import Comparison, McNemar, compare, mcnemar
 from cache.dataset import Dataset
 from cache.scores import read_scores
 from fuse.choice import names_of_runs, run_folders
-from fuse.metrics import Comparison, McNemar, compare, mcnemar
 from fuse.scores import by_sample, check_same, differences, half_differences, identity_of, read_scored_cache
 from train.config import SCORES_FILE
 

@@ -31,6 +31,7 @@ from cache.aggregate import (
 from cache.clips import ClipRule
 from cache.common.errors import ScoreError
 from cache.common.workspace import run_name
+from cache.comparison import Comparison, compare
 from cache.fingerprint import LEVELS, Level
 from cache.scores import ScoreTable
 from fuse import metrics, paper
@@ -222,9 +223,9 @@ class Results:
             "wrong ones"
         )
 
-    def against(self, other: Model) -> metrics.Comparison:
+    def against(self, other: Model) -> Comparison:
         """The fused model against another one."""
-        return metrics.compare(self.correct["fused"], self.correct[other])
+        return compare(self.correct["fused"], self.correct[other])
 
     def top5(self, model: Model) -> float | None:
         """Fraction whose true class is among the five most probable; None with five classes or fewer."""

@@ -160,7 +160,8 @@ def read_baseline(choice: RunChoice) -> dict[Level, ScoreTable] | None:
         if not path.exists():
             return None
         found[level] = read_scores(path)
-        if found[level].run.get("cache_digest") != read[0].cache_digest:
+        recorded = read_config(path.parent)
+        if recorded is None or baseline.differences(recorded[0]):
             return None
     check_same(found)
     return found
