@@ -149,15 +149,14 @@ def read_curve(folder: Path) -> tuple[Epoch, ...]:
 
 
 def read_baseline(choice: RunChoice) -> dict[Level, ScoreTable] | None:
-    """Scores of the `linear` runs beside the chosen ones; None unless all levels have one of the same cache."""
+    """Scores of the `linear` runs beside the chosen ones; None unless all levels have one, of the same cache."""
     found = {}
     for level, folder in choice.folders().items():
         read = read_config(folder)
         if read is None:
             return None
-        baseline = baseline_of(read[0])
-        path = baseline.folder(choice.workspace) / SCORES_FILE
-        if not path.exists():
+        path = baseline_of(read[0]).folder(choice.workspace) / SCORES_FILE
+        if path.parent == folder or not path.exists():
             return None
         found[level] = read_scores(path)
         if found[level].run.get("cache_digest") != read[0].cache_digest:

@@ -72,16 +72,21 @@ def make_scored_cache(
     failed: Mapping[str, str] | None = None,
     suspect: Mapping[str, str] | None = None,
     subset: Subset | None = None,
+    learned: Sequence[int] | None = None,
     **identity: object,
 ) -> ScoredCache:
-    """A finished cache whose test videos are `labels`, with a training video of each class.
+    """A finished cache whose test videos are `labels`, with `learned` training videos of each class, else one.
 
     Those in `failed` have no features.
     """
     fingerprint, failed = make_fingerprint(**identity), dict(failed or {})
     rows: list[tuple[str, int, dict[int, Half]]] = [
         *((f"{id}.avi", label, {1: "test"}) for id, label in labels.items()),
-        *((f"learned/{label}.avi", label, {1: "train"}) for label in range(len(classes))),
+        *(
+            (f"learned/{label}{f'-{number}' if number else ''}.avi", label, {1: "train"})
+            for label, count in enumerate(learned or [1] * len(classes))
+            for number in range(count)
+        ),
     ]
     dataset = Dataset.of_whole_videos(name, "folder", classes, rows)
     return ScoredCache(
