@@ -6,7 +6,7 @@ Every output takes its comparison from here, so that all judge by one test and s
 from typing import Final
 
 from cache.aggregate import commonest_class
-from fuse.metrics import Comparison, compare
+from cache.comparison import Comparison, compare
 from fuse.results import Model, Results
 
 LINEAR, COMMONEST = "linear", "commonest class"

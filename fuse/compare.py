@@ -15,10 +15,10 @@ from cache.aggregate import Interval, align, correct, fraction, fuse_levels, pre
 from cache.common.errors import ScoreError
 from cache.common.text import some
 from cache.common.workspace import Workspace
+from cache.comparison import Comparison, McNemar, compare, mcnemar
 from cache.dataset import Dataset
 from cache.fingerprint import LEVELS
 from cache.scores import read_scores
-from fuse.metrics import Comparison, McNemar, compare, mcnemar
 from fuse.scores import by_sample, check_same, differences, half_differences, identity_of, read_scored_cache
 from train.config import SCORES_FILE
 

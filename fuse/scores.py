@@ -155,11 +155,13 @@ def read_baseline(choice: RunChoice) -> dict[Level, ScoreTable] | None:
         read = read_config(folder)
         if read is None:
             return None
-        path = baseline_of(read[0]).folder(choice.workspace) / SCORES_FILE
-        if path.parent == folder or not path.exists():
+        baseline = baseline_of(read[0])
+        path = baseline.folder(choice.workspace) / SCORES_FILE
+        if path.parent == folder or not path.exists():  # `linear` itself, or none
             return None
         found[level] = read_scores(path)
-        if found[level].run.get("cache_digest") != read[0].cache_digest:
+        recorded = read_config(path.parent)
+        if recorded is None or baseline.differences(recorded[0]):
             return None
     check_same(found)
     return found

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from cache.aggregate import PAPER_WEIGHTS, log_loss
-from fuse import metrics
+from cache.comparison import Comparison
 from fuse.against import commonest, comparisons
 from fuse.calibration import SCALED, Scaled, reliability
 from fuse.portions import by_group, by_length
@@ -93,7 +93,7 @@ def _reliability(results: Results, name: Scaled) -> dict[str, Any]:
     return found
 
 
-def _comparison(compared: metrics.Comparison) -> dict[str, Any]:
+def _comparison(compared: Comparison) -> dict[str, Any]:
     return {
         "difference": compared.difference,
         "interval95": asdict(compared.interval),

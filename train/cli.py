@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
+from numpy.typing import NDArray
 
-from cache.aggregate import accuracy_text, correct, macro_accuracy
+from cache.aggregate import accuracy_text, correct, fraction, macro_accuracy
 from cache.clips import ClipRule
 from cache.common.commands import advised
 from cache.common.console import (
@@ -29,8 +31,9 @@ from cache.common.errors import TrainingError
 from cache.common.files import write_bytes_durably
 from cache.common.progress import about, duration
 from cache.common.workspace import Workspace
+from cache.comparison import compare
 from cache.fingerprint import LEVELS, Level
-from cache.scores import read_scores
+from cache.scores import ScoreTable, read_scores
 from train.config import (
     RunConfig,
     baseline_of,
@@ -39,7 +42,7 @@ from train.config import (
     with_decided_precision,
     with_recorded_recipe,
 )
-from train.recipes import KNOBS, LINEAR, POOLS, RECIPES, RETIRED, Pool, with_overrides
+from train.recipes import KNOBS, LINEAR, POOLS, RECIPES, RETIRED, Pool, check_pool, with_overrides
 from train.split import Split, open_split
 from train.sweep.cli import sweep
 
@@ -163,6 +166,14 @@ def main(
     opened = open_split(workspace, choose_dataset(workspace, dataset), split)
     usual, why = opened.usual_recipe()
     chosen = with_overrides(opened.recipes[recipe] if recipe else usual, **overrides)
+    check_pool(chosen.cell, pool)
+    unused = [name for name, value in overrides.items() if value is not None and name not in ("cell", "clips")]
+    if chosen.cell == LINEAR and unused:
+        names = " and no ".join(f"--{KNOBS[name].axis}" for name in unused)
+        raise TrainingError(
+            f"linear has no {names}: it is logistic regression on each video's mean feature, standardised, and takes "
+            "--clips alone"
+        )
     say(f"recipe {chosen.name} ({'asked for' if recipe else why}; RECIPE= or --recipe chooses another)")
     if level == "all":
         opened.cache.require_levels()
@@ -238,9 +249,13 @@ def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, devic
         f"of {split.dataset.name}, split {split.number}, seed {configs[0].seed}, backbone weights {configs[0].weights}"
         f"{_products(configs[-1], workspace, str(where), fresh)}; {time_needed}"
     )
-    for note in split.dataset.one_sided_notes(split.number):
+    held_out = configs[0].holdout or configs[0].watch
+    for note in [
+        *([] if configs[0].holdout else split.dataset.one_sided_notes(split.number)),
+        *(split.held_out_notes(configs[0].seed) if held_out else []),
+    ]:
         say(note)
-    if configs[0].watch:
+    if configs[0].watch and configs[-1].recipe.cell != LINEAR:
         say(
             f"watched after each epoch, not learned from: {configs[0].videos['watched']:,} training {noun}, a fifth of "
             "each class's groups; nothing is stopped or chosen by them"
@@ -254,14 +269,12 @@ def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, devic
         if scores is None:
             say(f"{_title(config)}: another process finished it meanwhile")
             continue
-        _, probabilities, labels = scores.videos()
-        right_N = correct(probabilities, labels)
-        right, total, macro = int(right_N.sum()), len(labels), macro_accuracy(right_N, labels, len(config.classes))
+        right_N, macro = _right(scores)
         half = "held-out" if config.holdout else "test"
-        classes_alike = "" if f"{macro:.3f}" == f"{right / total:.3f}" else f"; macro {100 * macro:.1f} %"
+        right, total = int(right_N.sum()), len(right_N)
         say(
             f"{_title(config)}: {right:,} of {total:,} {half} {noun} right "
-            f"({accuracy_text(right, total)}{classes_alike}{_against_baseline(config, right, workspace)})"
+            f"({accuracy_text(right, total)}{macro}{_against_baseline(config, right_N, workspace)})"
         )
         left_out = config.clips.note(scores.run["unread_frames"], scores.run["frames"], f"the {half} {noun}'")
     if left_out:
@@ -286,11 +299,19 @@ def _title(config: RunConfig) -> str:
     return f"{config.level}-{LINEAR if config.recipe.cell == 'linear' else config.pool}"
 
 
-def _against_baseline(config: RunConfig, right: int, workspace: Workspace) -> str:
-    """How many videos the baseline has right, and whether that is as many; empty for the baseline itself."""
+def _right(scores: ScoreTable) -> tuple[NDArray[np.bool_], str]:
+    """Which videos are right, in the order of their ids; and the macro accuracy in words if it is another one."""
+    _, probabilities, labels = scores.videos()
+    right_N = correct(probabilities, labels)
+    macro = f"{100 * macro_accuracy(right_N, labels, len(scores.classes)):.1f}"
+    return right_N, "" if macro == f"{100 * fraction(right_N):.1f}" else f"; macro {macro} %"
+
+
+def _against_baseline(config: RunConfig, right_N: NDArray[np.bool_], workspace: Workspace) -> str:
+    """How many videos the baseline has right, and what that says of the head; empty for the baseline itself."""
     if config.recipe.cell == "linear":
         return ""
     baseline = baseline_of(config)
-    _, probabilities, labels = read_scores(baseline.folder(workspace) / baseline.scores_file).videos()
-    theirs = int(correct(probabilities, labels).sum())
-    return f"; linear has {theirs:,}: {'no better than that' if right <= theirs else 'better'}"
+    theirs_N, macro = _right(read_scores(baseline.folder(workspace) / baseline.scores_file))
+    theirs = f"{int(theirs_N.sum()):,}{macro.replace(';', ',')}"
+    return f"; against linear, which has {theirs}: {compare(right_N, theirs_N).text}"

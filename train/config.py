@@ -187,13 +187,16 @@ def linear_beside(recipe: Recipe) -> Recipe:
 
 
 def baseline_of(config: RunConfig) -> RunConfig:
-    """Returns the run that a head has to beat. All seeds and poolings share it, but a seed that says what is held out.
+    """Returns the run that a head has to beat, which learns from the same videos.
+
+    All seeds and poolings share it, but for seeds that say what is held out.
 
     high-max-seed3-h512 -> high-mean-seed0-linear
     """
     recipe = linear_beside(config.recipe)
-    variant = variant_of(recipe, config.recipe, holdout=config.holdout)
-    return replace(config, pool="mean", seed=config.seed if config.holdout else 0, recipe=recipe, variant=variant)
+    variant = variant_of(recipe, config.recipe, holdout=config.holdout, watch=config.watch)
+    seed = config.seed if config.holdout or config.watch else 0
+    return replace(config, pool="mean", seed=seed, recipe=recipe, variant=variant)
 
 
 def version_of(package: str) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cache.common.errors import TrainingError
-from train.recipes import AVERAGING, Cell, Pool, Recipe
+from train.recipes import AVERAGING, Cell, Pool, Recipe, check_pool
 from train.sru import SRU
 
 NEVER = 30.0
@@ -152,8 +152,7 @@ class Head(nn.Module):
         super().__init__()
         if classes < 1:
             raise TrainingError("a head without classes; it needs at least one")
-        if recipe.cell in AVERAGING and pool != "mean":
-            raise TrainingError(f"cell {recipe.cell} averages over time itself; pool is {pool!r}: use --pool mean")
+        check_pool(recipe.cell, pool)
         self.classes, self.pool = classes, pool
         self.standardised = recipe.inputs == "standardised" or recipe.cell == "linear"
         if self.standardised:

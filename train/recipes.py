@@ -297,7 +297,7 @@ def default_recipe(source: str, training_clips: int) -> tuple[str, str]:
 
 
 def with_overrides(recipe: Recipe, **given: Any) -> Recipe:
-    """Returns `recipe` with the fields of `given` that are not None.
+    """Returns `recipe` with the fields of `given` that are not None; of `linear` only clips and views matter.
 
     `epochs` is then exact: `min_steps` becomes 0. `learning_rate` is one number for all levels. `clips` is text that
     names the parts to change.
@@ -309,4 +309,11 @@ def with_overrides(recipe: Recipe, **given: Any) -> Recipe:
         changed["learning_rate"] = dict.fromkeys(LEVELS, changed["learning_rate"])
     if "clips" in changed:
         changed["clips"] = recipe.clips.changed(changed["clips"])
-    return replace(recipe, **changed)
+    made = replace(recipe, **changed)
+    return replace(RECIPES[LINEAR], clips=made.clips, views=made.views) if made.cell == LINEAR else made
+
+
+def check_pool(cell: Cell, pool: Pool) -> None:
+    """Raises `TrainingError` if `pool` does not go with `cell`."""
+    if cell in AVERAGING and pool != "mean":
+        raise TrainingError(f"cell {cell} averages over time itself; pool is {pool!r}: use --pool mean")

@@ -48,6 +48,7 @@ from train.config import (
 from train.distributed import SINGLE, ProcessGroup
 from train.heads import NEVER, Head, MomentShortcut, moments
 from train.linear import fit_linear
+from train.recipes import LINEAR
 from train.score import score_bank
 from train.split import Split
 from train.trainer import Tick, Trainer
@@ -78,7 +79,8 @@ def run(
     """
     folder = config.folder(workspace)
     scores = None
-    with _locked(folder) if group.leads else nullcontext():
+    # Several heads share a baseline: one trains it in seconds, the others wait.
+    with _locked(folder, wait=config.recipe.cell == LINEAR) if group.leads else nullcontext():
         if group.leads:
             for each in folder.iterdir() if fresh else ():
                 if each.name != _LOCK_FILE:
@@ -107,14 +109,17 @@ def run(
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a run's folder for as long as this one lives."""
+def _locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Keep other processes out of a run's folder for as long as this one lives. Waits for those that are in it, or not.
+
+    Raises `TrainingError` if it does not wait and there is one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     # What others put there is neither followed (a link) nor waited for (a pipe).
     lock = os.open(folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     try:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise TrainingError(f"another process is training in {folder}; wait for it, or end it") from None
         for path in folder.glob(".tmp-*"):
@@ -190,14 +195,9 @@ def _save_finished(path: Path, head: Head, config: RunConfig) -> None:
 
 def _load_training(split: Split, config: RunConfig, device: torch.device) -> tuple[ClipBank, tuple[Sample, ...]]:
     """Returns the clips that a run learns from, and their samples."""
-    have, wanted = len(split.cache.views), config.recipe.views
-    if wanted > have:
-        raise TrainingError(
-            f"recipe {config.recipe.name!r} draws from {wanted} views of each video, the cache of {config.dataset!r} "
-            f"has {have} ({', '.join(split.cache.views)}): extract with more VIEWS=, or ask for fewer"
-        )
     learned, _ = split.learned_and_scored(holdout=config.holdout, seed=config.seed, watch=config.watch)
-    return load_bank(split.cache, config.level, learned, config.clips, device, views=range(wanted or have)), learned
+    views = range(config.recipe.views or len(split.cache.views))
+    return load_bank(split.cache, config.level, learned, config.clips, device, views=views), learned
 
 
 def _make_trainer(split: Split, config: RunConfig, device: torch.device, group: ProcessGroup) -> Trainer:

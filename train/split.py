@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from cache.clips import ClipRule
 from cache.common.errors import TrainingError
+from cache.common.text import some
 from cache.common.workspace import Workspace
 from cache.dataset import Dataset, Half, Sample
 from cache.fingerprint import Level
@@ -26,24 +27,24 @@ FIFTHS = 5
 def split_off(samples: Sequence[Sample], turn: int = 0) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
     """Returns the training samples to learn from, and those held out: the same ones at every call.
 
-    A fifth of each class's groups is held out, and at least one. Groups are in the order of a hash of their names;
-    `turn` chooses the fifth, so that turns 0 to 4 hold out each group once. Raises `TrainingError` for a class with a
-    single group.
+    A fifth of each class's groups is held out, and at least one, but nothing of a class with a single group. Groups are
+    in the order of a hash of their names; `turn` chooses the fifth, so that turns 0 to 4 hold out each group once.
+    Raises `TrainingError` if that leaves nothing held out, or a class with nothing to learn from.
     """
     groups: dict[int, set[str]] = defaultdict(set)
     for sample in samples:
         if sample.label is not None:
             groups[sample.label].add(sample.group_name)
     held: set[str] = set()
-    for label, names in sorted(groups.items()):
-        if len(names) < 2:
-            raise TrainingError(
-                f"class {label} has training videos of one group only ({next(iter(names))!r}); a held-out part needs "
-                "at least two: train without --holdout and --watch"
-            )
+    for names in groups.values():
         ordered = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
         parts = min(FIFTHS, len(ordered))
-        held |= set(ordered[turn % parts :: parts])
+        held |= set(ordered[turn % parts :: parts]) if parts > 1 else set()
+    if not held:
+        raise TrainingError(
+            f"each of the {len(groups)} classes has training videos of one group only; a held-out part needs a class "
+            "with at least two: train without --holdout and --watch"
+        )
     if empty := [label for label, names in groups.items() if names <= held]:
         raise TrainingError(
             f"the held-out groups have all training videos of class {empty[0]}, which shares its groups with others: "
@@ -82,6 +83,12 @@ class Split:
         """Returns the training samples that runs of this seed hold out, if they do."""
         return split_off(self.training, seed)[1]
 
+    def held_out_notes(self, seed: int) -> list[str]:
+        """Returns what a user has to know of them: classes that are not among them."""
+        labels = {sample.label for sample in self.training} - {sample.label for sample in self.held_out(seed)}
+        names = sorted(self.dataset.classes[label] for label in labels if label is not None)
+        return [f"nothing is held out of classes whose videos are of one group: {some(names)}"] if names else []
+
     def listed(self, *, holdout: bool, seed: int) -> tuple[Sample, ...]:
         """Returns the samples that accuracy is counted over, also those without features: test or held-out part."""
         return self.held_out(seed) if holdout else self.dataset.half(self.number, "test")
@@ -108,8 +115,16 @@ class Split:
         holdout: bool,
         watch: bool = False,
     ) -> RunConfig:
-        """Returns the configuration of one run on this split. Raises `CacheError` if the cache lacks the level."""
+        """Returns the configuration of one run on this split. Raises `MrrnError` if the cache lacks the level or
+        some of the views.
+        """
         self.cache.check_request(level, ())
+        if recipe.views > len(self.cache.views):
+            raise TrainingError(
+                f"recipe {recipe.name!r} draws from {recipe.views} views of each video, the cache of "
+                f"{self.dataset.name!r} has {len(self.cache.views)} ({', '.join(self.cache.views)}): extract with more "
+                "VIEWS=, or ask for fewer"
+            )
         learned, scored = self.learned_and_scored(holdout=holdout, seed=seed, watch=watch)
         videos = {"training": len(learned), "scored": len(scored)}
         if watch:

@@ -107,11 +107,9 @@ class Ledger(Database):
 
     def leases(self) -> list[HeldLease]:
         """All claims, the oldest first."""
-        with self.reading() as connection:
-            rows = connection.execute(
-                "SELECT owner, token, expires, (SELECT count(*) FROM videos WHERE claim = token)"
-                " FROM claims ORDER BY token"
-            ).fetchall()
+        rows = self._rows(
+            "SELECT owner, token, expires, (SELECT count(*) FROM videos WHERE claim = token) FROM claims ORDER BY token"
+        )
         return [HeldLease(owner=row[0], token=row[1], expires=row[2], num_videos=row[3]) for row in rows]
 
     # What follows takes the connection of a transaction: its caller decides what else is in that transaction.
@@ -261,9 +259,7 @@ class Ledger(Database):
 
     def counts(self) -> dict[Status, int]:
         """Number of videos of each status."""
-        by_status = "SELECT status, count(*) FROM videos WHERE path != '' GROUP BY status"
-        with self.reading() as connection:
-            found = dict(connection.execute(by_status).fetchall())
+        found = dict(self._rows("SELECT status, count(*) FROM videos WHERE path != '' GROUP BY status"))
         return {status: found.get(status, 0) for status in STATUSES}
 
     def outcomes(self, status: Status | None = None) -> Iterator[Outcome]:
@@ -272,12 +268,8 @@ class Ledger(Database):
         chosen, values = ("", ()) if status is None else (" AND status = ?", (status,))
         page = f"FROM videos WHERE id > ? AND path != ''{chosen} ORDER BY id LIMIT 10000"
         last = ""
-        while True:
-            # Page by page, so that neither memory nor the time for which a lock is held grows with the ledger.
-            with self.reading() as connection:
-                rows = connection.execute(f"SELECT id, {', '.join(names[1:])} {page}", (last, *values)).fetchall()
-            if not rows:
-                return
+        # Page by page, so that neither memory nor the time for which a lock is held grows with the ledger.
+        while rows := self._rows(f"SELECT id, {', '.join(names[1:])} {page}", (last, *values)):
             for row in rows:
                 yield Outcome(**dict(zip(names, row, strict=True)))
             last = rows[-1][0]
@@ -301,28 +293,24 @@ class Ledger(Database):
         return dict(self._files("videos.id, hash", "hash != first_hash"))
 
     def _files(self, columns: str, condition: str) -> list[tuple[Any, ...]]:
+        known = self._rows("SELECT 1 FROM sqlite_master WHERE name = 'files'")
+        files = "files" if known else "(SELECT id, NULL size, NULL modified_ns, NULL hash, NULL first_hash FROM videos)"
+        return self._rows(f"SELECT {columns} FROM videos LEFT JOIN {files} USING (id) WHERE path != '' AND {condition}")
+
+    def _rows(self, query: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         with self.reading() as connection:
-            known = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'files'").fetchone()
-            files = (
-                "files" if known else "(SELECT id, NULL size, NULL modified_ns, NULL hash, NULL first_hash FROM videos)"
-            )
-            return connection.execute(
-                f"SELECT {columns} FROM videos LEFT JOIN {files} USING (id) WHERE path != '' AND {condition}"
-            ).fetchall()
+            return connection.execute(query, values).fetchall()
 
     def num_frames(self) -> int:
         """Frames of all videos with features; frames in shards whose videos were requeued do not count."""
-        with self.reading() as connection:
-            return connection.execute(
-                "SELECT coalesce(sum(num_frames), 0) FROM videos WHERE shard IS NOT NULL AND path != ''"
-            ).fetchone()[0]
+        frames = "SELECT coalesce(sum(num_frames), 0) FROM videos WHERE shard IS NOT NULL AND path != ''"
+        return self._rows(frames)[0][0]
 
     def places(self) -> list[Place]:
         """Where the features of each video are, in id order."""
-        with self.reading() as connection:
-            rows = connection.execute(
-                "SELECT id, shard, position, num_frames FROM videos WHERE shard IS NOT NULL AND path != '' ORDER BY id"
-            ).fetchall()
+        rows = self._rows(
+            "SELECT id, shard, position, num_frames FROM videos WHERE shard IS NOT NULL AND path != '' ORDER BY id"
+        )
         try:
             return msgspec.convert(rows, list[Place])
         except ValueError as error:
@@ -331,8 +319,7 @@ class Ledger(Database):
     def shards(self) -> list[ShardRow]:
         """All shards, in the order in which they were committed."""
         names = tuple(ShardRow.__dataclass_fields__)
-        with self.reading() as connection:
-            rows = connection.execute(f"SELECT {', '.join(names)} FROM shards ORDER BY number").fetchall()
+        rows = self._rows(f"SELECT {', '.join(names)} FROM shards ORDER BY number")
         try:
             return from_json([dict(zip(names, row, strict=True)) for row in rows], list[ShardRow])
         except ValueError as error:

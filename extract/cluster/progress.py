@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from cache.commit import StagedShard
+from cache.common.text import some
 from extract.meter import STAGES, Forecast, Meter
 
 RECENT_SECONDS: Final = 300.0
@@ -43,8 +44,6 @@ class ClusterProgress:
         """By reason, see `kind_of`."""
         self.seconds: defaultdict[str, float] = defaultdict(float)
         """Of all workers, see `TaskReport.seconds`, and "idle"."""
-        self.first_seconds: float | None = None
-        """From the beginning to the first report: what the start of the workers takes."""
         self._recent: deque[tuple[float, str, int]] = deque()
         self._started = time.monotonic()
         self._lock = threading.Lock()
@@ -52,8 +51,6 @@ class ClusterProgress:
     def add(self, report: TaskReport) -> None:
         """Count a report."""
         with self._lock:
-            if self.first_seconds is None:
-                self.first_seconds = time.monotonic() - self._started
             for shard in report.staged:
                 for outcome in shard.outcomes:
                     self.meter.finish(outcome)
@@ -101,5 +98,4 @@ def kind_of(reason: str) -> str:
 
 
 def _some(counts: Counter[str]) -> str:
-    named = [f"{name} {count}" for name, count in counts.most_common(SHOWN)]
-    return ", ".join(named + ([f"{len(counts) - SHOWN} more"] if len(counts) > SHOWN else []))
+    return some([f"{name} {count}" for name, count in counts.most_common()], SHOWN)

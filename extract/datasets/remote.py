@@ -13,7 +13,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from email.message import Message
 from email.utils import parsedate_to_datetime
-from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -231,9 +230,13 @@ def _state(num_bytes: int, modified_seconds: float, tag: str) -> FileState:
 
 def _from_store(address: str, target: Path, most_bytes: int, seconds: float) -> FileState:
     bucket, _, key = address.removeprefix("s3://").partition("/")
+
+    def check(num_bytes: int) -> None:
+        if num_bytes > most_bytes:
+            raise _size_error(address, f"{num_bytes:,} bytes", most_bytes)
+
     try:
         objects = Objects(Location(bucket, ""), RetryPolicy(seconds=seconds))
-        check = partial(_check_size, address, most_bytes=most_bytes)
         return _store_state(objects.fetch(key, target, check, time.monotonic() + seconds))
     except CacheError as error:
         raise DecodeError(f"{address} cannot be fetched: {error}") from error
@@ -254,11 +257,6 @@ def _from_web(address: str, target: Path, most_bytes: int, seconds: float) -> Fi
 
 def _quoted(address: str) -> str:
     return quote(address, safe=":/%")
-
-
-def _check_size(address: str, num_bytes: int, most_bytes: int) -> None:
-    if num_bytes > most_bytes:
-        raise _size_error(address, f"{num_bytes:,} bytes", most_bytes)
 
 
 def _size_error(address: str, found: str, most_bytes: int) -> DecodeError:

@@ -234,8 +234,7 @@ def _classifier(net: "nn.Module", shapes: Mapping[str, tuple[int, ...]]) -> str 
     """The last layer with weights, if it is one that can classify; some networks have none."""
     from torch import nn
 
-    layers = [net.get_submodule(name) for name in shapes]
-    names = [name for name, layer in zip(shapes, layers, strict=True) if layer._parameters]
+    names = [name for name in shapes if net.get_submodule(name)._parameters]
     return names[-1] if names and isinstance(net.get_submodule(names[-1]), nn.Linear | nn.Conv2d) else None
 
 

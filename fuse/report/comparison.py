@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
+from cache.comparison import SIGNIFICANT
 from fuse import paper
 from fuse.compare import ScoredRun, SideBySide
-from fuse.metrics import SIGNIFICANT
 from fuse.report.page import render
 from fuse.report.samples import Frames, pictures_of
 from fuse.summary import Made

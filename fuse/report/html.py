@@ -13,8 +13,9 @@ import numpy as np
 from cache.aggregate import NO_PREDICTION, predicted, wilson
 from cache.common.progress import duration
 from cache.common.text import visible
+from cache.comparison import RESAMPLES, SEED
 from cache.fingerprint import LEVELS
-from fuse import metrics, paper
+from fuse import paper
 from fuse.against import comparisons, said
 from fuse.calibration import reliability
 from fuse.portions import by_group, by_length
@@ -277,7 +278,7 @@ def _provenance(results: Results, made: Made) -> list[dict[str, Any]]:
                 "made": when(made.date),
                 "fusion": "0.7 high + 0.2 mid + 0.1 low (equation 10); plain mean beside it",
                 "intervals": "95 %; of one accuracy Wilson's, of a difference the paired bootstrap over "
-                f"{results.noun} ({metrics.RESAMPLES:,} resamples, seed {metrics.SEED})",
+                f"{results.noun} ({RESAMPLES:,} resamples, seed {SEED})",
             },
         },
         {"title": "Features (what they depend on)", "values": results.cache.identity},

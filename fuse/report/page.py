@@ -14,8 +14,8 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from cache import comparison
 from cache.common.text import shortened, visible
-from fuse import metrics
 from fuse.caveats import text_of
 from fuse.report.story import percent
 from fuse.report.tables import NONE
@@ -71,5 +71,5 @@ def when(date: str) -> str:
 
 
 def points(fraction: float | None, decimals: int = 1) -> str:
-    """As in `metrics`, and NONE for a figure that is missing."""
-    return NONE if fraction is None else metrics.points(fraction, decimals)
+    """As in `cache.comparison`, and NONE for a figure that is missing."""
+    return NONE if fraction is None else comparison.points(fraction, decimals)

@@ -80,14 +80,10 @@ def make_scored_cache(
     Those in `failed` have no features.
     """
     fingerprint, failed = make_fingerprint(**identity), dict(failed or {})
-    rows: list[tuple[str, int, dict[int, Half]]] = [
-        *((f"{id}.avi", label, {1: "test"}) for id, label in labels.items()),
-        *(
-            (f"learned/{label}{f'-{number}' if number else ''}.avi", label, {1: "train"})
-            for label, count in enumerate(learned or [1] * len(classes))
-            for number in range(count)
-        ),
-    ]
+    rows: list[tuple[str, int, dict[int, Half]]] = [(f"{id}.avi", label, {1: "test"}) for id, label in labels.items()]
+    for label, count in enumerate(learned or [1] * len(classes)):
+        names = [f"learned/{label}{f'-{number}' if number else ''}.avi" for number in range(count)]
+        rows += [(name, label, {1: "train"}) for name in names]
     dataset = Dataset.of_whole_videos(name, "folder", classes, rows)
     return ScoredCache(
         dataset=replace(dataset, subset=subset),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from fuse.choice import RunChoice
 from tests.helpers.cache import make_fingerprint
 from tests.helpers.train import grouped_dataset, separable, trainable_cache
 from train.cli import main
+from train.config import read_config
 from train.recipes import RECIPES, with_overrides
 from train.split import open_split
 
@@ -159,7 +161,46 @@ def test_beside_every_head_stands_what_a_regression_reaches(trained):
     for level in ("low", "mid", "high"):
         assert f"{level}-linear: 6 of 6 test videos right" in result.output
         line = next(line for line in result.output.splitlines() if line.startswith(f"{level}-mean: "))
-        assert "linear has 6: no better than that" in line
+        assert re.search(r"against linear, which has 6: [+−][\d.]+ points, too few to judge\)$", line)
+
+
+def test_a_run_that_watches_has_a_baseline_of_the_same_videos(tmp_path):
+    trainable_cache(tmp_path)
+    for options in ((), ("--watch",), ()):
+        result = train(tmp_path, "--level", "low", *options)
+        assert result.exit_code == 0, result.output
+    plain, watching = (
+        read_config(run_folder(tmp_path, variant=f"-linear-clips30-8-20-even{end}"))[0] for end in ("", "-watch")
+    )
+    assert plain.videos["training"] > watching.videos["training"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--recipe", "linear", "--pool", "max"), "use --pool mean"),
+        (("--recipe", "linear", "--hidden", "7", "--balance", "loss"), "linear has no --hidden and no --balance"),
+        (("--cell", "linear", "--epochs", "3"), "linear has no --epochs"),
+    ],
+)
+def test_what_linear_has_not_is_refused_before_anything_is_trained(tmp_path, options, says):
+    trainable_cache(tmp_path)
+    result = train(tmp_path, "--level", "low", *options, fast=False)
+    assert result.exit_code == 1
+    assert says in result.output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_class_of_one_group_stays_in_training_and_is_named(tmp_path):
+    dataset = grouped_dataset()
+    alone = [
+        replace(each, splits={}) if each.label == 2 and ("_g03_" in each.id or "_g04_" in each.id) else each
+        for each in dataset.samples
+    ]
+    trainable_cache(tmp_path, replace(dataset, samples=tuple(alone)))
+    result = train(tmp_path, "--level", "low", "--holdout")
+    assert result.exit_code == 0, result.output
+    assert "whose videos are of one group: Class2" in result.output
 
 
 def test_a_class_without_training_videos_is_never_predicted(tmp_path):

@@ -2,8 +2,7 @@
 
 import pytest
 
-from cache.common.errors import TrainingError
-from cache.dataset import Sample, group_of
+from cache.dataset import group_of
 from tests.helpers.train import grouped_dataset
 from train.split import split_off
 
@@ -30,9 +29,3 @@ def test_the_cut_does_not_depend_on_the_order_of_videos():
     videos = grouped_dataset(groups=9).half(1, "train")
     held = {video.id for video in split_off(videos)[1]}
     assert {video.id for video in split_off(tuple(reversed(videos)))[1]} == held
-
-
-def test_a_class_of_one_group_is_refused_by_name():
-    videos = (*grouped_dataset().half(1, "train"), Sample(video="x/a_g01_c01", label=7))
-    with pytest.raises(TrainingError, match="class 7"):
-        split_off(videos)

@@ -86,7 +86,10 @@ def sweep(
         raise click.UsageError(
             "say what to vary: --table 1|2|fusion, or --grid AXIS=VALUE,VALUE (several may be given)"
         )
-    chosen = {**(TABLES[table] if table else {}), **dict(parse_axis(text) for text in axes)}
+    given = [parse_axis(text) for text in axes]
+    if twice := {name for name, _ in given if [other for other, _ in given].count(name) > 1}:
+        raise click.UsageError(f"--grid {min(twice)}=… was given twice; its values go into one, with commas between")
+    chosen = {**(TABLES[table] if table else {}), **dict(given)}
     opened = {number: open_split(workspace, choose_dataset(workspace, dataset), number) for number in splits or (1,)}
     default_name = {"1": "table1", "2": "table2", "fusion": "fusion", None: "grid"}[table]
     folder = workspace.sweep(next(iter(opened.values())).dataset.name, name or default_name)

@@ -143,6 +143,7 @@ def write_table(plan: Plan, workspace: Workspace, folder: Path, command: str) ->
     notes.append(f"{fewest:,} {what}: {TOO_FEW if fewest < FEW_VIDEOS else known}")
     if plan.holdout:
         notes.append("each seed holds out another fifth of the groups; in brackets the mean -ln p of the right class")
+        notes += dict.fromkeys(note for seed in plan.seeds for note in split.held_out_notes(seed))
     if split.dataset.subset:
         notes.append("the dataset is a subset of the published one")
     table = make_table(plan, workspace)
