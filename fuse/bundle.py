@@ -131,6 +131,7 @@ def model_card(results: Results, summary: Mapping[str, Any], clips: ClipRule) ->
         videos=f"{len(results.video_ids):,}",
         noun=results.noun,
         accuracies=markdown_table(*models_table(results, ()).without_empty().shown()),
+        linear=" Linear: logistic regressions on mean features in the heads' place." if results.linear else "",
         against=said(results, "high"),
         weights=markdown(results.weights),
         sha256=identity["weights_sha256"],
@@ -174,7 +175,7 @@ Zheng, An, Ruan, "Multi-Level Recurrent Residual Networks for Action Recognition
 ## How good it is
 
 {videos} test {noun} of split {split}, none of them seen in training; {noun} without features count as wrong. Macro:
-the mean of the classes' accuracies. Fused against the high level alone: {against}.
+the mean of the classes' accuracies.{linear} Fused against the high level alone: {against}.
 
 {accuracies}
 

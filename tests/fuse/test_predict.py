@@ -280,7 +280,7 @@ def test_held_out_runs_calibrate_what_predict_says_and_the_bundle_takes_it_along
         held = make_table(level, clips, labels, classes=tuple(table.classes.tolist()), **table.run)
         write_scores(workspace.run("tiny", 1, level, "mean", 0, "holdout") / "heldout-scores.npz", held)
     made = make_bundle(workspace, tmp_path / "made")
-    assert "of 12 held-out training videos" in " ".join(made.output.split())
+    assert "found on 12 held-out training videos" in " ".join(made.output.split())
     card = (tmp_path / "made" / "README.md").read_text()
     assert "none of these" in card
     assert "A video that shows none of its 2 classes may still be given one" in card
