@@ -31,6 +31,9 @@ FEW_VIDEOS: Final = 10
 
 TOO_FEW: Final = "too few to judge"
 
+UNEQUAL: Final = 0.1
+"""Always naming the commonest class has to be this much more often right than chance to be compared with."""
+
 _NORMAL_975: Final = 1.959963984540054
 """97.5th percentile of the standard normal distribution."""
 
@@ -115,6 +118,18 @@ def macro_accuracy(correct_N: NDArray[np.bool_], labels_N: NDArray[np.int64], cl
     """Mean over the classes that have videos of the share of each one's that are right; 0 if there are no videos."""
     shares_K = per_class(correct_N, labels_N, classes)
     return 0.0 if np.isnan(shares_K).all() else float(np.nanmean(shares_K))
+
+
+def commonest_class(learned: Sequence[int], labels_N: NDArray[np.int64], classes: int) -> tuple[int, float] | None:
+    """The commonest of the labels `learned`, and the share of `labels_N` that it is: right without looking.
+
+    None where that is about chance, 1 / `classes`, as with classes of about equal size.
+    """
+    if not learned:
+        return None
+    label = int(np.bincount(learned, minlength=classes).argmax())
+    share = fraction(labels_N == label)
+    return (label, share) if share >= 1 / classes + UNEQUAL else None
 
 
 def log_loss(probabilities_NK: NDArray[np.float64], label_N: NDArray[np.int64]) -> float:

@@ -27,6 +27,7 @@ from cache.common.files import (
 )
 from cache.common.text import markdown, markdown_table, some
 from cache.fingerprint import LEVELS, Level
+from fuse.against import said
 from fuse.calibration import Calibration
 from fuse.caveats import caveats
 from fuse.report.tables import models_table
@@ -132,7 +133,7 @@ def model_card(results: Results, summary: Mapping[str, Any], clips: ClipRule) ->
         noun=results.noun,
         accuracies=markdown_table(*models_table(results, ()).without_empty().shown()),
         linear=" Linear: logistic regressions on mean features in the heads' place." if results.linear else "",
-        against=results.against("high").text,
+        against=said(results, "high"),
         weights=markdown(results.weights),
         sha256=identity["weights_sha256"],
         backbone=markdown(str(identity["backbone"])),

@@ -8,6 +8,7 @@ from cache.fingerprint import is_imported
 from extract.network.weights import is_untrained
 from extract.settings import IMAGENET, as_json, settings_in
 from fuse import paper
+from fuse.against import empty_accuracy, not_above_linear
 from fuse.results import Results
 from train.config import WATCHED
 from train.recipes import Recipe
@@ -54,15 +55,19 @@ def caveats(results: Results) -> list[str]:
             f"{dataset.noun} (equal features; {test} of {learned}), so the accuracy is too high for new ones. `mrrn "
             "doctor` lists them, and finds copies that were encoded anew."
         )
-    beaten = [
-        f"{model} ({100 * results.accuracy(model):.1f} against {100 * accuracy:.1f} %)"
-        for model, accuracy in results.linear.items()
-        if results.accuracy(model) <= accuracy
+    unproven = [
+        f"{model} ({100 * results.accuracy(model):.1f} against {100 * results.linear[model]:.1f} %)"
+        for model in not_above_linear(results)
     ]
-    if beaten:
+    if unproven:
         found.append(
-            f"no better than linear: {', '.join(beaten)}. A logistic regression on each {dataset.noun[:-1]}'s mean "
-            "feature, trained in seconds, does as well."
+            f"not shown to beat linear: {', '.join(unproven)}. A logistic regression on each {dataset.noun[:-1]}'s "
+            "mean feature, trained in seconds, may do as well."
+        )
+    if empty := empty_accuracy(results):
+        found.append(
+            f"unequal classes: {empty}. Judge by the macro accuracy: {100 * results.macro('fused'):.1f} %, where "
+            f"chance is {100 * results.chance:.1f} %."
         )
     if test_videos < FEW_VIDEOS:
         found.append(f"test {dataset.noun}: {test_videos}, {TOO_FEW}: accuracies and differences may be chance.")

@@ -78,6 +78,7 @@ def _open(page: Path) -> None:
 
 def _fuse(choice: RunChoice) -> Path:
     """Write the report and print its figures; returns the path of its page."""
+    from fuse.against import lines
     from fuse.report.build import build
     from fuse.report.sweeps import mean_over_splits
     from fuse.report.tables import models_table, to_text
@@ -86,7 +87,7 @@ def _fuse(choice: RunChoice) -> Path:
     results, notes, page = build(choice)
     say(to_text(models_table(results, notes, {model: model for model in results.models})))
     say("; ".join(f"{model}: {TITLES[model]}" for model in results.models if model not in LEVELS))
-    say(f"\nfused against the high level alone: {results.against('high').text}")
+    say("\n" + "\n".join(map(visible, lines(results))))
     _say_certainty(choice, results)
     if several := mean_over_splits(choice):
         say(f"\n{several}")

@@ -31,7 +31,6 @@ from cache.aggregate import (
 from cache.clips import ClipRule
 from cache.common.errors import ScoreError
 from cache.common.workspace import run_name
-from cache.comparison import Comparison, compare
 from cache.fingerprint import LEVELS, Level
 from cache.scores import ScoreTable
 from fuse import metrics, paper
@@ -91,8 +90,8 @@ class Results:
     """The epochs of each level's training."""
     config: RunConfig | None = None
     """The high level's run; None if its scores are all there is."""
-    linear: Mapping[Model, float] = field(default_factory=dict)
-    """Accuracy of the baseline `linear` in the place of each model's heads; empty if it was not trained beside them."""
+    linear_correct: Mapping[Model, NDArray[np.bool_]] = field(default_factory=dict)
+    """`[N]`: what the baseline `linear` gets right in each model's place; empty if it was not trained beside them."""
 
     @property
     def models(self) -> tuple[Model, ...]:
@@ -190,6 +189,17 @@ class Results:
         """Mean of the classes' accuracies, those without test videos left out: each class counts the same."""
         return macro_accuracy(self.correct[model], self.labels, len(self.classes))
 
+    @property
+    def linear(self) -> dict[Model, float]:
+        """Accuracy of `linear` in each model's place, a fraction."""
+        return {model: fraction(correct_N) for model, correct_N in self.linear_correct.items()}
+
+    @property
+    def linear_macro(self) -> dict[Model, float]:
+        """Macro accuracy of `linear` in each model's place, a fraction."""
+        classes = len(self.classes)
+        return {model: macro_accuracy(each, self.labels, classes) for model, each in self.linear_correct.items()}
+
     def interval(self, model: Model) -> Interval:
         """95 % interval of the accuracy, Wilson's."""
         return wilson(int(self.correct[model].sum()), len(self.labels))
@@ -222,10 +232,6 @@ class Results:
             f"loses {test.right_lost:,} of {test.right:,} right answers and {test.wrong_refused:,} of {test.wrong:,} "
             "wrong ones"
         )
-
-    def against(self, other: Model) -> Comparison:
-        """The fused model against another one."""
-        return compare(self.correct["fused"], self.correct[other])
 
     def top5(self, model: Model) -> float | None:
         """Fraction whose true class is among the five most probable; None with five classes or fewer."""
@@ -307,11 +313,11 @@ def evaluate(
     levels = by_sample(tables, tuple(expected))
     labels = np.fromiter(expected.values(), dtype=np.int64)
     searched = search_weights(heldout.levels, heldout.labels) if heldout else None
-    linear: dict[Model, float] = {}
+    linear: dict[Model, NDArray[np.bool_]] = {}
     if baseline:
         check_against_cache(baseline["high"], cache, expected)
         fused = _models(by_sample(baseline, tuple(expected)), searched)
-        linear = {model: fraction(correct(probabilities, labels)) for model, probabilities in fused.items()}
+        linear = {model: correct(probabilities, labels) for model, probabilities in fused.items()}
     return Results(
         cache=cache,
         split=split,
@@ -323,7 +329,7 @@ def evaluate(
         searched_weights=searched,
         calibration=calibrate(heldout.levels, heldout.labels, PAPER_WEIGHTS, searched) if heldout else None,
         curves=curves or {},
-        linear=linear,
+        linear_correct=linear,
     )
 
 

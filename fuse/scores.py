@@ -149,7 +149,7 @@ def read_curve(folder: Path) -> tuple[Epoch, ...]:
 
 
 def read_baseline(choice: RunChoice) -> dict[Level, ScoreTable] | None:
-    """Scores of the `linear` runs beside the chosen ones; None unless all levels have one of the same cache."""
+    """Scores of the `linear` runs beside the chosen ones; None unless all levels have one, of the same cache."""
     found = {}
     for level, folder in choice.folders().items():
         read = read_config(folder)
@@ -157,7 +157,7 @@ def read_baseline(choice: RunChoice) -> dict[Level, ScoreTable] | None:
             return None
         baseline = baseline_of(read[0])
         path = baseline.folder(choice.workspace) / SCORES_FILE
-        if not path.exists():
+        if path.parent == folder or not path.exists():  # `linear` itself, or none
             return None
         found[level] = read_scores(path)
         recorded = read_config(path.parent)

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from cache.aggregate import PAPER_WEIGHTS, log_loss
 from cache.comparison import Comparison
+from fuse.against import commonest, comparisons
 from fuse.calibration import SCALED, Scaled, reliability
 from fuse.portions import by_group, by_length
 from fuse.results import MODELS, Results
@@ -33,7 +34,7 @@ def made_now() -> Made:
 
 def summarise(results: Results, notes: Sequence[str], made: Made) -> dict[str, Any]:
     """Content of results.json: all figures as JSON values; accuracies and the paper's are fractions of the videos."""
-    subset, searched = results.cache.dataset.subset, results.searched_weights
+    subset, searched, named = results.cache.dataset.subset, results.searched_weights, commonest(results)
     return {
         "format": FORMAT,
         "notes": list(notes),
@@ -50,8 +51,10 @@ def summarise(results: Results, notes: Sequence[str], made: Made) -> dict[str, A
         "top5": {model: results.top5(model) for model in MODELS},
         "interval95": {model: asdict(results.interval(model)) for model in MODELS},
         "macro": {model: results.macro(model) for model in MODELS},
-        "linear": dict(results.linear),
-        "fused_against": {model: _comparison(results.against(model)) for model in results.models if model != "fused"},
+        "linear": results.linear,
+        "linear_macro": results.linear_macro,
+        "commonest_class": named and {"name": named[0], "accuracy": named[1]},
+        "fused_against": {name: _comparison(compared) for name, compared in comparisons(results).items()},
         "fusion_weights": dict(PAPER_WEIGHTS),
         "searched": searched and {"fusion_weights": dict(searched), "accuracy": results.accuracy("searched")},
         "calibration": results.calibration and asdict(results.calibration),

@@ -14,7 +14,9 @@ from cache.aggregate import NO_PREDICTION, predicted, wilson
 from cache.common.progress import duration
 from cache.common.text import visible
 from cache.comparison import RESAMPLES, SEED
+from cache.fingerprint import LEVELS
 from fuse import paper
+from fuse.against import comparisons, said
 from fuse.calibration import reliability
 from fuse.portions import by_group, by_length
 from fuse.report.again import commands_of
@@ -80,7 +82,11 @@ def html(results: Results, notes: Sequence[str], made: Made, extras: Extras) -> 
             "Where does it fail?": where_it_fails(results),
             "Can it be trusted?": trust(results),
         },
-        compared={model: results.against(model) for model in results.models if model != "fused"},
+        compared={
+            f"{name} alone" if name in LEVELS else name: (compared, said(results, name))
+            for name, compared in comparisons(results).items()
+            if name not in MODELS or name in LEVELS
+        },
         literature=[row for row in paper.TABLE_3 if row.accuracy(results.dataset) is not None],
         classes=_classes(results),
         matrix=_matrix(results, examples),

@@ -4,6 +4,8 @@ from typing import Final
 
 from cache.aggregate import FEW_VIDEOS
 from extract.network.weights import is_untrained
+from fuse.against import COMMONEST, LINEAR, commonest, comparisons, empty_accuracy, said
+from fuse.calibration import reliability
 from fuse.report.tables import NONE
 from fuse.results import TITLES, Model, Results
 
@@ -28,30 +30,34 @@ def best_level(results: Results) -> Model:
 def references(results: Results) -> list[tuple[str, float]]:
     """What the accuracy is compared with, and its own accuracy, a fraction each."""
     best = best_level(results)
-    linear, printed = results.linear.get("fused"), results.figures("fused")["paper"]
-    if results.cache.dataset.subset:
-        printed = None
-    found = [("chance", results.chance), ("linear", linear), (f"{TITLES[best]} alone", results.accuracy(best))]
-    known = [(name, value) for name, value in [*found, ("the paper", printed)] if value is not None]
+    named, printed = commonest(results), results.figures("fused")["paper"]
+    found = {
+        "chance": results.chance,
+        COMMONEST: named and named[1],
+        LINEAR: results.linear.get("fused"),
+        f"{TITLES[best]} alone": results.accuracy(best),
+        "the paper": None if results.cache.dataset.subset else printed,
+    }
+    known = [(name, value) for name, value in found.items() if value is not None]
     # In the order in which the labels beside their marks cross the fewest of the others' marks.
     return sorted(known, key=lambda each: (each[1] < 0.5, abs(each[1] - 0.5)))
 
 
 def how_good(results: Results) -> str:
-    """The accuracy against chance, the linear baseline and the best single level."""
+    """The accuracy against chance or the commonest class, the linear baseline and the best single level."""
     accuracy, best = results.accuracy("fused"), best_level(results)
     times = accuracy / results.chance
     against = f"Chance is {percent(results.chance)} %, so this is {times:.1f} times chance"
     if accuracy <= results.chance:
         against = f"Naming a class at random gives {percent(results.chance)} %: this is no better than chance"
-    linear = results.linear.get("fused")
-    if linear is not None:
-        word = "more than" if accuracy > linear else "no more than"
-        against += f", and {word} a logistic regression on mean features ({percent(linear)} %)"
-    compared = results.against(best)
+    if named := commonest(results):
+        against = f"Always naming the commonest class gives {percent(named[1])} %; this is {said(results, COMMONEST)}"
+    if (linear := results.linear.get("fused")) is not None:
+        against += f"; against a logistic regression on mean features ({percent(linear)} %) {said(results, LINEAR)}"
+    compared = comparisons(results)[best]
     if compared.verdict == "same":
         level = f"fusing changes nothing against the {best} level alone"
-    elif compared.difference < 0:
+    elif compared.verdict == "worse":
         level = f"the {best} level alone is better, {percent(results.accuracy(best))} %: fused {compared.text}"
     else:
         level = f"against the best single level, {best}, fusing brings {compared.text}"
@@ -91,6 +97,8 @@ def trust(results: Results) -> str:
         text = "Not as a measure of the method: the backbone was never trained. The run shows that the pipeline works"
     elif videos < FEW_VIDEOS:
         text = f"Not yet: {videos} test {noun} are too few to tell skill from luck. Add test {noun}"
+    elif empty := empty_accuracy(results):
+        text = f"Not by the accuracy: {empty}. Judge by the macro accuracy, {percent(results.macro('fused'))} %"
     elif half > WIDE:
         text = f"As a rough figure: with {videos} test {noun} the interval is wide, ± {percent(half, 0)} points"
     else:
@@ -98,6 +106,12 @@ def trust(results: Results) -> str:
     calibration = results.calibration
     if calibration is None:
         sure = "the probabilities are not calibrated, so read them as an order, not as chances"
+    elif calibration.temperatures["fused"] == 1:
+        error, _ = reliability(results.probabilities["fused"], results.labels)
+        sure = (
+            f"held-out {noun} did not show that other probabilities would be better than these, whose calibration "
+            f"error is {percent(error)} points"
+        )
     else:
         sure = f"the probabilities are calibrated on held-out {noun}"
     part = " Published figures are of all videos, and these are a part of them." if results.cache.dataset.subset else ""

@@ -295,13 +295,3 @@ def test_a_run_whose_configuration_is_none_is_an_error_not_a_crash(tmp_path: Pat
     (usual / "config.json").write_text(content)
     with pytest.raises(TrainingError, match="configuration"):
         choice.folder("low")
-
-
-def test_a_model_that_does_not_beat_linear_is_marked():
-    cache, tables = make_scored_cache(LABELS), hand_worked_tables()
-    results = evaluate(tables, cache, 1, baseline=tables)
-    assert results.linear == {model: results.accuracy(model) for model in results.models}
-    note = next(note for note in caveats(results) if note.startswith("no better than linear"))
-    assert f"fused ({100 * results.accuracy('fused'):.1f} against" in note
-    assert summarise(results, [], MADE)["linear"]["high"] == results.accuracy("high")
-    assert not any(note.startswith("no better") for note in caveats(evaluate(tables, cache, 1)))

@@ -72,17 +72,18 @@ def make_scored_cache(
     failed: Mapping[str, str] | None = None,
     suspect: Mapping[str, str] | None = None,
     subset: Subset | None = None,
+    learned: Sequence[int] | None = None,
     **identity: object,
 ) -> ScoredCache:
-    """A finished cache whose test videos are `labels`, with a training video of each class.
+    """A finished cache whose test videos are `labels`, with `learned` training videos of each class, else one.
 
     Those in `failed` have no features.
     """
     fingerprint, failed = make_fingerprint(**identity), dict(failed or {})
-    rows: list[tuple[str, int, dict[int, Half]]] = [
-        *((f"{id}.avi", label, {1: "test"}) for id, label in labels.items()),
-        *((f"learned/{label}.avi", label, {1: "train"}) for label in range(len(classes))),
-    ]
+    rows: list[tuple[str, int, dict[int, Half]]] = [(f"{id}.avi", label, {1: "test"}) for id, label in labels.items()]
+    for label, count in enumerate(learned or [1] * len(classes)):
+        names = [f"learned/{label}{f'-{number}' if number else ''}.avi" for number in range(count)]
+        rows += [(name, label, {1: "train"}) for name in names]
     dataset = Dataset.of_whole_videos(name, "folder", classes, rows)
     return ScoredCache(
         dataset=replace(dataset, subset=subset),
