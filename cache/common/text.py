@@ -71,7 +71,7 @@ def shortened(name: str, length: int) -> str:
     return f"{name[:head]}…{name[len(name) - (length - 1 - head) :]}"
 
 
-def wrapped(text: str, indent: str, width: int = 80) -> str:
+def wrapped(text: str, indent: str, width: int) -> str:
     """`text` as lines of at most `width` columns, all but the first after `indent`; words are never cut."""
     return textwrap.fill(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 

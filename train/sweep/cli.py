@@ -101,7 +101,7 @@ def sweep(
             say(f"  {each}", err=True)
         raise click.exceptions.Exit(FINISHED_WITH_FAILURES)
     markdown, shown = write_table(plan, workspace, folder, _sweep_command(plan.dataset))
-    click.echo(f"\n{shown}\n\ntable: {folder / 'table.md'}")
+    say(f"\n{shown}\n\ntable: {folder / 'table.md'}")
     if page:
         write_bytes_durably(Path(page), f"# Results\n\n{markdown}".encode())
 

@@ -25,7 +25,7 @@ from cache.aggregate import (
     wilson,
 )
 from cache.common.files import discard_leftovers, write_bytes_durably, write_sealed_json
-from cache.common.text import markdown_table, text_table, wrapped
+from cache.common.text import markdown_table, text_table
 from cache.common.workspace import Workspace
 from cache.fingerprint import LEVELS, Level
 from cache.scores import read_scores
@@ -149,7 +149,7 @@ def write_table(plan: Plan, workspace: Workspace, folder: Path, command: str) ->
     table = make_table(plan, workspace)
     heads, rows = cells_of(table, losses=plan.holdout)
     markdown = "\n".join([markdown_table(heads, rows), "", *(f"- {note}" for note in notes), ""])
-    shown = [text_table(heads, rows, range(1, len(heads))), "", *(wrapped(f"- {note}", "  ") for note in notes)]
+    shown = [text_table(heads, rows, range(1, len(heads))), "", *(f"- {note}" for note in notes)]
     discard_leftovers(folder)
     write_bytes_durably(folder / "table.md", markdown.encode())
     results = {
