@@ -76,6 +76,7 @@ class Calibration:
     def text(self, noun: str) -> str:
         """What was found on the samples, which are called `noun`."""
         each = ", ".join(f"{name} {found:.2f}" for name, found in self.temperatures.items())
+        each += " (1: left as they were, as no other was shown to be better)" * (1 in self.temperatures.values())
         lost = f"{self.heldout.right_lost:,} of {self.heldout.right:,} right answers"
         refused = f"{self.heldout.wrong_refused:,} of {self.heldout.wrong:,} wrong ones"
         return (

@@ -36,7 +36,7 @@ class RunChoice:
     clips: str | None = None
     """Parts of the clip rule that they were trained with, as for `--clips`; None for the recipe's own rule."""
     run: str | None = None
-    """Name of the runs, as `run_folders` takes it, in place of pool, seed, recipe and clips."""
+    """Name of the runs, as `run_folders` takes it, in place of recipe and clips; the other fields are theirs."""
 
     def folder(self, level: Level, *, holdout: bool = False) -> Path:
         """Folder of a level's run, or of the run with its held-out scores, which a run that watches has itself.
@@ -188,4 +188,4 @@ def _called(choice: RunChoice, name: str) -> RunChoice:
     found = read_config(folder)
     if found is None:
         raise ScoreError(f"{folder} has scores, but no configuration of a run; train it again")
-    return replace(choice, run=name, watch=found[0].watch)
+    return replace(choice, run=name, pool=found[0].pool, seed=found[0].seed, watch=found[0].watch)

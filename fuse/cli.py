@@ -25,7 +25,7 @@ from cache.common.device import check_device
 from cache.common.files import write_bytes_durably
 from cache.common.text import visible
 from cache.common.workspace import Workspace
-from cache.fingerprint import LEVELS
+from cache.fingerprint import LEVELS, is_imported
 from extract.network.weights import IMAGENET, check_weights, is_file_spec, is_untrained
 from fuse.choice import Choose, RunChoice, run_option, run_options, split_option
 from fuse.given import find_files, growing, unless_bundled
@@ -92,16 +92,19 @@ def _fuse(choice: RunChoice) -> Path:
     if several := mean_over_splits(choice):
         say(f"\n{several}")
     click.echo(f"\nreport: {page}")
-    which = {"run": choice.run} if choice.run else {}
-    command = advised("predict", choice.workspace, dataset=choice.dataset, **which, video="clip.mp4")
-    say_next(command, "fuse", "demo", "reproduce")
+    if not is_imported(results.cache.identity):
+        which = {"run": choice.run} if choice.run else {}
+        command = advised("predict", choice.workspace, dataset=choice.dataset, **which, video="clip.mp4")
+        say_next(command, "fuse", "demo", "reproduce")
     return page
 
 
 def _say_certainty(choice: RunChoice, results: "Results") -> None:
     """Print what the probabilities are worth, and what to do where they are not calibrated, with its price."""
+    from fuse.scores import can_calibrate
+
     say(f"probabilities: {results.certainty}")
-    if results.calibration is None:
+    if results.calibration is None and can_calibrate(results.cache, results.split, choice.seed):
         seconds = sum(epoch.seconds for epochs in results.curves.values() for epoch in epochs)
         price = f" in about {0.8 * seconds:,.0f} s" if seconds else ""
         by_make = "" if choice.run else "`make fuse` with CALIBRATE=1, or "

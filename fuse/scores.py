@@ -14,8 +14,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.aggregate import align
-from cache.common.errors import MrrnError, ScoreError
+from cache.aggregate import FEW_VIDEOS, align
+from cache.common.errors import MrrnError, ScoreError, TrainingError
 from cache.common.files import read_bounded
 from cache.common.text import some
 from cache.common.workspace import Workspace
@@ -25,6 +25,7 @@ from cache.scores import ScoreTable, read_scores
 from cache.store import FeatureCache
 from fuse.choice import RunChoice
 from train.config import HELDOUT_SCORES_FILE, METRICS_FILE, SCORES_FILE, baseline_of, read_config
+from train.split import split_off
 
 METRICS_BYTES: Final = 1 << 26
 """Bytes of a run's metrics at most; an epoch takes some 300."""
@@ -198,6 +199,16 @@ def read_heldout(choice: RunChoice) -> Heldout | None:
         )
     ids, _, labels = tables["high"].videos()
     return Heldout(levels=by_sample(tables, ids), labels=labels)
+
+
+def can_calibrate(cache: ScoredCache, split: int, seed: int) -> bool:
+    """Whether runs of `mrrn train --holdout` would hold enough training samples out to calibrate on."""
+    have = set(cache.video_ids)
+    try:
+        _, held = split_off([each for each in cache.dataset.half(split, "train") if each.id in have], seed)
+    except TrainingError:
+        return False
+    return len(held) >= FEW_VIDEOS
 
 
 def check_same(tables: Mapping[Level, ScoreTable]) -> None:

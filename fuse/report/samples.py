@@ -152,7 +152,7 @@ def sample_frames(workspace: Workspace, dataset: str, video_ids: Sequence[str]) 
     """
     asked = len(set(video_ids))
     with FeatureCache.open(workspace.cache(dataset)) as cache:
-        data, source = cache.settings.get("data"), cache.dataset.source
+        data, source, imported = cache.settings.get("data"), cache.dataset.source, cache.imported
         path_of = {video.id: video.path for video in cache.dataset.videos}
         known = {sample.id: sample for sample in cache.dataset.samples}
         wanted = {each: known[each] for each in video_ids if each in known}
@@ -164,6 +164,8 @@ def sample_frames(workspace: Workspace, dataset: str, video_ids: Sequence[str]) 
         where = Path(data) if data else None
         _, root = load_dataset(dataset, where, subset=True, work=workspace.root, source=source)
     except MrrnError as error:
+        if imported:
+            return {}, "There are no frames: the features were imported, and their list names no videos that are here."
         return {}, f"There are no frames, because the videos are not found: {error}."
     paths = {each: root / path_of[sample.video] for each, sample in wanted.items()}
     paths = {each: path for each, path in paths.items() if path.is_file()}
@@ -178,7 +180,7 @@ def sample_frames(workspace: Workspace, dataset: str, video_ids: Sequence[str]) 
                 break
             kept |= _frames(pool, dict(list(paths.items())[first : first + 2 * workers]), spans)
     reasons = {
-        "whose files are no longer there": asked - len(paths),
+        f"whose files are {'not' if imported else 'no longer'} there": asked - len(paths),
         "that cannot be decoded": len(paths) - late - len(kept),
         f"that were not reached in the {DECODE_SECONDS:.0f} s that decoding may take": late,
     }

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,12 +11,13 @@ from cache.aggregate import commonest_class
 from cache.fingerprint import LEVELS, Level
 from cache.scores import ScoreTable
 from fuse.against import comparisons, lines
+from fuse.calibration import Calibration, Refusals, Scaled, reliability
 from fuse.caveats import caveats
 from fuse.report.html import Extras, html
 from fuse.report.story import how_good, references, trust
 from fuse.results import Results, evaluate
 from fuse.summary import summarise
-from tests.helpers.scores import MADE, hand_worked_results, make_scored_cache, make_table
+from tests.helpers.scores import MADE, hand_worked_results, made_up_results, make_scored_cache, make_table
 
 UNEQUAL = {"learned": (200, 2, 2, 2, 1), "tested": (100, 4, 4, 4, 4)}
 
@@ -153,3 +155,17 @@ def test_without_linear_it_is_not_mentioned() -> None:
     page, summary = outputs(hand_worked_results())
     assert "against linear" not in page
     assert "linear" not in json.loads(summary)["fused_against"]
+
+
+@pytest.mark.parametrize(
+    ("found", "said"), [(1.0, "did not show that other"), (1.5, "are calibrated on held-out videos")]
+)
+def test_probabilities_that_stay_as_they_are_are_not_called_calibrated(found: float, said: str) -> None:
+    temperatures: dict[Scaled, float] = {"low": 1.2, "mid": 1.2, "high": 1.2, "fused": found}
+    heldout = Refusals(right=20, right_lost=1, wrong=5, wrong_refused=2)
+    calibration = Calibration(temperatures=temperatures, threshold=0.4, heldout=heldout)
+    results = replace(made_up_results(("a", "b", "c"), 60), calibration=calibration)
+    assert said in trust(results)
+    error, _ = reliability(results.probabilities["fused"], results.labels)
+    assert (f"calibration error is {100 * error:.1f} points" in trust(results)) == (found == 1)
+    assert ("(1: left as they were" in results.certainty) == (found == 1)

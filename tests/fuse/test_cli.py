@@ -3,18 +3,22 @@
 import json
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 from cache.common.workspace import Workspace
+from cache.dataset import Dataset
 from cache.fingerprint import LEVELS
 from cache.scores import write_scores
 from cache.store import FeatureCache
-from fuse.cli import main
-from fuse.results import MODELS
+from fuse.choice import RunChoice
+from fuse.cli import _say_certainty, main
+from fuse.results import MODELS, results_of
+from tests.helpers.cache import make_fingerprint
 from tests.helpers.scores import make_table
-from tests.helpers.train import trainable_cache
+from tests.helpers.train import grouped_dataset, trainable_cache
 
 
 @pytest.fixture
@@ -49,6 +53,7 @@ def test_it_prints_the_table_and_writes_the_report(workspace: Workspace, monkeyp
     assert "dataset tiny (extracted last" in result.output
     assert "! weights: random:0 (random, never trained)" in result.output
     assert f"report: {folder / 'report.html'}" in result.output
+    assert "next: mrrn predict " in result.output
     assert opened == [(folder / "report.html").as_uri()]
     for name in ("low ", "mid ", "high ", "fused ", "mean ", "fused: MRRN (0.7 high + 0.2 mid + 0.1 low)"):
         assert f"\n{name}" in result.output
@@ -66,6 +71,40 @@ def test_it_prints_the_table_and_writes_the_report(workspace: Workspace, monkeyp
     result = fuse(workspace)
     assert result.exit_code == 0, result.output
     assert json.loads((folder / "results.json").read_text())["doctor"] is None
+
+
+@pytest.mark.parametrize(
+    ("dataset", "offered"),
+    [
+        (grouped_dataset(groups=8, videos_per_group=4), True),
+        (grouped_dataset(groups=4, videos_per_group=2), False),  # holds six out, which calibrate nothing
+        (grouped_dataset(groups=2, videos_per_group=12), False),  # a single training group of each class
+    ],
+)
+def test_held_out_runs_are_offered_only_where_they_would_calibrate(
+    dataset: Dataset, offered: bool, tmp_path: Path
+) -> None:
+    workspace = Workspace(tmp_path)
+    write_runs(workspace, trainable_cache(tmp_path, dataset))
+    choice = RunChoice(workspace=workspace, dataset="tiny")
+    said = CliRunner().invoke(click.command()(lambda: _say_certainty(choice, results_of(choice)))).output
+    assert "probabilities: not calibrated" in said
+    assert ("CALIBRATE=1" in said) == ("--seed 0 --holdout\n" in said) == offered
+
+
+def test_of_imported_features_no_prediction_is_offered_and_no_video_is_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for figure in ("draw_confusion", "draw_per_class"):
+        monkeypatch.setattr(f"fuse.report.build.{figure}", lambda *_: {})
+    workspace = Workspace(tmp_path)
+    made = make_fingerprint(backbone="imported: a net", views=["center", "center_flip"])
+    write_runs(workspace, trainable_cache(tmp_path, fingerprint=made))
+    result = fuse(workspace)
+    assert result.exit_code == 0, result.output
+    assert "next:" not in result.output
+    page = (workspace.report("tiny", 1) / "report.html").read_text()
+    assert "There are no frames: the features were imported, and their list names no videos that are here." in page
 
 
 def test_the_doctor_writes_a_page_and_a_list_and_counts_the_suspects(workspace: Workspace) -> None:

@@ -270,7 +270,7 @@ def test_held_out_runs_calibrate_what_predict_says_and_the_bundle_takes_it_along
     shutil.copytree(trained.root, workspace.root)
     plain = make_bundle(workspace, tmp_path / "plain")
     assert "probabilities: not calibrated" in " ".join(plain.output.split())
-    assert "--dataset tiny --split 1 --pool mean --seed 0 --holdout\n" in plain.output
+    assert "--holdout" not in plain.output  # of four training videos they would hold out too few
     before = json.loads(predict(workspace, "--json", video).stdout)
     assert before["calibration"] is before["predictions"][0]["none_of_these"] is None
     labels = {f"held/{number}": number % 2 for number in range(12)}
