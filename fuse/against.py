@@ -43,9 +43,22 @@ def comparisons(results: Results) -> dict[str, Comparison]:
 def said(results: Results, name: str) -> str:
     """A comparison in words; against `linear` with both macro accuracies where the classes are of unequal size."""
     text = comparisons(results)[name].text
-    if name == LINEAR and commonest(results):
-        text += f"; macro {100 * results.macro('fused'):.1f} against {100 * results.linear_macro['fused']:.1f} %"
+    if name == LINEAR and (macro := _macro_against_linear(results, "fused")):
+        text += f"; {macro} %"
     return text
+
+
+def against_linear(results: Results, model: Model) -> str:
+    """A model's accuracy and that of `linear` in percent; of unequal classes both macro accuracies too."""
+    pair = f"{100 * results.accuracy(model):.1f} against {100 * results.linear[model]:.1f}"
+    return ", ".join(filter(None, (pair, _macro_against_linear(results, model))))
+
+
+def _macro_against_linear(results: Results, model: Model) -> str:
+    """Both macro accuracies in percent; empty where the classes are about equal in size."""
+    if not commonest(results):
+        return ""
+    return f"macro {100 * results.macro(model):.1f} against {100 * results.linear_macro[model]:.1f}"
 
 
 def lines(results: Results) -> list[str]:

@@ -8,7 +8,7 @@ from cache.fingerprint import is_imported
 from extract.network.weights import is_untrained
 from extract.settings import IMAGENET, as_json, settings_in
 from fuse import paper
-from fuse.against import empty_accuracy, not_above_linear
+from fuse.against import against_linear, empty_accuracy, not_above_linear
 from fuse.results import Results
 from train.config import WATCHED
 from train.recipes import Recipe
@@ -55,13 +55,10 @@ def caveats(results: Results) -> list[str]:
             f"{dataset.noun} (equal features; {test} of {learned}), so the accuracy is too high for new ones. `mrrn "
             "doctor` lists them, and finds copies that were encoded anew."
         )
-    unproven = [
-        f"{model} ({100 * results.accuracy(model):.1f} against {100 * results.linear[model]:.1f} %)"
-        for model in not_above_linear(results)
-    ]
-    if unproven:
+    if unproven := not_above_linear(results):
+        pairs = [f"{model} ({against_linear(results, model)} %)" for model in unproven]
         found.append(
-            f"not shown to beat linear: {', '.join(unproven)}. A logistic regression on each {dataset.noun[:-1]}'s "
+            f"not shown to beat linear: {', '.join(pairs)}. A logistic regression on each {dataset.noun[:-1]}'s "
             "mean feature, trained in seconds, may do as well."
         )
     if empty := empty_accuracy(results):

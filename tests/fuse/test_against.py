@@ -117,6 +117,7 @@ def test_a_balanced_heads_macro_accuracy_stands_beside_that_of_linear() -> None:
     labels = np.repeat(np.arange(5), UNEQUAL["tested"]).tolist()
     results = unequal([*([0] * 90), *([1] * 10), *labels[100:]])
     assert "; macro 98.0 against 20.0 %" in how_good(results)
+    assert "fused (91.4 against 86.2, macro 98.0 against 20.0 %)" in " ".join(caveats(results))
     # 16 right that the commonest class is not, 10 wrong that it is: chance may explain it, the macro accuracy not.
     assert "unequal classes: always naming class 0 gives 86.2 %" in " ".join(caveats(results))
     assert "Judge by the macro accuracy: 98.0 %" in " ".join(caveats(results))
