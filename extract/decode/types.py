@@ -101,6 +101,11 @@ class DecodeSettings:
 
     def __post_init__(self) -> None:
         require_decoder(self.decoder)
+        for name in ("workers", "blocks_ahead", "videos_per_worker"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1")
+        if self.fps is not None and not 0 < self.fps < math.inf:
+            raise ValueError(f"fps is {self.fps}, it must be above 0 and finite")
 
     def for_worker(self) -> dict[str, object]:
         """The settings as a worker is sent them when it starts."""
