@@ -281,7 +281,8 @@ def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, devic
         left_out = config.clips.note(scores.run["unread_frames"], scores.run["frames"], f"the {half} {noun}'")
     if left_out:
         say(f"! {left_out}")
-    say_time(f"{len(configs)} runs in {duration(time.monotonic() - started)}: {configs[0].folder(workspace).parent}")
+    runs = f"{len(configs)} run{'s' * (len(configs) > 1)}"
+    say_time(f"{runs} in {duration(time.monotonic() - started)}: {configs[0].folder(workspace).parent}")
 
 
 def _products(config: RunConfig, workspace: Workspace, device: str, fresh: bool) -> str:
