@@ -93,7 +93,8 @@ def _fuse(choice: RunChoice) -> Path:
         say(f"\n{several}")
     click.echo(f"\nreport: {page}")
     if not is_imported(results.cache.identity):
-        which = {"run": choice.run} if choice.run else {}
+        which = {"split": str(choice.split)} if choice.split != 1 else {}
+        which |= {"run": choice.run} if choice.run else {}
         command = advised("predict", choice.workspace, dataset=choice.dataset, **which, video="clip.mp4")
         say_next(command, "fuse", "demo", "reproduce")
     return page

@@ -36,6 +36,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     grid = "--grid decay=0.5 --grid pool=max --grid hidden=4 --grid epochs=1 --seeds 1 --jobs 1"
     result = mrrn(workspace, "sweep", *grid.split())
     assert result.exit_code == 0, result.output
+    assert f"`mrrn fuse --run`: {DECAY}, mean-seed0-linear" in result.output
     return workspace
 
 

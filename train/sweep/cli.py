@@ -19,7 +19,9 @@ from cache.common.console import (
 from cache.common.device import check_device
 from cache.common.files import write_bytes_durably
 from cache.common.progress import about
+from cache.common.text import some
 from cache.common.workspace import Workspace
+from cache.fingerprint import LEVELS
 from train.config import is_another, state_of, with_recorded_recipe
 from train.split import open_split
 from train.sweep.grid import AXES, TABLES, parse_axis
@@ -102,6 +104,10 @@ def sweep(
         raise click.exceptions.Exit(FINISHED_WITH_FAILURES)
     markdown, shown = write_table(plan, workspace, folder, _sweep_command(plan.dataset))
     say(f"\n{shown}\n\ntable: {folder / 'table.md'}")
+    if not holdout and {point.level for point in plan.points} == set(LEVELS):
+        first = next(iter(plan.splits)), plan.seeds[0]
+        names = dict.fromkeys(plan.config(point, *first, holdout=False).name for point in plan.points)
+        say(f"runs of split {first[0]}, for `mrrn compare` and `mrrn fuse --run`: {some([*names], 12)}")
     if page:
         write_bytes_durably(Path(page), f"# Results\n\n{markdown}".encode())
 

@@ -108,6 +108,8 @@ def test_the_mean_over_splits_needs_two_reports_of_one_cache(tmp_path: Path) -> 
     assert "fused 75.00 %" in mean_over_splits(choice)
     write(2, fingerprint={})
     assert mean_over_splits(choice) == ""
+    write(2, runs={"high": {**summary["runs"]["high"], "variant": "l4"}})
+    assert mean_over_splits(choice) == ""
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"pool": "mean", "runs": {"high": 1}}'])
