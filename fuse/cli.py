@@ -29,12 +29,9 @@ from cache.fingerprint import LEVELS, is_imported
 from extract.network.weights import IMAGENET, check_weights, is_file_spec, is_untrained
 from fuse.choice import Choose, RunChoice, run_option, run_options, split_option
 from fuse.given import find_files, growing, unless_bundled
-from train.config import train_command
-from train.recipes import recipes_for
 from train.split import open_split
 
 if TYPE_CHECKING:
-    from fuse.results import Results
     from fuse.writer import Shape
 
 heads_option = click.option(
@@ -79,6 +76,7 @@ def _open(page: Path) -> None:
 def _fuse(choice: RunChoice) -> Path:
     """Write the report and print its figures; returns the path of its page."""
     from fuse.against import lines
+    from fuse.certainty import say_certainty
     from fuse.report.build import build
     from fuse.report.sweeps import mean_over_splits
     from fuse.report.tables import models_table, to_text
@@ -88,7 +86,7 @@ def _fuse(choice: RunChoice) -> Path:
     say(to_text(models_table(results, notes, {model: model for model in results.models})))
     say("; ".join(f"{model}: {TITLES[model]}" for model in results.models if model not in LEVELS))
     say("\n" + "\n".join(map(visible, lines(results))))
-    _say_certainty(choice, results)
+    say_certainty(choice, results)
     if several := mean_over_splits(choice):
         say(f"\n{several}")
     click.echo(f"\nreport: {page}")
@@ -98,26 +96,6 @@ def _fuse(choice: RunChoice) -> Path:
         command = advised("predict", choice.workspace, dataset=choice.dataset, **which, video="clip.mp4")
         say_next(command, "fuse", "demo", "reproduce")
     return page
-
-
-def _say_certainty(choice: RunChoice, results: "Results") -> None:
-    """Print what the probabilities are worth, and what to do where they are not calibrated, with its price."""
-    from fuse.scores import can_calibrate
-
-    say(f"probabilities: {results.certainty}")
-    if results.calibration is None and can_calibrate(results.cache, results.split, choice.seed):
-        seconds = sum(epoch.seconds for epochs in results.curves.values() for epoch in epochs)
-        price = f" in about {0.8 * seconds:,.0f} s" if seconds else ""
-        by_make = "" if choice.run else "`make fuse` with CALIBRATE=1, or "
-        click.echo(f"  such runs are trained{price} by {by_make}this command:\n  {_holdout_command(choice, results)}")
-
-
-def _holdout_command(choice: RunChoice, results: "Results") -> str:
-    """Trains the held-out runs beside the chosen ones."""
-    if choice.run is None or results.config is None:
-        return shlex.join(["mrrn", "train", *choice.options(), "--holdout"])
-    command = train_command(results.config, recipes_for(results.cache.dataset.source), holdout=True)
-    return shlex.join(["mrrn", *command, *choice.work_option()])
 
 
 @main.command()
@@ -352,6 +330,7 @@ def bundle(choose: Choose, out: Path | None, clips: str | None) -> None:
     """
     choice = choose(clips).of_new_videos()
     from fuse.bundle import write_bundle
+    from fuse.certainty import say_certainty
     from fuse.results import results_of
     from fuse.trained import load_heads
 
@@ -359,7 +338,7 @@ def bundle(choose: Choose, out: Path | None, clips: str | None) -> None:
     heads = load_heads(choice.folders(), clips=clips)  # raises unless the bundle can be used
     out = out or choice.workspace.root / "bundles" / f"{choice.dataset}-split{choice.split}"
     write_bundle(out, choice.folders(), results, heads.clips)
-    _say_certainty(choice, results)
+    say_certainty(choice, results)
     click.echo(f"bundle: {out}")
     weights = results.cache.settings.get("weights") or heads.identity["weights"]
     file = ["--weights", str(weights)] if is_file_spec(str(heads.identity["weights"])) else []

@@ -14,7 +14,8 @@ from cache.fingerprint import LEVELS
 from cache.scores import write_scores
 from cache.store import FeatureCache
 from fuse.choice import RunChoice
-from fuse.cli import _say_certainty, main
+from fuse.certainty import say_certainty
+from fuse.cli import main
 from fuse.results import MODELS, results_of
 from tests.helpers.cache import make_fingerprint
 from tests.helpers.scores import make_table
@@ -87,7 +88,7 @@ def test_held_out_runs_are_offered_only_where_they_would_calibrate(
     workspace = Workspace(tmp_path)
     write_runs(workspace, trainable_cache(tmp_path, dataset))
     choice = RunChoice(workspace=workspace, dataset="tiny")
-    said = CliRunner().invoke(click.command()(lambda: _say_certainty(choice, results_of(choice)))).output
+    said = CliRunner().invoke(click.command()(lambda: say_certainty(choice, results_of(choice)))).output
     assert "probabilities: not calibrated" in said
     assert ("CALIBRATE=1" in said) == ("--seed 0 --holdout\n" in said) == offered
 
