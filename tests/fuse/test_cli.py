@@ -13,8 +13,8 @@ from cache.dataset import Dataset
 from cache.fingerprint import LEVELS
 from cache.scores import write_scores
 from cache.store import FeatureCache
-from fuse.choice import RunChoice
 from fuse.certainty import say_certainty
+from fuse.choice import RunChoice
 from fuse.cli import main
 from fuse.results import MODELS, results_of
 from tests.helpers.cache import make_fingerprint
