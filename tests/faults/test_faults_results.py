@@ -61,7 +61,8 @@ def same_run(work: Path, done: Path) -> None:
     """Scores and losses to the same bits."""
     found, expected = (read_scores(each / RUN / "scores.npz") for each in (work, done))
     assert np.array_equal(found.softmax, expected.softmax)
-    rows = [[json.loads(row)["loss"] for row in (each / RUN / "metrics.jsonl").open()] for each in (work, done)]
+    logs = [(each / RUN / "metrics.jsonl").read_text().splitlines() for each in (work, done)]
+    rows = [[json.loads(row)["loss"] for row in log] for log in logs]
     assert rows[0] == rows[1]
     config = read_config(work / RUN)
     assert config is not None
@@ -83,7 +84,8 @@ def same_report(work: Path, done: Path) -> None:
 def new_bundle(work: Path, done: Path) -> None:
     a_bundle(work)
     for level in LEVELS:
-        _, made_of = load_head(done / "runs/tiny/split1" / f"{level}-mean-seed0-linear")
+        (run,) = (done / "runs/tiny/split1").glob(f"{level}-mean-seed0-linear-*")
+        _, made_of = load_head(run)
         assert load_head(work / "bundle" / level)[1] == made_of
     assert read_json(work / "bundle" / DESCRIPTION)["notes"] != OLDER
 
