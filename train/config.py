@@ -18,7 +18,7 @@ from cache.common.files import read_json_and_seal, write_sealed_json
 from cache.common.text import visible
 from cache.common.workspace import Workspace, run_name
 from cache.fingerprint import LEVELS, Level, widths_of
-from train.recipes import KNOBS, LINEAR, RECIPES, RETIRED, Pool, Recipe
+from train.recipes import KNOBS, LINEAR, RECIPES, RETIRED, Pool, Precision, Recipe, linear_beside
 
 Status = Literal["training", "finished"]
 
@@ -213,11 +213,6 @@ def train_command(config: RunConfig, recipes: Mapping[str, Recipe], *, holdout: 
     return [*command, *["--holdout"] * holdout]
 
 
-def linear_beside(recipe: Recipe) -> Recipe:
-    """Returns the recipe `linear` on the clips and views of `recipe`."""
-    return replace(RECIPES[LINEAR], clips=recipe.clips, views=recipe.views)
-
-
 def baseline_of(config: RunConfig) -> RunConfig:
     """Returns the run that a head has to beat, which learns from the same videos.
 
@@ -297,8 +292,15 @@ def with_decided_precision(config: RunConfig, folder: Path, device: str) -> RunC
     if config.recipe.precision != "auto":
         return config
     found = read_config(folder)
-    begun = found[0].recipe.precision if found else "bf16" if multiplies_bf16(device) else "fp32"
+    begun = found[0].recipe.precision if found else precision_on(config.recipe, device)
     return replace(config, recipe=replace(config.recipe, precision=begun))
+
+
+def precision_on(recipe: Recipe, device: str) -> Precision:
+    """Returns the precision of products that `recipe` asks for; in place of `auto` what the device multiplies."""
+    if recipe.precision != "auto":
+        return recipe.precision
+    return "bf16" if multiplies_bf16(device) else "fp32"
 
 
 def is_another(folder: Path, wanted: RunConfig) -> bool:

@@ -8,9 +8,8 @@ from collections.abc import Iterable
 import torch
 
 from cache.clips import ClipRule
-from cache.common.device import multiplies_bf16
 from cache.dataset import Sample
-from train.config import RunConfig
+from train.config import RunConfig, precision_on
 from train.recipes import LINEAR
 from train.split import Split
 
@@ -46,8 +45,8 @@ def expected_seconds(split: Split, configs: Iterable[RunConfig], device: torch.d
         # A layer has some four products, each of them forward, and twice backward.
         inputs = [config.channels, *[recipe.hidden] * (recipe.layers - 1)]
         per_row = 2 * 3 * (4 * recipe.hidden * sum(inputs) + recipe.hidden * len(config.classes))
-        in_bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and multiplies_bf16(str(device)))
-        flops[torch.bfloat16 if in_bf16 else torch.float32] += steps * recipe.batch * recipe.clips.length * per_row
+        dtype = torch.bfloat16 if precision_on(recipe, str(device)) == "bf16" else torch.float32
+        flops[dtype] += steps * recipe.batch * recipe.clips.length * per_row
         rest += steps * STEP_SECONDS[device.type]
     products, slowed = 0.0, 1.0
     for dtype, count in flops.items():

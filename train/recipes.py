@@ -310,7 +310,12 @@ def with_overrides(recipe: Recipe, **given: Any) -> Recipe:
     if "clips" in changed:
         changed["clips"] = recipe.clips.changed(changed["clips"])
     made = replace(recipe, **changed)
-    return replace(RECIPES[LINEAR], clips=made.clips, views=made.views) if made.cell == LINEAR else made
+    return linear_beside(made) if made.cell == LINEAR else made
+
+
+def linear_beside(recipe: Recipe) -> Recipe:
+    """Returns the recipe `linear` on the clips and views of `recipe`."""
+    return replace(RECIPES[LINEAR], clips=recipe.clips, views=recipe.views)
 
 
 def check_pool(cell: Cell, pool: Pool) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 from cache.common.device import available_bytes
 from cache.common.errors import TrainingError
-from train.config import RunConfig, linear_beside
-from train.recipes import LINEAR, Recipe
+from train.config import RunConfig
+from train.recipes import LINEAR, Recipe, linear_beside
 from train.split import Split
 from train.sweep.grid import SweepPoint, grid_points
 
