@@ -3,6 +3,7 @@
 import os
 import shlex
 import time
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -167,13 +168,8 @@ def main(
     usual, why = opened.usual_recipe()
     chosen = with_overrides(opened.recipes[recipe] if recipe else usual, **overrides)
     check_pool(chosen.cell, pool)
-    unused = [name for name, value in overrides.items() if value is not None and name not in ("cell", "clips")]
-    if chosen.cell == LINEAR and unused:
-        names = " and no ".join(f"--{KNOBS[name].axis}" for name in unused)
-        raise TrainingError(
-            f"linear has no {names}: it is logistic regression on each video's mean feature, standardised, and takes "
-            "--clips alone"
-        )
+    if chosen.cell == LINEAR:
+        _check_linear(overrides)
     say(f"recipe {chosen.name} ({'asked for' if recipe else why}; RECIPE= or --recipe chooses another)")
     if level == "all":
         opened.cache.require_levels()
@@ -236,6 +232,16 @@ def export(run: Path, to: Path | None) -> None:
 
 
 main.add_command(sweep)
+
+
+def _check_linear(overrides: Mapping[str, Any]) -> None:
+    """Raises `TrainingError` for an option that the recipe `linear` has no use for."""
+    if unused := [name for name, value in overrides.items() if value is not None and name not in ("cell", "clips")]:
+        names = " and no ".join(f"--{KNOBS[name].axis}" for name in unused)
+        raise TrainingError(
+            f"linear has no {names}: it is logistic regression on each video's mean feature, standardised, and takes "
+            "--clips alone"
+        )
 
 
 def _run_all(split: Split, configs: list[RunConfig], workspace: Workspace, device: str, fresh: bool) -> None:
