@@ -24,9 +24,8 @@ from typing import Any
 import click
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from benchmarks.turns import Step, machine, take_turns
+from benchmarks.turns import Step, machine, matrix_products, take_turns
 from cache.common.files import write_json_durably
 from train.distributed import choose_device
 from train.sru import SRU, backends, reference
@@ -58,25 +57,6 @@ SIZES = (
     Size(30, 128, 512, 1024, 3),
     Size(120, 28, 512, 512, 4),
 )
-
-
-def matrix_products(size: Size, device: torch.device, dtype: torch.dtype) -> Step:
-    """A step with all matrix products of a forward and a backward pass; the operands are made in advance."""
-    rows, operands = size.steps * size.batch, []
-    for layer, weight in enumerate(SRU(size.channels, size.hidden, size.layers).weights):
-        weight_UC = weight.detach().flatten(0, 1).to(device, dtype)
-        x = torch.randn(rows, weight_UC.shape[1], device=device, dtype=dtype)
-        operands.append((layer, x, weight_UC, torch.randn(rows, len(weight_UC), device=device, dtype=dtype)))
-
-    def step() -> None:
-        for _, x, weight_UC, _ in operands:
-            F.linear(x, weight_UC)
-        for layer, x, weight_UC, gradient in reversed(operands):
-            gradient.T @ x
-            if layer > 0:
-                gradient @ weight_UC
-
-    return step
 
 
 def forward_and_backward(module: nn.Module, size: Size, device: torch.device, dtype: torch.dtype) -> Step:
@@ -145,7 +125,8 @@ def measure(size: Size, device: torch.device, dtype: torch.dtype, turns: int, se
     torch.manual_seed(0)
     check(size, device, dtype)
     modules, notes = contestants(size)
-    steps: dict[str, Step] = {BASELINE: matrix_products(size, device, dtype)}
+    weights = [each.detach().flatten(0, 1) for each in SRU(size.channels, size.hidden, size.layers).weights]
+    steps: dict[str, Step] = {BASELINE: matrix_products(weights, size.steps * size.batch, device, dtype)}
     steps |= {name: forward_and_backward(module, size, device, dtype) for name, module in modules.items()}
     if device.type == "cuda":
         steps = {name: captured(step) for name, step in steps.items()}

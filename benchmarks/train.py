@@ -27,11 +27,10 @@ from typing import Any
 
 import click
 import torch
-from torch import nn
 
 from benchmarks.plain import PlainClips, PlainLSTM, TakeSteps, batches, plain_loop, write_plain_file
 from benchmarks.random_features import NAME, make_cache_of_size
-from benchmarks.turns import machine, take_turns
+from benchmarks.turns import machine, matrix_products, take_turns
 from cache.common.device import multiplies_bf16
 from cache.common.files import write_json_durably
 from cache.common.workspace import Workspace
@@ -67,20 +66,12 @@ def our_loop(trainer: Trainer) -> TakeSteps:
 def products(head: Head, steps_in_clip: int, batch: int, device: torch.device, precision: Precision) -> TakeSteps:
     """Steps with the head's matrix products alone: forward, and backward for weights and, except features, inputs."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    rows, operands = steps_in_clip * batch, []
-    matrices = [each.detach().flatten(0, -2) for each in head.parameters() if each.dim() > 1 and each.shape[-1] > 2]
-    for layer, weight_UC in enumerate(each.to(dtype) for each in matrices):
-        x = torch.randn(rows, weight_UC.shape[1], device=device).to(dtype)
-        operands.append((layer, x, weight_UC, torch.randn(rows, len(weight_UC), device=device).to(dtype)))
+    weights = [each.detach().flatten(0, -2) for each in head.parameters() if each.dim() > 1 and each.shape[-1] > 2]
+    step = matrix_products(weights, steps_in_clip * batch, device, dtype)
 
     def take(steps: int) -> None:
         for _ in range(steps):
-            for _, x, weight_UC, _ in operands:
-                nn.functional.linear(x, weight_UC)
-            for layer, x, weight_UC, gradient in reversed(operands):
-                gradient.T @ x
-                if layer > 0:
-                    gradient @ weight_UC
+            step()
 
     return take
 

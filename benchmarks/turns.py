@@ -6,10 +6,12 @@ distorts far less than wall-clock time. It does not include child processes.
 
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.nn import functional
 
 Step = Callable[[], object]
 
@@ -85,3 +87,24 @@ def own_memory_mib() -> int:
     """Resident memory of this process that is not shared."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("RssAnon"))
+
+
+def matrix_products(weights: Iterable[Tensor], rows: int, device: torch.device, dtype: torch.dtype) -> Step:
+    """A step with all matrix products of layers with these weights `[U, C]`; the operands are made in advance.
+
+    Forward, and backward for weights and for inputs, except those of the first layer, which are features.
+    """
+    operands = []
+    for layer, weight_UC in enumerate(each.to(device, dtype) for each in weights):
+        x = torch.randn(rows, weight_UC.shape[1], device=device, dtype=dtype)
+        operands.append((layer, x, weight_UC, torch.randn(rows, len(weight_UC), device=device, dtype=dtype)))
+
+    def step() -> None:
+        for _, x, weight_UC, _ in operands:
+            functional.linear(x, weight_UC)
+        for layer, x, weight_UC, gradient in reversed(operands):
+            gradient.T @ x
+            if layer > 0:
+                gradient @ weight_UC
+
+    return step
